@@ -1,0 +1,132 @@
+"""The published variants, and the checks on what a user asks for instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+STAGES = 4
+
+# Paper, tables 1 and A.1, and the released 21k models. `layer_scale` is the initial value, None where there is none.
+# fmt: off
+ARCHS: dict[str, dict] = {
+    name: dict(zip(
+        ("embed_dims", "depths", "num_heads", "mlp_ratio", "window_size", "drop_path_rate", "layer_scale"), row,
+        strict=True))
+    for name, *row in (
+        # name        dim  depths          heads            mlp  windows           drop path  layer scale
+        ("xxtiny",     64, (2, 2,  6, 2), (2, 4,  8, 16),   3., ( 7,  7, 14,  7), 0.2,       None),
+        ("xtiny",      64, (3, 4,  6, 5), (2, 4,  8, 16),   3., ( 7,  7, 14,  7), 0.2,       None),
+        ("tiny",       64, (3, 4, 19, 5), (2, 4,  8, 16),   3., ( 7,  7, 14,  7), 0.2,       None),
+        ("tiny2",      64, (3, 4, 29, 5), (2, 4,  8, 16),   3., ( 7,  7, 14,  7), 0.25,      None),
+        ("small",      96, (3, 4, 19, 5), (3, 6, 12, 24),   2., ( 7,  7, 14,  7), 0.3,       1e-5),
+        ("small2",     96, (3, 4, 23, 5), (3, 6, 12, 24),   3., ( 7,  7, 14,  7), 0.35,      1e-5),
+        ("base",      128, (3, 4, 19, 5), (4, 8, 16, 32),   2., ( 7,  7, 14,  7), 0.5,       1e-5),
+        ("large",     192, (3, 4, 19, 5), (6, 12, 24, 48),  2., ( 7,  7, 14,  7), 0.5,       1e-5),
+        ("large-384", 192, (3, 4, 19, 5), (6, 12, 24, 48),  2., (12, 12, 24, 12), 0.1,       1e-5),
+        ("large-512", 192, (3, 4, 19, 5), (6, 12, 24, 48),  2., (16, 16, 32, 16), 0.1,       1e-5),
+    )
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Arch:
+    """The numbers of one network. See :data:`ARCHS` for the published ones.
+
+    Args:
+        embed_dims: channels C of stage 0; stage i has C * 2^i.
+        depths: blocks per stage; even ones attend locally, odd ones globally.
+        num_heads: attention heads per stage; each must divide its stage's channels.
+        mlp_ratio: hidden channels of a block's MLP over its channels.
+        window_size: side of the windows per stage, in tokens; an int w means (w, w, 2w, w).
+        drop_path_rate: drop path of the last block; it grows linearly from 0 at the first.
+        layer_scale: initial value of the blocks' layer scale, None for none.
+
+    Raises:
+        ValueError: a number that cannot be; the message names the argument, its value and what is allowed.
+    """
+
+    embed_dims: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    mlp_ratio: float = 3.0
+    window_size: tuple[int, ...] = (7, 7, 14, 7)
+    drop_path_rate: float = 0.0
+    layer_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if not _is_positive_int(self.embed_dims):
+            raise ValueError(f"arch: embed_dims={self.embed_dims!r}; allowed: an integer >= 1")
+        for name in ("depths", "num_heads"):
+            object.__setattr__(self, name, _four(f"arch: {name}", getattr(self, name)))
+        object.__setattr__(self, "window_size", check_windows(self.window_size))
+        for stage, (dim, heads) in enumerate(zip(self.dims, self.num_heads, strict=True)):
+            if dim % heads:
+                raise ValueError(f"arch: num_heads={self.num_heads}: {heads} heads do not divide the {dim} channels "
+                                 f"of stage {stage} (embed_dims={self.embed_dims} doubles per stage)")
+        if not self.mlp_ratio > 0:
+            raise ValueError(f"arch: mlp_ratio={self.mlp_ratio!r}; allowed: > 0")
+        check_rate("drop_path_rate", self.drop_path_rate)
+        if self.layer_scale is not None and not isinstance(self.layer_scale, (int, float)):
+            raise ValueError(f"arch: layer_scale={self.layer_scale!r}; allowed: a number or None")
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Channels of the four stages."""
+        return tuple(self.embed_dims * 2**i for i in range(STAGES))
+
+
+def resolve_arch(arch: str | Mapping, window_size: int | Sequence[int] | None, drop_path_rate: float | None) -> Arch:
+    """Look an arch up, or take a user's dict, and put the two arguments that people override over it.
+
+    Raises:
+        ValueError: an unknown name, or a number that cannot be.
+        TypeError: neither a name nor a dict, or a dict with unknown or missing keys.
+    """
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ValueError(f"arch={arch!r} is unknown; allowed: {', '.join(ARCHS)}, or a dict")
+        given = dict(ARCHS[arch])
+    elif isinstance(arch, Mapping):
+        given = dict(arch)
+        known = [field.name for field in fields(Arch)]
+        unknown = [key for key in given if key not in known]
+        missing = [key for key in known[:3] if key not in given]
+        if unknown or missing:
+            raise TypeError(f"arch: a dict with unknown keys {unknown}, missing keys {missing}; "
+                            f"allowed: {', '.join(known)}, of which the first three are needed")
+    else:
+        raise TypeError(f"arch={arch!r} is a {type(arch).__name__}; allowed: a name ({', '.join(ARCHS)}) or a dict")
+    if window_size is not None:
+        given["window_size"] = window_size
+    if drop_path_rate is not None:
+        given["drop_path_rate"] = drop_path_rate
+    return Arch(**given)
+
+
+def check_windows(window_size: int | Sequence[int]) -> tuple[int, ...]:
+    """Window sides of the four stages: an int w stands for (w, w, 2w, w), four integers for themselves.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if _is_positive_int(window_size):
+        return (window_size, window_size, 2 * window_size, window_size)
+    return _four("window_size", window_size, "an integer >= 1 (w stands for (w, w, 2w, w)) or four of them")
+
+
+def check_rate(name: str, value: float) -> None:
+    """Raise a ValueError unless ``value`` is a probability below 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ValueError(f"{name}={value!r}; allowed: a number from 0 up to, not including, 1")
+
+
+def _four(name: str, value: object, allowed: str = "four integers >= 1") -> tuple[int, ...]:
+    if not isinstance(value, (tuple, list)) or len(value) != STAGES or not all(map(_is_positive_int, value)):
+        raise ValueError(f"{name}={value!r}; allowed: {allowed}")
+    return tuple(value)
+
+
+def _is_positive_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

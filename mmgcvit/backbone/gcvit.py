@@ -1,0 +1,317 @@
+"""The backbone: picture -> stem -> four stages of blocks -> four maps."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmgcvit.backbone.arch import STAGES, Arch, check_rate, resolve_arch
+from mmgcvit.backbone.attention import WindowAttention, resize_bias_table
+from mmgcvit.backbone.layers import Downsample, GlobalQuery, Mlp, PointwiseConv, Stem, drop_path, layer_norm
+from mmgcvit.backbone.windows import PAD_MODES, WindowGrid, pad_to_multiple
+
+INTERPOLATIONS = ("bicubic", "bilinear")
+TABLE = "relative_position_bias_table"
+
+
+class Block(nn.Module):
+    """x + drop_path(gamma1 * attention(norm1(x))), then the same with the MLP.
+
+    Args:
+        channels: C.
+        num_heads: attention heads.
+        window: side of the windows, in tokens.
+        is_global: global attention, else local.
+        mlp_ratio: hidden channels of the MLP over C.
+        layer_scale: initial value of gamma1 and gamma2; None for none.
+        drop_path_rate: probability with which a picture skips either half.
+        **attention: further arguments of :class:`WindowAttention`.
+    """
+
+    def __init__(self, channels: int, num_heads: int, window: int, is_global: bool, mlp_ratio: float,
+                 layer_scale: float | None, drop_path_rate: float, **attention: Any) -> None:
+        super().__init__()
+        self.drop_path_rate = drop_path_rate
+        self.norm1 = layer_norm(channels)
+        self.attn = WindowAttention(channels, num_heads, window, is_global, **attention)
+        self.norm2 = layer_norm(channels)
+        self.mlp = Mlp(channels, int(channels * mlp_ratio), attention.get("drop_rate", 0.0))
+        for name in ("gamma1", "gamma2"):
+            scale = None if layer_scale is None else nn.Parameter(torch.full((channels,), float(layer_scale)))
+            self.register_parameter(name, scale)
+
+    def forward(self, x: Tensor, global_query: Tensor, grid: WindowGrid) -> Tensor:
+        """One block.
+
+        Args:
+            x: (windows, tokens, pictures, C) where the windows divide the map, else the map (B, H, W, C), which is
+                then padded and cut for the attention alone.
+            global_query: (B, heads, tokens, C // heads).
+            grid: how the map is cut.
+
+        Returns:
+            Tensor of x's shape.
+        """
+        # A map, cut or not, has its pictures first, but for maps of several windows: there they are third.
+        picture_axis = 2 if grid.divides and not grid.single else 0
+        y = self.norm1(x)
+        if grid.divides:
+            y = self.attn(y, global_query)
+        else:
+            y = grid.merge(self.attn(grid.partition(y), global_query))
+        x = x + drop_path(self._scale(y, self.gamma1), self.drop_path_rate, picture_axis, self.training)
+        y = self.mlp(self.norm2(x))
+        return x + drop_path(self._scale(y, self.gamma2), self.drop_path_rate, picture_axis, self.training)
+
+    @staticmethod
+    def _scale(y: Tensor, gamma: Tensor | None) -> Tensor:
+        return y if gamma is None else y * gamma
+
+
+class Stage(nn.Module):
+    """(Downsample,) global query, and blocks that attend locally and globally in turns.
+
+    Args:
+        in_channels: channels of the map that comes in; None where no downsampling opens the stage.
+        channels: C of this stage.
+        depth: blocks.
+        num_heads: attention heads.
+        window: side of the windows, in tokens.
+        pad: one of 'input', 'stage', 'window'; see :class:`GCViT`.
+        reductions: halvings of the global query's map.
+        interpolation: how the global query is resized.
+        drop_path_rates: one per block.
+        with_cp: recompute each block in the backward pass instead of keeping what it computed.
+        **block: further arguments of :class:`Block`.
+    """
+
+    def __init__(self, in_channels: int | None, channels: int, depth: int, num_heads: int, window: int, pad: str,
+                 reductions: int, interpolation: str, drop_path_rates: Sequence[float], with_cp: bool,
+                 **block: Any) -> None:
+        super().__init__()
+        self.window, self.pad, self.with_cp = window, pad, with_cp
+        self.downsample = nn.Identity() if in_channels is None else Downsample(in_channels, channels)
+        # A stage of one block has no global attention, and so no use for a query.
+        self.query = GlobalQuery(channels, num_heads, window, reductions, interpolation) if depth > 1 else None
+        self.blocks = nn.ModuleList(
+            Block(channels, num_heads, window, is_global=index % 2 == 1, drop_path_rate=drop_path_rates[index], **block)
+            for index in range(depth)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, channels in) -> (B, H', W', C), H' and W' being half of H and W where the stage downsamples."""
+        x = self.downsample(x)
+        height, width = x.shape[1:3]
+        if self.pad == "stage":
+            x = pad_to_multiple(x, self.window)
+        query = self.query(x) if self.query is not None else None
+        grid = WindowGrid(x.shape[1], x.shape[2], self.window)
+        if grid.divides:
+            x = grid.partition(x)
+        for block in self.blocks:
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(block, x, query, grid, use_reentrant=False)
+            else:
+                x = block(x, query, grid)
+        if grid.divides:
+            x = grid.merge(x)
+        return x[:, :height, :width]
+
+
+@MODELS.register_module()
+class GCViT(BaseModule):
+    """Global Context Vision Transformer (arXiv 2206.09959) with four maps, for pictures of any size.
+
+    Registered in mmengine's root registry: ``type='GCViT'`` works in mmdet's, mmseg's and mmpretrain's configs with
+    ``custom_imports=dict(imports=['mmgcvit'])``.
+
+    Three ways to fit windows on a map that they do not divide; they agree where the picture's sides are multiples
+    of ``pad_multiple``:
+
+    - ``pad='input'``: the picture is zero-padded on the right and at the bottom to multiples of ``pad_multiple``, and
+      the maps are cropped.
+    - ``pad='stage'`` (tfgcvit): each stage's map is zero-padded, global query and blocks see it, it is cropped at the
+      stage's end.
+    - ``pad='window'`` (the authors' detection models): each block zero-pads what its attention sees and crops what
+      comes back; the global query comes from the unpadded map.
+
+    Args:
+        arch: 'xxtiny', 'xtiny', 'tiny', 'tiny2', 'small', 'small2', 'base', 'large', 'large-384', 'large-512', or a
+            dict of embed_dims, depths, num_heads and, optionally, mlp_ratio, window_size, drop_path_rate, layer_scale
+            (:class:`~mmgcvit.backbone.arch.Arch`).
+        in_channels: channels of the picture.
+        window_size: side of the windows per stage, in tokens, instead of the arch's; an int w means (w, w, 2w, w).
+        pad: 'input', 'stage' or 'window'.
+        global_query_reductions: per stage, how often the map is halved on its way to the global query.
+        global_query_interpolation: 'bicubic' or 'bilinear': how the global query is brought to the window's size.
+        drop_path_rate: drop path of the last block, instead of the arch's.
+        drop_rate: dropout behind the attention's projection and in the MLPs.
+        attn_drop_rate: dropout on the attention weights.
+        qkv_bias: whether the maps to query, key and value have a bias.
+        out_indices: stages whose maps are returned; what no returned map needs is not built.
+        frozen_stages: -1: nothing is frozen, 0: the stem, i: the stem and the first i stages (with their norms).
+        with_cp: recompute the blocks in the backward pass (less memory, more time; same results).
+        init_cfg: mmengine's; ``dict(type='Pretrained', checkpoint=...)`` loads a checkpoint of this class.
+
+    Attributes:
+        out_channels: channels of each returned map.
+        out_strides: stride of each returned map, in pixels.
+        pad_multiple: least common multiple over the four stages of stride x window, in pixels.
+
+    Raises:
+        ValueError: an argument whose value is not allowed; the message names it, the value and what is allowed.
+        TypeError: an unknown argument, or one of the wrong kind.
+    """
+
+    def __init__(self, arch: str | Mapping = "tiny", in_channels: int = 3,
+                 window_size: int | Sequence[int] | None = None, pad: str = "input",
+                 global_query_reductions: Sequence[int] = (3, 2, 0, 0), global_query_interpolation: str = "bicubic",
+                 drop_path_rate: float | None = None, drop_rate: float = 0.0, attn_drop_rate: float = 0.0,
+                 qkv_bias: bool = True, out_indices: Sequence[int] = (0, 1, 2, 3), frozen_stages: int = -1,
+                 with_cp: bool = False, init_cfg: dict | list | None = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.arch: Arch = resolve_arch(arch, window_size, drop_path_rate)
+        _check_choice("pad", pad, PAD_MODES)
+        _check_choice("global_query_interpolation", global_query_interpolation, INTERPOLATIONS)
+        _check_choice("frozen_stages", frozen_stages, tuple(range(-1, STAGES + 1)))
+        _check_integers("in_channels", [in_channels], 1, None, 1)
+        _check_integers("global_query_reductions", global_query_reductions, STAGES, STAGES, 0)
+        _check_integers("out_indices", out_indices, 1, STAGES, 0)
+        if sorted(set(out_indices)) != list(out_indices) or out_indices[-1] >= STAGES:
+            raise ValueError(f"out_indices={tuple(out_indices)!r}; allowed: rising stage numbers from 0 to {STAGES - 1}")
+        check_rate("drop_rate", drop_rate)
+        check_rate("attn_drop_rate", attn_drop_rate)
+
+        arch_ = self.arch
+        strides = [4 * 2**i for i in range(STAGES)]
+        self.in_channels, self.pad = in_channels, pad
+        self.out_indices, self.frozen_stages = tuple(out_indices), frozen_stages
+        self.out_channels = tuple(arch_.dims[i] for i in out_indices)
+        self.out_strides = tuple(strides[i] for i in out_indices)
+        self.pad_multiple = math.lcm(*(s * w for s, w in zip(strides, arch_.window_size, strict=True)))
+
+        # Over all blocks of all stages, whichever of them are built.
+        rates = torch.linspace(0, arch_.drop_path_rate, sum(arch_.depths), device="cpu").tolist()
+        self.stem = Stem(in_channels, arch_.embed_dims)
+        self.stages = nn.ModuleList()
+        for i in range(out_indices[-1] + 1):
+            self.stages.append(Stage(
+                in_channels=arch_.dims[i - 1] if i else None,
+                channels=arch_.dims[i],
+                depth=arch_.depths[i],
+                num_heads=arch_.num_heads[i],
+                window=arch_.window_size[i],
+                pad=pad,
+                reductions=global_query_reductions[i],
+                interpolation=global_query_interpolation,
+                drop_path_rates=rates[sum(arch_.depths[:i]) : sum(arch_.depths[: i + 1])],
+                with_cp=with_cp,
+                mlp_ratio=arch_.mlp_ratio,
+                layer_scale=arch_.layer_scale,
+                qkv_bias=qkv_bias,
+                attn_drop_rate=attn_drop_rate,
+                drop_rate=drop_rate,
+            ))
+        for i in out_indices:
+            self.add_module(f"norm{i}", layer_norm(arch_.dims[i]))
+        self._set_initial_values()
+        self._freeze()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps of a batch of pictures.
+
+        Args:
+            x: (B, in_channels, H, W), any H, W >= 1, floating point.
+
+        Returns:
+            One (B, C * 2^i, ceil(H / stride_i), ceil(W / stride_i)) for each stage i of ``out_indices``, contiguous.
+
+        Raises:
+            ValueError: x is not 4-D, has other channels, or is empty.
+        """
+        if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
+            raise ValueError(f"GCViT: input of shape {tuple(x.shape)}; "
+                             f"allowed: (B, {self.in_channels}, H, W) with B, H, W >= 1")
+        height, width = x.shape[2:]
+        x = x.permute(0, 2, 3, 1)  # NHWC from here to the maps
+        if self.pad == "input":
+            x = pad_to_multiple(x, self.pad_multiple)
+        x = self.stem(x)
+        maps = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                stride = 4 * 2**i
+                y = x[:, : -(-height // stride), : -(-width // stride)]
+                # Contiguous NCHW, as what follows may read raw memory (mmcv's RoIAlign does).
+                maps.append(getattr(self, f"norm{i}")(y).permute(0, 3, 1, 2).contiguous())
+        return tuple(maps)
+
+    def train(self, mode: bool = True) -> GCViT:
+        """Set the mode; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        frozen: list[nn.Module] = [] if self.frozen_stages < 0 else [self.stem]
+        for i in range(min(self.frozen_stages, len(self.stages))):
+            frozen.append(self.stages[i])
+            if i in self.out_indices:
+                frozen.append(getattr(self, f"norm{i}"))
+        return frozen
+
+    def _freeze(self) -> None:
+        for module in self._frozen_modules():
+            module.eval()
+            module.requires_grad_(False)
+
+    def _set_initial_values(self) -> None:
+        """Linear maps and bias tables truncated normal 0.02, biases 0; convolutions keep PyTorch's own values."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and not isinstance(module, PointwiseConv):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            if isinstance(module, WindowAttention):
+                nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        """Resize the bias tables of other windows before they are loaded, and say so."""
+        resized = {}
+        for name, parameter in self.named_parameters(prefix=prefix[:-1]):
+            table = state_dict.get(name)
+            if not name.endswith(TABLE) or table is None or table.ndim != 2 or table.shape == parameter.shape:
+                continue
+            if table.shape[1] == parameter.shape[1]:  # other heads are another network: left to torch's own error
+                window = (math.isqrt(len(parameter)) + 1) // 2
+                state_dict[name] = resize_bias_table(table, window)
+                resized[name] = ((math.isqrt(len(table)) + 1) // 2, window)
+        if resized:
+            windows = ", ".join(f"{old} -> {new}" for old, new in sorted(set(resized.values())))
+            print_log(f"GCViT: resized {len(resized)} relative position bias tables bicubically to other windows "
+                      f"({windows})", logger="current", level=logging.WARNING)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _check_choice(name: str, value: object, allowed: tuple) -> None:
+    if isinstance(value, bool) or value not in allowed:
+        raise ValueError(f"{name}={value!r}; allowed: {', '.join(map(repr, allowed))}")
+
+
+def _check_integers(name: str, values: object, least: int, most: int | None, minimum: int) -> None:
+    if (not isinstance(values, (tuple, list)) or len(values) < least or (most is not None and len(values) > most)
+            or any(isinstance(v, bool) or not isinstance(v, int) or v < minimum for v in values)):
+        shown = values[0] if name == "in_channels" else values
+        many = "an integer" if name == "in_channels" else f"{least} integers" if least == most else "integers"
+        raise ValueError(f"{name}={shown!r}; allowed: {many} >= {minimum}")

@@ -1,0 +1,48 @@
+"""What several tests share: a tiny arch, and a model in which nothing hides behind an initial value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4), window_size=(2, 2, 4, 2), layer_scale=1e-5)
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter a random value of a size that shows: norms, biases, tables and layer scales too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "gamma" in name:
+                parameter.copy_(0.5 + 0.2 * noise)
+            elif "norm" in name and name.endswith("weight"):
+                parameter.copy_(1 + 0.2 * noise)
+            elif parameter.ndim == 1 or "bias_table" in name:
+                parameter.copy_(0.3 * noise)
+            else:
+                fan_in = parameter[0].numel()
+                parameter.copy_(noise / fan_in**0.5)
+    return model
+
+
+def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Largest difference over the largest value."""
+    assert got.shape == wanted.shape, f"{tuple(got.shape)} against {tuple(wanted.shape)}"
+    return ((got - wanted).abs().max() / wanted.abs().max()).item()
+
+
+@pytest.fixture
+def tiny_model():
+    """Build a tiny GCViT in evaluation mode; keyword arguments go through."""
+    from mmgcvit.backbone import GCViT
+
+    def build(**kwargs):
+        torch.manual_seed(0)
+        return randomise(GCViT(**{"arch": TINY, **kwargs})).eval()
+
+    return build

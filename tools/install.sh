@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Puts one stack and the project (editable) into a virtual environment: tools/install.sh {onedl|openmmlab} VENV
+# Doing it again is quick: a stamp in VENV holds the checksum of everything that decides what is installed.
+# PYTHON picks the interpreter; MMGCVIT_WHEELS the folder in which mmcv, once built, is kept.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+stack=${1:?usage: tools/install.sh onedl|openmmlab VENV}
+venv=${2:?usage: tools/install.sh onedl|openmmlab VENV}
+pins=requirements/$stack.txt
+[ -f "$pins" ] || { echo "install.sh: unknown stack '$stack': there is no $pins (onedl or openmmlab)" >&2; exit 2; }
+python=${PYTHON:-python3}
+wheels=${MMGCVIT_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/mmgcvit/wheels}
+
+stamp=$venv/.mmgcvit-installed
+state="$stack $PWD $(cat "$pins" setup.py pyproject.toml tools/install.sh | sha256sum | cut -d' ' -f1)"
+if [ "$(cat "$stamp" 2>/dev/null)" = "$state" ]; then
+  exec "$venv/bin/python" -m mmgcvit doctor
+fi
+
+"$python" -c 'import sys; ok = (3, 10) <= sys.version_info[:2] <= (3, 13)
+sys.exit(None if ok else f"install.sh: Python {sys.version.split()[0]} does not fit: 3.10 to 3.13 (set PYTHON=...)")'
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
+say() { printf '\n==> %s\n' "$*"; }
+
+# mmcv's sources are built against the torch that is already there, so torch and the build tools come first.
+say "torch, and what builds mmcv"
+pip install -q -c "$pins" setuptools wheel ninja psutil numpy torch torchvision
+
+# pip's own cache does not know about torch, and would hand out an mmcv that was built against another one:
+# so the wheel is kept in a folder that names all that it depends on.
+mmcv=$(grep -oE '^(onedl-)?mmcv==[0-9.a-z]+' "$pins")
+key=$("$venv/bin/python" -c 'import sys, torch
+print(f"cp{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-" + ("cuda" if torch.cuda.is_available() else "cpu"))')-${mmcv/==/-}
+mkdir -p "$wheels"
+exec 9>"$wheels/$key.lock"
+flock 9
+if ! compgen -G "$wheels/$key/*.whl" >/dev/null; then
+  say "building $mmcv with its ops (6 to 17 minutes on 2 cores), into $wheels/$key"
+  building=$(mktemp -d "$wheels/$key.XXXXXX")
+  trap 'rm -rf "$building"' EXIT
+  MMCV_WITH_OPS=1 CFLAGS="-g0 -O2" MAX_JOBS=$(nproc) \
+    pip wheel --no-deps --no-cache-dir --no-build-isolation --no-binary :all: -w "$building" "$mmcv" \
+    >"$wheels/$key.log" 2>&1 || { tail -n 30 "$wheels/$key.log" >&2
+      echo "install.sh: building $mmcv failed; the whole log: $wheels/$key.log" >&2; exit 1; }
+  rm -rf "${wheels:?}/$key"
+  mv "$building" "$wheels/$key"
+fi
+flock -u 9
+pip install -q --no-deps "$wheels/$key"/*.whl
+
+say "the rest of the stack, and mmgcvit (editable)"
+pip install -q --no-build-isolation -c "$pins" -e ".[$stack,test,dev]"
+
+"$venv/bin/python" -m mmgcvit doctor
+echo "$state" >"$stamp"
