@@ -72,6 +72,7 @@ setup(
             "ftfy",
             "regex",
         ],
+        "mim": ["onedl-mim"],
         "test": ["pytest", "hypothesis", "scikit-learn", "h5py"],
         "dev": ["ruff", "setuptools", "wheel"],
     },

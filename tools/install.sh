@@ -25,7 +25,7 @@ pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 say() { printf '\n==> %s\n' "$*"; }
 
 # mmcv's sources are built against the torch that is already there, so torch and the build tools come first.
-say "torch, and what builds mmcv"
+say "torch, and what builds mmcv (some 5 GB to download)"
 pip install -q -c "$pins" setuptools wheel ninja psutil numpy torch torchvision
 
 # pip's own cache does not know about torch, and would hand out an mmcv that was built against another one:
@@ -51,7 +51,9 @@ flock -u 9
 pip install -q --no-deps "$wheels/$key"/*.whl
 
 say "the rest of the stack, and mmgcvit (editable)"
-pip install -q --no-build-isolation -c "$pins" -e ".[$stack,test,dev]"
+extras=$stack,test,dev
+[ "$stack" != onedl ] || extras+=,mim # OpenMMLab's own mim asks for a setuptools that cannot build mmcv
+pip install -q --no-build-isolation -c "$pins" -e ".[$extras]"
 
 "$venv/bin/python" -m mmgcvit doctor
 echo "$state" >"$stamp"

@@ -1,0 +1,249 @@
+"""A small data set for every task, made in seconds from what scikit-learn ships.
+
+The real handwritten digits of ``load_digits`` are coloured, turned and laid on parts of the two real photographs of
+``load_sample_images``. Digits and photograph parts of the validation pictures are not in the training pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.progress import Progress
+
+CLASSES = tuple("0123456789")
+SPLITS = ("train", "val")
+VAL_SHARE = 5  # every fifth scene and digit is for validation
+SINGLE_SIZE = 64  # side of the pictures of single digits, in pixels
+README = """Digit scenes, made by tools/make_digit_scenes.py --images {images} --size {size} --seed {seed}
+
+images/{{train,val}}/*.jpg                        scenes of {size} x {size} pixels
+annotations/instances_{{train,val}}.json          COCO instances (masks as run lengths)
+semantic/{{train,val}}/*.png                      label maps: 0 background, digit d as d + 1
+classification/{{train,val}}/{{0..9}}/*.png         single digits of {single} x {single} pixels
+
+Digits: scikit-learn's load_digits (UCI ML hand-written digits, CC BY 4.0).
+Photographs: scikit-learn's load_sample_images (CC BY).
+"""
+
+
+def make_digit_scenes(out: str | Path, images: int = 500, size: int = 256, seed: int = 0, force: bool = False) -> Path:
+    """Write scenes with instance annotations and label maps, and a folder tree of single digits.
+
+    The same arguments give the same pictures. Everything is written beside ``out`` first and then renamed, so that
+    ``out`` is whole or absent.
+
+    Args:
+        out: folder to make.
+        images: scenes in all; every fifth is a validation scene.
+        size: side of a scene, in pixels.
+        seed: of colours, sizes, turns and places.
+        force: replace ``out`` if it exists.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError: fewer than 5 images, a size under 64 pixels, or a negative seed.
+        FileExistsError: ``out`` exists and ``force`` is not given.
+    """
+    if images < VAL_SHARE:
+        raise ValueError(f"images={images}; allowed: an integer >= {VAL_SHARE}, as every fifth is for validation")
+    if size < 64:
+        raise ValueError(f"size={size}; allowed: an integer >= 64 (pixels)")
+    if seed < 0:
+        raise ValueError(f"seed={seed}; allowed: an integer >= 0")
+    out = Path(out)
+    if out.exists() and not force:
+        raise FileExistsError(f"{out} exists: give another folder, or --force to replace it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        _write_all(building, images, size, seed)
+        building.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        building.rename(out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return out
+
+
+def _write_all(root: Path, images: int, size: int, seed: int) -> None:
+    from sklearn.datasets import load_digits, load_sample_images
+
+    digits = load_digits()
+    strokes, labels = digits.images / 16.0, digits.target
+    photographs = load_sample_images().images
+    of_split = dict(zip(SPLITS, _split(len(labels)), strict=True))
+    backgrounds = dict(zip(SPLITS, zip(*(_halves(p) for p in photographs), strict=True), strict=True))
+    counts = dict(zip(SPLITS, map(len, _split(images)), strict=True))
+
+    with Progress() as progress:
+        for split in SPLITS:
+            pool = of_split[split]
+            task = progress.add_task(f"{split}: scenes", total=counts[split])
+            scenes = []
+            for index in range(counts[split]):
+                rng = np.random.default_rng([seed, SPLITS.index(split), index])
+                scenes.append(draw_scene(rng, strokes[pool], labels[pool], backgrounds[split], size))
+                _write_scene(root, split, index, *scenes[-1])
+                scenes[-1] = scenes[-1][1]
+                progress.advance(task)
+            annotations = root / "annotations"
+            annotations.mkdir(exist_ok=True)
+            (annotations / f"instances_{split}.json").write_text(json.dumps(_coco(scenes, size)))
+
+            task = progress.add_task(f"{split}: single digits", total=len(pool))
+            for index in pool:
+                rng = np.random.default_rng([seed, len(SPLITS), int(index)])
+                picture = draw_single(rng, strokes[index], backgrounds[split])
+                folder = root / "classification" / split / CLASSES[labels[index]]
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture).save(folder / f"{index:04d}.png")
+                progress.advance(task)
+    (root / "README.txt").write_text(README.format(images=images, size=size, seed=seed, single=SINGLE_SIZE))
+
+
+def draw_scene(rng: np.random.Generator, strokes: np.ndarray, labels: np.ndarray, photographs: tuple[np.ndarray, ...],
+               size: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+    """One scene of three to eight digits.
+
+    Args:
+        rng: source of all that is random.
+        strokes: (n, 8, 8) digits to draw from, 0 to 1.
+        labels: (n,) their classes.
+        photographs: (H, W, 3) uint8 pictures to take the background from.
+        size: side of the scene, in pixels.
+
+    Returns:
+        The scene (size, size, 3) uint8, and (label, mask (size, size) bool) of each digit, without the pixels that
+        a later digit hides.
+    """
+    scene = _background(rng, photographs, size)
+    placed: list[tuple[int, np.ndarray]] = []
+    boxes: list[tuple[int, int, int, int]] = []
+    for _ in range(rng.integers(3, 9)):
+        index = rng.integers(len(labels))
+        cover = _turned(rng, strokes[index], round(size * rng.uniform(0.14, 0.3)))
+        height, width = cover.shape
+        for _ in range(20):  # a place that no other digit takes, if there is one
+            y, x = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)
+            box = (y, x, y + height, x + width)
+            if all(_overlap(box, other) < 0.1 for other in boxes):
+                break
+        else:
+            continue
+        boxes.append(box)
+        region = scene[y : y + height, x : x + width]
+        region[:] = _paint(rng, region, cover)
+        mask = np.zeros((size, size), bool)
+        mask[y : y + height, x : x + width] = cover > 0.5
+        placed = [(label, other & ~mask) for label, other in placed] + [(int(labels[index]), mask)]
+    return scene, [(label, mask) for label, mask in placed if mask.any()]
+
+
+def draw_single(rng: np.random.Generator, stroke: np.ndarray, photographs: tuple[np.ndarray, ...]) -> np.ndarray:
+    """One digit (8, 8) in the middle of a picture of its own, (64, 64, 3) uint8."""
+    picture = _background(rng, photographs, SINGLE_SIZE)
+    cover = _turned(rng, stroke, round(SINGLE_SIZE * rng.uniform(0.6, 0.75)))
+    height, width = cover.shape
+    y, x = (SINGLE_SIZE - height) // 2, (SINGLE_SIZE - width) // 2
+    region = picture[y : y + height, x : x + width]
+    region[:] = _paint(rng, region, cover)
+    return picture
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    """COCO's uncompressed run lengths of a (H, W) bool mask: column by column, the first run being background."""
+    flat = np.concatenate([[False], mask.ravel(order="F")])
+    starts = np.flatnonzero(flat[1:] != flat[:-1])
+    return np.diff(np.concatenate([[0], starts, [mask.size]])).tolist()
+
+
+def _split(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices for training and for validation."""
+    indices = np.arange(count)
+    is_val = indices % VAL_SHARE == VAL_SHARE - 1
+    return indices[~is_val], indices[is_val]
+
+
+def _halves(photograph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The left 60 % of a photograph for training, the right 40 % for validation."""
+    cut = photograph.shape[1] * 3 // 5
+    return photograph[:, :cut], photograph[:, cut:]
+
+
+def _background(rng: np.random.Generator, photographs: tuple[np.ndarray, ...], size: int) -> np.ndarray:
+    photograph = photographs[rng.integers(len(photographs))]
+    limit = min(photograph.shape[:2])
+    side = int(rng.integers(limit // 2, limit + 1))
+    y, x = (int(rng.integers(0, extent - side + 1)) for extent in photograph.shape[:2])
+    part = Image.fromarray(photograph[y : y + side, x : x + side]).resize((size, size), Image.Resampling.BICUBIC)
+    if rng.random() < 0.5:
+        part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.array(part)
+
+
+def _turned(rng: np.random.Generator, stroke: np.ndarray, side: int) -> np.ndarray:
+    """A digit (8, 8) as cover (h, w) from 0 to 1, about ``side`` pixels high, turned a little, cut to its ink."""
+    ink = Image.fromarray((np.pad(stroke, 1) * 255).astype(np.uint8))  # a margin: strokes may touch the 8 x 8 edge
+    big = ink.resize((side, side), Image.Resampling.BICUBIC)
+    big = big.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC, expand=True)
+    cover = np.clip((np.asarray(big) / 255.0 - 0.25) / 0.3, 0, 1)  # the edge of the blurred ink, made sharper
+    rows, columns = np.flatnonzero(cover.max(1) > 0), np.flatnonzero(cover.max(0) > 0)
+    return cover[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _paint(rng: np.random.Generator, region: np.ndarray, cover: np.ndarray) -> np.ndarray:
+    """Lay a colour that stands out from ``region`` (h, w, 3) over it, as far as ``cover`` (h, w) says."""
+    mean = region.reshape(-1, 3).mean(0)
+    colour = rng.integers(0, 256, 3)
+    while np.abs(colour - mean).mean() < 80:
+        colour = rng.integers(0, 256, 3)
+    return (region * (1 - cover[..., None]) + colour * cover[..., None]).round().astype(np.uint8)
+
+
+def _overlap(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    """Common area of two boxes (top, left, bottom, right) over that of the smaller."""
+    height = min(a[2], b[2]) - max(a[0], b[0])
+    width = min(a[3], b[3]) - max(a[1], b[1])
+    smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return max(height, 0) * max(width, 0) / smaller
+
+
+def _write_scene(root: Path, split: str, index: int, scene: np.ndarray, placed: list[tuple[int, np.ndarray]]) -> None:
+    semantic = np.zeros(scene.shape[:2], np.uint8)
+    for label, mask in placed:
+        semantic[mask] = label + 1
+    for kind, array, suffix in (("images", scene, "jpg"), ("semantic", semantic, "png")):
+        folder = root / kind / split
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(folder / f"{index:06d}.{suffix}", quality=95)
+
+
+def _coco(scenes: list[list[tuple[int, np.ndarray]]], size: int) -> dict:
+    annotations = []
+    for image_id, placed in enumerate(scenes):
+        for label, mask in placed:
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            x, y = int(columns[0]), int(rows[0])
+            annotations.append({
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": label,
+                "bbox": [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
+                "area": int(mask.sum()),
+                "segmentation": {"size": [size, size], "counts": run_lengths(mask)},
+                "iscrowd": 0,
+            })
+    return {
+        "info": {"description": "digit scenes of mmgcvit"},
+        "images": [{"id": i, "file_name": f"{i:06d}.jpg", "width": size, "height": size} for i in range(len(scenes))],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES)],
+    }

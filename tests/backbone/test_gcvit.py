@@ -1,0 +1,388 @@
+"""The backbone as its user sees it."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from conftest import TINY, randomise, relative_error
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.logging import MMLogger
+from torch import nn
+
+from mmgcvit.backbone import ARCHS, GCViT
+from mmgcvit.backbone.windows import PAD_MODES
+
+PUBLISHED_PARAMETERS = {  # of the classifiers with 1000 classes
+    "xxtiny": 11_995_428, "xtiny": 19_981_294, "tiny": 28_221_974, "tiny2": 34_535_654,
+    "small": 51_092_173, "small2": 68_615_197, "base": 90_320_836, "large": 202_075_570,
+}  # fmt: skip
+SIZES = [(1, 1), (31, 33), (100, 260), (224, 224), (448, 672)]
+ALL_SUBSETS = [c for n in range(1, 5) for c in itertools.combinations(range(4), n)]
+
+
+def expected_shapes(model: GCViT, batch: int, height: int, width: int) -> list[tuple[int, ...]]:
+    return [(batch, c, -(-height // s), -(-width // s))
+            for c, s in zip(model.out_channels, model.out_strides, strict=True)]
+
+
+def loss_of(maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """A sum in which every element of every map has its own weight."""
+    return sum((m * torch.linspace(-1, 1, m.numel()).reshape(m.shape)).sum() for m in maps)
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_every_arch_has_the_published_parameters(name: str):
+    with torch.device("meta"):
+        model = GCViT(name, out_indices=(3,))
+        head = nn.Linear(model.out_channels[0], 1000)
+        maps = model(torch.empty(2, 3, 64, 96))
+    assert [tuple(m.shape) for m in maps] == expected_shapes(model, 2, 64, 96)
+    parameters = sum(p.numel() for module in (model, head) for p in module.parameters())
+    if name.startswith("large-"):  # other windows than large: only the bias tables are other
+        tables = sum(p.numel() for n, p in model.named_parameters() if n.endswith("bias_table"))
+        with torch.device("meta"):
+            large = GCViT("large", out_indices=(3,))
+        large_tables = sum(p.numel() for n, p in large.named_parameters() if n.endswith("bias_table"))
+        assert parameters - tables == PUBLISHED_PARAMETERS["large"] - large_tables
+    else:
+        assert parameters == PUBLISHED_PARAMETERS[name]
+
+
+@pytest.mark.parametrize("pad", PAD_MODES)
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes(tiny_model, pad: str, size: tuple[int, int]):
+    model = tiny_model(pad=pad)
+    with torch.no_grad():
+        maps = model(torch.randn(2, 3, *size))
+    assert [tuple(m.shape) for m in maps] == expected_shapes(model, 2, *size)
+    assert all(m.is_contiguous() and m.isfinite().all() for m in maps)
+
+
+@settings(max_examples=25, deadline=None)
+@given(height=st.integers(1, 150), width=st.integers(1, 150), batch=st.integers(1, 3), pad=st.sampled_from(PAD_MODES),
+       windows=st.one_of(st.integers(1, 5), st.tuples(*[st.integers(1, 6)] * 4)))
+def test_any_size_and_windows(height: int, width: int, batch: int, pad: str, windows):
+    torch.manual_seed(0)
+    model = randomise(GCViT(TINY, window_size=windows, pad=pad)).eval()
+    pictures = torch.randn(batch, 3, height, width)
+    with torch.no_grad():
+        maps = model(pictures)
+        alone = model(pictures[-1:])
+    assert [tuple(m.shape) for m in maps] == expected_shapes(model, batch, height, width)
+    for together, single in zip(maps, alone, strict=True):
+        assert relative_error(together[-1:], single) < 1e-4  # a picture's maps do not depend on its neighbours
+
+
+@pytest.mark.parametrize("pad", PAD_MODES)
+def test_batch_invariance_to_quite_other_neighbours(tiny_model, pad: str):
+    model = tiny_model(pad=pad)
+    picture, neighbour = torch.randn(1, 3, 100, 132), 50 + 20 * torch.randn(1, 3, 100, 132)
+    with torch.no_grad():
+        alone = model(picture)
+        first = model(torch.cat([picture, neighbour, neighbour]))
+        last = model(torch.cat([neighbour, neighbour, picture]))
+    for a, f, l in zip(alone, first, last, strict=True):
+        assert relative_error(f[:1], a) < 1e-5
+        assert relative_error(l[2:], a) < 1e-5
+
+
+def test_pad_modes_agree_at_multiples_only(tiny_model):
+    maps = {}
+    for pad in PAD_MODES:
+        model = tiny_model(pad=pad)
+        assert model.pad_multiple == 64
+        with torch.no_grad():
+            torch.manual_seed(1)
+            maps[pad] = model(torch.randn(2, 3, 64, 128)), model(torch.randn(2, 3, 60, 100))
+    for pad in PAD_MODES[1:]:
+        for other, ours in zip(maps[pad][0], maps["input"][0], strict=True):
+            assert relative_error(other, ours) < 1e-5
+        assert relative_error(maps[pad][1][0], maps["input"][1][0]) > 1e-3
+
+
+def test_input_mode_is_the_model_on_the_padded_picture(tiny_model):
+    model = tiny_model(pad="input")
+    picture = torch.randn(2, 3, 50, 70)
+    padded = torch.zeros(2, 3, 64, 128)
+    padded[:, :, :50, :70] = picture
+    with torch.no_grad():
+        for small, large in zip(model(picture), model(padded), strict=True):
+            assert torch.equal(small, large[:, :, : small.shape[2], : small.shape[3]])
+
+
+@pytest.mark.parametrize(("windows", "multiple"), [(None, 224), (8, 256), ((24, 24, 24, 24), 768), ((7, 7, 14, 7), 224)])
+def test_pad_multiple(windows, multiple: int):
+    with torch.device("meta"):
+        assert GCViT("xxtiny", window_size=windows).pad_multiple == multiple
+        assert GCViT("xxtiny", window_size=windows, out_indices=(0,)).pad_multiple == multiple
+
+
+def test_attributes_follow_out_indices():
+    with torch.device("meta"):
+        model = GCViT("tiny", out_indices=(1, 3))
+    assert model.out_channels == (128, 512)
+    assert model.out_strides == (8, 32)
+    assert [n for n, _ in model.named_children()] == ["stem", "stages", "norm1", "norm3"]
+
+
+@pytest.mark.parametrize("pad", PAD_MODES)
+def test_with_cp_gives_the_same_outputs_and_gradients(tiny_model, pad: str):
+    plain, saving = tiny_model(pad=pad).train(), tiny_model(pad=pad, with_cp=True).train()
+    saving.load_state_dict(plain.state_dict())
+    pictures = torch.randn(2, 3, 50, 70)
+    results = []
+    for model in (plain, saving):
+        torch.manual_seed(3)
+        x = pictures.clone().requires_grad_()
+        maps = model(x)
+        loss_of(maps).backward()
+        results.append((maps, [x.grad] + [p.grad for p in model.parameters()]))
+    for a, b in zip(results[0][0], results[1][0], strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        assert relative_error(b, a) < 1e-5
+
+
+def test_with_cp_repeats_drop_path_and_dropout():
+    torch.manual_seed(0)
+    plain = GCViT(TINY, drop_path_rate=0.5, drop_rate=0.3, attn_drop_rate=0.3).train()
+    saving = GCViT(TINY, drop_path_rate=0.5, drop_rate=0.3, attn_drop_rate=0.3, with_cp=True).train()
+    saving.load_state_dict(plain.state_dict())
+    pictures = torch.randn(2, 3, 64, 64)
+    gradients = []
+    for model in (plain, saving):
+        torch.manual_seed(3)
+        loss_of(model(pictures)).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("out_indices", ALL_SUBSETS)
+@pytest.mark.parametrize("frozen_stages", range(-1, 5))
+def test_every_parameter_gets_a_gradient_or_is_frozen(out_indices: tuple[int, ...], frozen_stages: int):
+    torch.manual_seed(0)
+    model = randomise(GCViT(TINY, out_indices=out_indices, frozen_stages=frozen_stages)).train()
+    frozen = {"stem"} if frozen_stages >= 0 else set()
+    frozen |= {f"stages.{i}" for i in range(frozen_stages)} | {f"norm{i}" for i in range(frozen_stages)}
+    maps = model(torch.randn(2, 3, 50, 70))
+    if any(m.requires_grad for m in maps):
+        loss_of(maps).backward()
+    trained = 0
+    for name, parameter in model.named_parameters():
+        if any(name.startswith(part + ".") for part in frozen):
+            assert not parameter.requires_grad, name
+            assert parameter.grad is None, name
+        else:
+            assert parameter.grad is not None, f"no gradient for {name}"
+            assert parameter.grad.abs().sum() > 0, f"the gradient of {name} is zero"
+            trained += 1
+    assert (trained > 0) == (frozen_stages <= out_indices[-1])
+
+
+def test_freezing_survives_train():
+    model = GCViT(TINY, frozen_stages=2, drop_path_rate=0.5)
+    assert model.train() is model
+    assert not any(m.training for part in (model.stem, model.stages[0], model.stages[1], model.norm0, model.norm1)
+                   for m in part.modules())
+    assert all(m.training for part in (model.stages[2], model.stages[3], model.norm2) for m in part.modules())
+    assert not model.eval().stages[3].training
+
+
+def test_drop_path_grows_linearly_over_all_blocks():
+    model = GCViT(TINY, drop_path_rate=0.7)
+    rates = [block.drop_path_rate for stage in model.stages for block in stage.blocks]
+    assert rates == pytest.approx([0.1 * i for i in range(8)])
+    assert [b.drop_path_rate for s in GCViT(TINY, out_indices=(1,)).stages for b in s.blocks] == [0.0] * 4
+    assert GCViT("xxtiny").stages[3].blocks[1].drop_path_rate == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (16, 16), (50, 70)])
+@pytest.mark.parametrize("pad", PAD_MODES)
+def test_drop_path_drops_whole_pictures(size: tuple[int, int], pad: str):
+    """With everything after the last block linear in it, a dropped picture is the picture without that block."""
+    torch.manual_seed(0)
+    model = randomise(GCViT(TINY, pad=pad, out_indices=(3,), drop_path_rate=0.9)).train()
+    for stage in model.stages[:3]:
+        for block in stage.blocks:
+            block.drop_path_rate = 0.0
+    model.stages[3].blocks[0].drop_path_rate = 0.0
+    pictures = torch.randn(16, 3, *size)
+    with torch.no_grad():
+        (maps,) = model(pictures)
+        without = copy.deepcopy(model)
+        del without.stages[3].blocks[1]
+        (plain,) = without(pictures)
+    same = [torch.allclose(a, b, atol=1e-5) for a, b in zip(maps, plain, strict=True)]
+    assert 5 <= sum(same) < 16  # 0.9 ** 2 of 16 are expected to skip both halves of the block
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("pad", PAD_MODES)
+def test_autocast(tiny_model, dtype: torch.dtype, pad: str):
+    model = tiny_model(pad=pad).train()
+    pictures = torch.randn(2, 3, 50, 70)
+    wanted = model(pictures)
+    with torch.autocast("cpu", dtype):
+        maps = model(pictures)
+    for got, full in zip(maps, wanted, strict=True):
+        assert relative_error(got.float(), full) < (4e-2 if dtype is torch.bfloat16 else 5e-3)
+    loss_of([m.float() for m in maps]).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("pad", PAD_MODES)
+def test_compile_without_graph_breaks(tiny_model, pad: str):
+    model = tiny_model(pad=pad)
+    pictures = torch.randn(2, 3, 50, 70)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for got, wanted in zip(compiled(pictures), model(pictures), strict=True):
+            assert relative_error(got, wanted) < 1e-5
+
+
+def test_compile_a_training_step_with_cp(tiny_model):
+    model = tiny_model(with_cp=True).train()
+    pictures = torch.randn(2, 3, 64, 64)
+    torch._dynamo.reset()
+    loss_of(torch.compile(model, fullgraph=True, backend="aot_eager")(pictures)).backward()
+    got = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    loss_of(model(pictures)).backward()
+    for name, parameter in model.named_parameters():
+        assert relative_error(got[name], parameter.grad) < 1e-4, name
+
+
+@pytest.mark.slow
+def test_compile_with_inductor(tiny_model):
+    model = tiny_model()
+    pictures = torch.randn(2, 3, 64, 128)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        for got, wanted in zip(torch.compile(model, fullgraph=True)(pictures), model(pictures), strict=True):
+            assert relative_error(got, wanted) < 1e-4
+
+
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_in_channels(tiny_model, channels: int):
+    model = tiny_model(in_channels=channels)
+    with torch.no_grad():
+        maps = model(torch.randn(2, channels, 40, 30))
+    assert [tuple(m.shape) for m in maps] == expected_shapes(model, 2, 40, 30)
+
+
+@pytest.fixture
+def log(caplog):
+    """What mmengine's logger, which keeps to itself, is told."""
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def test_own_weights_load_at_other_windows(tiny_model, log):
+    small, large = tiny_model(), tiny_model(window_size=(4, 4, 6, 4))
+    before = {k: v.clone() for k, v in small.state_dict().items()}
+    state = small.state_dict()
+    large.load_state_dict(state)
+    (message,) = (r.getMessage() for r in log.records if "resized" in r.getMessage())
+    assert "8 relative position bias tables" in message
+    assert "2 -> 4, 4 -> 6" in message
+    table = "stages.2.blocks.1.attn.relative_position_bias_table"
+    wanted = nn.functional.interpolate(
+        before[table].T.reshape(1, 2, 7, 7), size=(11, 11), mode="bicubic", align_corners=False)
+    assert torch.allclose(large.state_dict()[table], wanted.reshape(2, 121).T)
+    for key, value in before.items():
+        assert torch.equal(value, state[key])  # the caller's dict is as it was
+        if not key.endswith("bias_table"):
+            assert torch.equal(value, large.state_dict()[key])
+
+
+def test_own_weights_load_at_other_windows_inside_a_detector(tiny_model, log):
+    class Detector(nn.Module):
+        def __init__(self, backbone: GCViT) -> None:
+            super().__init__()
+            self.backbone = backbone
+
+    small, large = Detector(tiny_model()), Detector(tiny_model(window_size=3))
+    large.load_state_dict(small.state_dict())
+    assert any("resized" in r.getMessage() for r in log.records)
+    # Another network's tables are not forced into this one.
+    other = GCViT({**TINY, "num_heads": (1, 1, 1, 1)}, window_size=3)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        other.load_state_dict(small.backbone.state_dict())
+
+
+def test_init_cfg_loads_a_checkpoint(tiny_model, tmp_path):
+    trained = tiny_model()
+    torch.save({"state_dict": trained.state_dict()}, tmp_path / "trained.pth")
+    model = GCViT(TINY, init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "trained.pth")))
+    model.init_weights()
+    for key, value in trained.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value)
+
+
+def test_initial_values():
+    torch.manual_seed(0)
+    model = GCViT({**TINY, "layer_scale": 1e-5})
+    block = model.stages[2].blocks[0]
+    for weight in (block.attn.qkv.weight, block.mlp.fc1.weight, block.attn.relative_position_bias_table):
+        assert 0.015 < weight.std().item() < 0.025
+    assert not block.attn.qkv.bias.any()
+    assert (block.gamma1 == 1e-5).all()
+    # Convolutions, the pointwise ones too, keep PyTorch's: uniform in +- 1 / sqrt(fan in).
+    pointwise = model.stages[2].query.mbconvs[0].pointwise.weight
+    assert pointwise.abs().max() <= 64**-0.5
+    assert pointwise.std() > 0.05
+    assert GCViT({**TINY, "layer_scale": None}).stages[0].blocks[0].gamma1 is None
+
+
+def test_deepcopy_and_state_dict_hold_parameters_only(tiny_model):
+    model = tiny_model()
+    assert list(model.state_dict()) == [n for n, _ in model.named_parameters()]
+    pictures = torch.randn(2, 3, 40, 40)
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(model)(pictures)[3], model(pictures)[3])
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), [
+    (dict(arch="huge"), ValueError, r"arch='huge'.*xxtiny.*large-512"),
+    (dict(arch=7), TypeError, r"arch=7.*a dict"),
+    (dict(arch=dict(embed_dims=32)), TypeError, r"missing keys \['depths', 'num_heads'\]"),
+    (dict(arch={**TINY, "depth": 3}), TypeError, r"unknown keys \['depth'\]"),
+    (dict(arch={**TINY, "num_heads": (3, 2, 2, 4)}), ValueError, r"num_heads=.*3 heads do not divide the 16 channels"),
+    (dict(arch={**TINY, "depths": (2, 2, 2)}), ValueError, r"depths=\(2, 2, 2\).*four integers"),
+    (dict(arch={**TINY, "mlp_ratio": 0}), ValueError, r"mlp_ratio=0.*> 0"),
+    (dict(arch={**TINY, "embed_dims": 16.0}), ValueError, r"embed_dims=16.0"),
+    (dict(window_size=0), ValueError, r"window_size=0.*an integer >= 1"),
+    (dict(window_size=(7, 7)), ValueError, r"window_size=\(7, 7\)"),
+    (dict(window_size=7.0), ValueError, r"window_size=7.0"),
+    (dict(pad="same"), ValueError, r"pad='same'; allowed: 'input', 'stage', 'window'"),
+    (dict(global_query_interpolation="nearest"), ValueError, r"global_query_interpolation='nearest'.*'bicubic'"),
+    (dict(global_query_reductions=(3, 2)), ValueError, r"global_query_reductions=\(3, 2\).*4 integers >= 0"),
+    (dict(out_indices=(3, 0)), ValueError, r"out_indices=\(3, 0\)"),
+    (dict(out_indices=(0, 4)), ValueError, r"out_indices=\(0, 4\)"),
+    (dict(out_indices=()), ValueError, r"out_indices=\(\)"),
+    (dict(out_indices=3), ValueError, r"out_indices=3"),
+    (dict(frozen_stages=5), ValueError, r"frozen_stages=5; allowed: -1, 0, 1, 2, 3, 4"),
+    (dict(frozen_stages=True), ValueError, r"frozen_stages=True"),
+    (dict(in_channels=0), ValueError, r"in_channels=0; allowed: an integer >= 1"),
+    (dict(drop_path_rate=1.5), ValueError, r"drop_path_rate=1.5"),
+    (dict(drop_rate=-0.1), ValueError, r"drop_rate=-0.1"),
+    (dict(attn_drop_rate="a"), ValueError, r"attn_drop_rate='a'"),
+    (dict(windowsize=7), TypeError, r"windowsize"),
+])
+def test_bad_arguments(arguments: dict, error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        GCViT(**{"arch": TINY, **arguments})
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (2, 1, 64, 64), (2, 64, 64, 3), (0, 3, 64, 64), (2, 3, 0, 64)])
+def test_bad_inputs(tiny_model, shape: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"input of shape \(.*\); allowed: \(B, 3, H, W\)"):
+        tiny_model()(torch.zeros(shape))

@@ -1,0 +1,123 @@
+"""Every config in the tree: it parses, its model builds, trains a step and infers, and its optimizer does what it says.
+
+Everything that the configs define is real, but for the pictures' size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+mmdet_testing = pytest.importorskip("mmdet.testing")
+
+from mmengine.config import Config  # noqa: E402
+from mmengine.optim import build_optim_wrapper  # noqa: E402
+from mmengine.registry import MODELS, init_default_scope  # noqa: E402
+
+CONFIGS = sorted(
+    str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.parts)
+
+
+def build(config: str) -> tuple[Config, torch.nn.Module]:
+    cfg = Config.fromfile(str(ROOT / "configs" / config))
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    return cfg, model
+
+
+def inputs(model: torch.nn.Module, cfg: Config) -> dict:
+    """Two pictures of different odd sizes, with boxes and masks."""
+    classes = cfg.model.roi_head.bbox_head.num_classes
+    data = mmdet_testing.demo_mm_inputs(
+        2, image_shapes=[(3, 90, 150), (3, 129, 100)], num_items=[3, 2], num_classes=classes, with_mask=True)
+    return data
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_trains_a_step_and_infers(config: str):
+    cfg, model = build(config)
+    data = inputs(model, cfg)
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    model.train()
+    losses = model.train_step(data, optim_wrapper)
+    assert losses["loss"].isfinite()
+    assert {"loss_rpn_cls", "loss_cls", "loss_bbox", "loss_mask"} <= set(losses)
+    for name, parameter in model.named_parameters():
+        assert not parameter.requires_grad or parameter.grad is not None, f"no gradient for {name}"
+    assert any(not torch.equal(p, before[n]) for n, p in model.named_parameters() if n.startswith("backbone."))
+
+    model.eval()
+    with torch.no_grad():
+        results = model.test_step(data)
+    assert len(results) == 2
+    for result in results:
+        assert result.pred_instances.bboxes.shape[1] == 4
+        assert result.pred_instances.masks.shape[1:] == result.ori_shape
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_weight_decay_spares_norms_and_bias_tables(config: str):
+    cfg, model = build(config)
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    norms = {f"{n}.{k}" for n, m in model.named_modules() if isinstance(m, torch.nn.LayerNorm)
+             for k, _ in m.named_parameters()}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        spared = name in norms or name.endswith("relative_position_bias_table")
+        assert decay[id(parameter)] == (0 if spared else cfg.optim_wrapper.optimizer.weight_decay), name
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_custom_keys_match_and_the_batch_size_is_the_learning_rates(config: str):
+    cfg, model = build(config)
+    names = [n for n, _ in model.named_parameters()]
+    for key in cfg.optim_wrapper.get("paramwise_cfg", {}).get("custom_keys", {}):
+        assert any(key in n for n in names), f"custom key {key!r} matches no parameter"
+    assert cfg.custom_imports.imports == ["mmgcvit"]
+    gpus = 8 if cfg.data_root == "data/coco/" else 1
+    assert cfg.auto_scale_lr.base_batch_size == gpus * cfg.train_dataloader.batch_size
+    assert cfg.model.backbone.type == "GCViT"
+    assert tuple(cfg.model.neck.in_channels) == model.backbone.out_channels
+
+
+@pytest.mark.parametrize("scope", ["mmdet", "mmseg", "mmengine"])
+def test_gcvit_is_found_from_every_scope(scope: str):
+    pytest.importorskip(scope)
+    registry = __import__(f"{scope}.registry", fromlist=["MODELS"]).MODELS
+    assert registry.get("GCViT").__module__ == "mmgcvit.backbone.gcvit"
+
+
+def test_model_index_lists_every_config():
+    index = yaml.safe_load((ROOT / "model-index.yml").read_text())
+    listed = []
+    for metafile in index["Import"]:
+        for model in yaml.safe_load((ROOT / metafile).read_text())["Models"]:
+            assert model["Name"] == Path(model["Config"]).stem
+            listed.append(model["Config"].removeprefix("configs/"))
+    assert sorted(listed) == [c for c in CONFIGS if "template" not in c]
+
+
+def test_the_template_asks_for_two_changes_only(tmp_path):
+    """Other data and classes, in those two lines alone, reach data sets, metric and heads."""
+    template = ROOT / "configs/detection/custom_coco_template.py"
+    text = template.read_text()
+    changed = text.replace("'data/my_data/'", "'elsewhere/'").replace("('cat', 'dog')", "('date', 'fig', 'nut')")
+    assert sum(a != b for a, b in zip(text.splitlines(), changed.splitlines(), strict=True)) == 2
+    mine = tmp_path / "mine.py"
+    mine.write_text(changed.replace("./_base_/", f"{template.parent}/_base_/"))
+    cfg = Config.fromfile(str(mine))
+    assert "my_data" not in cfg.pretty_text
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        assert loader.dataset.data_root == "elsewhere/"
+        assert tuple(loader.dataset.metainfo.classes) == ("date", "fig", "nut")
+    assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file == "elsewhere/val.json"
+    assert cfg.model.roi_head.bbox_head.num_classes == cfg.model.roi_head.mask_head.num_classes == 3

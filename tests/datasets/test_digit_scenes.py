@@ -1,0 +1,150 @@
+"""The digit scenes: complete, reproducible, true to their masks, and never half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from mmgcvit.datasets import digit_scenes
+from mmgcvit.datasets.digit_scenes import CLASSES, make_digit_scenes, run_lengths
+
+pytest.importorskip("sklearn")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    return make_digit_scenes(tmp_path_factory.mktemp("digits") / "scenes", images=11, size=128, seed=3)
+
+
+def annotations(root: Path, split: str) -> dict:
+    return json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+
+
+def decode(segmentation: dict) -> np.ndarray:
+    height, width = segmentation["size"]
+    values = np.repeat(np.arange(len(segmentation["counts"])) % 2, segmentation["counts"])
+    return values.reshape(width, height).T.astype(bool)
+
+
+def test_what_is_written(scenes: Path):
+    assert [len(annotations(scenes, split)["images"]) for split in ("train", "val")] == [9, 2]
+    for split in ("train", "val"):
+        pictures = sorted((scenes / "images" / split).iterdir())
+        assert [p.name for p in pictures] == [i["file_name"] for i in annotations(scenes, split)["images"]]
+        assert all(Image.open(p).size == (128, 128) for p in pictures)
+        assert [p.stem for p in sorted((scenes / "semantic" / split).iterdir())] == [p.stem for p in pictures]
+        assert sorted(p.name for p in (scenes / "classification" / split).iterdir()) == list(CLASSES)
+    count = {s: sum(1 for _ in (scenes / "classification" / s).rglob("*.png")) for s in ("train", "val")}
+    assert count == {"train": 1438, "val": 359}
+    assert "--images 11 --size 128 --seed 3" in (scenes / "README.txt").read_text()
+    assert [p.name for p in scenes.parent.iterdir()] == ["scenes"]  # nothing is left beside it
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_boxes_areas_and_label_maps_come_from_the_masks(scenes: Path, split: str):
+    coco = annotations(scenes, split)
+    assert [c["name"] for c in coco["categories"]] == list(CLASSES)
+    semantic = {i["id"]: np.zeros((128, 128), np.uint8) for i in coco["images"]}
+    for annotation in coco["annotations"]:
+        mask = decode(annotation["segmentation"])
+        rows, columns = np.nonzero(mask)
+        x, y, w, h = annotation["bbox"]
+        assert (x, y, x + w - 1, y + h - 1) == (columns.min(), rows.min(), columns.max(), rows.max())
+        assert annotation["area"] == mask.sum() > 0
+        assert not semantic[annotation["image_id"]][mask].any()  # what a later digit hides belongs to that one alone
+        semantic[annotation["image_id"]][mask] = annotation["category_id"] + 1
+    for image in coco["images"]:
+        saved = np.array(Image.open(scenes / "semantic" / split / image["file_name"].replace("jpg", "png")))
+        assert np.array_equal(saved, semantic[image["id"]])
+        assert saved.any()
+
+
+def test_masks_lie_on_the_digits(scenes: Path):
+    """Inside a mask the picture has one colour, as a digit is painted in one: far less spread than its surroundings."""
+    coco = annotations(scenes, "train")
+    inside, around = [], []
+    for annotation in coco["annotations"]:
+        picture = np.array(Image.open(scenes / "images/train" / f"{annotation['image_id']:06d}.jpg")).astype(float)
+        mask = decode(annotation["segmentation"])
+        x, y, w, h = annotation["bbox"]
+        box = np.zeros_like(mask)
+        box[y : y + h, x : x + w] = True
+        inside.append(np.median(np.abs(picture[mask] - np.median(picture[mask], 0))))
+        around.append(np.median(np.abs(picture[box] - np.median(picture[mask], 0))))
+    assert np.mean(inside) < 0.25 * np.mean(around)
+
+
+def test_pycocotools_reads_the_masks(scenes: Path):
+    coco_api = pytest.importorskip("pycocotools.coco")
+    coco = coco_api.COCO(scenes / "annotations" / "instances_val.json")
+    for annotation in coco.loadAnns(coco.getAnnIds()):
+        assert np.array_equal(coco.annToMask(annotation).astype(bool), decode(annotation["segmentation"]))
+
+
+@pytest.mark.parametrize("mask", [
+    np.zeros((3, 4), bool), np.ones((3, 4), bool), np.eye(5, dtype=bool), np.arange(12).reshape(3, 4) % 3 == 0])
+def test_run_lengths(mask: np.ndarray):
+    counts = run_lengths(mask)
+    assert sum(counts) == mask.size
+    assert np.array_equal(decode({"size": mask.shape, "counts": counts}), mask)
+
+
+def test_same_arguments_same_pictures(scenes: Path, tmp_path):
+    again = make_digit_scenes(tmp_path / "again", images=11, size=128, seed=3)
+    other = make_digit_scenes(tmp_path / "other", images=11, size=128, seed=4)
+    files = [p.relative_to(scenes) for p in sorted(scenes.rglob("*")) if p.is_file()]
+    assert all((scenes / f).read_bytes() == (again / f).read_bytes() for f in files)
+    assert any((scenes / f).read_bytes() != (other / f).read_bytes() for f in files if f.suffix == ".jpg")
+
+
+def test_validation_digits_and_photograph_parts_are_not_trained_on():
+    train, val = digit_scenes._split(1797)
+    assert sorted([*train, *val]) == list(range(1797))
+    left, right = digit_scenes._halves(np.arange(20).reshape(1, 20))
+    assert sorted([*left[0], *right[0]]) == list(range(20))
+
+
+def test_nothing_is_overwritten_without_force_nor_lost_on_failure(tmp_path, monkeypatch):
+    out = tmp_path / "scenes"
+    out.mkdir()
+    (out / "mine.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match="--force"):
+        make_digit_scenes(out, images=5, size=64)
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(digit_scenes, "_coco", fail)
+        with pytest.raises(OSError, match="disk full"):
+            make_digit_scenes(out, images=5, size=64, force=True)
+    assert (out / "mine.txt").read_text() == "precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["scenes"]
+    make_digit_scenes(out, images=5, size=64, force=True)
+    assert not (out / "mine.txt").exists()
+    assert (out / "README.txt").exists()
+
+
+@pytest.mark.parametrize("arguments", [dict(images=4), dict(size=63), dict(seed=-1)])
+def test_bad_arguments(tmp_path, arguments: dict):
+    name, value = next(iter(arguments.items()))
+    with pytest.raises(ValueError, match=f"{name}={value}; allowed: an integer >="):
+        make_digit_scenes(tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tool(tmp_path):
+    command = [sys.executable, str(ROOT / "tools/make_digit_scenes.py"), "out", "--images", "5", "--size", "64"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "out/README.txt" in done.stdout
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 1
+    assert again.stderr.strip() == "make_digit_scenes: out exists: give another folder, or --force to replace it"

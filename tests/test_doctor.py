@@ -1,0 +1,162 @@
+"""The doctor: right about a sound stack, and about each thing that can be wrong with one."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+from conftest import ROOT
+
+from mmgcvit import doctor
+
+
+def finding(name: str) -> doctor.Finding:
+    return next(f for f in doctor.examine() if f.name == name)
+
+
+def broken(monkeypatch, module: str, error: Exception) -> None:
+    """Let importing ``module`` raise ``error``."""
+    real = importlib.import_module
+
+    def fake(name: str, *args):
+        if name == module:
+            raise error
+        return real(name, *args)
+
+    monkeypatch.setattr(importlib, "import_module", fake)
+
+
+def versions(monkeypatch, **changed: str | None) -> None:
+    """Let distributions (with _ for -) have other versions; None for absent."""
+    real = metadata.version
+
+    def fake(name: str) -> str:
+        key = name.replace("-", "_")
+        if key not in changed:
+            return real(name)
+        if changed[key] is None:
+            raise metadata.PackageNotFoundError(name)
+        return changed[key]
+
+    monkeypatch.setattr(metadata, "version", fake)
+
+
+def test_a_sound_stack(capsys):
+    pytest.importorskip("mmcv._ext")
+    assert doctor.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:9]] == [
+        "Python", "torch", "torchvision", "timm", "mmengine", "mmcv", "mmdet", "mmseg", "mmcv._ext"]
+    assert lines[-1] == "all that is needed is there"
+
+
+def test_the_command(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "mmgcvit", "doctor"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "mmcv._ext" in done.stdout
+
+
+@pytest.mark.parametrize("name", doctor.NEEDED)
+def test_what_the_backbone_needs_is_wrong_when_missing(monkeypatch, capsys, name: str):
+    broken(monkeypatch, name, ModuleNotFoundError(f"No module named {name!r}", name=name))
+    assert finding(name).state == "wrong"
+    assert "not installed" in finding(name).problem
+    assert "pip install" in finding(name).mend
+    assert doctor.main() == 1
+    assert finding(name).mend in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["mmdet", "mmseg"])
+def test_detection_and_segmentation_may_be_absent(monkeypatch, name: str):
+    broken(monkeypatch, name, ModuleNotFoundError(f"No module named {name!r}", name=name))
+    assert finding(name).state == "absent"
+    assert doctor.main() == 0
+
+
+def test_mmcv_is_needed_by_mmdet(monkeypatch):
+    pytest.importorskip("mmdet")
+    broken(monkeypatch, "mmcv", ModuleNotFoundError("No module named 'mmcv'", name="mmcv"))
+    assert finding("mmcv").state == "wrong"
+    assert "MMCV_WITH_OPS=1" in finding("mmcv").mend
+
+
+def test_missing_ops(monkeypatch):
+    pytest.importorskip("mmcv._ext")
+    broken(monkeypatch, "mmcv._ext", ImportError("undefined symbol: _ZN3c10"))
+    wrong = finding("mmcv._ext")
+    assert wrong.state == "wrong"
+    assert "undefined symbol" in wrong.problem
+    assert "MMCV_WITH_OPS=1" in wrong.mend
+    assert "--no-cache-dir" in wrong.mend
+
+
+def test_torch_and_torchvision_of_different_builds(monkeypatch):
+    broken(monkeypatch, "torchvision", RuntimeError("operator torchvision::nms does not exist"))
+    assert "different builds" in finding("torchvision").problem
+    assert "torch torchvision" in finding("torchvision").mend
+
+
+def test_versions_that_do_not_fit(monkeypatch):
+    versions(monkeypatch, timm="1.0.30", torch="2.0.1")
+    assert "mmgcvit asks for >=1.0.31" in finding("timm").problem
+    assert "asks for" in finding("torch").problem
+    assert doctor.main() == 1
+
+
+def test_two_mmengines(monkeypatch):
+    versions(monkeypatch, mmengine="0.10.7", onedl_mmengine="0.10.12")
+    assert "two distributions" in finding("mmengine twice").problem
+    assert "pip uninstall -y onedl-mmengine mmengine" in finding("mmengine twice").mend
+
+
+def test_an_assertion_about_mmcv_is_shown(monkeypatch):
+    pytest.importorskip("mmdet")
+    broken(monkeypatch, "mmdet", AssertionError("MMCV==2.2.0 is used but incompatible. Please install mmcv<2.2.0"))
+    assert "mmcv<2.2.0" in finding("mmdet").problem
+
+
+def test_an_old_python(monkeypatch):
+    monkeypatch.setattr(doctor, "PYTHON", (99, 0))
+    assert finding("Python").state == "wrong"
+
+
+def test_the_package_imports_without_mmengine_and_says_why_there_is_no_backbone(monkeypatch):
+    real = builtins.__import__
+
+    def fake(name: str, *args, **kwargs):
+        if name.split(".")[0] == "mmengine":
+            raise ModuleNotFoundError("No module named 'mmengine'", name="mmengine")
+        return real(name, *args, **kwargs)
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "mmgcvit"]:
+        monkeypatch.delitem(sys.modules, name)
+    with monkeypatch.context() as without:
+        without.setattr(builtins, "__import__", fake)
+        package = importlib.import_module("mmgcvit")
+    with pytest.raises(ImportError, match="No module named 'mmengine'.*doctor"):
+        _ = package.GCViT
+    with pytest.raises(AttributeError):
+        _ = package.nothing
+
+
+def test_importing_needs_neither_mmcv_nor_mmdet_nor_mmseg(tmp_path):
+    """The backbone works, and is registered, where only torch, timm and mmengine can be imported."""
+    code = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'timm'):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse())
+import torch, mmgcvit
+from mmengine.registry import MODELS
+model = MODELS.build(dict(type='GCViT', arch='xxtiny'))
+print([tuple(m.shape) for m in model(torch.zeros(2, 3, 32, 32))])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          env={"PYTHONPATH": str(ROOT), "PATH": ""})
+    assert done.stdout.strip() == "[(2, 64, 8, 8), (2, 128, 4, 4), (2, 256, 2, 2), (2, 512, 1, 1)]", done.stderr

@@ -1,0 +1,103 @@
+"""What a user gets from an installed wheel: the package, its configs and its tools, away from the source tree."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+
+def run(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess:
+    done = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True, env={**os.environ, **env})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy of what git would pack, so that no earlier build's leavings are in it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    files = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
+                           capture_output=True, check=True).stdout.decode().split("\0")
+    for name in filter(None, files):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source, cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory) -> Path:
+    """A fresh environment with the wheel in it; the stack is shared with this one by a .pth file.
+
+    A folder that comes in by a .pth file is not searched for further .pth files, so the editable install of the
+    project, which is one, does not come along.
+    """
+    folder = tmp_path_factory.mktemp("environment")
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
+    python = folder / "venv/bin/python"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).stdout.strip())
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=folder)
+    (site / "stack.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+def test_the_wheel_holds_configs_and_tools_as_openmmlab_packages_do(wheel: Path):
+    with zipfile.ZipFile(wheel) as file:
+        names = set(file.namelist())
+    tracked = subprocess.run(["git", "ls-files", "configs", "tools"], cwd=ROOT, capture_output=True, text=True)
+    files = tracked.stdout.split()
+    assert len(files) > 10
+    for name in [*files, "model-index.yml"]:
+        assert f"mmgcvit/.mim/{name}" in names
+    assert "mmgcvit/py.typed" in names
+    assert not any("__pycache__" in n or n.startswith("tests") for n in names)
+
+
+def test_configs_are_found_from_the_installed_wheel(python: Path, tmp_path: Path):
+    pytest.importorskip("mmdet")
+    (tmp_path / "mine.py").write_text("_base_ = 'mmgcvit::detection/mask-rcnn_gcvit-tiny_fpn_1x_coco.py'\n"
+                                      "model = dict(backbone=dict(arch='xxtiny'))\n")
+    code = """
+import sys, mmgcvit
+from mmengine.config import Config
+assert mmgcvit.__file__.startswith(sys.prefix), mmgcvit.__file__
+cfg = Config.fromfile('mine.py')
+print(cfg.model.backbone.type, cfg.model.backbone.arch, cfg.model.type)
+from mmengine.hub import get_config
+print(get_config('mmgcvit::detection/mask-rcnn_gcvit-tiny_fpn_1x_coco.py').model.backbone.arch)
+"""
+    assert run(python, "-c", code, cwd=tmp_path).stdout.splitlines()[-2:] == ["GCViT xxtiny MaskRCNN", "tiny"]
+
+
+def test_doctor_and_tools_run_from_the_installed_wheel(python: Path, tmp_path: Path):
+    pytest.importorskip("mmdet")
+    assert "all that is needed is there" in run(python.parent / "mmgcvit", "doctor", cwd=tmp_path).stdout
+    tools = run(python, "-c", "import mmgcvit, os; print(os.path.dirname(mmgcvit.__file__))", cwd=tmp_path).stdout
+    tools = Path(tools.strip()) / ".mim" / "tools"
+    for tool in ("train.py", "test.py", "image_demo.py", "make_digit_scenes.py"):
+        assert "usage:" in run(python, tools / tool, "--help", cwd=tmp_path).stdout
+    for script in ("dist_train.sh", "dist_test.sh", "slurm_train.sh"):
+        assert os.access(tools / script, os.X_OK)
+
+
+def test_mim_trains_from_the_installed_wheel(python: Path, tmp_path: Path):
+    pytest.importorskip("mim")
+    pytest.importorskip("sklearn")
+    from mmgcvit.datasets.digit_scenes import make_digit_scenes
+
+    make_digit_scenes(tmp_path / "data/digit_scenes", images=10, size=128)
+    done = run(python, "-m", "mim", "train", "mmgcvit", "mask-rcnn_gcvit-nano_fpn_digits.py", "--gpus", "0",
+               "--work-dir", "work", "--cfg-options", "train_cfg.max_iters=2", "train_cfg.val_interval=2",
+               cwd=tmp_path, HOME=str(tmp_path))
+    assert "Training finished successfully" in done.stdout
+    assert (tmp_path / "work/iter_2.pth").is_file()

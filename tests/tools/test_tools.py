@@ -1,0 +1,138 @@
+"""The commands, as a user types them: train, resume, test with pictures, detect on a folder; and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+pytest.importorskip("mmcv._ext")
+pytest.importorskip("sklearn")
+
+CONFIG = str(ROOT / "configs/detection/mask-rcnn_gcvit-nano_fpn_digits.py")
+SHORT = ["--cfg-options", "train_cfg.max_iters=4", "train_cfg.val_interval=4", "default_hooks.checkpoint.interval=2",
+         "train_dataloader.num_workers=0", "train_dataloader.persistent_workers=False",
+         "default_hooks.logger.interval=1"]  # fmt: skip
+
+
+def run(tool: str, *arguments: str | Path, cwd: Path, ok: bool = True) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "tools" / tool), *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert (done.returncode == 0) == ok, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with digit scenes and a training run of four iterations."""
+    from mmgcvit.datasets.digit_scenes import make_digit_scenes
+
+    folder = tmp_path_factory.mktemp("user")
+    make_digit_scenes(folder / "data/digit_scenes", images=10, size=128)
+    done = run("train.py", CONFIG, "--work-dir", "work", *SHORT, cwd=folder)
+    assert "coco/segm_mAP" in done.stdout
+    return folder
+
+
+def test_train(trained: Path):
+    assert {p.name for p in (trained / "work").glob("*.pth")} == {"iter_2.pth", "iter_4.pth"}
+    assert (trained / "work/last_checkpoint").is_file()
+
+
+def test_resume_goes_on_from_the_newest_checkpoint(trained: Path):
+    longer = [o.replace("max_iters=4", "max_iters=6").replace("val_interval=4", "val_interval=6") for o in SHORT]
+    done = run("train.py", CONFIG, "--work-dir", "work", "--resume", *longer, cwd=trained)
+    assert "resumed epoch: 0, iter: 4" in done.stdout
+    assert "Iter(train) [5/6]" in done.stdout
+    assert "Iter(train) [4/6]" not in done.stdout
+    assert (trained / "work/iter_6.pth").is_file()
+
+
+def test_resume_from_a_named_checkpoint(trained: Path):
+    done = run("train.py", CONFIG, "--work-dir", "named", "--resume", "work/iter_2.pth", *SHORT, cwd=trained)
+    assert "Iter(train) [3/4]" in done.stdout
+    assert "Iter(train) [2/4]" not in done.stdout
+
+
+def test_test_draws_truth_beside_prediction(trained: Path):
+    done = run("test.py", CONFIG, "work/iter_4.pth", "--work-dir", "tested", "--show-dir", "pictures", cwd=trained)
+    assert "coco/bbox_mAP_50" in done.stdout
+    pictures = sorted((trained / "pictures").iterdir())
+    assert len(pictures) == 2
+    assert Image.open(pictures[0]).size == (512, 256)  # two pictures of 256 x 256 side by side
+
+
+def test_image_demo_on_a_folder(trained: Path):
+    scenes = trained / "data/digit_scenes/images/val"
+    done = run("image_demo.py", scenes, CONFIG, "work/iter_4.pth", "--out-dir", "found", "--batch-size", "2",
+               cwd=trained)
+    assert "2 pictures: drawings in found/vis, predictions in found/preds" in done.stdout
+    assert sorted(p.name for p in (trained / "found/vis").iterdir()) == ["000000.jpg", "000001.jpg"]
+    for path in sorted((trained / "found/preds").iterdir()):
+        found = json.loads(path.read_text())
+        assert len(found["labels"]) == len(found["scores"]) == len(found["bboxes"])
+
+
+def test_auto_scale_lr(trained: Path):
+    done = run("train.py", CONFIG, "--work-dir", "scaled", "--auto-scale-lr", *SHORT, "train_dataloader.batch_size=2",
+               cwd=trained)
+    assert "LR has been automatically scaled from 0.001 to 0.0005" in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here mixed precision works")
+def test_amp_without_a_gpu_says_so(trained: Path):
+    done = run("train.py", CONFIG, "--work-dir", "amp", "--amp", *SHORT, cwd=trained, ok=False)
+    assert done.stderr.strip().splitlines()[-1].startswith("train: --amp needs a GPU")
+
+
+@pytest.mark.slow
+def test_two_processes_train(trained: Path):
+    # The tools call `python`: let it be this one.
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PORT": "29517",
+           "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(ROOT / "tools/dist_train.sh"), CONFIG, "2", "--work-dir", "two", *SHORT], cwd=trained,
+                          capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (trained / "two/iter_4.pth").is_file()
+    done = subprocess.run([str(ROOT / "tools/dist_test.sh"), CONFIG, "two/iter_4.pth", "2", "--work-dir", "two"],
+                          cwd=trained, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "coco/bbox_mAP" in done.stdout
+
+
+@pytest.mark.parametrize(("tool", "arguments", "message"), [
+    ("train.py", ["nothing.py"], "train: config 'nothing.py': there is no such file"),
+    ("train.py", ["mmgcvit::detection/nothing.py"], "there is no such file"),
+    ("train.py", [CONFIG, "--resume", "no.pth"], "train: checkpoint to resume from 'no.pth': there is no such file"),
+    ("test.py", [CONFIG, "no.pth"], "test: checkpoint 'no.pth': there is no such file"),
+    ("image_demo.py", ["no.jpg", CONFIG, CONFIG], "image_demo: input 'no.jpg': there is no such picture or folder"),
+    ("image_demo.py", [".", CONFIG, CONFIG], "image_demo: input '.': no pictures in this folder"),
+    ("image_demo.py", [".", CONFIG, "no.pth"], "image_demo: checkpoint 'no.pth': there is no such file"),
+])
+def test_what_is_not_there_is_named(tmp_path: Path, tool: str, arguments: list[str], message: str):
+    done = run(tool, *arguments, cwd=tmp_path, ok=False)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_config_of_the_package_by_name():
+    from mmgcvit.apis import load_config
+
+    cfg = load_config("mmgcvit::detection/mask-rcnn_gcvit-tiny_fpn_1x_coco.py", launcher="none")
+    assert cfg.work_dir == "work_dirs/mask-rcnn_gcvit-tiny_fpn_1x_coco"
+    with pytest.raises(ValueError, match="launcher='ssh'; allowed: none, pytorch"):
+        load_config(CONFIG, launcher="ssh")
+
+
+def test_scripts_say_how_they_are_used():
+    for script in ("dist_train.sh", "dist_test.sh", "slurm_train.sh", "install.sh"):
+        done = subprocess.run([str(ROOT / "tools" / script)], capture_output=True, text=True)
+        assert done.returncode != 0
+        assert "usage:" in done.stderr

@@ -1,0 +1,23 @@
+"""Evaluate a checkpoint, of any task: python tools/test.py CONFIG CHECKPOINT [--show-dir DIR] ..."""
+
+import argparse
+import sys
+
+from mmgcvit import apis
+
+
+def main() -> None:
+    """Read the arguments and test."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    apis.add_runner_arguments(parser)
+    parser.add_argument("checkpoint", help="checkpoint file or URL")
+    parser.add_argument("--show-dir", help="folder for pictures: truth on the left, prediction on the right")
+    args = parser.parse_args()
+    try:
+        apis.test(apis.config_from_arguments(args), args.checkpoint, args.show_dir)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"test: {error}")
+
+
+if __name__ == "__main__":
+    main()
