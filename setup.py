@@ -47,6 +47,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["mmgcvit", "mmgcvit.*"]),
+    package_data={"mmgcvit": ["py.typed"]},
     cmdclass={"build_py": BuildWithMim},
     # The backbone needs these three. mmengine is left to the extras: `mmengine` and `onedl-mmengine` install the
     # same package folder, so a requirement on either would break whoever has the other.

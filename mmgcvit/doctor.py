@@ -153,6 +153,8 @@ def _module(name: str, stack: str) -> Finding:
         problem = " ".join(str(error).split())
         if name == "torchvision" and "nms" in problem:
             problem += " (torch and torchvision are of different builds)"
+        if "libGL" in problem:  # opencv-python wants it from the system; its headless twin has the same cv2 without
+            mend = "pip install --force-reinstall --no-deps opencv-python-headless"
         return Finding(name, version or "?", "wrong", f"cannot be imported: {problem}", mend)
     return Finding(name, str(getattr(module, "__version__", version)))
 

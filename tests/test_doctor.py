@@ -137,7 +137,7 @@ def test_the_package_imports_without_mmengine_and_says_why_there_is_no_backbone(
     with monkeypatch.context() as without:
         without.setattr(builtins, "__import__", fake)
         package = importlib.import_module("mmgcvit")
-    with pytest.raises(ImportError, match="No module named 'mmengine'.*doctor"):
+    with pytest.raises(ImportError, match=r"No module named 'mmengine'.*doctor"):
         _ = package.GCViT
     with pytest.raises(AttributeError):
         _ = package.nothing
@@ -160,3 +160,10 @@ print([tuple(m.shape) for m in model(torch.zeros(2, 3, 32, 32))])
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
                           env={"PYTHONPATH": str(ROOT), "PATH": ""})
     assert done.stdout.strip() == "[(2, 64, 8, 8), (2, 128, 4, 4), (2, 256, 2, 2), (2, 512, 1, 1)]", done.stderr
+
+
+def test_a_system_without_libgl(monkeypatch):
+    error = ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
+    broken(monkeypatch, "mmcv", error)
+    assert finding("mmcv").state == "wrong"
+    assert "opencv-python-headless" in finding("mmcv").mend

@@ -12,7 +12,7 @@ def main() -> None:
     parser.add_argument("inputs", help="picture, or folder of pictures")
     parser.add_argument("config", help="config file, or mmgcvit::detection/... for one of the package's own")
     parser.add_argument("checkpoint", help="checkpoint file or URL")
-    parser.add_argument("--out-dir", default="outputs", help="drawings go into its vis/, JSON into its preds/ (outputs)")
+    parser.add_argument("--out-dir", default="outputs", help="gets drawings in vis/ and JSON in preds/ (outputs)")
     parser.add_argument("--device", help="cpu, cuda:0, ... (a GPU where there is one)")
     parser.add_argument("--score-thr", type=float, default=0.3, help="boxes under this score are not drawn (0.3)")
     parser.add_argument("--batch-size", type=int, default=1, help="pictures at a time (1)")

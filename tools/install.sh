@@ -20,6 +20,7 @@ fi
 
 "$python" -c 'import sys; ok = (3, 10) <= sys.version_info[:2] <= (3, 13)
 sys.exit(None if ok else f"install.sh: Python {sys.version.split()[0]} does not fit: 3.10 to 3.13 (set PYTHON=...)")'
+command -v c++ >/dev/null || { echo "install.sh: no C++ compiler to build mmcv with: apt-get install build-essential" >&2; exit 1; }
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 say() { printf '\n==> %s\n' "$*"; }
@@ -54,6 +55,11 @@ say "the rest of the stack, and mmgcvit (editable)"
 extras=$stack,test,dev
 [ "$stack" != onedl ] || extras+=,mim # OpenMMLab's own mim asks for a setuptools that cannot build mmcv
 pip install -q --no-build-isolation -c "$pins" -e ".[$extras]"
+# opencv-python wants the system's libGL, which servers and containers often lack; its headless twin has the same cv2.
+if ! "$venv/bin/python" -c 'import cv2' 2>/dev/null; then
+  opencv=$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("opencv-python"))')
+  pip install -q --no-deps --force-reinstall "opencv-python-headless==$opencv"
+fi
 
 "$venv/bin/python" -m mmgcvit doctor
 echo "$state" >"$stamp"

@@ -1,9 +1,10 @@
-# Mask R-CNN on your own pictures. Copy this file and change two things: where the data is, and the class names.
+# Mask R-CNN on your own pictures. Copy this file to where you like, change two things, where the data is and the class
+# names, and give the copy to tools/train.py.
 #
 #   data_root/images/      the pictures
 #   data_root/train.json   COCO instance annotations (boxes and polygons or run lengths)
 #   data_root/val.json     the same, of pictures that are not in train.json
-_base_ = './_base_/mask-rcnn_gcvit-nano_fpn.py'
+_base_ = 'mmgcvit::detection/_base_/mask-rcnn_gcvit-nano_fpn.py'
 
 data_root = 'data/my_data/'
 classes = ('cat', 'dog')  # as in the categories of train.json; one class: ('cat', )
@@ -28,7 +29,6 @@ test_pipeline = [
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
-    batch_size=2,
     dataset=dict(
         data_root=data_root,
         ann_file='train.json',
@@ -36,7 +36,6 @@ train_dataloader = dict(
         metainfo=dict(classes=classes),
         pipeline=train_pipeline))
 val_dataloader = dict(
-    batch_size=1,
     dataset=dict(
         data_root=data_root,
         ann_file='val.json',
@@ -46,12 +45,3 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'val.json')
 test_evaluator = val_evaluator
-
-max_iters = 800
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 4)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters, T_max=max_iters - 50, eta_min_ratio=0.01),
-]
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=200, max_keep_ckpts=3), logger=dict(interval=25))
-log_processor = dict(by_epoch=False, window_size=25)

@@ -64,10 +64,8 @@ class Block(nn.Module):
         # A map, cut or not, has its pictures first, but for maps of several windows: there they are third.
         picture_axis = 2 if grid.divides and not grid.single else 0
         y = self.norm1(x)
-        if grid.divides:
-            y = self.attn(y, global_query)
-        else:
-            y = grid.merge(self.attn(grid.partition(y), global_query))
+        windows = self.attn(y if grid.divides else grid.partition(y), global_query)
+        y = windows if grid.divides else grid.merge(windows)
         x = x + drop_path(self._scale(y, self.gamma1), self.drop_path_rate, picture_axis, self.training)
         y = self.mlp(self.norm2(x))
         return x + drop_path(self._scale(y, self.gamma2), self.drop_path_rate, picture_axis, self.training)
@@ -187,7 +185,8 @@ class GCViT(BaseModule):
         _check_integers("global_query_reductions", global_query_reductions, STAGES, STAGES, 0)
         _check_integers("out_indices", out_indices, 1, STAGES, 0)
         if sorted(set(out_indices)) != list(out_indices) or out_indices[-1] >= STAGES:
-            raise ValueError(f"out_indices={tuple(out_indices)!r}; allowed: rising stage numbers from 0 to {STAGES - 1}")
+            raise ValueError(f"out_indices={tuple(out_indices)!r}; "
+                             f"allowed: rising stage numbers from 0 to {STAGES - 1}")
         check_rate("drop_rate", drop_rate)
         check_rate("attn_drop_rate", attn_drop_rate)
 

@@ -85,9 +85,9 @@ def test_batch_invariance_to_quite_other_neighbours(tiny_model, pad: str):
         alone = model(picture)
         first = model(torch.cat([picture, neighbour, neighbour]))
         last = model(torch.cat([neighbour, neighbour, picture]))
-    for a, f, l in zip(alone, first, last, strict=True):
+    for a, f, z in zip(alone, first, last, strict=True):
         assert relative_error(f[:1], a) < 1e-5
-        assert relative_error(l[2:], a) < 1e-5
+        assert relative_error(z[2:], a) < 1e-5
 
 
 def test_pad_modes_agree_at_multiples_only(tiny_model):
@@ -114,7 +114,7 @@ def test_input_mode_is_the_model_on_the_padded_picture(tiny_model):
             assert torch.equal(small, large[:, :, : small.shape[2], : small.shape[3]])
 
 
-@pytest.mark.parametrize(("windows", "multiple"), [(None, 224), (8, 256), ((24, 24, 24, 24), 768), ((7, 7, 14, 7), 224)])
+@pytest.mark.parametrize(("windows", "multiple"), [(None, 224), (8, 256), ((24,) * 4, 768), ((7, 7, 14, 7), 224)])
 def test_pad_multiple(windows, multiple: int):
     with torch.device("meta"):
         assert GCViT("xxtiny", window_size=windows).pad_multiple == multiple

@@ -13,7 +13,7 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type='GCViT',
-        arch=dict(embed_dims=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), mlp_ratio=3, drop_path_rate=0.05),
+        arch=dict(embed_dims=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), mlp_ratio=3),
         # pictures are padded to multiples of 32 x 4 = 128 pixels
         window_size=(4, 4, 8, 4)),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=width),
@@ -31,11 +31,20 @@ model = dict(
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0., custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.))),
-    clip_grad=dict(max_norm=1., norm_type=2))
+    clip_grad=dict(max_norm=5., norm_type=2))
 
-# Trained on a CPU as well as on a GPU: few pictures, so one worker and frequent reports.
-train_dataloader = dict(batch_size=4, num_workers=1, persistent_workers=True)
-val_dataloader = dict(batch_size=4, num_workers=1, persistent_workers=True)
+# By iterations, as a small data set's epoch is over before it says anything. The sampler is endless: mmengine waits two
+# seconds wherever a finite one starts again.
+max_iters = 1000
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 2)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters, T_max=max_iters - 50, eta_min_ratio=0.01),
+]
+train_dataloader = dict(batch_size=2, num_workers=1, sampler=dict(type='InfiniteSampler'))
+val_dataloader = dict(num_workers=1)
 test_dataloader = val_dataloader
-auto_scale_lr = dict(enable=False, base_batch_size=4)
-env_cfg = dict(dist_cfg=dict(backend='gloo'))
+auto_scale_lr = dict(enable=False, base_batch_size=2)
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=max_iters // 2), logger=dict(interval=25))
+log_processor = dict(by_epoch=False, window_size=25)
+env_cfg = dict(dist_cfg=dict(backend='gloo'))  # works without a GPU too
