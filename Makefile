@@ -25,13 +25,12 @@ install:
 	@tools/install.sh onedl $(VENV)
 
 demo: install
-	@[ -f $(DIGITS)/README.txt ] || $(RUN) tools/make_digit_scenes.py $(DIGITS) --images 1000
+	@[ -f $(DIGITS)/README.txt ] || $(RUN) tools/make_digit_scenes.py $(DIGITS)
 	@rm -rf $(DEMO)
 	$(RUN) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO)
-	$(RUN) tools/test.py $(DEMO_CONFIG) $(DEMO)/last.pth --work-dir $(DEMO)/test --show-dir $(DEMO)/pictures
-	$(RUN) tools/image_demo.py $(DIGITS)/images/val/000000.jpg $(DEMO_CONFIG) $(DEMO)/last.pth --out-dir $(DEMO)/inference
+	$(RUN) tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)" --work-dir $(DEMO)/test --show-dir $(DEMO)/pictures
 	@echo
-	@echo 'truth (left) beside prediction (right): $(DEMO)/pictures'
+	@echo 'what it finds in pictures that it was not trained on, truth left, prediction right: $(DEMO)/pictures'
 
 test: install
 	$(RUN) -m pytest -m 'not slow'

@@ -12,14 +12,12 @@ classes = ('cat', 'dog')  # as in the categories of train.json; one class: ('cat
 # Nothing below needs a change. The base is small enough to learn from scratch on a CPU, in minutes.
 model = dict(roi_head=dict(bbox_head=dict(num_classes=len(classes)), mask_head=dict(num_classes=len(classes))))
 
-scale = (512, 384)  # long and short side, in pixels, that pictures are brought to
+scale = (480, 320)  # pictures are brought inside this: long and short side, in pixels
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomResize', scale=scale, ratio_range=(0.75, 1.25), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(384, 512)),
+    dict(type='Resize', scale=scale, keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 CLASSES = tuple("0123456789")
 SPLITS = ("train", "val")
-VAL_SHARE = 5  # every fifth scene and digit is for validation
+VAL_SCENES, VAL_DIGITS = 10, 5  # every tenth scene and every fifth digit is for validation
 SINGLE_SIZE = 64  # side of the pictures of single digits, in pixels
 README = """Digit scenes, made by tools/make_digit_scenes.py --images {images} --size {size} --seed {seed}
 
@@ -31,7 +31,7 @@ Photographs: scikit-learn's load_sample_images (CC BY).
 """
 
 
-def make_digit_scenes(out: str | Path, images: int = 500, size: int = 256, seed: int = 0, force: bool = False) -> Path:
+def make_digit_scenes(out: str | Path, images: int = 1000, size: int = 256, seed: int = 0, force: bool = False) -> Path:
     """Write scenes with instance annotations and label maps, and a folder tree of single digits.
 
     The same arguments give the same pictures. Everything is written beside ``out`` first and then renamed, so that
@@ -39,7 +39,7 @@ def make_digit_scenes(out: str | Path, images: int = 500, size: int = 256, seed:
 
     Args:
         out: folder to make.
-        images: scenes in all; every fifth is a validation scene.
+        images: scenes in all; every tenth is a validation scene.
         size: side of a scene, in pixels.
         seed: of colours, sizes, turns and places.
         force: replace ``out`` if it exists.
@@ -48,11 +48,11 @@ def make_digit_scenes(out: str | Path, images: int = 500, size: int = 256, seed:
         ``out``.
 
     Raises:
-        ValueError: fewer than 5 images, a size under 64 pixels, or a negative seed.
+        ValueError: fewer than 10 images, a size under 64 pixels, or a negative seed.
         FileExistsError: ``out`` exists and ``force`` is not given.
     """
-    if images < VAL_SHARE:
-        raise ValueError(f"images={images}; allowed: an integer >= {VAL_SHARE}, as every fifth is for validation")
+    if images < VAL_SCENES:
+        raise ValueError(f"images={images}; allowed: an integer >= {VAL_SCENES}, as every tenth is for validation")
     if size < 64:
         raise ValueError(f"size={size}; allowed: an integer >= 64 (pixels)")
     if seed < 0:
@@ -79,9 +79,9 @@ def _write_all(root: Path, images: int, size: int, seed: int) -> None:
     digits = load_digits()
     strokes, labels = digits.images / 16.0, digits.target
     photographs = load_sample_images().images
-    of_split = dict(zip(SPLITS, _split(len(labels)), strict=True))
+    of_split = dict(zip(SPLITS, _split(len(labels), VAL_DIGITS), strict=True))
     backgrounds = dict(zip(SPLITS, zip(*(_halves(p) for p in photographs), strict=True), strict=True))
-    counts = dict(zip(SPLITS, map(len, _split(images)), strict=True))
+    counts = dict(zip(SPLITS, map(len, _split(images, VAL_SCENES)), strict=True))
 
     with Progress() as progress:
         for split in SPLITS:
@@ -165,10 +165,10 @@ def run_lengths(mask: np.ndarray) -> list[int]:
     return np.diff(np.concatenate([[0], starts, [mask.size]])).tolist()
 
 
-def _split(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices for training and for validation."""
+def _split(count: int, share: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices for training and, one in ``share``, for validation."""
     indices = np.arange(count)
-    is_val = indices % VAL_SHARE == VAL_SHARE - 1
+    is_val = indices % share == share - 1
     return indices[~is_val], indices[is_val]
 
 

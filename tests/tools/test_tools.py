@@ -35,7 +35,7 @@ def trained(tmp_path_factory) -> Path:
     from mmgcvit.datasets.digit_scenes import make_digit_scenes
 
     folder = tmp_path_factory.mktemp("user")
-    make_digit_scenes(folder / "data/digit_scenes", images=10, size=128)
+    make_digit_scenes(folder / "data/digit_scenes", images=20, size=128)
     done = run("train.py", CONFIG, "--work-dir", "work", *SHORT, cwd=folder)
     assert "coco/segm_mAP" in done.stdout
     return folder
@@ -66,7 +66,7 @@ def test_test_draws_truth_beside_prediction(trained: Path):
     assert "coco/bbox_mAP_50" in done.stdout
     pictures = sorted((trained / "pictures").iterdir())
     assert len(pictures) == 2
-    assert Image.open(pictures[0]).size == (512, 256)  # two pictures of 256 x 256 side by side
+    assert Image.open(pictures[0]).size == (256, 128)  # two pictures of 128 x 128 side by side
 
 
 def test_image_demo_on_a_folder(trained: Path):

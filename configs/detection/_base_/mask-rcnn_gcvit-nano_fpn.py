@@ -14,8 +14,8 @@ model = dict(
         _delete_=True,
         type='GCViT',
         arch=dict(embed_dims=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), mlp_ratio=3),
-        # pictures are padded to multiples of 32 x 4 = 128 pixels
-        window_size=(4, 4, 8, 4)),
+        window_size=8,
+        pad='window'),  # small pictures: padding them to multiples of 256 would cost more than it does on COCO's
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=width),
     rpn_head=dict(in_channels=width, feat_channels=width),
     roi_head=dict(
