@@ -73,7 +73,7 @@ setup(
             "ftfy",
             "regex",
         ],
-        "mim": ["onedl-mim"],
+        "mim": ["openmim"],
         "test": ["pytest", "hypothesis", "scikit-learn", "h5py"],
         "dev": ["ruff", "setuptools", "wheel"],
     },

@@ -46,11 +46,13 @@ def test_trains_a_step_and_infers(config: str):
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     model.train()
-    losses = model.train_step(data, optim_wrapper)
-    assert losses["loss"].isfinite()
+    loss, losses = model.parse_losses(model(**model.data_preprocessor(data, True), mode="loss"))
     assert {"loss_rpn_cls", "loss_cls", "loss_bbox", "loss_mask"} <= set(losses)
+    assert loss.isfinite()
+    optim_wrapper.backward(loss)
     for name, parameter in model.named_parameters():
         assert not parameter.requires_grad or parameter.grad is not None, f"no gradient for {name}"
+    optim_wrapper.step()
     assert any(not torch.equal(p, before[n]) for n, p in model.named_parameters() if n.startswith("backbone."))
 
     model.eval()

@@ -81,9 +81,10 @@ def test_image_demo_on_a_folder(trained: Path):
 
 
 def test_auto_scale_lr(trained: Path):
-    done = run("train.py", CONFIG, "--work-dir", "scaled", "--auto-scale-lr", *SHORT, "train_dataloader.batch_size=2",
-               cwd=trained)
-    assert "LR has been automatically scaled from 0.001 to 0.0005" in done.stdout
+    run("train.py", CONFIG, "--work-dir", "scaled", "--auto-scale-lr", *SHORT, "train_dataloader.batch_size=4",
+        cwd=trained)
+    state = torch.load(trained / "scaled/iter_2.pth", weights_only=False)
+    assert {group["initial_lr"] for group in state["optimizer"]["param_groups"]} == {0.002}  # made for batches of 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here mixed precision works")
