@@ -13,6 +13,7 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import distributed as dist
 
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 
@@ -173,6 +174,15 @@ def config_from_arguments(args: argparse.Namespace) -> Config:
 
 
 def _build_runner(cfg: Config) -> Runner:
+    if cfg.launcher == "pytorch" and get_device() == "cpu":
+        # mmengine would give each process a GPU. It takes a process group that is there already as it is, and a
+        # wrapper's own arguments over its defaults.
+        if not dist.is_initialized():
+            dist.init_process_group("gloo")
+        cfg.model_wrapper_cfg = {
+            "type": "MMDistributedDataParallel", "broadcast_buffers": False,
+            "find_unused_parameters": cfg.get("find_unused_parameters", False),
+            **cfg.get("model_wrapper_cfg", {}), "device_ids": None}  # fmt: skip
     return Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
 
 

@@ -47,4 +47,3 @@ test_dataloader = val_dataloader
 auto_scale_lr = dict(enable=False, base_batch_size=2)
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=max_iters // 2), logger=dict(interval=25))
 log_processor = dict(by_epoch=False, window_size=25)
-env_cfg = dict(dist_cfg=dict(backend='gloo'))  # works without a GPU too
