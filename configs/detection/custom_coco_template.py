@@ -1,10 +1,10 @@
-# Mask R-CNN on your own pictures. Copy this file to where you like, change two things, where the data is and the class
+# Mask R-CNN on your own pictures. Copy this file beside itself, change two things, where the data is and the class
 # names, and give the copy to tools/train.py.
 #
 #   data_root/images/      the pictures
 #   data_root/train.json   COCO instance annotations (boxes and polygons or run lengths)
 #   data_root/val.json     the same, of pictures that are not in train.json
-_base_ = 'mmgcvit::detection/_base_/mask-rcnn_gcvit-nano_fpn.py'
+_base_ = './_base_/mask-rcnn_gcvit-nano_fpn.py'
 
 data_root = 'data/my_data/'
 classes = ('cat', 'dog')  # as in the categories of train.json; one class: ('cat', )

@@ -20,6 +20,7 @@ PUBLISHED_PARAMETERS = {  # of the classifiers with 1000 classes
     "xxtiny": 11_995_428, "xtiny": 19_981_294, "tiny": 28_221_974, "tiny2": 34_535_654,
     "small": 51_092_173, "small2": 68_615_197, "base": 90_320_836, "large": 202_075_570,
 }  # fmt: skip
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 SIZES = [(1, 1), (31, 33), (100, 260), (224, 224), (448, 672)]
 ALL_SUBSETS = [c for n in range(1, 5) for c in itertools.combinations(range(4), n)]
 
@@ -224,6 +225,8 @@ def test_drop_path_drops_whole_pictures(size: tuple[int, int], pad: str):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("pad", PAD_MODES)
 def test_autocast(tiny_model, dtype: torch.dtype, pad: str):
+    if dtype is torch.float16 and TORCH < (2, 2):
+        pytest.skip("torch 2.1 knows bfloat16 only under autocast on a CPU")
     model = tiny_model(pad=pad).train()
     pictures = torch.randn(2, 3, 50, 70)
     wanted = model(pictures)
@@ -246,6 +249,7 @@ def test_compile_without_graph_breaks(tiny_model, pad: str):
             assert relative_error(got, wanted) < 1e-5
 
 
+@pytest.mark.skipif(TORCH < (2, 2), reason="torch 2.1 cannot trace a checkpointed block")
 def test_compile_a_training_step_with_cp(tiny_model):
     model = tiny_model(with_cp=True).train()
     pictures = torch.randn(2, 3, 64, 64)

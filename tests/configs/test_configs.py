@@ -115,7 +115,7 @@ def test_the_template_asks_for_two_changes_only(tmp_path):
     changed = text.replace("'data/my_data/'", "'elsewhere/'").replace("('cat', 'dog')", "('date', 'fig', 'nut')")
     assert sum(a != b for a, b in zip(text.splitlines(), changed.splitlines(), strict=True)) == 2
     mine = tmp_path / "mine.py"
-    mine.write_text(changed)
+    mine.write_text(changed.replace("./_base_/", f"{template.parent}/_base_/"))  # as if it lay beside the template
     cfg = Config.fromfile(str(mine))
     assert "my_data" not in cfg.pretty_text
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
