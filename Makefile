@@ -30,7 +30,8 @@ demo: install
 	$(RUN) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO)
 	$(RUN) tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)" --work-dir $(DEMO)/test --show-dir $(DEMO)/pictures
 	@echo
-	@echo 'what it finds in pictures that it was not trained on, truth left, prediction right: $(DEMO)/pictures'
+	@echo 'pictures that it was not trained on, truth left, prediction right; the first of $(DEMO)/pictures:'
+	@ls $(DEMO)/pictures/*.jpg | head -n 5
 
 test: install
 	$(RUN) -m pytest -m 'not slow'

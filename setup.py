@@ -30,7 +30,9 @@ class BuildWithMim(build_py):
         for name in MIM:
             source = ROOT / name
             if source.is_dir():
-                shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+                # install.sh sets up a checkout: it has no business in a wheel
+                unwanted = shutil.ignore_patterns("__pycache__", "*.pyc", "install.sh")
+                shutil.copytree(source, target / name, ignore=unwanted)
             else:
                 shutil.copy2(source, target / name)
 
@@ -51,7 +53,7 @@ setup(
     cmdclass={"build_py": BuildWithMim},
     # The backbone needs these three. mmengine is left to the extras: `mmengine` and `onedl-mmengine` install the
     # same package folder, so a requirement on either would break whoever has the other.
-    install_requires=["torch>=2.1", "timm>=1.0.31"],
+    install_requires=["torch>=2.1", "timm>=1.0.31", "packaging"],
     extras_require={
         "onedl": [
             "torchvision",
@@ -73,8 +75,9 @@ setup(
             "ftfy",
             "regex",
         ],
+        "digits": ["scikit-learn", "pillow", "rich"],  # to make the digit scenes
         "mim": ["openmim"],
-        "test": ["pytest", "hypothesis", "scikit-learn", "h5py"],
+        "test": ["pytest", "hypothesis", "h5py"],
         "dev": ["ruff", "setuptools", "wheel"],
     },
     entry_points={"console_scripts": ["mmgcvit = mmgcvit.__main__:main"]},

@@ -10,9 +10,9 @@ try:
     from mmengine.config.utils import MODULE2PACKAGE
 
     from mmgcvit.backbone import GCViT
-except ImportError as _error:
-    # Something that the backbone needs is absent or broken. The package still imports, so that `mmgcvit doctor` can
-    # say what; whoever asks for the backbone gets the reason.
+except (ImportError, OSError, RuntimeError) as _error:
+    # Something that the backbone needs is absent or broken (a torch without its libraries raises OSError). The package
+    # still imports, so that `mmgcvit doctor` can say what; whoever asks for the backbone gets the reason.
     _reason = _error
 
     def __getattr__(name: str) -> object:

@@ -6,7 +6,9 @@ mmengine's Runner does the work, and mmdet's inferencer draws and writes predict
 from __future__ import annotations
 
 import argparse
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -16,6 +18,11 @@ from mmengine.runner import Runner
 from torch import distributed as dist
 
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+
+
+class UsageError(ValueError):
+    """Something that the user gave cannot be used; the message is for the user, without a traceback."""
 
 
 def load_config(config: str | Path, work_dir: str | None = None, cfg_options: dict | None = None,
@@ -29,17 +36,14 @@ def load_config(config: str | Path, work_dir: str | None = None, cfg_options: di
         launcher: one of 'none', 'pytorch', 'slurm', 'mpi'.
 
     Raises:
-        FileNotFoundError: there is no such config.
-        ValueError: an unknown launcher.
+        UsageError: there is no such config, or an unknown launcher.
     """
     if launcher not in LAUNCHERS:
-        raise ValueError(f"launcher={launcher!r}; allowed: {', '.join(LAUNCHERS)}")
+        raise UsageError(f"launcher={launcher!r}; allowed: {', '.join(LAUNCHERS)}")
     package, _, inside = str(config).partition("::")
     if package == "mmgcvit" and inside:
         config = Path(__file__).parent / ".mim" / "configs" / inside
-    if not Path(config).is_file():
-        raise FileNotFoundError(f"config {str(config)!r}: there is no such file")
-    cfg = Config.fromfile(str(config))
+    cfg = Config.fromfile(_existing("config", str(config)))
     if cfg_options:
         cfg.merge_from_dict(cfg_options)
     cfg.launcher = launcher
@@ -55,27 +59,30 @@ def train(cfg: Config, resume: str | bool = False, amp: bool = False, auto_scale
 
     Args:
         cfg: from :func:`load_config`.
-        resume: True: go on from the newest checkpoint of the work directory, if there is one; a path: from that one.
+        resume: True or 'auto': go on from the newest checkpoint of the work directory, if there is one; a file or URL:
+            from that one.
         amp: mixed precision.
         auto_scale_lr: scale the learning rate by the global batch size over the config's ``base_batch_size``.
 
     Raises:
-        ValueError: ``amp`` without a GPU, or ``auto_scale_lr`` without a ``base_batch_size`` in the config.
-        FileNotFoundError: the checkpoint to resume from is not there.
+        UsageError: ``amp`` without a GPU, ``auto_scale_lr`` without a ``base_batch_size`` in the config, a checkpoint
+            that is not there, or classes that are not the annotation file's (:func:`check_classes`).
     """
     if amp:
         if get_device() == "cpu":
-            raise ValueError("--amp needs a GPU: mmengine's mixed precision does not run on a CPU")
+            raise UsageError("--amp needs a GPU: mmengine's mixed precision does not run on a CPU")
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
     if auto_scale_lr:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
-            raise ValueError("--auto-scale-lr: the config has no auto_scale_lr.base_batch_size; add "
+            raise UsageError("--auto-scale-lr: the config has no auto_scale_lr.base_batch_size; add "
                              "auto_scale_lr = dict(base_batch_size=<global batch that its learning rate is meant for>)")
         cfg.auto_scale_lr.enable = True
     if resume:
         cfg.resume = True
-        cfg.load_from = None if resume is True else _existing("checkpoint to resume from", resume)
+        cfg.load_from = None if resume in (True, "auto") else _existing("checkpoint to resume from", resume)
+    for loader in ("train_dataloader", "val_dataloader"):
+        check_classes(cfg.get(loader))
     runner = _build_runner(cfg)
     runner.train()
     return runner
@@ -93,28 +100,30 @@ def test(cfg: Config, checkpoint: str, show_dir: str | None = None) -> dict[str,
         The metrics.
 
     Raises:
-        FileNotFoundError: the checkpoint is not there.
-        ValueError: ``show_dir`` with a config that has no visualization hook.
+        UsageError: the checkpoint is not there, ``show_dir`` with a config whose visualization hook is not mmdet's, or
+            classes that are not the annotation file's (:func:`check_classes`).
     """
-    cfg.load_from = checkpoint if "://" in checkpoint else _existing("checkpoint", checkpoint)
+    cfg.load_from = _existing("checkpoint", checkpoint)
+    check_classes(cfg.get("test_dataloader"))
     if show_dir is not None:
-        hook = cfg.get("default_hooks", {}).get("visualization")
-        if hook is None:
-            raise ValueError("--show-dir: the config has no default_hooks.visualization that could draw")
+        hook = cfg.get("default_hooks", {}).get("visualization") or {}
+        if hook.get("type") != "DetVisualizationHook":
+            raise UsageError(f"--show-dir: default_hooks.visualization of the config is {hook.get('type')!r}; "
+                             "allowed: 'DetVisualizationHook'")
         hook.draw = True
         # The hook joins this to the run's own folder: an absolute path stays itself.
         hook.test_out_dir = os.path.abspath(show_dir)
     return _build_runner(cfg).test()
 
 
-def predict(config: str, checkpoint: str, inputs: str, out_dir: str, device: str | None = None,
+def predict(config: str, checkpoint: str, inputs: Sequence[str | Path], out_dir: str, device: str | None = None,
             score_thr: float = 0.3, batch_size: int = 1) -> dict:
-    """Detect on a picture or on every picture of a folder; write drawings and predictions.
+    """Detect on pictures and on every picture of folders; write drawings and predictions.
 
     Args:
         config: a config file of a detector.
         checkpoint: file or URL.
-        inputs: a picture or a folder of pictures.
+        inputs: pictures and folders of pictures.
         out_dir: drawings go into its ``vis``, predictions (JSON, one per picture) into its ``preds``.
         device: 'cpu', 'cuda:0', ...; by default a GPU where there is one.
         score_thr: boxes under this score are not drawn; the JSON has all of them.
@@ -124,15 +133,18 @@ def predict(config: str, checkpoint: str, inputs: str, out_dir: str, device: str
         mmdet's dict of predictions and drawings.
 
     Raises:
-        FileNotFoundError: config, checkpoint or inputs are not there.
-        ValueError: a folder without pictures.
+        UsageError: config, checkpoint or inputs are not there, a folder without pictures, or two pictures of one name.
     """
     from mmdet.apis import DetInferencer
 
-    if "://" not in checkpoint:
-        _existing("checkpoint", checkpoint)
-    pictures = list_pictures(inputs)
-    # The inferencer builds from the config alone: with the picture that a run keeps, nothing else is read.
+    _existing("checkpoint", checkpoint)
+    pictures = [picture for source in inputs for picture in list_pictures(source)]
+    first: dict[str, Path] = {}
+    for picture in pictures:
+        if picture.stem in first:
+            raise UsageError(f"inputs: the predictions of {str(picture)!r} and {str(first[picture.stem])!r} would go "
+                             f"into one file, {picture.stem}.json; give them in two calls with two --out-dir")
+        first[picture.stem] = picture
     inferencer = DetInferencer(load_config(config), checkpoint, device=device, show_progress=False)
     return inferencer([str(p) for p in pictures], out_dir=out_dir, pred_score_thr=score_thr, batch_size=batch_size,
                       no_save_pred=False)
@@ -142,19 +154,43 @@ def list_pictures(source: str | Path) -> list[Path]:
     """The picture, or the pictures of a folder, by name.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: a folder without pictures.
+        UsageError: it is not there, or a folder without pictures.
     """
     source = Path(source)
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise FileNotFoundError(f"input {str(source)!r}: there is no such picture or folder")
-    suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
-    pictures = sorted(path for path in source.iterdir() if path.suffix.lower() in suffixes)
+        raise UsageError(f"input {str(source)!r}: there is no such picture or folder")
+    pictures = sorted(path for path in source.iterdir() if path.suffix.lower() in PICTURES)
     if not pictures:
-        raise ValueError(f"input {str(source)!r}: no pictures in this folder; allowed: {', '.join(suffixes)}")
+        raise UsageError(f"input {str(source)!r}: no pictures in this folder; allowed: {', '.join(PICTURES)}")
     return pictures
+
+
+def check_classes(dataloader: dict | None) -> None:
+    """See that the classes which a config gives a COCO data set are its annotation file's, in the file's order.
+
+    mmdet numbers the classes in the file's order whatever the config's, and says nothing of a name that it does not
+    find; a data set in which it finds none of them is empty, and training waits for ever.
+
+    Args:
+        dataloader: a config's; without a CocoDataset or ``metainfo.classes`` there is nothing to see.
+
+    Raises:
+        UsageError: names that the file lacks, another order than the file's, or no such file.
+    """
+    dataset = (dataloader or {}).get("dataset", {})
+    while "dataset" in dataset:  # wrappers
+        dataset = dataset["dataset"]
+    classes = dataset.get("metainfo", {}).get("classes")
+    if dataset.get("type") != "CocoDataset" or not classes:
+        return
+    path = _existing("annotation file", os.path.join(dataset.get("data_root") or "", dataset["ann_file"]))
+    categories = sorted(json.loads(Path(path).read_text())["categories"], key=lambda category: category["id"])
+    names = [category["name"] for category in categories]
+    if [name for name in names if name in classes] != list(classes):
+        raise UsageError(f"classes={tuple(classes)!r}; allowed, as {path} has them: {', '.join(map(repr, names))}, "
+                         "all or some, in this order")
 
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
@@ -187,6 +223,6 @@ def _build_runner(cfg: Config) -> Runner:
 
 
 def _existing(what: str, path: str) -> str:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{what} {path!r}: there is no such file")
+    if "://" not in path and not os.path.isfile(path):
+        raise UsageError(f"{what} {path!r}: there is no such file")
     return path

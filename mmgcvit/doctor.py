@@ -101,6 +101,14 @@ def _install(*requirements: str) -> str:
     return "pip install " + " ".join(f'"{r}"' for r in requirements)
 
 
+def _install_torch() -> str:
+    """torch and torchvision anew, as a pair and from one index: torchvision 0.(15 + n) belongs to torch 2.n."""
+    version = (_version("torch") or "").partition("+")[0]
+    minor = version.split(".")[1] if version.startswith("2.") else ""
+    pair = f'"torch=={version}" "torchvision==0.{15 + int(minor)}.*"' if minor else "torch torchvision"
+    return f"pip install --force-reinstall {pair}"
+
+
 def _install_ops(stack: str) -> str:
     """How mmcv is built with its ops: from source, against the torch that is there, past pip's cache."""
     mmcv = MODULES["mmcv"][stack]
@@ -133,13 +141,11 @@ def _requirements(distribution: str, stack: str) -> list[Requirement]:
 def _module(name: str, stack: str) -> Finding:
     distribution = MODULES[name][stack]
     version = _version(distribution)
-    mend = _install(f"mmgcvit[{stack}]")
+    mend = _install(_asked(distribution, stack))
     if name == "mmcv":
         mend = _install_ops(stack)
     elif name in ("torch", "torchvision"):
-        mend = "pip install --force-reinstall torch torchvision  # both from the same index"
-    elif name == "timm":
-        mend = "pip install -U timm"
+        mend = _install_torch()
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -151,8 +157,9 @@ def _module(name: str, stack: str) -> Finding:
         return Finding(name, version or "?", "wrong", f"cannot be imported: {error}", _install(error.name or name))
     except Exception as error:  # whatever a broken package raises is what the report is about
         problem = " ".join(str(error).split())
-        if name == "torchvision" and "nms" in problem:
+        if "torchvision::" in problem:  # whoever imports torchvision meets it
             problem += " (torch and torchvision are of different builds)"
+            mend = _install_torch()
         if "libGL" in problem:  # opencv-python wants it from the system; its headless twin has the same cv2 without
             mend = "pip install --force-reinstall --no-deps opencv-python-headless"
         return Finding(name, version or "?", "wrong", f"cannot be imported: {problem}", mend)
@@ -176,7 +183,7 @@ def _check_bounds(findings: dict[str, Finding], stack: str) -> None:
     if "+" in vision and "+" in torch and vision.split("+")[1] != torch.split("+")[1]:
         findings["torchvision"].state = "wrong"
         findings["torchvision"].problem = f"torchvision {vision} is of another build than torch {torch}"
-        findings["torchvision"].mend = "pip install --force-reinstall torch torchvision  # both from the same index"
+        findings["torchvision"].mend = _install_torch()
 
 
 def _doubles() -> Iterator[Finding]:
@@ -185,7 +192,7 @@ def _doubles() -> Iterator[Finding]:
         if of["onedl"] != of["openmmlab"] and _version(of["onedl"]) and _version(of["openmmlab"]):
             both = f"{of['onedl']} {of['openmmlab']}"
             yield Finding(f"{name} twice", both, "wrong", f"two distributions install the folder {name}",
-                          f"pip uninstall -y {both} && {_install('mmgcvit[onedl]')}")
+                          f"pip uninstall -y {both} && {_install(_asked(of['onedl'], 'onedl'))}")
 
 
 def _ops(stack: str) -> Finding:
@@ -219,12 +226,14 @@ def _backbone(stack: str) -> Finding:
 
         import mmgcvit
 
-        MODELS.get(mmgcvit.GCViT.__name__)
-    except ImportError as error:
-        return Finding("mmgcvit", "-", "wrong", f"the backbone cannot be imported: {error}",
-                       _install(f"mmgcvit[{stack}]"))
-    if not _version("mmgcvit"):
-        return Finding("mmgcvit", mmgcvit.__version__, "absent",
-                       "on the path but not installed: the versions that it asks for were not checked",
-                       "pip install --no-deps -e .  # in its folder")
+        registered = MODELS.get("GCViT") is mmgcvit.GCViT
+    except Exception as error:
+        return Finding("mmgcvit", "-", "wrong", f"the backbone cannot be imported: {error}", "see above")
+    if not registered:
+        return Finding("mmgcvit", mmgcvit.__version__, "wrong", "another GCViT stands in mmengine's registry under its "
+                       f"name: {MODELS.get('GCViT')}", "do not import that one")
+    if not _requirements("mmgcvit", stack):
+        return Finding("mmgcvit", mmgcvit.__version__, "wrong",
+                       "the versions that it asks for could not be checked: it is on the path but not installed",
+                       "pip install packaging && pip install --no-deps -e .  # in its folder")
     return Finding("mmgcvit", mmgcvit.__version__)

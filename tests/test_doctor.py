@@ -9,6 +9,7 @@ import sys
 from importlib import metadata
 
 import pytest
+import torch
 from conftest import ROOT
 
 from mmgcvit import doctor
@@ -70,6 +71,61 @@ def test_what_the_backbone_needs_is_wrong_when_missing(monkeypatch, capsys, name
     assert finding(name).mend in capsys.readouterr().out
 
 
+def test_a_torch_without_its_libraries(tmp_path):
+    """The package still imports, and the doctor still speaks."""
+    code = """
+import sys
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name == 'torch':
+            raise OSError('libcublas.so.13: cannot open shared object file')
+sys.meta_path.insert(0, Broken())
+from mmgcvit.__main__ import main
+sys.exit(main(['doctor']))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "torch: cannot be imported: libcublas.so.13" in done.stdout
+    assert "pip install --force-reinstall" in done.stdout
+
+
+def test_versions_are_not_called_right_where_they_cannot_be_checked(monkeypatch):
+    def absent(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", absent)
+    assert finding("mmgcvit").state == "wrong"
+    assert "could not be checked" in finding("mmgcvit").problem
+
+
+def test_bounds_between_the_mm_packages(monkeypatch):
+    pytest.importorskip("mmseg")
+    versions(monkeypatch, onedl_mmengine="0.8.0", mmcv="2.2.0")
+    wrong = finding("mmcv" if doctor._stack() == "openmmlab" else "mmengine")
+    assert wrong.state == "wrong"
+    assert "does not fit" in wrong.problem
+    assert "asks for" in wrong.problem
+
+
+def test_builds_for_other_devices(monkeypatch):
+    import torchvision
+
+    monkeypatch.setattr(torchvision, "__version__", torchvision.__version__.partition("+")[0] + "+cpu")
+    assert "is of another build than torch" in finding("torchvision").problem
+
+
+def test_a_gpu_with_ops_for_the_cpu(monkeypatch):
+    ops = pytest.importorskip("mmcv.ops")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr(ops, "get_compiling_cuda_version", lambda: "13.0")
+    assert finding("GPU").found.startswith("Some GPU, CUDA")
+    assert finding("GPU").state == "ok"
+    monkeypatch.setattr(ops, "get_compiling_cuda_version", lambda: "not available")
+    assert finding("GPU").state == "wrong"
+    assert "FORCE_CUDA=1" in finding("GPU").mend
+
+
 @pytest.mark.parametrize("name", ["mmdet", "mmseg"])
 def test_detection_and_segmentation_may_be_absent(monkeypatch, name: str):
     broken(monkeypatch, name, ModuleNotFoundError(f"No module named {name!r}", name=name))
@@ -97,7 +153,13 @@ def test_missing_ops(monkeypatch):
 def test_torch_and_torchvision_of_different_builds(monkeypatch):
     broken(monkeypatch, "torchvision", RuntimeError("operator torchvision::nms does not exist"))
     assert "different builds" in finding("torchvision").problem
-    assert "torch torchvision" in finding("torchvision").mend
+    major, minor = torch.__version__.split(".")[:2]
+    wanted = f'"torch=={torch.__version__.partition("+")[0]}" "torchvision==0.{15 + int(minor)}.*"'
+    assert wanted in finding("torchvision").mend
+    assert major == "2"
+    # whatever imports torchvision fails with it, and is mended with it
+    broken(monkeypatch, "timm", RuntimeError("operator torchvision::nms does not exist"))
+    assert wanted in finding("timm").mend
 
 
 def test_versions_that_do_not_fit(monkeypatch):
@@ -144,7 +206,7 @@ def test_the_package_imports_without_mmengine_and_says_why_there_is_no_backbone(
 
 
 def test_importing_needs_neither_mmcv_nor_mmdet_nor_mmseg(tmp_path):
-    """The backbone works, and is registered, where only torch, timm and mmengine can be imported."""
+    """The backbone works, and is registered, where only torch and mmengine can be imported."""
     code = """
 import sys
 class Refuse:

@@ -1,4 +1,4 @@
-"""Detect on a picture or a folder of pictures: python tools/image_demo.py INPUTS CONFIG CHECKPOINT --out-dir DIR"""
+"""Detect on pictures: python tools/image_demo.py PICTURE_OR_FOLDER [...] CONFIG CHECKPOINT --out-dir DIR"""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from mmgcvit import apis
 def main() -> None:
     """Read the arguments, detect, say where the drawings and the predictions are."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("inputs", help="picture, or folder of pictures")
+    parser.add_argument("inputs", nargs="+", help="pictures, or folders of pictures")
     parser.add_argument("config", help="config file, or mmgcvit::detection/... for one of the package's own")
     parser.add_argument("checkpoint", help="checkpoint file or URL")
     parser.add_argument("--out-dir", default="outputs", help="gets drawings in vis/ and JSON in preds/ (outputs)")
@@ -20,7 +20,7 @@ def main() -> None:
     try:
         found = apis.predict(args.config, args.checkpoint, args.inputs, args.out_dir, args.device, args.score_thr,
                              args.batch_size)
-    except (FileNotFoundError, ValueError) as error:
+    except apis.UsageError as error:
         sys.exit(f"image_demo: {error}")
     print(f"{len(found['predictions'])} pictures: drawings in {args.out_dir}/vis, predictions in {args.out_dir}/preds")
 

@@ -18,10 +18,12 @@ if [ "$(cat "$stamp" 2>/dev/null)" = "$state" ]; then
   exec "$venv/bin/python" -m mmgcvit doctor
 fi
 
-"$python" -c 'import sys; ok = (3, 10) <= sys.version_info[:2] <= (3, 13)
-sys.exit(None if ok else f"install.sh: Python {sys.version.split()[0]} does not fit: 3.10 to 3.13 (set PYTHON=...)")'
+last=13 # the newest Python that the stack's torch has wheels for
+[ "$stack" = onedl ] || last=11
+"$python" -c "import sys; ok = (3, 10) <= sys.version_info[:2] <= (3, $last)
+sys.exit(None if ok else f'install.sh: Python {sys.version.split()[0]} does not fit: 3.10 to 3.$last (set PYTHON=...)')"
 command -v c++ >/dev/null || { echo "install.sh: no C++ compiler to build mmcv with: apt-get install build-essential" >&2; exit 1; }
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 say() { printf '\n==> %s\n' "$*"; }
 
@@ -34,6 +36,11 @@ pip install -q -c "$pins" setuptools wheel ninja psutil numpy torch torchvision
 mmcv=$(grep -oE '^(onedl-)?mmcv==[0-9.a-z]+' "$pins")
 key=$("$venv/bin/python" -c 'import sys, torch
 print(f"cp{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-" + ("cuda" if torch.cuda.is_available() else "cpu"))')-${mmcv/==/-}
+if [[ $key == *-cuda-* ]] && [ ! -x "${CUDA_HOME:-}/bin/nvcc" ] && ! command -v nvcc >/dev/null; then
+  echo "install.sh: there is a GPU, but no nvcc to build mmcv's ops for it: install the CUDA toolkit that torch is built" \
+    "with ($("$venv/bin/python" -c 'import torch; print(torch.version.cuda)')), or set CUDA_VISIBLE_DEVICES= to use the CPU" >&2
+  exit 1
+fi
 mkdir -p "$wheels"
 exec 9>"$wheels/$key.lock"
 flock 9
@@ -52,7 +59,7 @@ flock -u 9
 pip install -q --no-deps "$wheels/$key"/*.whl
 
 say "the rest of the stack, and mmgcvit (editable)"
-extras=$stack,test,dev
+extras=$stack,digits,test,dev
 [ "$stack" != onedl ] || extras+=,mim # OpenMMLab's own mim asks for a setuptools that cannot build mmcv
 pip install -q --no-build-isolation -c "$pins" -e ".[$extras]"
 # opencv-python wants the system's libGL, which servers and containers often lack; its headless twin has the same cv2.

@@ -6,8 +6,6 @@ python tools/make_digit_scenes.py OUT --images 1000 --size 256 --seed 0
 import argparse
 import sys
 
-from mmgcvit.datasets.digit_scenes import make_digit_scenes
-
 
 def main() -> None:
     """Read the arguments, make the data set, say where it is."""
@@ -16,8 +14,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="scenes in all; a tenth of them for validation (1000)")
     parser.add_argument("--size", type=int, default=256, help="side of a scene, in pixels (256)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it holds digit scenes")
     args = parser.parse_args()
+    try:
+        from mmgcvit.datasets.digit_scenes import make_digit_scenes
+    except ModuleNotFoundError as error:
+        sys.exit(f'make_digit_scenes: {error}; pip install scikit-learn pillow rich')
     try:
         out = make_digit_scenes(args.out, args.images, args.size, args.seed, args.force)
     except (ValueError, FileExistsError) as error:

@@ -15,7 +15,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         apis.test(apis.config_from_arguments(args), args.checkpoint, args.show_dir)
-    except (FileNotFoundError, ValueError) as error:
+    except apis.UsageError as error:
         sys.exit(f"test: {error}")
 
 

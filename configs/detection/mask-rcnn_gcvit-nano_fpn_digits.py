@@ -32,5 +32,5 @@ val_dataloader = dict(
         metainfo=metainfo,
         pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
+val_evaluator = dict(ann_file=data_root.rstrip('/') + '/annotations/instances_val.json')
 test_evaluator = val_evaluator

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-STAGES = 4
+from mmgcvit.backbone.checks import STAGES, check_four, check_integer, check_number, check_rate, check_windows
 
 # Paper, tables 1 and A.1, and the released 21k models. `layer_scale` is the initial value, None where there is none.
 # fmt: off
@@ -56,20 +56,25 @@ class Arch:
     layer_scale: float | None = None
 
     def __post_init__(self) -> None:
-        if not _is_positive_int(self.embed_dims):
-            raise ValueError(f"arch: embed_dims={self.embed_dims!r}; allowed: an integer >= 1")
-        for name in ("depths", "num_heads"):
-            object.__setattr__(self, name, _four(f"arch: {name}", getattr(self, name)))
-        object.__setattr__(self, "window_size", check_windows(self.window_size))
+        checked = dict(
+            # squeeze-and-excitation works on a quarter of the channels
+            embed_dims=check_integer("arch: embed_dims", self.embed_dims, 4),
+            depths=check_four("arch: depths", self.depths, 1),
+            num_heads=check_four("arch: num_heads", self.num_heads, 1),
+            mlp_ratio=check_number("arch: mlp_ratio", self.mlp_ratio, "a number > 0", positive=True),
+            window_size=check_windows(self.window_size),
+            drop_path_rate=check_rate("drop_path_rate", self.drop_path_rate),
+        )
+        if self.layer_scale is not None:
+            checked["layer_scale"] = check_number("arch: layer_scale", self.layer_scale, "a number or None")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if int(self.embed_dims * self.mlp_ratio) < 1:
+            raise ValueError(f"arch: mlp_ratio={self.mlp_ratio!r}; allowed: at least 1 / embed_dims={self.embed_dims}")
         for stage, (dim, heads) in enumerate(zip(self.dims, self.num_heads, strict=True)):
             if dim % heads:
                 raise ValueError(f"arch: num_heads={self.num_heads}: {heads} heads do not divide the {dim} channels "
                                  f"of stage {stage} (embed_dims={self.embed_dims} doubles per stage)")
-        if not self.mlp_ratio > 0:
-            raise ValueError(f"arch: mlp_ratio={self.mlp_ratio!r}; allowed: > 0")
-        check_rate("drop_path_rate", self.drop_path_rate)
-        if self.layer_scale is not None and not isinstance(self.layer_scale, (int, float)):
-            raise ValueError(f"arch: layer_scale={self.layer_scale!r}; allowed: a number or None")
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -103,30 +108,3 @@ def resolve_arch(arch: str | Mapping, window_size: int | Sequence[int] | None, d
     if drop_path_rate is not None:
         given["drop_path_rate"] = drop_path_rate
     return Arch(**given)
-
-
-def check_windows(window_size: int | Sequence[int]) -> tuple[int, ...]:
-    """Window sides of the four stages: an int w stands for (w, w, 2w, w), four integers for themselves.
-
-    Raises:
-        ValueError: anything else.
-    """
-    if _is_positive_int(window_size):
-        return (window_size, window_size, 2 * window_size, window_size)
-    return _four("window_size", window_size, "an integer >= 1 (w stands for (w, w, 2w, w)) or four of them")
-
-
-def check_rate(name: str, value: float) -> None:
-    """Raise a ValueError unless ``value`` is a probability below 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise ValueError(f"{name}={value!r}; allowed: a number from 0 up to, not including, 1")
-
-
-def _four(name: str, value: object, allowed: str = "four integers >= 1") -> tuple[int, ...]:
-    if not isinstance(value, (tuple, list)) or len(value) != STAGES or not all(map(_is_positive_int, value)):
-        raise ValueError(f"{name}={value!r}; allowed: {allowed}")
-    return tuple(value)
-
-
-def _is_positive_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +23,12 @@ def gather_bias(table: Tensor, window: int) -> Tensor:
     return pairs.permute(2, 0, 1, 3, 4).reshape(-1, window**2, window**2)
 
 
+def table_window(table: Tensor) -> int:
+    """Side w of the windows that a bias table ((2w-1)^2, heads) is for; 0 where its rows are of no such number."""
+    side = math.isqrt(len(table))
+    return (side + 1) // 2 if side * side == len(table) and side % 2 else 0
+
+
 def resize_bias_table(table: Tensor, window: int) -> Tensor:
     """Bicubic resize of a bias table to another window: ((2v-1)^2, heads) -> ((2w-1)^2, heads), as the authors do.
 
@@ -28,9 +36,9 @@ def resize_bias_table(table: Tensor, window: int) -> Tensor:
         ValueError: the table's rows are not a square of an odd number.
     """
     rows, heads = table.shape
-    old, new = round(rows**0.5), 2 * window - 1
-    if old * old != rows or old % 2 == 0:
+    if not table_window(table):
         raise ValueError(f"a relative position bias table of {rows} rows fits no window; allowed: (2w-1)^2 rows")
+    old, new = 2 * table_window(table) - 1, 2 * window - 1
     grid = table.detach().float().T.reshape(1, heads, old, old)
     grid = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False)
     return grid.reshape(heads, new * new).T.to(table.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmgcvit.backbone.arch import STAGES, Arch, check_rate, resolve_arch
-from mmgcvit.backbone.attention import WindowAttention, resize_bias_table
+from mmgcvit.backbone.arch import Arch, resolve_arch
+from mmgcvit.backbone.attention import WindowAttention, resize_bias_table, table_window
+from mmgcvit.backbone.checks import STAGES, check_choice, check_four, check_integer, check_rate, check_stages
 from mmgcvit.backbone.layers import Downsample, GlobalQuery, Mlp, PointwiseConv, Stem, drop_path, layer_norm
 from mmgcvit.backbone.windows import PAD_MODES, WindowGrid, pad_to_multiple
 
@@ -175,25 +177,27 @@ class GCViT(BaseModule):
                  global_query_reductions: Sequence[int] = (3, 2, 0, 0), global_query_interpolation: str = "bicubic",
                  drop_path_rate: float | None = None, drop_rate: float = 0.0, attn_drop_rate: float = 0.0,
                  qkv_bias: bool = True, out_indices: Sequence[int] = (0, 1, 2, 3), frozen_stages: int = -1,
-                 with_cp: bool = False, init_cfg: dict | list | None = None) -> None:
+                 with_cp: bool = False, init_cfg: dict | list | None = None, **unknown: Any) -> None:
+        if unknown:  # said here, as Python's own message does not say what is allowed
+            allowed = ", ".join(list(inspect.signature(GCViT.__init__).parameters)[1:-1])
+            raise TypeError("GCViT: unknown argument " + ", ".join(f"{k}={v!r}" for k, v in unknown.items())
+                            + f"; allowed: {allowed}")
         super().__init__(init_cfg=init_cfg)
         self.arch: Arch = resolve_arch(arch, window_size, drop_path_rate)
-        _check_choice("pad", pad, PAD_MODES)
-        _check_choice("global_query_interpolation", global_query_interpolation, INTERPOLATIONS)
-        _check_choice("frozen_stages", frozen_stages, tuple(range(-1, STAGES + 1)))
-        _check_integers("in_channels", [in_channels], 1, None, 1)
-        _check_integers("global_query_reductions", global_query_reductions, STAGES, STAGES, 0)
-        _check_integers("out_indices", out_indices, 1, STAGES, 0)
-        if sorted(set(out_indices)) != list(out_indices) or out_indices[-1] >= STAGES:
-            raise ValueError(f"out_indices={tuple(out_indices)!r}; "
-                             f"allowed: rising stage numbers from 0 to {STAGES - 1}")
-        check_rate("drop_rate", drop_rate)
-        check_rate("attn_drop_rate", attn_drop_rate)
+        in_channels = check_integer("in_channels", in_channels, 1)
+        check_choice("pad", pad, PAD_MODES)
+        reductions = check_four("global_query_reductions", global_query_reductions, 0)
+        check_choice("global_query_interpolation", global_query_interpolation, INTERPOLATIONS)
+        drop_rate, attn_drop_rate = check_rate("drop_rate", drop_rate), check_rate("attn_drop_rate", attn_drop_rate)
+        check_choice("qkv_bias", qkv_bias, (True, False))
+        out_indices = check_stages("out_indices", out_indices)
+        check_choice("frozen_stages", frozen_stages, tuple(range(-1, STAGES + 1)))
+        check_choice("with_cp", with_cp, (True, False))
 
         arch_ = self.arch
         strides = [4 * 2**i for i in range(STAGES)]
         self.in_channels, self.pad = in_channels, pad
-        self.out_indices, self.frozen_stages = tuple(out_indices), frozen_stages
+        self.out_indices, self.frozen_stages = out_indices, frozen_stages
         self.out_channels = tuple(arch_.dims[i] for i in out_indices)
         self.out_strides = tuple(strides[i] for i in out_indices)
         self.pad_multiple = math.lcm(*(s * w for s, w in zip(strides, arch_.window_size, strict=True)))
@@ -210,7 +214,7 @@ class GCViT(BaseModule):
                 num_heads=arch_.num_heads[i],
                 window=arch_.window_size[i],
                 pad=pad,
-                reductions=global_query_reductions[i],
+                reductions=reductions[i],
                 interpolation=global_query_interpolation,
                 drop_path_rates=rates[sum(arch_.depths[:i]) : sum(arch_.depths[: i + 1])],
                 with_cp=with_cp,
@@ -290,27 +294,15 @@ class GCViT(BaseModule):
         resized = {}
         for name, parameter in self.named_parameters(prefix=prefix[:-1]):
             table = state_dict.get(name)
-            if not name.endswith(TABLE) or table is None or table.ndim != 2 or table.shape == parameter.shape:
+            if not name.endswith(TABLE) or table is None or table.shape == parameter.shape:
                 continue
-            if table.shape[1] == parameter.shape[1]:  # other heads are another network: left to torch's own error
-                window = (math.isqrt(len(parameter)) + 1) // 2
+            # Other heads are another network, and other rows no table: both are left to torch's own error.
+            if table.ndim == 2 and table.shape[1] == parameter.shape[1] and (old := table_window(table)):
+                window = table_window(parameter)
                 state_dict[name] = resize_bias_table(table, window)
-                resized[name] = ((math.isqrt(len(table)) + 1) // 2, window)
+                resized[name] = (old, window)
         if resized:
             windows = ", ".join(f"{old} -> {new}" for old, new in sorted(set(resized.values())))
             print_log(f"GCViT: resized {len(resized)} relative position bias tables bicubically to other windows "
                       f"({windows})", logger="current", level=logging.WARNING)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _check_choice(name: str, value: object, allowed: tuple) -> None:
-    if isinstance(value, bool) or value not in allowed:
-        raise ValueError(f"{name}={value!r}; allowed: {', '.join(map(repr, allowed))}")
-
-
-def _check_integers(name: str, values: object, least: int, most: int | None, minimum: int) -> None:
-    if (not isinstance(values, (tuple, list)) or len(values) < least or (most is not None and len(values) > most)
-            or any(isinstance(v, bool) or not isinstance(v, int) or v < minimum for v in values)):
-        shown = values[0] if name == "in_channels" else values
-        many = "an integer" if name == "in_channels" else f"{least} integers" if least == most else "integers"
-        raise ValueError(f"{name}={shown!r}; allowed: {many} >= {minimum}")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from rich.progress import Progress
+from sklearn.datasets import load_digits, load_sample_images
 
 CLASSES = tuple("0123456789")
 SPLITS = ("train", "val")
@@ -42,14 +43,14 @@ def make_digit_scenes(out: str | Path, images: int = 1000, size: int = 256, seed
         images: scenes in all; every tenth is a validation scene.
         size: side of a scene, in pixels.
         seed: of colours, sizes, turns and places.
-        force: replace ``out`` if it exists.
+        force: replace ``out`` if it is an empty folder or holds digit scenes.
 
     Returns:
         ``out``.
 
     Raises:
         ValueError: fewer than 10 images, a size under 64 pixels, or a negative seed.
-        FileExistsError: ``out`` exists and ``force`` is not given.
+        FileExistsError: ``out`` exists, and ``force`` is not given or ``out`` holds something else.
     """
     if images < VAL_SCENES:
         raise ValueError(f"images={images}; allowed: an integer >= {VAL_SCENES}, as every tenth is for validation")
@@ -57,9 +58,11 @@ def make_digit_scenes(out: str | Path, images: int = 1000, size: int = 256, seed
         raise ValueError(f"size={size}; allowed: an integer >= 64 (pixels)")
     if seed < 0:
         raise ValueError(f"seed={seed}; allowed: an integer >= 0")
-    out = Path(out)
+    shown, out = str(out), Path(out).resolve()
     if out.exists() and not force:
-        raise FileExistsError(f"{out} exists: give another folder, or --force to replace it")
+        raise FileExistsError(f"{shown} exists: give another folder, or --force to replace it")
+    if out.exists() and not _is_ours(out):
+        raise FileExistsError(f"{shown} is not empty and holds no digit scenes: --force does not replace that")
     out.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -73,9 +76,15 @@ def make_digit_scenes(out: str | Path, images: int = 1000, size: int = 256, seed
     return out
 
 
-def _write_all(root: Path, images: int, size: int, seed: int) -> None:
-    from sklearn.datasets import load_digits, load_sample_images
+def _is_ours(folder: Path) -> bool:
+    """Whether nothing but digit scenes would be lost with this folder."""
+    if not folder.is_dir():
+        return False
+    readme = folder / "README.txt"
+    return not any(folder.iterdir()) or (readme.is_file() and readme.read_text().startswith(README.split(",")[0]))
 
+
+def _write_all(root: Path, images: int, size: int, seed: int) -> None:
     digits = load_digits()
     strokes, labels = digits.images / 16.0, digits.target
     photographs = load_sample_images().images
@@ -90,9 +99,9 @@ def _write_all(root: Path, images: int, size: int, seed: int) -> None:
             scenes = []
             for index in range(counts[split]):
                 rng = np.random.default_rng([seed, SPLITS.index(split), index])
-                scenes.append(draw_scene(rng, strokes[pool], labels[pool], backgrounds[split], size))
-                _write_scene(root, split, index, *scenes[-1])
-                scenes[-1] = scenes[-1][1]
+                scene, placed = draw_scene(rng, strokes[pool], labels[pool], backgrounds[split], size)
+                _write_scene(root, split, index, scene, placed)
+                scenes.append(placed)
                 progress.advance(task)
             annotations = root / "annotations"
             annotations.mkdir(exist_ok=True)
@@ -111,7 +120,7 @@ def _write_all(root: Path, images: int, size: int, seed: int) -> None:
 
 def draw_scene(rng: np.random.Generator, strokes: np.ndarray, labels: np.ndarray, photographs: tuple[np.ndarray, ...],
                size: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """One scene of three to eight digits.
+    """One scene of up to twelve digits.
 
     Args:
         rng: source of all that is random.
@@ -127,9 +136,9 @@ def draw_scene(rng: np.random.Generator, strokes: np.ndarray, labels: np.ndarray
     scene = _background(rng, photographs, size)
     placed: list[tuple[int, np.ndarray]] = []
     boxes: list[tuple[int, int, int, int]] = []
-    for _ in range(rng.integers(3, 9)):
+    for _ in range(rng.integers(6, 13)):
         index = rng.integers(len(labels))
-        cover = _turned(rng, strokes[index], round(size * rng.uniform(0.14, 0.3)))
+        cover = _turned(rng, strokes[index], round(size * rng.uniform(0.14, 0.26)))
         height, width = cover.shape
         for _ in range(20):  # a place that no other digit takes, if there is one
             y, x = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, randomise, relative_error
@@ -35,12 +36,21 @@ def loss_of(maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return sum((m * torch.linspace(-1, 1, m.numel()).reshape(m.shape)).sum() for m in maps)
 
 
+@pytest.fixture
+def log(caplog):
+    """What mmengine's logger, which keeps to itself, is told."""
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
 @pytest.mark.parametrize("name", ARCHS)
 def test_every_arch_has_the_published_parameters(name: str):
-    with torch.device("meta"):
-        model = GCViT(name, out_indices=(3,))
+    with torch.device("meta" if name.startswith("large") else "cpu"), torch.no_grad():
+        model = GCViT(name, out_indices=(3,)).eval()
         head = nn.Linear(model.out_channels[0], 1000)
-        maps = model(torch.empty(2, 3, 64, 96))
+        maps = model(torch.randn(2, 3, 64, 96))
     assert [tuple(m.shape) for m in maps] == expected_shapes(model, 2, 64, 96)
     parameters = sum(p.numel() for module in (model, head) for p in module.parameters())
     if name.startswith("large-"):  # other windows than large: only the bias tables are other
@@ -54,9 +64,10 @@ def test_every_arch_has_the_published_parameters(name: str):
 
 
 @pytest.mark.parametrize("pad", PAD_MODES)
+@pytest.mark.parametrize("windows", [None, (7, 7, 14, 7)])
 @pytest.mark.parametrize("size", SIZES)
-def test_sizes(tiny_model, pad: str, size: tuple[int, int]):
-    model = tiny_model(pad=pad)
+def test_sizes(tiny_model, pad: str, size: tuple[int, int], windows: tuple[int, ...] | None):
+    model = tiny_model(pad=pad, window_size=windows)
     with torch.no_grad():
         maps = model(torch.randn(2, 3, *size))
     assert [tuple(m.shape) for m in maps] == expected_shapes(model, 2, *size)
@@ -132,15 +143,26 @@ def test_attributes_follow_out_indices():
 
 @pytest.mark.parametrize("pad", PAD_MODES)
 def test_with_cp_gives_the_same_outputs_and_gradients(tiny_model, pad: str):
+    runs = 0
+
+    def count(*args):
+        nonlocal runs
+        runs += 1
+
     plain, saving = tiny_model(pad=pad).train(), tiny_model(pad=pad, with_cp=True).train()
     saving.load_state_dict(plain.state_dict())
     pictures = torch.randn(2, 3, 50, 70)
     results = []
-    for model in (plain, saving):
+    for model, expected in ((plain, 8), (saving, 16)):  # eight blocks; in the backward pass once more, or not
+        runs = 0
+        for stage in model.stages:
+            for block in stage.blocks:
+                block.norm1.register_forward_hook(count)
         torch.manual_seed(3)
         x = pictures.clone().requires_grad_()
         maps = model(x)
         loss_of(maps).backward()
+        assert runs == expected
         results.append((maps, [x.grad] + [p.grad for p in model.parameters()]))
     for a, b in zip(results[0][0], results[1][0], strict=True):
         assert torch.equal(a, b)
@@ -280,15 +302,6 @@ def test_in_channels(tiny_model, channels: int):
     assert [tuple(m.shape) for m in maps] == expected_shapes(model, 2, 40, 30)
 
 
-@pytest.fixture
-def log(caplog):
-    """What mmengine's logger, which keeps to itself, is told."""
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
-
-
 def test_own_weights_load_at_other_windows(tiny_model, log):
     small, large = tiny_model(), tiny_model(window_size=(4, 4, 6, 4))
     before = {k: v.clone() for k, v in small.state_dict().items()}
@@ -316,19 +329,29 @@ def test_own_weights_load_at_other_windows_inside_a_detector(tiny_model, log):
     small, large = Detector(tiny_model()), Detector(tiny_model(window_size=3))
     large.load_state_dict(small.state_dict())
     assert any("resized" in r.getMessage() for r in log.records)
+    # Tables that are none, and those of another network, are left to torch's own error, which names them.
+    broken = {k: v[:-1] if k.endswith("bias_table") else v for k, v in small.backbone.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"size mismatch for stages.0.blocks.0.attn.relative_position_bias_table"):
+        large.backbone.load_state_dict(broken)
     # Another network's tables are not forced into this one.
     other = GCViT({**TINY, "num_heads": (1, 1, 1, 1)}, window_size=3)
     with pytest.raises(RuntimeError, match="size mismatch"):
         other.load_state_dict(small.backbone.state_dict())
 
 
-def test_init_cfg_loads_a_checkpoint(tiny_model, tmp_path):
+@pytest.mark.parametrize("windows", [None, 3])
+def test_init_cfg_loads_a_checkpoint(tiny_model, tmp_path, log, windows: int | None):
+    """Through mmengine's own loader, the way of every config."""
     trained = tiny_model()
     torch.save({"state_dict": trained.state_dict()}, tmp_path / "trained.pth")
-    model = GCViT(TINY, init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "trained.pth")))
+    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "trained.pth"))
+    model = GCViT(TINY, window_size=windows, init_cfg=init_cfg)
     model.init_weights()
-    for key, value in trained.state_dict().items():
+    wanted = tiny_model(window_size=windows)
+    wanted.load_state_dict(trained.state_dict())
+    for key, value in wanted.state_dict().items():
         assert torch.equal(model.state_dict()[key], value)
+    assert any("resized 8" in r.getMessage() for r in log.records) == (windows is not None)
 
 
 def test_initial_values():
@@ -360,10 +383,15 @@ def test_deepcopy_and_state_dict_hold_parameters_only(tiny_model):
     (dict(arch=dict(embed_dims=32)), TypeError, r"missing keys \['depths', 'num_heads'\]"),
     (dict(arch={**TINY, "depth": 3}), TypeError, r"unknown keys \['depth'\]"),
     (dict(arch={**TINY, "num_heads": (3, 2, 2, 4)}), ValueError, r"num_heads=.*3 heads do not divide the 16 channels"),
-    (dict(arch={**TINY, "depths": (2, 2, 2)}), ValueError, r"depths=\(2, 2, 2\).*four integers"),
+    (dict(arch={**TINY, "depths": (2, 2, 2)}), ValueError, r"depths=\(2, 2, 2\); allowed: 4 integers >= 1"),
     (dict(arch={**TINY, "mlp_ratio": 0}), ValueError, r"mlp_ratio=0.*> 0"),
+    (dict(arch={**TINY, "mlp_ratio": "3"}), ValueError, r"mlp_ratio='3'.*> 0"),
+    (dict(arch={**TINY, "mlp_ratio": float("inf")}), ValueError, r"mlp_ratio=inf.*> 0"),
+    (dict(arch={**TINY, "mlp_ratio": 0.01}), ValueError, r"mlp_ratio=0.01.*embed_dims=16"),
+    (dict(arch={**TINY, "layer_scale": True}), ValueError, r"layer_scale=True.*a number or None"),
+    (dict(arch={**TINY, "embed_dims": 3}), ValueError, r"embed_dims=3; allowed: an integer >= 4"),
     (dict(arch={**TINY, "embed_dims": 16.0}), ValueError, r"embed_dims=16.0"),
-    (dict(window_size=0), ValueError, r"window_size=0.*an integer >= 1"),
+    (dict(window_size=0), ValueError, r"window_size=0; allowed: 4 integers >= 1, or one, w"),
     (dict(window_size=(7, 7)), ValueError, r"window_size=\(7, 7\)"),
     (dict(window_size=7.0), ValueError, r"window_size=7.0"),
     (dict(pad="same"), ValueError, r"pad='same'; allowed: 'input', 'stage', 'window'"),
@@ -372,18 +400,32 @@ def test_deepcopy_and_state_dict_hold_parameters_only(tiny_model):
     (dict(out_indices=(3, 0)), ValueError, r"out_indices=\(3, 0\)"),
     (dict(out_indices=(0, 4)), ValueError, r"out_indices=\(0, 4\)"),
     (dict(out_indices=()), ValueError, r"out_indices=\(\)"),
-    (dict(out_indices=3), ValueError, r"out_indices=3"),
+    (dict(out_indices=3), ValueError, r"out_indices=3; allowed: one or more of 0 to 3, rising, in a tuple or list"),
+    (dict(out_indices=(0, 0)), ValueError, r"out_indices=\(0, 0\); allowed: one or more of 0 to 3"),
+    (dict(frozen_stages=1.0), ValueError, r"frozen_stages=1.0"),
+    (dict(with_cp="False"), ValueError, r"with_cp='False'; allowed: True, False"),
+    (dict(qkv_bias=None), ValueError, r"qkv_bias=None; allowed: True, False"),
     (dict(frozen_stages=5), ValueError, r"frozen_stages=5; allowed: -1, 0, 1, 2, 3, 4"),
     (dict(frozen_stages=True), ValueError, r"frozen_stages=True"),
     (dict(in_channels=0), ValueError, r"in_channels=0; allowed: an integer >= 1"),
     (dict(drop_path_rate=1.5), ValueError, r"drop_path_rate=1.5"),
     (dict(drop_rate=-0.1), ValueError, r"drop_rate=-0.1"),
     (dict(attn_drop_rate="a"), ValueError, r"attn_drop_rate='a'"),
-    (dict(windowsize=7), TypeError, r"windowsize"),
+    (dict(windowsize=7), TypeError, r"windowsize=7; allowed: arch, in_channels, window_size, .*, with_cp, init_cfg$"),
 ])
 def test_bad_arguments(arguments: dict, error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         GCViT(**{"arch": TINY, **arguments})
+
+
+def test_arguments_as_configs_and_numpy_give_them():
+    from mmengine.config import ConfigDict
+
+    arch = ConfigDict(embed_dims=np.int64(16), depths=[1, 2, 1, 1], num_heads=[1, 2, 2, 4], mlp_ratio=np.float32(3))
+    model = GCViT(arch, window_size=[2, 2, 4, 2], out_indices=[0, 3], global_query_reductions=[1, 0, 0, 0])
+    assert model.out_indices == (0, 3)
+    assert model.arch.window_size == (2, 2, 4, 2)
+    assert [len(s.blocks) for s in model.stages] == [1, 2, 1, 1]
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (2, 1, 64, 64), (2, 64, 64, 3), (0, 3, 64, 64), (2, 3, 0, 64)])

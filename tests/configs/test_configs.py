@@ -5,6 +5,8 @@ Everything that the configs define is real, but for the pictures' size.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,18 +33,17 @@ def build(config: str) -> tuple[Config, torch.nn.Module]:
     return cfg, model
 
 
-def inputs(model: torch.nn.Module, cfg: Config) -> dict:
+def inputs(cfg: Config) -> dict:
     """Two pictures of different odd sizes, with boxes and masks."""
     classes = cfg.model.roi_head.bbox_head.num_classes
-    data = mmdet_testing.demo_mm_inputs(
+    return mmdet_testing.demo_mm_inputs(
         2, image_shapes=[(3, 90, 150), (3, 129, 100)], num_items=[3, 2], num_classes=classes, with_mask=True)
-    return data
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_trains_a_step_and_infers(config: str):
     cfg, model = build(config)
-    data = inputs(model, cfg)
+    data = inputs(cfg)
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     model.train()
@@ -91,11 +92,22 @@ def test_custom_keys_match_and_the_batch_size_is_the_learning_rates(config: str)
     assert tuple(cfg.model.neck.in_channels) == model.backbone.out_channels
 
 
-@pytest.mark.parametrize("scope", ["mmdet", "mmseg", "mmengine"])
-def test_gcvit_is_found_from_every_scope(scope: str):
+@pytest.mark.parametrize("scope", ["mmdet", "mmseg", "mmpretrain", "mmengine"])
+def test_custom_imports_are_all_that_a_scope_needs(tmp_path, scope: str):
     pytest.importorskip(scope)
-    registry = __import__(f"{scope}.registry", fromlist=["MODELS"]).MODELS
-    assert registry.get("GCViT").__module__ == "mmgcvit.backbone.gcvit"
+    (tmp_path / "only.py").write_text("custom_imports = dict(imports=['mmgcvit'], allow_failed_imports=False)\n")
+    code = f"""
+import sys
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+assert 'mmgcvit' not in sys.modules
+Config.fromfile('only.py')
+init_default_scope({scope!r})
+from {scope}.registry import MODELS
+print(type(MODELS.build(dict(type='GCViT', arch='xxtiny', out_indices=(0,)))))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip().endswith("<class 'mmgcvit.backbone.gcvit.GCViT'>"), done.stderr
 
 
 def test_model_index_lists_every_config():
@@ -104,6 +116,10 @@ def test_model_index_lists_every_config():
     for metafile in index["Import"]:
         for model in yaml.safe_load((ROOT / metafile).read_text())["Models"]:
             assert model["Name"] == Path(model["Config"]).stem
+            cfg = Config.fromfile(str(ROOT / model["Config"]))
+            length = {"Epochs": "max_epochs", "Iterations": "max_iters"}
+            stated = {length[key]: value for key, value in model["Metadata"].items() if key in length}
+            assert stated == {key: value for key, value in cfg.train_cfg.items() if key in length.values()}
             listed.append(model["Config"].removeprefix("configs/"))
     assert sorted(listed) == [c for c in CONFIGS if "template" not in c]
 
@@ -112,14 +128,14 @@ def test_the_template_asks_for_two_changes_only(tmp_path):
     """Other data and classes, in those two lines alone, reach data sets, metric and heads."""
     template = ROOT / "configs/detection/custom_coco_template.py"
     text = template.read_text()
-    changed = text.replace("'data/my_data/'", "'elsewhere/'").replace("('cat', 'dog')", "('date', 'fig', 'nut')")
+    changed = text.replace("'data/my_data/'", "'elsewhere'").replace("('cat', 'dog')", "('date', 'fig', 'nut')")
     assert sum(a != b for a, b in zip(text.splitlines(), changed.splitlines(), strict=True)) == 2
     mine = tmp_path / "mine.py"
     mine.write_text(changed.replace("./_base_/", f"{template.parent}/_base_/"))  # as if it lay beside the template
     cfg = Config.fromfile(str(mine))
     assert "my_data" not in cfg.pretty_text
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        assert loader.dataset.data_root == "elsewhere/"
+        assert loader.dataset.data_root == "elsewhere"
         assert tuple(loader.dataset.metainfo.classes) == ("date", "fig", "nut")
     assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file == "elsewhere/val.json"
     assert cfg.model.roi_head.bbox_head.num_classes == cfg.model.roi_head.mask_head.num_classes == 3

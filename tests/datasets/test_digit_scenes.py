@@ -104,16 +104,43 @@ def test_same_arguments_same_pictures(scenes: Path, tmp_path):
     assert any((scenes / f).read_bytes() != (other / f).read_bytes() for f in files if f.suffix == ".jpg")
 
 
-def test_validation_digits_and_photograph_parts_are_not_trained_on():
-    train, val = digit_scenes._split(1797, 5)
-    assert sorted([*train, *val]) == list(range(1797))
-    left, right = digit_scenes._halves(np.arange(20).reshape(1, 20))
-    assert sorted([*left[0], *right[0]]) == list(range(20))
+def test_validation_digits_and_photograph_parts_are_not_trained_on(tmp_path, monkeypatch):
+    """By what each split's pictures are drawn from: training first, then validation."""
+    scenes, singles = [], []
+    real_scene, real_single = digit_scenes.draw_scene, digit_scenes.draw_single
+
+    def scene(rng, strokes, labels, photographs, size):
+        scenes.append((strokes, photographs))
+        return real_scene(rng, strokes, labels, photographs, size)
+
+    def single(rng, stroke, photographs):
+        singles.append((stroke, photographs))
+        return real_single(rng, stroke, photographs)
+
+    monkeypatch.setattr(digit_scenes, "draw_scene", scene)
+    monkeypatch.setattr(digit_scenes, "draw_single", single)
+    make_digit_scenes(tmp_path / "scenes", images=10, size=64)
+    assert len(scenes) == 10
+    assert len(singles) == 1797
+    photographs = digit_scenes.load_sample_images().images
+    for drawn, first_val in ((scenes, 9), (singles, 1438)):
+        train, val = drawn[:first_val], drawn[first_val:]
+        digits = [{d.tobytes() for strokes, _ in part for d in strokes.reshape(-1, 8, 8)} for part in (train, val)]
+        # the 1797 digits hold some twins: written alike, to the pixel, twice
+        assert len(digits[0] & digits[1]) <= 5
+        assert sum(map(len, digits)) >= 1790
+        for number, photograph in enumerate(photographs):
+            widths = [{backgrounds[number].shape[1] for _, backgrounds in part} for part in (train, val)]
+            assert [len(w) for w in widths] == [1, 1]
+            cut = widths[0].pop()
+            assert cut + widths[1].pop() == photograph.shape[1]
+            assert np.array_equal(train[0][1][number], photograph[:, :cut])
+            assert np.array_equal(val[0][1][number], photograph[:, cut:])
 
 
 def test_nothing_is_overwritten_without_force_nor_lost_on_failure(tmp_path, monkeypatch):
     out = tmp_path / "scenes"
-    out.mkdir()
+    make_digit_scenes(out, images=10, size=64)
     (out / "mine.txt").write_text("precious")
     with pytest.raises(FileExistsError, match="--force"):
         make_digit_scenes(out, images=10, size=64)
@@ -130,6 +157,18 @@ def test_nothing_is_overwritten_without_force_nor_lost_on_failure(tmp_path, monk
     make_digit_scenes(out, images=10, size=64, force=True)
     assert not (out / "mine.txt").exists()
     assert (out / "README.txt").exists()
+
+
+def test_force_replaces_digit_scenes_only(tmp_path, monkeypatch):
+    (tmp_path / "thesis.txt").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    monkeypatch.chdir(tmp_path)
+    for out in (".", "..", tmp_path, "file"):
+        with pytest.raises(FileExistsError, match="holds no digit scenes: --force does not replace that"):
+            make_digit_scenes(out, images=10, size=64, force=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "thesis.txt"]
+    (tmp_path / "empty").mkdir()
+    assert (make_digit_scenes("empty", images=10, size=64, force=True) / "README.txt").is_file()
 
 
 @pytest.mark.parametrize("arguments", [dict(images=9), dict(size=63), dict(seed=-1)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+
+from mmgcvit import apis
+from mmgcvit.apis import UsageError, check_classes, load_config
 
 pytest.importorskip("mmcv._ext")
 pytest.importorskip("sklearn")
@@ -46,13 +50,14 @@ def test_train(trained: Path):
     assert (trained / "work/last_checkpoint").is_file()
 
 
-def test_resume_goes_on_from_the_newest_checkpoint(trained: Path):
+def test_resume_goes_on_from_the_newest_checkpoint(trained: Path, tmp_path: Path):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     longer = [o.replace("max_iters=4", "max_iters=6").replace("val_interval=4", "val_interval=6") for o in SHORT]
-    done = run("train.py", CONFIG, "--work-dir", "work", "--resume", *longer, cwd=trained)
+    done = run("train.py", CONFIG, "--work-dir", "work", "--resume", *longer, cwd=tmp_path)
     assert "resumed epoch: 0, iter: 4" in done.stdout
     assert "Iter(train) [5/6]" in done.stdout
     assert "Iter(train) [4/6]" not in done.stdout
-    assert (trained / "work/iter_6.pth").is_file()
+    assert (tmp_path / "work/iter_6.pth").is_file()
 
 
 def test_resume_from_a_named_checkpoint(trained: Path):
@@ -71,10 +76,11 @@ def test_test_draws_truth_beside_prediction(trained: Path):
 
 def test_image_demo_on_a_folder(trained: Path):
     scenes = trained / "data/digit_scenes/images/val"
-    done = run("image_demo.py", scenes, CONFIG, "work/iter_4.pth", "--out-dir", "found", "--batch-size", "2",
-               cwd=trained)
-    assert "2 pictures: drawings in found/vis, predictions in found/preds" in done.stdout
-    assert sorted(p.name for p in (trained / "found/vis").iterdir()) == ["000000.jpg", "000001.jpg"]
+    shutil.copy(scenes / "000000.jpg", trained / "another.jpg")
+    done = run("image_demo.py", scenes, "another.jpg", CONFIG, "work/iter_4.pth", "--out-dir", "found",
+               "--batch-size", "2", cwd=trained)
+    assert "3 pictures: drawings in found/vis, predictions in found/preds" in done.stdout
+    assert sorted(p.name for p in (trained / "found/vis").iterdir()) == ["000000.jpg", "000001.jpg", "another.jpg"]
     for path in sorted((trained / "found/preds").iterdir()):
         found = json.loads(path.read_text())
         assert len(found["labels"]) == len(found["scores"]) == len(found["bboxes"])
@@ -85,6 +91,41 @@ def test_auto_scale_lr(trained: Path):
         cwd=trained)
     state = torch.load(trained / "scaled/iter_2.pth", weights_only=False)
     assert {group["initial_lr"] for group in state["optimizer"]["param_groups"]} == {0.002}  # made for batches of 2
+
+
+def test_two_pictures_of_one_name_are_refused(trained: Path):
+    scene = trained / "data/digit_scenes/images/val/000000.jpg"
+    done = run("image_demo.py", scene, scene, CONFIG, "work/iter_4.pth", "--out-dir", "twice", cwd=trained, ok=False)
+    assert "would go into one file, 000000.json" in done.stderr
+    assert not (trained / "twice").exists()
+
+
+@pytest.mark.parametrize("classes", [("one", "two"), tuple("0123456798"), tuple("012345678x")])
+def test_classes_that_are_not_the_files_are_refused(trained: Path, tmp_path: Path, classes: tuple[str, ...]):
+    config = tmp_path / "mine.py"
+    config.write_text(f"_base_ = {CONFIG!r}\n"
+                      f"train_dataloader = dict(dataset=dict(metainfo=dict(classes={classes})))\n")
+    done = run("train.py", config, "--work-dir", "never", cwd=trained, ok=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"train: classes={classes!r}; allowed, as data/digit_scenes/annotations/")
+    assert last.endswith("'8', '9', all or some, in this order")
+    some = load_config(CONFIG, cfg_options={"train_dataloader.dataset.metainfo.classes": ("1", "7")}).train_dataloader
+    some.dataset.data_root = str(trained / some.dataset.data_root)
+    check_classes(some)
+
+
+def test_a_bug_in_a_run_keeps_its_traceback(trained: Path, tmp_path: Path):
+    (tmp_path / "broken.py").write_text(f"_base_ = {CONFIG!r}\nmodel = dict(backbone=dict(arch='huge'))\n")
+    done = run("train.py", tmp_path / "broken.py", "--work-dir", "never", cwd=trained, ok=False)
+    assert "Traceback" in done.stderr
+    assert "arch='huge' is unknown" in done.stderr
+
+
+def test_show_dir_needs_mmdets_hook():
+    cfg = load_config(CONFIG, cfg_options={"default_hooks.visualization.type": "SegVisualizationHook"})
+    cfg.test_dataloader.dataset.pop("metainfo")
+    with pytest.raises(UsageError, match=r"visualization of the config is 'SegVisualizationHook'; allowed: 'Det"):
+        apis.test(cfg, CONFIG, show_dir="pictures")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here mixed precision works")
@@ -124,11 +165,9 @@ def test_what_is_not_there_is_named(tmp_path: Path, tool: str, arguments: list[s
 
 
 def test_a_config_of_the_package_by_name():
-    from mmgcvit.apis import load_config
-
     cfg = load_config("mmgcvit::detection/mask-rcnn_gcvit-tiny_fpn_1x_coco.py", launcher="none")
     assert cfg.work_dir == "work_dirs/mask-rcnn_gcvit-tiny_fpn_1x_coco"
-    with pytest.raises(ValueError, match="launcher='ssh'; allowed: none, pytorch"):
+    with pytest.raises(UsageError, match="launcher='ssh'; allowed: none, pytorch"):
         load_config(CONFIG, launcher="ssh")
 
 

@@ -25,7 +25,7 @@ model = dict(
         mask_head=dict(num_convs=2, in_channels=width, conv_out_channels=width)),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=200),
-        rcnn=dict(sampler=dict(num=64))),
+        rcnn=dict(sampler=dict(num=64, pos_fraction=0.5))),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)))
 
 optim_wrapper = dict(
@@ -35,8 +35,8 @@ optim_wrapper = dict(
 
 # By iterations, as a small data set's epoch is over before it says anything. The sampler is endless: mmengine waits two
 # seconds wherever a finite one starts again.
-max_iters = 1000
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 2)
+max_iters = 800
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters, T_max=max_iters - 50, eta_min_ratio=0.01),
@@ -47,3 +47,4 @@ test_dataloader = val_dataloader
 auto_scale_lr = dict(enable=False, base_batch_size=2)
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=max_iters // 2), logger=dict(interval=25))
 log_processor = dict(by_epoch=False, window_size=25)
+randomness = dict(seed=0)
