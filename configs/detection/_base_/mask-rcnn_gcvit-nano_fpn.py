@@ -1,12 +1,6 @@
 # A GC ViT Mask R-CNN that learns a small data set from scratch in minutes, on two CPU cores if need be: a narrow
 # backbone, and heads cut to match. (With mmdet's full heads the 512-RoI mask head is the cost, not the backbone.)
-_base_ = [
-    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
-    'mmdet::_base_/datasets/coco_instance.py',
-    'mmdet::_base_/schedules/schedule_1x.py',
-    'mmdet::_base_/default_runtime.py',
-]
-custom_imports = dict(imports=['mmgcvit'], allow_failed_imports=False)
+_base_ = '../mask-rcnn_gcvit-tiny_fpn_1x_coco.py'
 
 width = 64
 model = dict(
@@ -29,8 +23,7 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)))
 
 optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0., custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.))),
+    optimizer=dict(lr=1e-3),
     clip_grad=dict(max_norm=5., norm_type=2))
 
 # By iterations, as a small data set's epoch is over before it says anything. The sampler is endless: mmengine waits two
