@@ -96,7 +96,7 @@ def test_mim_trains_from_the_installed_wheel(python: Path, tmp_path: Path):
     pytest.importorskip("sklearn")
     from mmgcvit.datasets.digit_scenes import make_digit_scenes
 
-    make_digit_scenes(tmp_path / "data/digit_scenes", images=10, size=128)
+    make_digit_scenes(tmp_path / "data/digit_scenes", images=20, size=128)
     done = run(python, "-m", "mim", "train", "mmgcvit", "mask-rcnn_gcvit-nano_fpn_digits.py", "--gpus", "0",
                "--work-dir", "work", "--cfg-options", "train_cfg.max_iters=2", "train_cfg.val_interval=2",
                cwd=tmp_path, HOME=str(tmp_path))

@@ -47,8 +47,8 @@ val_evaluator = dict(ann_file=data_root.rstrip('/') + '/val.json')
 test_evaluator = val_evaluator
 
 # Some hundred pictures or more deserve more iterations.
-max_iters = 800
-train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 4)
+max_iters = 600
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 3)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters, T_max=max_iters - 50, eta_min_ratio=0.01),

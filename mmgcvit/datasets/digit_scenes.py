@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 CLASSES = tuple("0123456789")
 SPLITS = ("train", "val")
-VAL_SCENES, VAL_DIGITS = 10, 5  # every tenth scene and every fifth digit is for validation
+VAL_SCENES, VAL_DIGITS = 20, 5  # every twentieth scene and every fifth digit is for validation
 SINGLE_SIZE = 64  # side of the pictures of single digits, in pixels
 README = """Digit scenes, made by tools/make_digit_scenes.py --images {images} --size {size} --seed {seed}
 
@@ -40,7 +40,7 @@ def make_digit_scenes(out: str | Path, images: int = 1000, size: int = 256, seed
 
     Args:
         out: folder to make.
-        images: scenes in all; every tenth is a validation scene.
+        images: scenes in all; every twentieth is a validation scene.
         size: side of a scene, in pixels.
         seed: of colours, sizes, turns and places.
         force: replace ``out`` if it is an empty folder or holds digit scenes.
@@ -49,11 +49,11 @@ def make_digit_scenes(out: str | Path, images: int = 1000, size: int = 256, seed
         ``out``.
 
     Raises:
-        ValueError: fewer than 10 images, a size under 64 pixels, or a negative seed.
+        ValueError: fewer than 20 images, a size under 64 pixels, or a negative seed.
         FileExistsError: ``out`` exists, and ``force`` is not given or ``out`` holds something else.
     """
     if images < VAL_SCENES:
-        raise ValueError(f"images={images}; allowed: an integer >= {VAL_SCENES}, as every tenth is for validation")
+        raise ValueError(f"images={images}; allowed: an integer >= {VAL_SCENES}, as every twentieth is for validation")
     if size < 64:
         raise ValueError(f"size={size}; allowed: an integer >= 64 (pixels)")
     if seed < 0:

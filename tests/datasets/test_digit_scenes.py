@@ -20,7 +20,7 @@ pytest.importorskip("sklearn")
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory) -> Path:
-    return make_digit_scenes(tmp_path_factory.mktemp("digits") / "scenes", images=21, size=128, seed=3)
+    return make_digit_scenes(tmp_path_factory.mktemp("digits") / "scenes", images=41, size=128, seed=3)
 
 
 def annotations(root: Path, split: str) -> dict:
@@ -34,7 +34,7 @@ def decode(segmentation: dict) -> np.ndarray:
 
 
 def test_what_is_written(scenes: Path):
-    assert [len(annotations(scenes, split)["images"]) for split in ("train", "val")] == [19, 2]
+    assert [len(annotations(scenes, split)["images"]) for split in ("train", "val")] == [39, 2]
     for split in ("train", "val"):
         pictures = sorted((scenes / "images" / split).iterdir())
         assert [p.name for p in pictures] == [i["file_name"] for i in annotations(scenes, split)["images"]]
@@ -43,7 +43,7 @@ def test_what_is_written(scenes: Path):
         assert sorted(p.name for p in (scenes / "classification" / split).iterdir()) == list(CLASSES)
     count = {s: sum(1 for _ in (scenes / "classification" / s).rglob("*.png")) for s in ("train", "val")}
     assert count == {"train": 1438, "val": 359}
-    assert "--images 21 --size 128 --seed 3" in (scenes / "README.txt").read_text()
+    assert "--images 41 --size 128 --seed 3" in (scenes / "README.txt").read_text()
     assert [p.name for p in scenes.parent.iterdir()] == ["scenes"]  # nothing is left beside it
 
 
@@ -97,7 +97,7 @@ def test_run_lengths(mask: np.ndarray):
 
 
 def test_same_arguments_same_pictures(scenes: Path, tmp_path):
-    again = make_digit_scenes(tmp_path / "again", images=21, size=128, seed=3)
+    again = make_digit_scenes(tmp_path / "again", images=41, size=128, seed=3)
     other = make_digit_scenes(tmp_path / "other", images=11, size=128, seed=4)
     files = [p.relative_to(scenes) for p in sorted(scenes.rglob("*")) if p.is_file()]
     assert all((scenes / f).read_bytes() == (again / f).read_bytes() for f in files)
@@ -119,11 +119,11 @@ def test_validation_digits_and_photograph_parts_are_not_trained_on(tmp_path, mon
 
     monkeypatch.setattr(digit_scenes, "draw_scene", scene)
     monkeypatch.setattr(digit_scenes, "draw_single", single)
-    make_digit_scenes(tmp_path / "scenes", images=10, size=64)
-    assert len(scenes) == 10
+    make_digit_scenes(tmp_path / "scenes", images=20, size=64)
+    assert len(scenes) == 20
     assert len(singles) == 1797
     photographs = digit_scenes.load_sample_images().images
-    for drawn, first_val in ((scenes, 9), (singles, 1438)):
+    for drawn, first_val in ((scenes, 19), (singles, 1438)):
         train, val = drawn[:first_val], drawn[first_val:]
         digits = [{d.tobytes() for strokes, _ in part for d in strokes.reshape(-1, 8, 8)} for part in (train, val)]
         # the 1797 digits hold some twins: written alike, to the pixel, twice
@@ -140,10 +140,10 @@ def test_validation_digits_and_photograph_parts_are_not_trained_on(tmp_path, mon
 
 def test_nothing_is_overwritten_without_force_nor_lost_on_failure(tmp_path, monkeypatch):
     out = tmp_path / "scenes"
-    make_digit_scenes(out, images=10, size=64)
+    make_digit_scenes(out, images=20, size=64)
     (out / "mine.txt").write_text("precious")
     with pytest.raises(FileExistsError, match="--force"):
-        make_digit_scenes(out, images=10, size=64)
+        make_digit_scenes(out, images=20, size=64)
 
     def fail(*args):
         raise OSError("disk full")
@@ -151,10 +151,10 @@ def test_nothing_is_overwritten_without_force_nor_lost_on_failure(tmp_path, monk
     with monkeypatch.context() as failing:
         failing.setattr(digit_scenes, "_coco", fail)
         with pytest.raises(OSError, match="disk full"):
-            make_digit_scenes(out, images=10, size=64, force=True)
+            make_digit_scenes(out, images=20, size=64, force=True)
     assert (out / "mine.txt").read_text() == "precious"
     assert [p.name for p in tmp_path.iterdir()] == ["scenes"]
-    make_digit_scenes(out, images=10, size=64, force=True)
+    make_digit_scenes(out, images=20, size=64, force=True)
     assert not (out / "mine.txt").exists()
     assert (out / "README.txt").exists()
 
@@ -165,13 +165,13 @@ def test_force_replaces_digit_scenes_only(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for out in (".", "..", tmp_path, "file"):
         with pytest.raises(FileExistsError, match="holds no digit scenes: --force does not replace that"):
-            make_digit_scenes(out, images=10, size=64, force=True)
+            make_digit_scenes(out, images=20, size=64, force=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "thesis.txt"]
     (tmp_path / "empty").mkdir()
-    assert (make_digit_scenes("empty", images=10, size=64, force=True) / "README.txt").is_file()
+    assert (make_digit_scenes("empty", images=20, size=64, force=True) / "README.txt").is_file()
 
 
-@pytest.mark.parametrize("arguments", [dict(images=9), dict(size=63), dict(seed=-1)])
+@pytest.mark.parametrize("arguments", [dict(images=19), dict(size=63), dict(seed=-1)])
 def test_bad_arguments(tmp_path, arguments: dict):
     name, value = next(iter(arguments.items()))
     with pytest.raises(ValueError, match=f"{name}={value}; allowed: an integer >="):
@@ -180,7 +180,7 @@ def test_bad_arguments(tmp_path, arguments: dict):
 
 
 def test_the_tool(tmp_path):
-    command = [sys.executable, str(ROOT / "tools/make_digit_scenes.py"), "out", "--images", "10", "--size", "64"]
+    command = [sys.executable, str(ROOT / "tools/make_digit_scenes.py"), "out", "--images", "20", "--size", "64"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "out/README.txt" in done.stdout

@@ -39,7 +39,7 @@ def trained(tmp_path_factory) -> Path:
     from mmgcvit.datasets.digit_scenes import make_digit_scenes
 
     folder = tmp_path_factory.mktemp("user")
-    make_digit_scenes(folder / "data/digit_scenes", images=20, size=128)
+    make_digit_scenes(folder / "data/digit_scenes", images=40, size=128)
     done = run("train.py", CONFIG, "--work-dir", "work", *SHORT, cwd=folder)
     assert "coco/segm_mAP" in done.stdout
     return folder

@@ -19,7 +19,7 @@ model = dict(
         mask_head=dict(num_convs=2, in_channels=width, conv_out_channels=width)),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=200),
-        rcnn=dict(sampler=dict(num=64, pos_fraction=0.5))),
+        rcnn=dict(sampler=dict(num=64))),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)))
 
 optim_wrapper = dict(
@@ -28,7 +28,7 @@ optim_wrapper = dict(
 
 # By iterations, as a small data set's epoch is over before it says anything. The sampler is endless: mmengine waits two
 # seconds wherever a finite one starts again.
-max_iters = 800
+max_iters = 600
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
