@@ -11,7 +11,7 @@ def main() -> None:
     """Read the arguments, make the data set, say where it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", help="folder to make")
-    parser.add_argument("--images", type=int, default=1000, help="scenes in all; a twentieth of them for validation (1000)")
+    parser.add_argument("--images", type=int, default=1000, help="scenes in all, a twentieth for validation (1000)")
     parser.add_argument("--size", type=int, default=256, help="side of a scene, in pixels (256)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
     parser.add_argument("--force", action="store_true", help="replace OUT if it holds digit scenes")

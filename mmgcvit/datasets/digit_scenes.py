@@ -120,7 +120,7 @@ def _write_all(root: Path, images: int, size: int, seed: int) -> None:
 
 def draw_scene(rng: np.random.Generator, strokes: np.ndarray, labels: np.ndarray, photographs: tuple[np.ndarray, ...],
                size: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """One scene of up to twelve digits.
+    """One scene of up to nine digits.
 
     Args:
         rng: source of all that is random.
@@ -136,9 +136,9 @@ def draw_scene(rng: np.random.Generator, strokes: np.ndarray, labels: np.ndarray
     scene = _background(rng, photographs, size)
     placed: list[tuple[int, np.ndarray]] = []
     boxes: list[tuple[int, int, int, int]] = []
-    for _ in range(rng.integers(6, 13)):
+    for _ in range(rng.integers(5, 10)):
         index = rng.integers(len(labels))
-        cover = _turned(rng, strokes[index], round(size * rng.uniform(0.14, 0.26)))
+        cover = _turned(rng, strokes[index], round(size * rng.uniform(0.18, 0.32)))
         height, width = cover.shape
         for _ in range(20):  # a place that no other digit takes, if there is one
             y, x = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)
