@@ -20,6 +20,7 @@ from mmengine.config import Config  # noqa: E402
 from mmengine.optim import build_optim_wrapper  # noqa: E402
 from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 
+NORMS = (torch.nn.LayerNorm, torch.nn.GroupNorm)
 CONFIGS = sorted(
     str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.parts)
 
@@ -70,7 +71,7 @@ def test_weight_decay_spares_norms_and_bias_tables(config: str):
     cfg, model = build(config)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    norms = {f"{n}.{k}" for n, m in model.named_modules() if isinstance(m, torch.nn.LayerNorm)
+    norms = {f"{n}.{k}" for n, m in model.named_modules() if isinstance(m, NORMS)
              for k, _ in m.named_parameters()}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -98,7 +98,7 @@ def test_run_lengths(mask: np.ndarray):
 
 def test_same_arguments_same_pictures(scenes: Path, tmp_path):
     again = make_digit_scenes(tmp_path / "again", images=41, size=128, seed=3)
-    other = make_digit_scenes(tmp_path / "other", images=11, size=128, seed=4)
+    other = make_digit_scenes(tmp_path / "other", images=41, size=128, seed=4)
     files = [p.relative_to(scenes) for p in sorted(scenes.rglob("*")) if p.is_file()]
     assert all((scenes / f).read_bytes() == (again / f).read_bytes() for f in files)
     assert any((scenes / f).read_bytes() != (other / f).read_bytes() for f in files if f.suffix == ".jpg")
