@@ -1,6 +1,6 @@
 """Make the digit scenes: a small data set for detection, segmentation and classification.
 
-python tools/make_digit_scenes.py OUT --images 1000 --size 256 --seed 0
+python tools/make_digit_scenes.py OUT --images 1000 --size 160 --seed 0
 """
 
 import argparse
@@ -12,7 +12,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", help="folder to make")
     parser.add_argument("--images", type=int, default=1000, help="scenes in all, a twentieth for validation (1000)")
-    parser.add_argument("--size", type=int, default=256, help="side of a scene, in pixels (256)")
+    parser.add_argument("--size", type=int, default=160, help="side of a scene, in pixels (160)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
     parser.add_argument("--force", action="store_true", help="replace OUT if it holds digit scenes")
     args = parser.parse_args()

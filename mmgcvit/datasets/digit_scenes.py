@@ -32,7 +32,7 @@ Photographs: scikit-learn's load_sample_images (CC BY).
 """
 
 
-def make_digit_scenes(out: str | Path, images: int = 1000, size: int = 256, seed: int = 0, force: bool = False) -> Path:
+def make_digit_scenes(out: str | Path, images: int = 1000, size: int = 160, seed: int = 0, force: bool = False) -> Path:
     """Write scenes with instance annotations and label maps, and a folder tree of single digits.
 
     The same arguments give the same pictures. Everything is written beside ``out`` first and then renamed, so that
