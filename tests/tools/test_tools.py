@@ -90,7 +90,7 @@ def test_auto_scale_lr(trained: Path):
     run("train.py", CONFIG, "--work-dir", "scaled", "--auto-scale-lr", *SHORT, "train_dataloader.batch_size=2",
         cwd=trained)
     state = torch.load(trained / "scaled/iter_2.pth", weights_only=False)
-    assert {group["initial_lr"] for group in state["optimizer"]["param_groups"]} == {0.0015}  # 0.003 is for batches of 4
+    assert {group["initial_lr"] for group in state["optimizer"]["param_groups"]} == {0.0015}  # 0.003 is for 4
 
 
 def test_two_pictures_of_one_name_are_refused(trained: Path):
