@@ -1,7 +1,7 @@
 """GC ViT (Global Context Vision Transformer) as a backbone for dense prediction with OpenMMLab.
 
-Importing the package registers ``GCViT`` in mmengine's root registry and makes ``mmgcvit::...`` known as a place for
-``_base_`` configs.
+Importing the package registers ``GCViT`` and ``GCViTClassifier`` in mmengine's root registry, makes ``mmgcvit::...``
+known as a place for ``_base_`` configs, and ``gcvit://...`` and ``timm://...`` as checkpoints.
 """
 
 from mmgcvit.version import __version__
@@ -10,17 +10,19 @@ try:
     from mmengine.config.utils import MODULE2PACKAGE
 
     from mmgcvit.backbone import GCViT
+    from mmgcvit.checkpoint import load_pretrained
+    from mmgcvit.classification import GCViTClassifier
 except (ImportError, OSError, RuntimeError) as _error:
     # Something that the backbone needs is absent or broken (a torch without its libraries raises OSError). The package
     # still imports, so that `mmgcvit doctor` can say what; whoever asks for the backbone gets the reason.
     _reason = _error
 
     def __getattr__(name: str) -> object:
-        if name == "GCViT":
-            raise ImportError(f"mmgcvit.GCViT cannot be imported: {_reason}. "
+        if name in ("GCViT", "GCViTClassifier", "load_pretrained"):
+            raise ImportError(f"mmgcvit.{name} cannot be imported: {_reason}. "
                               "`python -m mmgcvit doctor` says what is missing and how to mend it.") from _reason
         raise AttributeError(f"module 'mmgcvit' has no attribute {name!r}")
 else:
     MODULE2PACKAGE["mmgcvit"] = "mmgcvit"
 
-__all__ = ["GCViT", "__version__"]
+__all__ = ["GCViT", "GCViTClassifier", "__version__", "load_pretrained"]

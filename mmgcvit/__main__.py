@@ -14,11 +14,36 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"mmgcvit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("doctor", help="check the software stack; exit 1 if something needed is missing")
-    parser.parse_args(argv)
+    weights = commands.add_parser("weights", help="published weights: list, fetch, inspect")
+    actions = weights.add_subparsers(dest="action", required=True)
+    actions.add_parser("list", help="the published weights, by name")
+    fetch = actions.add_parser("fetch", help="download weights into the cache, verified; prints the file's path")
+    fetch.add_argument("name", help="a name of the list, or a URL")
+    inspect = actions.add_parser("inspect", help="what a checkpoint holds, and what of it would load")
+    inspect.add_argument("file", help="file, URL, or a name of the list")
+    args = parser.parse_args(argv)
 
-    from mmgcvit import doctor
+    if args.command == "doctor":
+        from mmgcvit import doctor
 
-    return doctor.main()
+        return doctor.main()
+    return _weights(args)
+
+
+def _weights(args: argparse.Namespace) -> int:
+    from mmgcvit.checkpoint import commands
+    from mmgcvit.checkpoint.errors import CheckpointError
+    from mmgcvit.checkpoint.weights import fetch
+
+    try:
+        if args.action == "list":
+            commands.print_weights()
+        else:
+            print(fetch(args.name) if args.action == "fetch" else commands.inspect(args.file))
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

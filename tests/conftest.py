@@ -46,3 +46,27 @@ def tiny_model():
         return randomise(GCViT(**{"arch": TINY, **kwargs})).eval()
 
     return build
+
+
+@pytest.fixture(scope="session")
+def classifier():
+    """A tiny GC ViT classifier of five classes with random values everywhere."""
+    from mmgcvit import GCViTClassifier
+
+    return randomise(GCViTClassifier(dict(arch=TINY), num_classes=5)).eval()
+
+
+@pytest.fixture(scope="session")
+def authors_dict(classifier) -> dict[str, torch.Tensor]:
+    """The classifier's tensors under the authors' names."""
+    from written import authors_names
+
+    return authors_names(classifier.state_dict(), TINY)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory, classifier, authors_dict) -> dict[str, Path]:
+    """The classifier in a file of each layout."""
+    from written import write_all
+
+    return write_all(tmp_path_factory.mktemp("checkpoints"), classifier.state_dict(), authors_dict, TINY["embed_dims"])

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmgcvit.backbone.arch import Arch, resolve_arch
-from mmgcvit.backbone.attention import WindowAttention, resize_bias_table, table_window
+from mmgcvit.backbone.attention import WindowAttention
 from mmgcvit.backbone.checks import STAGES, check_choice, check_four, check_integer, check_rate, check_stages
+from mmgcvit.backbone.initial import SafePretrainedInit
 from mmgcvit.backbone.layers import Downsample, GlobalQuery, Mlp, PointwiseConv, Stem, drop_path, layer_norm
 from mmgcvit.backbone.windows import PAD_MODES, WindowGrid, pad_to_multiple
 
 INTERPOLATIONS = ("bicubic", "bilinear")
-TABLE = "relative_position_bias_table"
 
 
 class Block(nn.Module):
@@ -128,7 +126,7 @@ class Stage(nn.Module):
 
 
 @MODELS.register_module()
-class GCViT(BaseModule):
+class GCViT(SafePretrainedInit, BaseModule):
     """Global Context Vision Transformer (arXiv 2206.09959) with four maps, for pictures of any size.
 
     Registered in mmengine's root registry: ``type='GCViT'`` works in mmdet's, mmseg's and mmpretrain's configs with
@@ -290,19 +288,8 @@ class GCViT(BaseModule):
                 nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Resize the bias tables of other windows before they are loaded, and say so."""
-        resized = {}
-        for name, parameter in self.named_parameters(prefix=prefix[:-1]):
-            table = state_dict.get(name)
-            if not name.endswith(TABLE) or table is None or table.shape == parameter.shape:
-                continue
-            # Other heads are another network, and other rows no table: both are left to torch's own error.
-            if table.ndim == 2 and table.shape[1] == parameter.shape[1] and (old := table_window(table)):
-                window = table_window(parameter)
-                state_dict[name] = resize_bias_table(table, window)
-                resized[name] = (old, window)
-        if resized:
-            windows = ", ".join(f"{old} -> {new}" for old, new in sorted(set(resized.values())))
-            print_log(f"GCViT: resized {len(resized)} relative position bias tables bicubically to other windows "
-                      f"({windows})", logger="current", level=logging.WARNING)
+        """Take any publisher's names, and windows of another size, before torch takes what is there."""
+        from mmgcvit.checkpoint.loading import prepare_state_dict
+
+        prepare_state_dict(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -329,19 +329,11 @@ def test_own_weights_load_at_other_windows_inside_a_detector(tiny_model, log):
     small, large = Detector(tiny_model()), Detector(tiny_model(window_size=3))
     large.load_state_dict(small.state_dict())
     assert any("resized" in r.getMessage() for r in log.records)
-    # Tables that are none, and those of another network, are left to torch's own error, which names them.
-    broken = {k: v[:-1] if k.endswith("bias_table") else v for k, v in small.backbone.state_dict().items()}
-    with pytest.raises(RuntimeError, match=r"size mismatch for stages.0.blocks.0.attn.relative_position_bias_table"):
-        large.backbone.load_state_dict(broken)
-    # Another network's tables are not forced into this one.
-    other = GCViT({**TINY, "num_heads": (1, 1, 1, 1)}, window_size=3)
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        other.load_state_dict(small.backbone.state_dict())
 
 
 @pytest.mark.parametrize("windows", [None, 3])
 def test_init_cfg_loads_a_checkpoint(tiny_model, tmp_path, log, windows: int | None):
-    """Through mmengine's own loader, the way of every config."""
+    """The way of every config."""
     trained = tiny_model()
     torch.save({"state_dict": trained.state_dict()}, tmp_path / "trained.pth")
     init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "trained.pth"))
@@ -351,7 +343,7 @@ def test_init_cfg_loads_a_checkpoint(tiny_model, tmp_path, log, windows: int | N
     wanted.load_state_dict(trained.state_dict())
     for key, value in wanted.state_dict().items():
         assert torch.equal(model.state_dict()[key], value)
-    assert any("resized 8" in r.getMessage() for r in log.records) == (windows is not None)
+    assert any("resized: 8" in r.getMessage() for r in log.records) == (windows is not None)
 
 
 def test_initial_values():

@@ -1,0 +1,216 @@
+"""Reading checkpoint files without running anything that is in them."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmgcvit.checkpoint.errors import CheckpointError
+
+# Loading a pickle runs what it names. What torch's own safe loader refuses is read by an unpickler that knows only the
+# following: builders of tensors and numpy values, which can do no harm, and holders of settings, in whose place an
+# inert object is made.
+_BUILDERS = {
+    "collections": ("OrderedDict", "defaultdict", "Counter", "deque"),
+    "torch._utils": ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state"),
+    "torch": ("Size", "device", "Tensor", "FloatStorage", "HalfStorage", "BFloat16Storage", "DoubleStorage",
+              "LongStorage", "IntStorage", "ShortStorage", "CharStorage", "ByteStorage", "BoolStorage",
+              "float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"),
+    "torch.nn.parameter": ("Parameter",),
+    "torch.storage": ("UntypedStorage", "TypedStorage"),
+    "numpy": ("ndarray", "dtype"),
+    "numpy.core.multiarray": ("_reconstruct", "scalar"),
+    "numpy._core.multiarray": ("_reconstruct", "scalar"),
+    "_codecs": ("encode",),
+    "builtins": ("int", "float", "bool", "complex", "list", "dict", "tuple", "set", "frozenset", "slice", "range"),
+}  # fmt: skip
+_BUILDERS["__builtin__"] = _BUILDERS["builtins"]  # as Python 2's pickles call it
+_HOLDERS = {
+    "argparse": ("Namespace",),
+    "types": ("SimpleNamespace",),
+    "pathlib": ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
+    "pathlib._local": ("Path", "PosixPath", "WindowsPath"),
+    "yacs.config": ("CfgNode",),
+    "easydict": ("EasyDict",),
+    "addict.addict": ("Dict",),
+    "mmcv.utils.config": ("ConfigDict", "Config"),
+    "mmengine.config.config": ("ConfigDict", "Config"),
+    "mmengine.logging.history_buffer": ("HistoryBuffer",),
+    "omegaconf.dictconfig": ("DictConfig",),
+    "omegaconf.listconfig": ("ListConfig",),
+    "timm.utils.model_ema": ("ModelEma", "ModelEmaV2"),
+}
+_REFUSED = "the file asks for {}, which a file of weights has no need of: refused, and nothing of it was run"
+
+
+class _Holder(dict):
+    """Stands for a settings object of a file. Nothing of the real class runs."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Holder:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def append(self, _: object) -> None:
+        """Take a list's item, as unpickling may hand them over."""
+
+    def extend(self, _: object) -> None:
+        """Take a list's items."""
+
+
+def _attribute_of_holder(holder: object, *_: object) -> _Holder:
+    """In place of getattr, by which mmengine's histories name their own methods."""
+    if holder is not _Holder:
+        raise CheckpointError(_REFUSED.format("builtins.getattr"))
+    return _Holder()
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in (("builtins", "getattr"), ("__builtin__", "getattr")):
+            return _attribute_of_holder
+        if name in _HOLDERS.get(module, ()):
+            return _Holder
+        if name in _BUILDERS.get(module, ()):
+            return super().find_class(module, name)
+        raise CheckpointError(_REFUSED.format(f"{module}.{name}"))
+
+
+def _load(file: Any, **kwargs: Any) -> Any:
+    return _Unpickler(file, **kwargs).load()
+
+
+# What torch.load takes for the module `pickle`.
+_RESTRICTED = SimpleNamespace(Unpickler=_Unpickler, load=_load, __name__="restricted pickle")
+
+
+def read_checkpoint(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint file: torch's (.pth, .pth.tar, ...), .safetensors, or Keras' .h5, by its contents.
+
+    Args:
+        path: the file.
+        map_location: device for the tensors.
+
+    Returns:
+        What the file holds: a dict of tensors by name, or such a dict among other things.
+
+    Raises:
+        CheckpointError: it is not there, not a checkpoint, cut off, larger inside than out, or asks to run something.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {str(path)!r}: there is no such file")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(512)
+    try:
+        if head.startswith(b"\x89HDF\r\n\x1a\n"):
+            found = _read_h5(path, size)
+        elif head.lstrip()[:1] == b"<":
+            raise CheckpointError("it is a web page (HTML or XML), not a checkpoint: the link led elsewhere")
+        elif head.startswith(b"PK\x03\x04"):
+            found = _read_torch_zip(path, size)
+        elif len(head) > 8 and head[8:9] == b"{":
+            found = _read_safetensors(path)
+        elif head.startswith(b"\x80"):
+            found = _read_torch(path)
+        else:
+            raise CheckpointError("not a checkpoint; allowed: torch's .pth, .safetensors, Keras' .h5. "
+                                  f"It begins with {head[:16]!r}")
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {str(path)!r} ({size:,} bytes): {error}") from error
+    except Exception as error:  # whatever a broken file makes a reader raise: no reader lists it
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CheckpointError(f"checkpoint {str(path)!r} ({size:,} bytes): cut off or damaged ({reason})") from error
+    return _to(found, map_location)
+
+
+def _read_torch_zip(path: Path, size: int) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        claimed = sum(entry.file_size for entry in entries)
+        if claimed > size:
+            raise CheckpointError(f"its entries claim {claimed:,} bytes")
+        if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+            raise CheckpointError("a TorchScript program, not weights")
+    return _read_torch(path)
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_RESTRICTED)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _read_h5(path: Path, size: int) -> dict[str, Tensor]:
+    """Tensors of a Keras file by their weights' names, in Keras' layouts."""
+    try:
+        import h5py
+    except ImportError:
+        raise CheckpointError("a Keras file, and h5py is not installed: pip install h5py") from None
+
+    tensors: dict[str, Tensor] = {}
+
+    def visit(group: Any, path: str) -> None:
+        for key in group:
+            name = f"{path}/{key}" if path else key
+            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+                raise CheckpointError(f"{name} is a link to elsewhere: refused")
+            item = group[key]
+            if isinstance(item, h5py.Group):
+                visit(item, name)
+                continue
+            if item.is_virtual or item.external:
+                raise CheckpointError(f"{name} is kept in other files: refused")
+            nonlocal claimed
+            claimed += math.prod(item.shape) * item.dtype.itemsize
+            if claimed > size:
+                raise CheckpointError(f"its data sets claim {claimed:,} bytes or more")
+            if item.dtype.kind not in "fiu":
+                raise CheckpointError(f"{name} has the type {item.dtype}; allowed: numbers")
+            tensors[_weight_name(name)] = torch.from_numpy(item[()])
+
+    claimed = 0
+    with h5py.File(path, "r") as file:
+        visit(file.get("model_weights", file), "")  # a saved model keeps its weights in a group
+    if not tensors:
+        raise CheckpointError("a Keras file without weights")
+    return tensors
+
+
+def _weight_name(path: str) -> str:
+    """``a/b/a/b/c:0`` -> ``a/b/c``: Keras puts the weight's full name under its layer's."""
+    parts = path.removesuffix(":0").split("/")
+    for cut in range(len(parts) // 2, 0, -1):
+        if parts[:cut] == parts[cut : 2 * cut]:
+            return "/".join(parts[cut:])
+    return "/".join(parts)
+
+
+def _to(found: Any, device: str | torch.device) -> Any:
+    if torch.device(device).type == "cpu":
+        return found
+    if isinstance(found, Tensor):
+        return found.to(device)
+    if isinstance(found, dict):
+        return {key: _to(value, device) for key, value in found.items()}
+    return found

@@ -1,0 +1,74 @@
+"""The ImageNet classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from mmgcvit.backbone import GCViT
+from mmgcvit.backbone.checks import check_choice, check_integer, check_rate
+from mmgcvit.backbone.initial import SafePretrainedInit
+
+MODES = ("tensor", "loss", "predict")
+
+
+@MODELS.register_module()
+class GCViTClassifier(SafePretrainedInit, BaseModel):
+    """GC ViT with a linear head: last map, its norm, mean over all places, dropout, linear map (paper, section 3).
+
+    The parameters are those of the published classifiers, exactly.
+
+    Args:
+        backbone: config of a :class:`GCViT`; ``out_indices`` is (3,) unless it is given.
+        num_classes: classes.
+        drop_rate: dropout before the head.
+        data_preprocessor: mmengine's.
+        init_cfg: mmengine's. ``dict(type='Pretrained', ...)`` belongs into the backbone's, or here for the head too.
+
+    Raises:
+        ValueError: no class, a rate that is no probability, or a backbone whose last map is not that of stage 3.
+    """
+
+    def __init__(self, backbone: Mapping[str, Any], num_classes: int = 1000, drop_rate: float = 0.0,
+                 data_preprocessor: Mapping | nn.Module | None = None, init_cfg: Mapping | None = None) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.num_classes = check_integer("num_classes", num_classes, 1)
+        self.drop_rate = check_rate("drop_rate", drop_rate)
+        self.backbone: GCViT = MODELS.build({"type": "GCViT", "out_indices": (3,), **backbone})
+        if self.backbone.out_indices[-1] != 3:
+            raise ValueError(f"backbone: out_indices={self.backbone.out_indices}; allowed for a classifier: "
+                             "what ends with 3")
+        self.head = nn.Linear(self.backbone.out_channels[-1], num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, inputs: Tensor, targets: Tensor | None = None, mode: str = "tensor") -> Any:
+        """Logits, their loss, or probabilities.
+
+        Args:
+            inputs: (B, in_channels, H, W) normalised pictures.
+            targets: (B,) classes, or (B, num_classes) probabilities; for 'loss'.
+            mode: 'tensor', 'loss' or 'predict'.
+
+        Returns:
+            'tensor': logits (B, num_classes). 'loss': ``dict(loss=...)``, the mean cross-entropy. 'predict':
+            probabilities (B, num_classes).
+
+        Raises:
+            ValueError: an unknown mode, or 'loss' without targets.
+        """
+        check_choice("mode", mode, MODES)
+        maps = self.backbone(inputs)[-1]
+        logits = self.head(F.dropout(maps.mean(dim=(2, 3)), self.drop_rate, self.training))
+        if mode == "tensor":
+            return logits
+        if mode == "predict":
+            return logits.softmax(dim=1)
+        if targets is None:
+            raise ValueError("targets=None; allowed in mode 'loss': classes or probabilities")
+        return {"loss": F.cross_entropy(logits, targets)}

@@ -1,0 +1,164 @@
+"""Files are read, and nothing in them is run."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmgcvit.checkpoint import CheckpointError
+from mmgcvit.checkpoint.reader import read_checkpoint
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path: Path, zipped: bool):
+    torch.save({"state_dict": {"a": torch.ones(2)}, "args": Evil(tmp_path / "ran")}, tmp_path / "evil.pth",
+               _use_new_zipfile_serialization=zipped)
+    torch.load(tmp_path / "evil.pth", weights_only=False)
+    assert (tmp_path / "ran").exists(), "the file does no evil: this test shows nothing"
+    (tmp_path / "ran").unlink()
+    with pytest.raises(CheckpointError, match=r"evil.pth.*asks for (posix|nt|os).system.*refused"):
+        read_checkpoint(tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("expression", ["getattr", "eval", "exec", "__import__", "open"])
+def test_builtins_that_do_things_are_refused(tmp_path: Path, expression: str):
+    class Call:
+        def __reduce__(self) -> tuple:
+            return getattr(builtins, expression), ("1",)
+
+    torch.save({"a": Call()}, tmp_path / "call.pth")
+    with pytest.raises(CheckpointError, match=f"{expression}.*refused"):
+        read_checkpoint(tmp_path / "call.pth")
+
+
+def test_a_bare_malicious_pickle(tmp_path: Path):
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
+    with pytest.raises(CheckpointError):
+        read_checkpoint(tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_settings_beside_the_weights_are_no_obstacle(files):
+    found = read_checkpoint(files["nvidia"])
+    assert found["epoch"] == 310
+    assert found["args"].state["lr"] == 0.005
+    assert type(found["args"]).__name__ == "_Holder"
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_mmengines_messages_are_no_obstacle(tmp_path: Path, zipped: bool):
+    from mmengine.config import ConfigDict
+    from mmengine.logging import HistoryBuffer
+
+    extra = dict(message_hub=dict(log_scalars=dict(loss=HistoryBuffer([1.0], [1]))), cfg=ConfigDict(a=1))
+    torch.save(dict(state_dict=dict(a=torch.arange(3.0)), **extra), tmp_path / "run.pth",
+               _use_new_zipfile_serialization=zipped)
+    assert torch.equal(read_checkpoint(tmp_path / "run.pth")["state_dict"]["a"], torch.arange(3.0))
+
+
+def test_cut_off(files, tmp_path: Path):
+    for path in files.values():
+        whole = path.read_bytes()
+        for share in (0.02, 0.5, 0.98):
+            short = tmp_path / path.name
+            short.write_bytes(whole[: int(len(whole) * share)])
+            with pytest.raises(CheckpointError, match="cut off or damaged"):
+                read_checkpoint(short)
+
+
+@pytest.mark.parametrize("page", ["<!DOCTYPE html><html>", "\n <html>", '<?xml version="1.0"?>'])
+def test_a_web_page(tmp_path: Path, page: str):
+    (tmp_path / "page.pth").write_text(page + "Sign in")
+    with pytest.raises(CheckpointError, match="a web page"):
+        read_checkpoint(tmp_path / "page.pth")
+
+
+def test_other_files(tmp_path: Path):
+    for content in (b"", b"hello", bytes(1000)):
+        (tmp_path / "other.pth").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"not a checkpoint; allowed: torch's .pth"):
+            read_checkpoint(tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"absent.pth': there is no such file"):
+        read_checkpoint(tmp_path / "absent.pth")
+
+
+def test_a_safetensors_header_that_claims_terabytes(tmp_path: Path):
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+    for length in (len(header), 2**42):
+        (tmp_path / "huge.safetensors").write_bytes(struct.pack("<Q", length) + header + bytes(64))
+        with pytest.raises(CheckpointError, match="cut off or damaged"):
+            read_checkpoint(tmp_path / "huge.safetensors")
+
+
+def test_a_zip_whose_entries_claim_more_than_is_there(files, tmp_path: Path):
+    with zipfile.ZipFile(files["mmgcvit"]) as old, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+        new.writestr("archive/data/zeros", bytes(10**8), zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match="its entries claim 102,"):
+        read_checkpoint(tmp_path / "bomb.pth")
+
+
+def test_a_storage_that_claims_terabytes(tmp_path: Path):
+    """The same file, but for a pickle that speaks of a larger tensor."""
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as old, zipfile.ZipFile(tmp_path / "huge.pth", "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                assert content.count(b"M\xe8\x03") == 2  # 1000: of the storage, and of the shape
+                content = content.replace(b"M\xe8\x03", b"\x8a\x06" + (2**44).to_bytes(6, "little"))
+            new.writestr(entry.filename, content)
+    with pytest.raises(CheckpointError):
+        read_checkpoint(tmp_path / "huge.pth")
+
+
+def test_a_program(tmp_path: Path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.pth")
+    with pytest.raises(CheckpointError, match="a TorchScript program"):
+        read_checkpoint(tmp_path / "program.pth")
+
+
+def test_h5_that_leads_elsewhere_or_claims_too_much(tmp_path: Path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["secret"] = [1.0]
+    with h5py.File(tmp_path / "link.h5", "w") as file:
+        file["a"] = h5py.ExternalLink("other.h5", "secret")
+    with pytest.raises(CheckpointError, match="a is a link to elsewhere: refused"):
+        read_checkpoint(tmp_path / "link.h5")
+    with h5py.File(tmp_path / "outside.h5", "w") as file:
+        file.create_dataset("a", (4,), "f4", external=[(str(tmp_path / "other.h5"), 0, 16)])
+    with pytest.raises(CheckpointError, match="a is kept in other files: refused"):
+        read_checkpoint(tmp_path / "outside.h5")
+    with h5py.File(tmp_path / "huge.h5", "w") as file:
+        file.create_dataset("a", (2**40,), "f4", chunks=(1024,))
+    with pytest.raises(CheckpointError, match="claim 4,398,046,511,104 bytes"):
+        read_checkpoint(tmp_path / "huge.h5")
+    with h5py.File(tmp_path / "text.h5", "w") as file:
+        file["a"] = "text"
+    with pytest.raises(CheckpointError, match="has the type object; allowed: numbers"):
+        read_checkpoint(tmp_path / "text.h5")
+    with h5py.File(tmp_path / "empty.h5", "w"):
+        pass
+    with pytest.raises(CheckpointError, match="without weights"):
+        read_checkpoint(tmp_path / "empty.h5")

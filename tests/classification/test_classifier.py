@@ -1,0 +1,53 @@
+"""The classifier."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import TINY, randomise
+from mmengine.registry import MODELS
+
+from mmgcvit import GCViTClassifier
+
+PARAMETERS = {"xxtiny": 11_995_428, "xtiny": 19_981_294, "tiny": 28_221_974, "tiny2": 34_535_654, "small": 51_092_173,
+              "small2": 68_615_197, "base": 90_320_836, "large": 202_075_570}  # as published  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", PARAMETERS)
+def test_parameters(arch: str):
+    with torch.device("meta"):
+        model = GCViTClassifier(dict(arch=arch))
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[arch]
+
+
+def test_modes():
+    model = randomise(MODELS.build(dict(type="GCViTClassifier", backbone=dict(arch=TINY), num_classes=5))).eval()
+    pictures = torch.randn(3, 3, 70, 50)
+    logits = model(pictures)
+    assert logits.shape == (3, 5)
+    assert torch.allclose(model(pictures, mode="predict"), logits.softmax(1))
+    targets = torch.tensor([0, 4, 2])
+    wanted = -logits.log_softmax(1)[torch.arange(3), targets].mean()
+    assert torch.allclose(model(pictures, targets, mode="loss")["loss"], wanted)
+    soft = torch.nn.functional.one_hot(targets, 5).float()
+    assert torch.allclose(model(pictures, soft, mode="loss")["loss"], wanted)
+
+
+def test_every_parameter_learns():
+    model = randomise(GCViTClassifier(dict(arch=TINY), num_classes=5, drop_rate=0.5))
+    model(torch.randn(2, 3, 64, 64), torch.tensor([1, 2]), mode="loss")["loss"].backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="num_classes=0; allowed: an integer >= 1"):
+        GCViTClassifier(dict(arch=TINY), num_classes=0)
+    with pytest.raises(ValueError, match="drop_rate=1; allowed"):
+        GCViTClassifier(dict(arch=TINY), drop_rate=1)
+    with pytest.raises(ValueError, match=r"out_indices=\(0, 2\); allowed for a classifier: what ends with 3"):
+        GCViTClassifier(dict(arch=TINY, out_indices=(0, 2)))
+    model = GCViTClassifier(dict(arch=TINY), num_classes=5)
+    with pytest.raises(ValueError, match="targets=None; allowed in mode 'loss'"):
+        model(torch.randn(1, 3, 8, 8), mode="loss")
+    with pytest.raises(ValueError, match="mode='train'; allowed: 'tensor', 'loss', 'predict'"):
+        model(torch.randn(1, 3, 8, 8), mode="train")

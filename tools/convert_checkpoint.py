@@ -1,0 +1,35 @@
+"""Convert a GC ViT checkpoint of any publisher.
+
+python tools/convert_checkpoint.py SRC DST [--to mmgcvit|nvidia|timm] [--ema] [--hash] [--force]
+"""
+
+import argparse
+import sys
+
+from mmgcvit.checkpoint.commands import convert_file
+from mmgcvit.checkpoint.errors import CheckpointError
+from mmgcvit.checkpoint.layouts import WRITABLE
+
+
+def main() -> int:
+    """Read the command line, convert, say what became of it."""
+    parser = argparse.ArgumentParser(description="Convert a GC ViT checkpoint of any publisher.")
+    parser.add_argument("source", help="file, URL, or a name of `mmgcvit weights list`")
+    parser.add_argument("target", help=".pth or .safetensors file to write")
+    parser.add_argument("--to", choices=WRITABLE, default="mmgcvit", help="layout to write (mmgcvit)")
+    parser.add_argument("--ema", action="store_true", help="convert the averaged weights")
+    parser.add_argument("--hash", action="store_true", help="put the file's SHA-256 (8 digits) into its name")
+    parser.add_argument("--force", action="store_true", help="replace the target")
+    args = parser.parse_args()
+    try:
+        path, report = convert_file(args.source, args.target, args.to, args.ema, args.hash, args.force)
+    except (CheckpointError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(report)
+    print(f"written: {path} (layout {args.to})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
