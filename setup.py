@@ -53,7 +53,8 @@ setup(
     cmdclass={"build_py": BuildWithMim},
     # The backbone needs these three. mmengine is left to the extras: `mmengine` and `onedl-mmengine` install the
     # same package folder, so a requirement on either would break whoever has the other.
-    install_requires=["torch>=2.1", "timm>=1.0.31", "packaging"],
+    # (The others come with torch, timm and mmengine anyway; what is imported is named.)
+    install_requires=["torch>=2.1", "timm>=1.0.31", "packaging", "safetensors", "filelock", "rich"],
     extras_require={
         "onedl": [
             "torchvision",
@@ -76,6 +77,7 @@ setup(
             "regex",
         ],
         "digits": ["scikit-learn", "pillow", "rich"],  # to make the digit scenes
+        "keras": ["h5py"],  # to read tfgcvit's files
         "mim": ["openmim"],
         "test": ["pytest", "hypothesis", "h5py"],
         "dev": ["ruff", "setuptools", "wheel"],

@@ -124,8 +124,9 @@ class Numbers:
         ours = (arch.embed_dims, arch.depths[:stages], arch.num_heads[:stages],
                 int(arch.embed_dims * arch.mlp_ratio) / arch.embed_dims, arch.layer_scale is not None)
         theirs = (self.embed_dims, self.depths[:stages], self.num_heads[:stages], self.mlp_ratio, self.layer_scale)
+        # a number of 0 stands for tensors that are missing, which is told elsewhere
         return [f"{name} {_number(b)} in the file, {_number(a)} in the model"
-                for name, a, b in zip(_SAME, ours, theirs, strict=True) if a != b]
+                for name, a, b in zip(_SAME, ours, theirs, strict=True) if a != b and (b != 0 or b is False)]
 
 
 def fit(backbone: GCViT, converted: Converted, source: str = "", head: nn.Linear | None = None,
@@ -150,7 +151,7 @@ def fit(backbone: GCViT, converted: Converted, source: str = "", head: nn.Linear
     numbers = Numbers.of(file)
     report = LoadReport(source, converted.layout, numbers.archs)
     _same_network(backbone, numbers, report)
-    wanted = {name: value for name, value in backbone.named_parameters() if is_ours(name)}
+    wanted = backbone.state_dict(keep_vars=True)
     if head is not None:
         wanted |= {f"head.{name}": value for name, value in head.named_parameters()}
         if 0 < numbers.num_classes != head.out_features:
@@ -183,7 +184,7 @@ def fit(backbone: GCViT, converted: Converted, source: str = "", head: nn.Linear
     if unused:
         raise CheckpointError(f"{_of(source)}tensors of the network that the model does not have: {some(unused)}")
     report.left_in_file += [*file, *converted.others]
-    needed = [name for name in wanted if not re.match(r"norm\d|head", name)]
+    needed = [name for name in wanted if is_ours(name) and not re.match(r"norm\d|head", name)]
     missing = [name for name in needed if name not in chosen]
     if len(missing) > (1 - ENOUGH) * len(needed):
         raise CheckpointError(f"{_of(source)}only {len(needed) - len(missing)} of the backbone's {len(needed)} tensors "
@@ -226,7 +227,8 @@ def _may_stay(name: str, backbone: GCViT) -> bool:
 
 
 def _usable_values(tensors: Mapping[str, Tensor], source: str, finite: bool) -> None:
-    integers = [f"{name} {value.dtype}" for name, value in tensors.items() if not value.is_floating_point()]
+    integers = [f"{name} {value.dtype}" for name, value in tensors.items()
+                if is_ours(name) and not value.is_floating_point()]
     if integers:
         raise CheckpointError(f"{_of(source)}wrong types; allowed: floating point: {some(integers)}")
     if finite:

@@ -207,8 +207,7 @@ def take_apart(state_dict: Mapping[str, Tensor], prefix: str | None = None,
             continue
         ours = to_ours(plain)
         if ours is None and plain in also:
-            others[name] = value
-            continue
+            ours = plain
         if ours is None:
             unknown.append(name)
             continue
@@ -372,6 +371,8 @@ def _impossible_shapes(backbone: Mapping[str, Tensor]) -> list[str]:
     """Tensors whose number of axes is wrong, or tables that fit no window."""
     wrong = []
     for name, value in backbone.items():
+        if not is_ours(name):  # a subclass's own
+            continue
         axes = next(count for pattern, count in _AXES if re.fullmatch(pattern, name))
         if value.ndim != axes or 0 in value.shape or (name.endswith(TABLE) and not table_window(value)):
             wrong.append(f"{name} {tuple(value.shape)}")

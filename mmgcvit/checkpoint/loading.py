@@ -56,8 +56,8 @@ def load_pretrained(model: nn.Module, source: str | Path | Mapping[str, Any], *,
         raise CheckpointError(f"{name}: {error}" if name else str(error)) from error
     _, head = _classifier_head(model)
     chosen, report = fit(backbones[0], converted, name, head)
-    parameters = dict(backbones[0].named_parameters())
-    parameters |= {} if head is None else {f"head.{key}": value for key, value in head.named_parameters()}
+    parameters = backbones[0].state_dict()
+    parameters |= {} if head is None else {f"head.{key}": value for key, value in head.state_dict().items()}
     with torch.no_grad():
         for key, value in chosen.items():
             parameters[key].copy_(value)
@@ -81,7 +81,7 @@ def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor],
     Raises:
         CheckpointError: as :func:`~mmgcvit.checkpoint.fit.fit`; mmengine's ``strict=False`` does not hide it.
     """
-    parameters = dict(backbone.named_parameters())
+    parameters = backbone.state_dict()
     if not any(is_ours(name) for name in parameters):
         return  # flattened by FSDP, which loads its own way
     given = {name[len(prefix):]: value for name, value in state_dict.items() if name.startswith(prefix)}
@@ -100,9 +100,7 @@ def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor],
         state_dict[prefix + name] = value
     if not ours:
         for name in report.left_initial:
-            state_dict[prefix + name] = parameters[name].detach()
-        for name in converted.others.keys() & _own_names(backbone):
-            state_dict[prefix + name] = converted.others[name]
+            state_dict[prefix + name] = parameters[name]
     if not (ours and report.is_plain):
         _log(report)
 

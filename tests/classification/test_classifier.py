@@ -6,18 +6,16 @@ import pytest
 import torch
 from conftest import TINY, randomise
 from mmengine.registry import MODELS
+from test_gcvit import PUBLISHED_PARAMETERS
 
 from mmgcvit import GCViTClassifier
 
-PARAMETERS = {"xxtiny": 11_995_428, "xtiny": 19_981_294, "tiny": 28_221_974, "tiny2": 34_535_654, "small": 51_092_173,
-              "small2": 68_615_197, "base": 90_320_836, "large": 202_075_570}  # as published  # fmt: skip
 
-
-@pytest.mark.parametrize("arch", PARAMETERS)
+@pytest.mark.parametrize("arch", PUBLISHED_PARAMETERS)
 def test_parameters(arch: str):
     with torch.device("meta"):
         model = GCViTClassifier(dict(arch=arch))
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[arch]
+    assert sum(p.numel() for p in model.parameters()) == PUBLISHED_PARAMETERS[arch]
 
 
 def test_modes():

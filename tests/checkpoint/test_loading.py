@@ -1,0 +1,396 @@
+"""Loading into models, by each of the ways that users have."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from conftest import TINY, randomise
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS
+from mmengine.runner import load_checkpoint
+from torch import nn
+
+from mmgcvit import GCViT, GCViTClassifier, load_pretrained
+from mmgcvit.checkpoint import CheckpointError
+from mmgcvit.checkpoint.layouts import TABLE
+
+LAYOUTS = ("nvidia", "nvidia-detection", "timm", "keras", "mmgcvit")
+
+
+class Detector(nn.Module):
+    def __init__(self, **backbone) -> None:
+        super().__init__()
+        self.backbone = GCViT(**{"arch": TINY, **backbone})
+        self.neck = nn.Linear(2, 2)
+
+
+@pytest.fixture
+def logged():
+    """What mmengine's loggers say."""
+    records: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record.getMessage())
+
+    logger, handler = MMLogger.get_current_instance(), Keep()
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+
+
+def assert_loaded(backbone: GCViT, classifier: GCViTClassifier) -> None:
+    got = backbone.state_dict()
+    for name, value in classifier.backbone.state_dict().items():
+        if name in got and not name.startswith("norm"):
+            assert torch.equal(got[name], value), name
+
+
+def unchanged(model: nn.Module):
+    before = copy.deepcopy(model.state_dict())
+
+    def check() -> None:
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, before[name]), name
+
+    return check
+
+
+@pytest.fixture(params=LAYOUTS)
+def file(request, files):
+    if request.param not in files:
+        pytest.skip("h5py is not installed")
+    return files[request.param]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_load_pretrained(file, classifier, whole: bool):
+    model = Detector() if whole else GCViT(TINY)
+    backbone = model.backbone if whole else model
+    report = load_pretrained(model, file)
+    assert_loaded(backbone, classifier)
+    assert (len(report.loaded), report.resized, report.adapted) == (
+        194 if "detection" in file.name else 188, {}, {})  # fmt: skip
+    if "detection" in file.name:
+        assert report.left_in_file == ["neck.lateral_convs.0.conv.weight", "roi_head.bbox_head.fc_cls.weight"]
+        assert report.left_initial == []
+    else:
+        assert sorted(report.left_in_file) == ["head.bias", "head.weight"]
+        assert {name.split(".")[0] for name in report.left_initial} == {"norm0", "norm1", "norm2"}
+        assert torch.equal(backbone.norm3.weight, classifier.backbone.norm3.weight)
+        assert "left at initial values: 6 tensors (norm0, norm1, norm2)" in str(report)
+        assert "left in the file: 2 tensors (head)" in str(report)
+
+
+@pytest.mark.parametrize("layout", ["nvidia", "timm", "keras", "mmgcvit"])
+def test_a_classifiers_head(files, classifier, layout: str):
+    if layout not in files:
+        pytest.skip("h5py is not installed")
+    model = GCViTClassifier(dict(arch=TINY), num_classes=5).eval()
+    assert load_pretrained(model, files[layout]).is_plain
+    pictures = torch.randn(3, 3, 64, 96)
+    assert torch.equal(model(pictures), classifier(pictures))
+    other = GCViTClassifier(dict(arch=TINY), num_classes=4)
+    before = other.head.weight.clone()
+    report = load_pretrained(other, files[layout])
+    assert torch.equal(other.head.weight, before)
+    assert report.notes == ["head: 5 classes in the file, 4 in the model: left out"]
+
+
+def test_a_head_of_21841_classes(classifier, tmp_path):
+    model = randomise(GCViTClassifier(dict(arch=TINY), num_classes=21841))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / "21k.pth")
+    got = GCViTClassifier(dict(arch=TINY), num_classes=21841)
+    assert load_pretrained(got, tmp_path / "21k.pth").is_plain
+    assert torch.equal(got.head.weight, model.head.weight)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_load_state_dict_of_a_foreign_dict(authors_dict, classifier, logged, whole: bool):
+    model = Detector() if whole else GCViT(TINY)
+    state = authors_dict
+    if whole:
+        neck = {f"neck.{k}": v for k, v in model.neck.state_dict().items()}
+        state = {f"backbone.{k}": v for k, v in state.items()} | neck
+    kept = set(state)
+    model.load_state_dict(state)  # strict
+    assert set(state) == kept
+    assert_loaded(model.backbone if whole else model, classifier)
+    (message,) = [m for m in logged if "weights from a state dict (layout nvidia" in m]
+    assert "left at initial values: 6 tensors (norm0, norm1, norm2)" in message
+
+
+def test_load_state_dict_into_a_classifier(authors_dict, files, classifier):
+    from safetensors.torch import load_file
+
+    for state in (authors_dict, load_file(files["timm"]), {f"module.{k}": v for k, v in authors_dict.items()}):
+        model = GCViTClassifier(dict(arch=TINY), num_classes=5)
+        model.load_state_dict(state)
+        for name, value in classifier.state_dict().items():
+            assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_init_cfg(file, classifier):
+    model = GCViT(TINY, init_cfg=dict(type="Pretrained", checkpoint=str(file)))
+    model.init_weights()
+    assert_loaded(model, classifier)
+    assert model.init_cfg["checkpoint"] == str(file)
+
+
+def test_init_cfg_runs_nothing_and_fails_aloud(tmp_path, files):
+    for checkpoint, message in (("absent.pth", "there is no such file"), ("gcvit://huge", "allowed: gcvit://xxtiny")):
+        model = GCViT(TINY, init_cfg=dict(type="Pretrained", checkpoint=checkpoint))
+        with pytest.raises(CheckpointError, match=message):
+            model.init_weights()
+    model = GCViT(TINY, init_cfg=[dict(type="Pretrained", checkpoint=str(files["nvidia"]), prefix="model.")])
+    with pytest.raises(CheckpointError, match=r"no GC ViT in this checkpoint under 'model.'"):
+        model.init_weights()
+
+
+@pytest.mark.parametrize("layout", ["nvidia", "nvidia-detection", "mmgcvit"])
+def test_mmengines_loader_of_a_whole_model(files, classifier, logged, layout: str):
+    """What ``load_from`` in a config does: strict=False."""
+    model = Detector()
+    load_checkpoint(model, str(files[layout]), map_location="cpu", logger="current")
+    assert_loaded(model.backbone, classifier)
+    if layout == "nvidia":
+        assert any("weights from a state dict (layout nvidia" in m and "(head)" in m for m in logged)
+
+
+def test_strict_false_hides_nothing(classifier, tmp_path):
+    """Weights of another network, or under a name that the model does not have, used to be skipped silently."""
+    model = Detector()
+    check = unchanged(model)
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet.pth")
+    torch.save({f"encoder.{k}": v for k, v in model.neck.state_dict().items()}, tmp_path / "neck.pth")
+    for name in ("resnet.pth", "neck.pth"):
+        with pytest.raises(CheckpointError, match="the state dict has nothing for the GCViT at 'backbone'"):
+            load_checkpoint(model, str(tmp_path / name), logger="current")
+    state = {f"backbone.{k}": v for k, v in model.backbone.state_dict().items() if "mlp" not in k}
+    with pytest.raises(CheckpointError, match=r"only 154 of the backbone's 186 tensors .* 95% are needed; missing: st"):
+        model.load_state_dict(state, strict=False)
+    check()
+
+
+def test_our_own_dict_is_left_to_torch(logged):
+    """Exactly as it was before: what is missing or unexpected is an error of a strict load only."""
+    model, other = GCViT(TINY), randomise(GCViT(TINY))
+    state = other.state_dict()
+    model.load_state_dict(state)
+    for name, value in state.items():
+        assert torch.equal(model.state_dict()[name], value)
+    assert logged == []
+    fewer = {k: v for k, v in state.items() if not k.startswith("norm0")}
+    with pytest.raises(RuntimeError, match=r"Missing key.*norm0.weight"):
+        model.load_state_dict(fewer)
+    model.load_state_dict(fewer, strict=False)
+    assert any("left at initial values: 2 tensors (norm0)" in m for m in logged)
+    # a classifier's dict has a head, which a strict load has always complained of
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*head.weight"):
+        model.load_state_dict(state | {"head.weight": torch.zeros(5, 128), "head.bias": torch.zeros(5)})
+
+
+def test_a_subclass_may_have_more(classifier):
+    class Prompted(GCViT):
+        def __init__(self, **kwargs) -> None:
+            super().__init__(**kwargs)
+            self.prompt = nn.Parameter(torch.zeros(3))
+
+    model, other = Prompted(arch=TINY), randomise(Prompted(arch=TINY))
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(model.prompt, other.prompt)
+    model.load_state_dict({f"module.{k}": v + 1 for k, v in other.state_dict().items()}, strict=False)
+    assert torch.equal(model.stem.conv.bias, other.stem.conv.bias + 1)
+    assert torch.equal(model.prompt, other.prompt + 1)
+    load_pretrained(model, other.state_dict())
+    assert torch.equal(model.prompt, other.prompt)
+    model.load_state_dict(classifier.backbone.state_dict(), strict=False)
+    assert_loaded(model, classifier)
+
+
+@pytest.mark.parametrize("layout", ["nvidia", "mmgcvit"])
+def test_other_windows(files, classifier, layout: str):
+    model = GCViT(TINY, window_size=3)
+    report = load_pretrained(model, files[layout])
+    assert sorted(set(report.resized.values())) == [(2, 3), (4, 6)]
+    assert len(report.resized) == 8
+    assert "resized: 8 relative position bias tables, bicubically, to other windows (2 -> 3, 4 -> 6)" in str(report)
+    name = f"stages.2.blocks.1.attn.{TABLE}"
+    table = classifier.backbone.state_dict()[name]
+    wanted = nn.functional.interpolate(table.T.reshape(1, 2, 7, 7), (11, 11), mode="bicubic", align_corners=False)
+    assert torch.allclose(model.state_dict()[name], wanted.reshape(2, 121).T)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_other_channels(files, classifier, channels: int):
+    model = GCViT(TINY, in_channels=channels)
+    report = load_pretrained(model, files["nvidia"])
+    assert report.adapted == {"stem.conv.weight": (3, channels)}
+    rgb = classifier.backbone.stem.conv.weight
+    wanted = rgb.sum(1, keepdim=True) if channels == 1 else torch.stack(
+        [rgb[:, i % 3] * 3 / channels for i in range(channels)], 1)  # fmt: skip
+    assert torch.allclose(model.stem.conv.weight, wanted)
+    grey = GCViT(TINY, in_channels=3 if channels != 2 else 5)
+    if channels > 3:
+        with pytest.raises(CheckpointError, match=rf"in_channels {channels} in the file, 3 in the model"):
+            load_pretrained(grey, model.state_dict())
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (dict(embed_dims=32), "embed_dims 16 in the file, 32 in the model"),
+    (dict(depths=(2, 2, 3, 2)), r"depths \(2, 2, 2, 2\) in the file, \(2, 2, 3, 2\) in the model"),
+    (dict(depths=(2, 2, 1, 2)), r"depths \(2, 2, 2, 2\) in the file, \(2, 2, 1, 2\) in the model"),
+    (dict(num_heads=(1, 2, 2, 2)), "num_heads"),
+    (dict(mlp_ratio=2), "mlp_ratio 3 in the file, 2 in the model"),
+    (dict(layer_scale=None), "layer_scale True in the file, False in the model"),
+])  # fmt: skip
+def test_another_variant(files, change: dict, message: str):
+    model = GCViT({**TINY, **change})
+    check = unchanged(model)
+    for layout in ("nvidia", "mmgcvit"):
+        with pytest.raises(CheckpointError, match=message) as error:
+            load_pretrained(model, files[layout])
+        assert "The arch that the checkpoint fits: none of the published ones" in str(error.value)
+    check()
+
+
+def test_the_arch_that_fits_is_named():
+    with torch.device("meta"):
+        small, model = GCViT("small"), GCViT("tiny")
+    state = {name: torch.zeros(value.shape) for name, value in small.state_dict().items()}
+    with pytest.raises(CheckpointError, match="The arch that the checkpoint fits: 'small'"):
+        load_pretrained(model, state)
+    with torch.device("meta"):
+        large = GCViT("large-384")
+    with pytest.raises(CheckpointError, match="The arch that the checkpoint fits: 'large-384'"):
+        load_pretrained(model, large.state_dict())
+
+
+def test_another_number_of_reductions(files):
+    with pytest.raises(CheckpointError, match=r"global query \(3, 2, 1, 1\) in the file, \(2, 2, 1, 1\) in the model"):
+        load_pretrained(GCViT(TINY, global_query_reductions=(2, 2, 0, 0)), files["nvidia"])
+    load_pretrained(GCViT(TINY, global_query_reductions=(3, 2, 1, 0)), files["nvidia"])
+
+
+def test_fewer_maps(files, classifier):
+    model = GCViT(TINY, out_indices=(0, 1))
+    report = load_pretrained(model, files["nvidia"])
+    assert_loaded(model, classifier)
+    assert {name.split(".")[1] for name in report.left_in_file if name.startswith("stages")} == {"2", "3"}
+
+
+@pytest.mark.parametrize(("value", "message"), [
+    (float("nan"), "NaN or infinite numbers in 1 tensors: stages.1.blocks.0.mlp.fc1.bias"),
+    (float("inf"), "NaN or infinite numbers in 1 tensors"),
+])  # fmt: skip
+def test_not_a_number(authors_dict, value: float, message: str):
+    state = {k: v.clone() for k, v in authors_dict.items()}
+    state["levels.1.blocks.0.mlp.fc1.bias"][3] = value
+    model = GCViT(TINY)
+    check = unchanged(model)
+    with pytest.raises(CheckpointError, match=message):
+        load_pretrained(model, state)
+    check()
+
+
+def test_types(authors_dict, classifier):
+    model = GCViT(TINY)
+    check = unchanged(model)
+    state = {k: v.to(torch.int8) if k.endswith("proj.weight") else v for k, v in authors_dict.items()}
+    with pytest.raises(CheckpointError, match=r"wrong types; allowed: floating point: stem.conv.weight torch.int8"):
+        load_pretrained(model, state)
+    check()
+    load_pretrained(model, {k: v.double() for k, v in authors_dict.items()})
+    assert_loaded(model, classifier)
+    assert model.stem.conv.weight.dtype == torch.float32
+
+
+def test_averaged_weights(authors_dict, tmp_path, classifier):
+    from written import write_authors
+
+    zeros = {k: v * 0 for k, v in authors_dict.items()}
+    path = write_authors(tmp_path / "both.pth", zeros, state_dict_ema=authors_dict)
+    model = GCViT(TINY)
+    load_pretrained(model, path, ema=True)
+    assert_loaded(model, classifier)
+
+
+def test_models_without_or_with_two(files):
+    with pytest.raises(ValueError, match="a Linear with 0 GCViT; allowed: one"):
+        load_pretrained(nn.Linear(2, 2), files["nvidia"])
+    with pytest.raises(ValueError, match="a ModuleList with 2 GCViT; allowed: one"):
+        load_pretrained(nn.ModuleList([GCViT(TINY), GCViT(TINY)]), files["nvidia"])
+
+
+def test_a_model_with_hooks_is_copied_and_pickled(classifier, tmp_path, authors_dict):
+    model = copy.deepcopy(Detector())
+    torch.save(model, tmp_path / "model.pth")
+    for got in (model, torch.load(tmp_path / "model.pth", weights_only=False)):
+        load_checkpoint(got, _saved(authors_dict, tmp_path), logger="current")
+        assert_loaded(got.backbone, classifier)
+
+
+def _saved(state: dict, folder) -> str:
+    torch.save(state, folder / "bare.pth")
+    return str(folder / "bare.pth")
+
+
+@pytest.mark.parametrize(("package", "config"), [
+    ("mmdet", "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"),
+    ("mmseg", None),
+])  # fmt: skip
+def test_init_cfg_inside_detectors_and_segmentors(package: str, config: str | None, files, classifier):
+    pytest.importorskip("mmcv._ext")
+    pytest.importorskip(package)
+    init_cfg = dict(type="Pretrained", checkpoint=str(files["nvidia"]))
+    backbone = dict(type="GCViT", arch=TINY, init_cfg=init_cfg)
+    channels = [16, 32, 64, 128]
+    if package == "mmdet":
+        from mmdet.utils import register_all_modules
+        from mmengine.hub import get_config
+
+        register_all_modules()
+        cfg = get_config(config).model
+        cfg.backbone, cfg.neck.in_channels = backbone, channels
+    else:
+        from mmseg.utils import register_all_modules
+
+        register_all_modules()
+        norm = dict(type="BN")
+        cfg = dict(type="mmseg.EncoderDecoder", backbone=backbone, train_cfg=dict(), test_cfg=dict(mode="whole"),
+                   decode_head=dict(type="UPerHead", in_channels=channels, in_index=[0, 1, 2, 3], channels=16,
+                                    num_classes=3, norm_cfg=norm, pool_scales=(1, 2)))
+    model = MODELS.build(cfg)
+    model.init_weights()
+    assert_loaded(model.backbone, classifier)
+    # and without init_cfg, through the whole model's own loading
+    model.backbone.stem.conv.weight.data.zero_()
+    load_checkpoint(model, str(files["nvidia"]), logger="current")
+    assert_loaded(model.backbone, classifier)
+
+
+def test_load_from_reports_the_heads_that_it_skips(logged, tmp_path):
+    """A fine-tuned detector with another number of classes, by mmengine's own loading."""
+    pytest.importorskip("mmcv._ext")
+    pytest.importorskip("mmdet")
+    from conftest import ROOT
+    from mmdet.utils import register_all_modules
+    from mmengine.config import Config
+
+    register_all_modules()
+    cfg = Config.fromfile(ROOT / "configs/detection/mask-rcnn_gcvit-nano_fpn_digits.py").model
+    ten = MODELS.build(cfg)
+    torch.save(dict(state_dict=ten.state_dict()), tmp_path / "ten.pth")
+    cfg.roi_head.bbox_head.num_classes = 3
+    three = MODELS.build(cfg)
+    load_checkpoint(three, str(tmp_path / "ten.pth"), logger="current")
+    (message,) = [m for m in logged if "do not match exactly" in m]
+    assert "size mismatch for roi_head.bbox_head.fc_cls.weight" in message
+    assert "size mismatch for roi_head.bbox_head.fc_cls.bias" in message
+    for name, value in ten.state_dict().items():
+        if "fc_cls" not in name:
+            assert torch.equal(three.state_dict()[name], value), name

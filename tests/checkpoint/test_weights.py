@@ -1,0 +1,260 @@
+"""Published weights by name, fetched from a server that does its worst."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from mmengine.runner import CheckpointLoader, load_checkpoint
+
+from mmgcvit import GCViT
+from mmgcvit.backbone import ARCHS
+from mmgcvit.checkpoint import CheckpointError, weights
+from mmgcvit.checkpoint.weights import WEIGHTS, Weights, cache_dir, fetch
+
+NAME = "gcvit://tiny_in1k"
+FILE = WEIGHTS[NAME].filename
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves ``content``; ``faults`` are used up one per request."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.faults, self.ranges = content, [], True
+        self.requests: list[str | None] = []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range")
+        self.server.requests.append(wanted)
+        fault = self.server.faults.pop(0) if self.server.faults else None
+        content = self.server.content
+        if isinstance(fault, int):
+            self.send_error(fault)
+            return
+        if fault == "page":
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(b"<html>sign in</html>")
+            return
+        start = int(re.match(r"bytes=(\d+)-", wanted)[1]) if wanted and self.server.ranges else 0
+        if start >= len(content) and start:
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        rest = content[start:]
+        if fault == "silent":
+            self.wfile.write(rest[:10])
+            self.wfile.flush()
+            time.sleep(1.5)
+            return
+        if fault == "slow":
+            for i in range(0, len(rest), len(rest) // 8 + 1):
+                self.wfile.write(rest[i : i + len(rest) // 8 + 1])
+                self.wfile.flush()
+                time.sleep(0.1)
+            return
+        self.wfile.write(rest[: len(rest) // 2] if fault == "break" else rest)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(files, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(weights.time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.01))
+                        if threading.current_thread() is threading.main_thread() else sleep(seconds))  # fmt: skip
+    with Server(files["nvidia"].read_bytes()) as found:
+        monkeypatch.setenv("MMGCVIT_MIRROR", found.url + "/")
+        threading.Thread(target=found.serve_forever, kwargs=dict(poll_interval=0.01), daemon=True).start()
+        yield found
+        found.shutdown()
+
+
+def rest_of_cache() -> set[str]:
+    return {path.name for path in cache_dir().iterdir() if path.suffix != ".lock"}
+
+
+def test_the_table():
+    assert len(WEIGHTS) == 16
+    assert len({row.url for row in WEIGHTS.values()}) == 16
+    for name, row in WEIGHTS.items():
+        assert row.name == name
+        assert row.arch in ARCHS
+        assert row.window_size == ARCHS[row.arch]["window_size"]
+        # what it was trained on: one window is the smallest map
+        assert row.input_size == 32 * row.window_size[3]
+        assert row.licence == "CC BY-NC-SA 4.0"
+        assert row.url.startswith("https://")
+        assert name.startswith("timm://") == bool(row.sha256) == (row.top1 is None)
+    crops = {row.arch: row.crop for row in WEIGHTS.values() if row.name.startswith("gcvit://")}
+    assert [arch for arch, crop in crops.items() if crop == 0.875] == ["xtiny", "tiny2", "small", "small2"]
+    assert [row.arch for row in WEIGHTS.values() if row.squash] == ["large-384", "large-512"]
+
+
+def test_timms_rows_are_timms():
+    timm = pytest.importorskip("timm")
+    for name, row in WEIGHTS.items():
+        if name.startswith("timm://"):
+            cfg = timm.get_pretrained_cfg(name.removeprefix("timm://"))
+            assert cfg.url.rsplit("/", 1)[-1] == row.filename
+            assert (cfg.input_size[-1], cfg.crop_pct) == (row.input_size, row.crop)
+
+
+def test_fetch(server):
+    path = fetch(NAME)
+    assert path == cache_dir() / FILE
+    assert path.read_bytes() == server.content
+    assert rest_of_cache() == {FILE, FILE + ".sha256"}
+    digest = hashlib.sha256(server.content).hexdigest()
+    assert (cache_dir() / f"{FILE}.sha256").read_text() == f"{digest}  {FILE}\n"
+    assert fetch(NAME) == path
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("faults", [["break"], ["break", "break"], [503], ["break", 500, "break"]])
+def test_a_download_that_breaks_off_goes_on(server, faults: list):
+    server.faults = list(faults)
+    assert fetch(NAME).read_bytes() == server.content
+    breaks = faults.count("break")
+    assert len({r for r in server.requests if r}) == breaks  # each further on than the last
+
+
+def test_a_server_that_cannot_go_on(server):
+    server.faults, server.ranges = ["break"], False
+    assert fetch(NAME).read_bytes() == server.content
+    assert len(server.requests) == 2
+
+
+def test_the_next_call_goes_on(server):
+    server.faults = ["break", *[503] * 4]
+    with pytest.raises(CheckpointError, match=r"5 attempts failed, the last with HTTPError.*503"):
+        fetch(NAME)
+    assert rest_of_cache() == {FILE + ".part"}
+    assert fetch(NAME).read_bytes() == server.content
+    assert server.requests[-1] == f"bytes={len(server.content) // 2}-"
+
+
+def test_a_part_that_is_longer_than_the_file(server):
+    cache_dir().mkdir(parents=True)
+    (cache_dir() / f"{FILE}.part").write_bytes(server.content + b"more")
+    assert fetch(NAME).read_bytes() == server.content
+
+
+def test_a_slow_server(server):
+    server.faults = ["slow"]
+    assert fetch(NAME).read_bytes() == server.content
+
+
+def test_a_server_that_falls_silent(server, monkeypatch):
+    monkeypatch.setattr(weights, "TIMEOUT", 0.3)
+    server.faults = ["silent"]
+    assert fetch(NAME).read_bytes() == server.content
+    assert server.requests[-1] == "bytes=10-"
+
+
+@pytest.mark.parametrize("code", [404, 401, 403])
+def test_not_there(server, code: int):
+    server.faults = [code]
+    with pytest.raises(CheckpointError, match=rf"{FILE}: the server answers {code} .*MMGCVIT_MIRROR"):
+        fetch(NAME)
+    assert rest_of_cache() == set()
+    assert len(server.requests) == 1
+
+
+def test_a_web_page(server):
+    server.faults = ["page"]
+    with pytest.raises(CheckpointError, match="the server sends a web page"):
+        fetch(NAME)
+    assert rest_of_cache() == set()
+
+
+def test_another_file_than_published(server):
+    with pytest.raises(CheckpointError, match=r"another file than expected: its SHA-256 is .*, not ac783954"):
+        fetch("timm://gcvit_tiny.in1k")
+    assert rest_of_cache() == set()
+
+
+def test_another_file_than_recorded(server):
+    path = fetch(NAME)
+    path.unlink()
+    server.content = server.content[::-1]
+    with pytest.raises(CheckpointError, match="another file than expected"):
+        fetch(NAME)
+    assert rest_of_cache() == {FILE + ".sha256"}
+
+
+def test_a_file_that_changed_in_the_cache(server):
+    path = fetch(NAME)
+    path.write_bytes(b"x" + path.read_bytes()[1:])
+    with pytest.raises(CheckpointError, match="has changed since it was fetched"):
+        fetch(NAME)
+
+
+def test_no_server(server, monkeypatch):
+    monkeypatch.setenv("MMGCVIT_MIRROR", "http://127.0.0.1:9")
+    with pytest.raises(CheckpointError, match=r"http://127.0.0.1:9/gcvit_1k_tiny.pth.tar: 5 attempts failed"):
+        fetch(NAME)
+
+
+def test_several_at_once_fetch_one(server):
+    server.faults = ["slow"]
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(fetch, [NAME] * 4))
+    assert len(set(paths)) == 1
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_folder_as_mirror(files, monkeypatch, tmp_path: Path, scheme: str):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("MMGCVIT_MIRROR", f"{scheme}{tmp_path}")
+    with pytest.raises(CheckpointError, match=rf"MMGCVIT_MIRROR: .*{FILE}: there is no such file"):
+        fetch(NAME)
+    (tmp_path / FILE).write_bytes(files["nvidia"].read_bytes())
+    assert fetch(NAME).read_bytes() == files["nvidia"].read_bytes()
+
+
+def test_unknown_names():
+    with pytest.raises(CheckpointError, match="weights 'gcvit://tiny'; allowed: gcvit://xxtiny_in1k"):
+        fetch("gcvit://tiny")
+
+
+def test_a_url(server):
+    one, other = fetch(f"{server.url}/a/w.pth"), fetch(f"{server.url}/b/w.pth")
+    assert one != other
+    assert one.name.endswith("-w.pth")
+
+
+def test_mmengine_knows_the_names(server, monkeypatch, classifier):
+    name = "gcvit://of_this_test"
+    monkeypatch.setitem(WEIGHTS, name, Weights(name, "https://x/y.pth", "tiny", 224, 1.0))
+    found = CheckpointLoader.load_checkpoint(name, map_location="cpu")
+    assert found["epoch"] == 310
+    for load in (lambda model: load_checkpoint(model, name, logger="current"), GCViT.init_weights):
+        model = GCViT(TINY, init_cfg=dict(type="Pretrained", checkpoint=name))
+        load(model)
+        assert torch.equal(model.stem.conv.weight, classifier.backbone.stem.conv.weight)
