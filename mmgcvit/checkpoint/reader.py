@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,9 +151,27 @@ def _read_torch_zip(path: Path, size: int) -> Any:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_RESTRICTED)
+        found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_RESTRICTED)
+    # torch 2.1 believes what a file says of its storages' lengths: tensors over memory that is not theirs.
+    size = path.stat().st_size
+    for tensor in _tensors(found):
+        claimed = tensor.untyped_storage().nbytes()
+        if claimed > size:
+            raise CheckpointError(f"a tensor of it claims {claimed:,} bytes")
+    return found
+
+
+def _tensors(found: Any) -> Iterator[Tensor]:
+    if isinstance(found, Tensor):
+        yield found
+    elif isinstance(found, Mapping):
+        for value in found.values():
+            yield from _tensors(value)
+    elif isinstance(found, (list, tuple)):
+        for value in found:
+            yield from _tensors(value)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
