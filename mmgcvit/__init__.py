@@ -12,17 +12,18 @@ try:
     from mmgcvit.backbone import GCViT
     from mmgcvit.checkpoint import load_pretrained
     from mmgcvit.classification import GCViTClassifier
+    from mmgcvit.optim import GCViTLayerDecayOptimWrapperConstructor
 except (ImportError, OSError, RuntimeError) as _error:
     # Something that the backbone needs is absent or broken (a torch without its libraries raises OSError). The package
     # still imports, so that `mmgcvit doctor` can say what; whoever asks for the backbone gets the reason.
     _reason = _error
 
     def __getattr__(name: str) -> object:
-        if name in ("GCViT", "GCViTClassifier", "load_pretrained"):
+        if name in __all__:
             raise ImportError(f"mmgcvit.{name} cannot be imported: {_reason}. "
                               "`python -m mmgcvit doctor` says what is missing and how to mend it.") from _reason
         raise AttributeError(f"module 'mmgcvit' has no attribute {name!r}")
 else:
     MODULE2PACKAGE["mmgcvit"] = "mmgcvit"
 
-__all__ = ["GCViT", "GCViTClassifier", "__version__", "load_pretrained"]
+__all__ = ["GCViT", "GCViTClassifier", "GCViTLayerDecayOptimWrapperConstructor", "__version__", "load_pretrained"]

@@ -287,6 +287,33 @@ class GCViT(SafePretrainedInit, BaseModule):
             if isinstance(module, WindowAttention):
                 nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
 
+    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
+        """How deep a parameter lies, for learning rates that fall from the last layer to the first.
+
+        Args:
+            param_name: name in the model.
+            prefix: what precedes the backbone's own names, e.g. 'backbone.'.
+
+        Returns:
+            Its layer and the number of layers, as mmpretrain counts them: 0 the stem, 1 to n the blocks of all
+            stages, n + 1 whatever is not the backbone's. A stage's downsampling and query belong to its first block,
+            the norm of its map to its last.
+        """
+        depths = self.arch.depths
+        layers = sum(depths) + 2
+        if not param_name.startswith(prefix):
+            return layers - 1, layers
+        part, *rest = param_name[len(prefix):].split(".")
+        if part == "stem":
+            return 0, layers
+        if part == "stages":
+            stage = int(rest[0])
+            block = int(rest[2]) if rest[1] == "blocks" else 0
+            return sum(depths[:stage]) + block + 1, layers
+        if part.startswith("norm"):
+            return sum(depths[: int(part.removeprefix("norm")) + 1]), layers
+        return layers - 1, layers
+
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         """Take any publisher's names, and windows of another size, before torch takes what is there."""
         from mmgcvit.checkpoint.loading import prepare_state_dict
