@@ -40,7 +40,7 @@ def _weights(args: argparse.Namespace) -> int:
             commands.print_weights()
         else:
             print(fetch(args.name) if args.action == "fetch" else commands.inspect(args.file))
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -23,7 +23,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         path, report = convert_file(args.source, args.target, args.to, args.ema, args.hash, args.force)
-    except (CheckpointError, FileExistsError) as error:
+    except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(report)

@@ -25,8 +25,13 @@ class SafePretrainedInit:
         from mmgcvit.checkpoint.loading import load_pretrained
 
         given, self.init_cfg = self.init_cfg, [cfg for cfg in cfgs if cfg not in pretrained]
-        super().init_weights()
-        self.init_cfg = given
-        for cfg in pretrained:
-            arguments = {key: value for key, value in cfg.items() if key not in ("type", "checkpoint")}
-            load_pretrained(self, cfg["checkpoint"], **arguments)
+        try:
+            super().init_weights()
+            for cfg in pretrained:
+                arguments = {key: value for key, value in cfg.items() if key not in ("type", "checkpoint")}
+                load_pretrained(self, cfg["checkpoint"], **arguments)
+        except Exception:
+            self._is_init = False  # a further call is not to pass over it
+            raise
+        finally:
+            self.init_cfg = given

@@ -76,7 +76,7 @@ def inspect(source: str) -> str:
     }  # fmt: skip
     width = max(map(len, rows))
     lines = [f"{key:<{width}}  {value}" for key, value in rows.items()]
-    return "\n".join([*lines, "", "into a GCViT of these numbers with four maps:", *str(report).splitlines()[1:]])
+    return "\n".join([*lines, "", "into a GCViT of these numbers with all maps:", *str(report).splitlines()[1:]])
 
 
 def convert_file(source: str, target: str | os.PathLike, to: str = "mmgcvit", ema: bool = False, hashed: bool = False,
@@ -127,7 +127,9 @@ def convert_file(source: str, target: str | os.PathLike, to: str = "mmgcvit", em
             # safetensors stores no two names for one memory
             save_file({name: value.clone() for name, value in state_dict.items()}, building, metadata=meta)
         else:
-            torch.save({"state_dict": state_dict, "meta": meta}, building)
+            # into an open file: torch writes the name of one that it opens into it, and the hash would change with it
+            with building.open("wb") as file:
+                torch.save({"state_dict": state_dict, "meta": meta}, file)
         if hashed:
             target = target.with_name(f"{target.stem}-{file_sha256(building)[:8]}{target.suffix}")
             if target.exists() and not force:
@@ -147,13 +149,23 @@ def _in_layout(converted: Converted, to: str) -> tuple[dict[str, Tensor], list[s
 
 def _model_for(numbers: Numbers) -> GCViT:
     """A GC ViT of the file's numbers, without memory."""
-    if not (numbers.embed_dims and all(numbers.depths) and all(numbers.num_heads) and all(numbers.windows)):
+    stages = numbers.stages
+    known = (numbers.depths, numbers.num_heads, numbers.windows, numbers.mlp_channels)
+    if not (numbers.embed_dims and stages) or any(bool(value) != (i < stages) for row in known
+                                                  for i, value in enumerate(row)):
         raise CheckpointError(f"not a whole network: depths={numbers.depths}, num_heads={numbers.num_heads}, "
-                              f"windows={numbers.windows}, where 0 means that nothing of a stage is there")
-    arch = dict(embed_dims=numbers.embed_dims, depths=numbers.depths, num_heads=numbers.num_heads,
-                mlp_ratio=numbers.mlp_ratio, layer_scale=1e-5 if numbers.layer_scale else None)
+                              f"windows={numbers.windows}, MLP channels={numbers.mlp_channels}, where 0 means that "
+                              "nothing of a stage is there")
+    # stages that are not there are not built, whatever their numbers
+    arch = dict(embed_dims=numbers.embed_dims, depths=[n or 1 for n in numbers.depths],
+                num_heads=[n or 1 for n in numbers.num_heads], mlp_ratio=numbers.mlp_ratio,
+                layer_scale=1e-5 if numbers.layer_scale else None)
     # one MBConv stands for 0 and for 1 halving
     reductions = tuple(count if count > 1 else 0 for count in numbers.query_mbconvs)
-    with torch.device("meta"):
-        return GCViT(arch, in_channels=numbers.in_channels, window_size=numbers.windows,
-                     global_query_reductions=reductions)
+    try:
+        with torch.device("meta"):
+            return GCViT(arch, in_channels=numbers.in_channels, window_size=[n or 1 for n in numbers.windows],
+                         global_query_reductions=reductions, qkv_bias=numbers.qkv_bias,
+                         out_indices=tuple(range(stages)))
+    except ValueError as error:
+        raise CheckpointError(f"not a network that can be: {error}") from error

@@ -19,6 +19,7 @@ from mmgcvit.checkpoint.errors import CheckpointError, some
 from mmgcvit.checkpoint.layouts import TABLE, Converted, is_ours
 
 ENOUGH = 0.95  # share of the backbone's tensors that a checkpoint must have
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SAME = ("embed_dims", "depths", "num_heads", "mlp_ratio", "layer_scale")
 
 
@@ -75,8 +76,9 @@ class Numbers:
     embed_dims: int
     depths: tuple[int, ...]
     num_heads: tuple[int, ...]
-    mlp_ratio: float
+    mlp_channels: tuple[int, ...]
     layer_scale: bool
+    qkv_bias: bool
     windows: tuple[int, ...]
     query_mbconvs: tuple[int, ...]
     in_channels: int
@@ -86,12 +88,17 @@ class Numbers:
     def of(cls, tensors: Mapping[str, Tensor]) -> Numbers:
         """Read them off the tensors."""
         def counts(pattern: str) -> tuple[int, ...]:
-            found: Counter[int] = Counter()
+            found: list[set[int]] = [set() for _ in range(STAGES)]
             for name in tensors:
-                match = re.match(r"stages\.(\d)\." + pattern, name)
+                match = re.match(r"stages\.([0-3])\." + pattern, name)
                 if match:
-                    found[int(match[1])] = max(found[int(match[1])], int(match[2]) + 1)
-            return tuple(found[i] for i in range(STAGES))
+                    found[int(match[1])].add(int(match[2]))
+            for stage, numbers in enumerate(found):
+                gaps = [i for i in range(len(numbers)) if i not in numbers]
+                if gaps:
+                    what = pattern.split("\\")[0]
+                    raise CheckpointError(f"stage {stage} has the {what} {some(sorted(numbers))}, but not {gaps[0]}")
+            return tuple(map(len, found))
 
         def shape(name: str, axis: int) -> int:
             return tensors[name].shape[axis] if name in tensors else 0
@@ -103,8 +110,9 @@ class Numbers:
             embed_dims=dims,
             depths=counts(r"blocks\.(\d+)\."),
             num_heads=tuple(0 if table is None else table.shape[1] for table in tables),
-            mlp_ratio=shape("stages.0.blocks.0.mlp.fc1.weight", 0) / dims if dims else 0.0,
+            mlp_channels=tuple(shape(f"stages.{i}.blocks.0.mlp.fc1.weight", 0) for i in range(STAGES)),
             layer_scale="stages.0.blocks.0.gamma1" in tensors,
+            qkv_bias="stages.0.blocks.0.attn.qkv.bias" in tensors,
             windows=tuple(0 if table is None else table_window(table) for table in tables),
             query_mbconvs=counts(r"query\.mbconvs\.(\d+)\."),
             in_channels=shape("stem.conv.weight", 1),
@@ -115,15 +123,35 @@ class Numbers:
     def archs(self) -> tuple[str, ...]:
         """The published variants with these numbers: by their windows, or whatever the windows where none has them."""
         rows = {name: Arch(**row) for name, row in ARCHS.items()}
-        fits = [name for name, arch in rows.items() if not self.differences(arch, STAGES)]
-        exact = [name for name in fits if rows[name].window_size == self.windows]
+        stages = self.stages
+        fits = [name for name, arch in rows.items() if stages and not self.differences(arch, stages)]
+        exact = [name for name in fits if rows[name].window_size[:stages] == self.windows[:stages]]
         return tuple(exact or fits)
+
+    @property
+    def stages(self) -> int:
+        """How many stages there are from the first on; a backbone without the last maps has fewer than four."""
+        return next((i for i, depth in enumerate(self.depths) if not depth), STAGES)
+
+    @property
+    def mlp_ratio(self) -> float:
+        """A ratio that gives these channels."""
+        if not self.embed_dims or not self.stages:
+            return 0.0
+        last = self.stages - 1
+        channels, dims = self.mlp_channels[last], self.embed_dims * 2**last
+        # Channels are rounded down: from the widest stage, and half a channel more, the others come out too.
+        return channels / dims if channels % dims == 0 else (channels + 0.5) / dims
 
     def differences(self, arch: Arch, stages: int) -> list[str]:
         """In what a network of ``arch`` differs, in its first ``stages`` stages."""
-        ours = (arch.embed_dims, arch.depths[:stages], arch.num_heads[:stages],
-                int(arch.embed_dims * arch.mlp_ratio) / arch.embed_dims, arch.layer_scale is not None)
-        theirs = (self.embed_dims, self.depths[:stages], self.num_heads[:stages], self.mlp_ratio, self.layer_scale)
+        # a stage's MLP without its weights is missing, not different
+        channels = tuple(theirs and int(dim * arch.mlp_ratio)
+                         for dim, theirs in zip(arch.dims[:stages], self.mlp_channels, strict=False))
+        ratio = self.mlp_ratio if channels != self.mlp_channels[:stages] else arch.mlp_ratio
+        ours = (arch.embed_dims, arch.depths[:stages], arch.num_heads[:stages], arch.mlp_ratio,
+                arch.layer_scale is not None)
+        theirs = (self.embed_dims, self.depths[:stages], self.num_heads[:stages], ratio, self.layer_scale)
         # a number of 0 stands for tensors that are missing, which is told elsewhere
         return [f"{name} {_number(b)} in the file, {_number(a)} in the model"
                 for name, a, b in zip(_SAME, ours, theirs, strict=True) if a != b and (b != 0 or b is False)]
@@ -148,15 +176,17 @@ def fit(backbone: GCViT, converted: Converted, source: str = "", head: nn.Linear
             of the backbone's tensors; integers, NaN or infinite numbers.
     """
     file = dict(converted.backbone)
+    _usable_values(file, source, check_values, backbone.stem.conv.weight.is_meta)
     numbers = Numbers.of(file)
     report = LoadReport(source, converted.layout, numbers.archs)
     _same_network(backbone, numbers, report)
     wanted = backbone.state_dict(keep_vars=True)
     if head is not None:
         wanted |= {f"head.{name}": value for name, value in head.named_parameters()}
-        if 0 < numbers.num_classes != head.out_features:
-            report.notes.append(f"head: {numbers.num_classes} classes in the file, {head.out_features} in the model: "
-                                "left out")
+        shape = tuple(file["head.weight"].shape) if "head.weight" in file else None
+        if shape not in (None, tuple(head.weight.shape)):
+            report.notes.append(f"head: {shape[0]} classes of {shape[1]} channels in the file, {head.out_features} of "
+                                f"{head.in_features} in the model: left out")
             report.left_in_file += [name for name in ("head.weight", "head.bias") if file.pop(name, None) is not None]
 
     chosen: dict[str, Tensor] = {}
@@ -189,7 +219,6 @@ def fit(backbone: GCViT, converted: Converted, source: str = "", head: nn.Linear
     if len(missing) > (1 - ENOUGH) * len(needed):
         raise CheckpointError(f"{_of(source)}only {len(needed) - len(missing)} of the backbone's {len(needed)} tensors "
                               f"are in it, and {ENOUGH:.0%} are needed; missing: {some(missing)}")
-    _usable_values(chosen, source, check_values)
     return chosen, report
 
 
@@ -208,6 +237,9 @@ def _same_network(backbone: GCViT, numbers: Numbers, report: LoadReport) -> None
     if queries != theirs:
         differences.append(f"MBConvs of the global query {theirs} in the file, {queries} in the model "
                            "(global_query_reductions)")
+    qkv = backbone.stages[0].blocks[0].attn.qkv
+    if numbers.qkv_bias != (qkv.bias is not None):
+        differences.append(f"qkv_bias {numbers.qkv_bias} in the file, {qkv.bias is not None} in the model")
     if numbers.in_channels not in (3, backbone.in_channels):
         differences.append(f"in_channels {numbers.in_channels} in the file, {backbone.in_channels} in the model "
                            "(allowed: the same, or 3 in the file)")
@@ -226,11 +258,15 @@ def _may_stay(name: str, backbone: GCViT) -> bool:
     return index >= len(backbone.stages) or (stage[2] is not None and backbone.stages[index].query is None)
 
 
-def _usable_values(tensors: Mapping[str, Tensor], source: str, finite: bool) -> None:
-    integers = [f"{name} {value.dtype}" for name, value in tensors.items()
-                if is_ours(name) and not value.is_floating_point()]
-    if integers:
-        raise CheckpointError(f"{_of(source)}wrong types; allowed: floating point: {some(integers)}")
+def _usable_values(tensors: Mapping[str, Tensor], source: str, finite: bool, may_be_meta: bool) -> None:
+    tensors = {name: value for name, value in tensors.items() if is_ours(name)}
+    others = [f"{name} {value.dtype}" for name, value in tensors.items() if value.dtype not in _FLOATS]
+    if others:
+        raise CheckpointError(f"{_of(source)}wrong types; allowed: floating point of 16 bits or more: {some(others)}")
+    odd = [name for name, value in tensors.items()
+           if value.layout != torch.strided or value.is_nested or (value.is_meta and not may_be_meta)]
+    if odd:
+        raise CheckpointError(f"{_of(source)}tensors that are sparse, nested or without values: {some(odd)}")
     if finite:
         bad = [name for name, value in tensors.items() if not value.is_meta and not torch.isfinite(value).all()]
         if bad:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -137,8 +138,10 @@ def weights_of(checkpoint: object, ema: bool = False) -> dict[str, Tensor]:
     if ema:
         raise CheckpointError(f"the checkpoint has no averaged (EMA) weights: none of {', '.join(names)} among "
                               f"{some(checkpoint)}")
-    # `steps` and the like are plain numbers beside the tensors of an averaged model
-    tensors = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor) and isinstance(name, str)}
+    # `epoch`, `steps` and the like are plain numbers beside the tensors
+    tensors = {name: torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "fiu" else value
+               for name, value in checkpoint.items() if isinstance(name, str)}
+    tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"the checkpoint holds no tensors by name; its keys: {some(checkpoint) or 'none'}")
     return tensors
@@ -169,7 +172,7 @@ def find_network(state_dict: Mapping[str, Tensor], prefix: str | None = None) ->
         raise CheckpointError(f"{len(found)} networks in this checkpoint; allowed: one, or give `prefix`: "
                               f"{', '.join(repr(before) for _, before in found)}")
     layout, before = found[0]
-    if layout == "nvidia" and f"{before}norm0.weight" in state_dict:
+    if layout == "nvidia" and any(f"{before}norm{i}.weight" in state_dict for i in range(4)):
         layout = "nvidia-detection"
     return layout, before
 
@@ -203,6 +206,8 @@ def take_apart(state_dict: Mapping[str, Tensor], prefix: str | None = None,
                 others[name] = value
             continue
         plain = name[len(before):].removesuffix(":0")
+        if layout == "timm":
+            plain = re.sub(r"^stages_(\d)\.", r"stages.\1.", plain)  # of its models for features
         if _IGNORED.search(plain):
             continue
         ours = to_ours(plain)

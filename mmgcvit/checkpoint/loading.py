@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -48,16 +49,17 @@ def load_pretrained(model: nn.Module, source: str | Path | Mapping[str, Any], *,
     backbones = [module for module in model.modules() if isinstance(module, GCViT)]
     if len(backbones) != 1:
         raise ValueError(f"model: a {type(model).__name__} with {len(backbones)} GCViT; allowed: one")
+    _refuse_sharded(model)
     name = "" if isinstance(source, Mapping) else str(source)
     checkpoint = source if isinstance(source, Mapping) else read_checkpoint(locate(name), map_location)
     try:
         converted = take_apart(weights_of(checkpoint, ema), prefix, also=_own_names(backbones[0]))
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}" if name else str(error)) from error
-    _, head = _classifier_head(model)
+    _, head = _classifier_head(_parent(model, backbones[0]))
     chosen, report = fit(backbones[0], converted, name, head)
-    parameters = backbones[0].state_dict()
-    parameters |= {} if head is None else {f"head.{key}": value for key, value in head.state_dict().items()}
+    parameters = backbones[0].state_dict(keep_vars=True)
+    parameters |= {} if head is None else {f"head.{key}": value for key, value in head.named_parameters()}
     with torch.no_grad():
         for key, value in chosen.items():
             parameters[key].copy_(value)
@@ -72,7 +74,8 @@ def locate(source: str) -> Path:
     return Path(source)
 
 
-def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor], prefix: str) -> None:
+def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor], prefix: str,
+                       log: bool = True) -> None:
     """Bring what a state dict has for the backbone into its names and shapes, in place. A load-state-dict pre-hook.
 
     Our own state dict of the same network is left untouched. With others' weights, what they do not have (norm0 to
@@ -85,13 +88,14 @@ def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor],
     if not any(is_ours(name) for name in parameters):
         return  # flattened by FSDP, which loads its own way
     given = {name[len(prefix):]: value for name, value in state_dict.items() if name.startswith(prefix)}
-    if all(name in given and given[name].shape == value.shape for name, value in parameters.items()):
+    if all(name in given and getattr(given[name], "shape", None) == getattr(value, "shape", None)
+           for name, value in parameters.items()):
         return
     if not given:
         raise CheckpointError(f"the state dict has nothing for the GCViT at {prefix.rstrip('.')!r}")
     converted = take_apart(given, also=_own_names(backbone))
-    chosen, report = fit(backbone, converted, check_values=False)
     ours = converted.layout == "mmgcvit" and not converted.prefix
+    chosen, report = fit(backbone, converted, check_values=not ours)
     for name in given:
         # Our own dict keeps what it has beyond the network, for torch to complain about.
         if not ours or name in chosen:
@@ -100,8 +104,9 @@ def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor],
         state_dict[prefix + name] = value
     if not ours:
         for name in report.left_initial:
-            state_dict[prefix + name] = parameters[name]
-    if not (ours and report.is_plain):
+            if re.match(r"norm\d\.", name):
+                state_dict[prefix + name] = parameters[name]
+    if log and not (ours and report.is_plain):
         _log(report)
 
 
@@ -119,6 +124,20 @@ def _classifier_head(model: nn.Module) -> tuple[str, nn.Linear] | tuple[str, Non
     return "", None
 
 
+def _parent(model: nn.Module, backbone: GCViT) -> nn.Module:
+    """The module that has the backbone, inside whatever wraps it; the backbone itself if none has."""
+    parents = (module for module in model.modules() if any(child is backbone for child in module.children()))
+    return next(parents, backbone)
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    """A model that is spread over processes has no whole parameters to copy into."""
+    sharded = [type(part).__name__ for part in (*model.modules(), *model.parameters())
+               if type(part).__name__ in ("FullyShardedDataParallel", "DTensor", "FlatParameter")]
+    if sharded:
+        raise CheckpointError(f"the model is sharded already ({sharded[0]}): load the weights before wrapping it")
+
+
 def _log(report: LoadReport) -> None:
     print_log(str(report), logger="current", level=logging.INFO if report.is_plain else logging.WARNING)
 
@@ -130,8 +149,16 @@ def _move_bare_network(module: nn.Module, state_dict: MutableMapping[str, Tensor
     """
     names = [name for name, child in module.named_children() if isinstance(child, GCViT)]
     given = {name[len(prefix):]: value for name, value in state_dict.items() if name.startswith(prefix)}
-    if len(names) != 1 or any(name.startswith(f"{names[0]}.") for name in given):
+    if len(names) != 1:
         return
+    if not any(name.startswith(f"{names[0]}.") for name in given):
+        _move(module, names[0], state_dict, prefix, given)
+    # Before anything of the model is loaded, not when it is the backbone's turn: an error leaves all as it was.
+    prepare_state_dict(getattr(module, names[0]), dict(state_dict), f"{prefix}{names[0]}.", log=False)
+
+
+def _move(module: nn.Module, backbone: str, state_dict: MutableMapping[str, Tensor], prefix: str,
+          given: Mapping[str, Any]) -> None:
     try:
         tensors = weights_of(given)
         _, before = find_network(tensors)
@@ -143,11 +170,17 @@ def _move_bare_network(module: nn.Module, state_dict: MutableMapping[str, Tensor
         del state_dict[prefix + name]
     for name, value in moved.items():
         if head is None or not name.startswith(f"{before}head"):
-            state_dict[f"{prefix}{names[0]}.{name[len(before):]}"] = value
+            state_dict[f"{prefix}{backbone}.{name[len(before):]}"] = value
     if head is not None:
-        for name, value in take_apart(tensors, before).backbone.items():
-            if name.startswith("head."):
-                state_dict[f"{prefix}{head_name}.{name.removeprefix('head.')}"] = value
+        theirs = take_apart(tensors, before).backbone
+        own = head.state_dict()
+        found = {name: theirs[f"head.{name}"] for name in own if f"head.{name}" in theirs}
+        if any(value.shape != own[name].shape for name, value in found.items()):
+            print_log(f"GCViT: head of {len(found['weight'])} classes in the state dict, {head.out_features} in the "
+                      "model: left out", logger="current", level=logging.WARNING)
+            found = own
+        for name, value in found.items():
+            state_dict[f"{prefix}{head_name}.{name}"] = value
 
 
 def _watch_parents(module: nn.Module, _: str, child: nn.Module | None) -> None:

@@ -9,8 +9,9 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,7 @@ _BUILDERS = {
     "numpy.core.multiarray": ("_reconstruct", "scalar"),
     "numpy._core.multiarray": ("_reconstruct", "scalar"),
     "_codecs": ("encode",),
-    "builtins": ("int", "float", "bool", "complex", "list", "dict", "tuple", "set", "frozenset", "slice", "range"),
+    "builtins": ("int", "float", "bool", "complex", "list", "dict", "tuple", "set", "frozenset"),
 }  # fmt: skip
 _BUILDERS["__builtin__"] = _BUILDERS["builtins"]  # as Python 2's pickles call it
 _HOLDERS = {
@@ -78,12 +79,45 @@ def _attribute_of_holder(holder: object, *_: object) -> _Holder:
     return _Holder()
 
 
-class _Unpickler(pickle.Unpickler):
+def _empty_array(_: type, __: tuple, code: bytes | str) -> np.ndarray:
+    """In place of numpy's _reconstruct, which makes an array of any size: what it is for is an empty one."""
+    return np.ndarray((0,), code)
+
+
+class _Unpickler(pickle._Unpickler):
+    """The unpickler in Python, as its steps can be watched: what a file may name must not be changed or made by it."""
+
+    dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)
+
+    def load_build(self) -> None:
+        """Give an object its state: objects only, never the classes and functions that the file names."""
+        if not isinstance(self.stack[-2], (dict, list, Tensor, np.ndarray, np.dtype)):
+            raise CheckpointError(_REFUSED.format(f"a change to {self.stack[-2]!r}"))
+        super().load_build()
+
+    def load_reduce(self) -> None:
+        """Call what the file names, but for classes that are named as arguments only."""
+        if self.stack[-2] in _ARGUMENTS:
+            raise CheckpointError(_REFUSED.format(f"a {self.stack[-2].__name__} of a size of its own"))
+        super().load_reduce()
+
+    def load_newobj(self) -> None:
+        """As load_reduce."""
+        if self.stack[-2] in _ARGUMENTS:
+            raise CheckpointError(_REFUSED.format(f"a {self.stack[-2].__name__} of a size of its own"))
+        super().load_newobj()
+
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (("builtins", "getattr"), ("__builtin__", "getattr")):
             return _attribute_of_holder
         if name in _HOLDERS.get(module, ()):
             return _Holder
+        if name == "_reconstruct":
+            return _empty_array
         if name in _BUILDERS.get(module, ()):
             return super().find_class(module, name)
         raise CheckpointError(_REFUSED.format(f"{module}.{name}"))
@@ -92,6 +126,8 @@ class _Unpickler(pickle.Unpickler):
 def _load(file: Any, **kwargs: Any) -> Any:
     return _Unpickler(file, **kwargs).load()
 
+
+_ARGUMENTS = (np.ndarray, Tensor, torch.UntypedStorage, torch.storage.TypedStorage)
 
 # What torch.load takes for the module `pickle`.
 _RESTRICTED = SimpleNamespace(Unpickler=_Unpickler, load=_load, __name__="restricted pickle")
@@ -152,12 +188,19 @@ def _read_torch_zip(path: Path, size: int) -> Any:
 def _read_torch(path: Path) -> Any:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        if os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "").lower() in ("1", "y", "yes", "true"):
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"torch's safe loader refuses it ({reason}), and TORCH_FORCE_WEIGHTS_ONLY_LOAD "
+                                  "allows no other") from error
         found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_RESTRICTED)
     # torch 2.1 believes what a file says of its storages' lengths: tensors over memory that is not theirs.
     size = path.stat().st_size
     for tensor in _tensors(found):
-        claimed = tensor.untyped_storage().nbytes()
+        if tensor.is_meta or tensor.layout != torch.strided or tensor.is_nested:
+            continue  # no weights; whoever wants to load them says so
+        # a view may say that it is larger than what it looks at, too
+        claimed = max(tensor.untyped_storage().nbytes(), tensor.numel() * tensor.element_size())
         if claimed > size:
             raise CheckpointError(f"a tensor of it claims {claimed:,} bytes")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import shutil
 import time
@@ -20,6 +21,7 @@ from rich.progress import Progress
 
 from mmgcvit.backbone.arch import ARCHS
 from mmgcvit.checkpoint.errors import CheckpointError
+from mmgcvit.checkpoint.reader import read_checkpoint
 
 LICENCE = "CC BY-NC-SA 4.0"  # also of what others converted from the authors' files
 MIRROR = "MMGCVIT_MIRROR"
@@ -131,6 +133,11 @@ def fetch(source: str) -> Path:
         if not target.is_file():
             part = target.with_name(target.name + ".part")
             _copy(Path(url), part) if "://" not in url else _download(url, part)
+            try:
+                read_checkpoint(part)
+            except CheckpointError as error:  # half a file, a page, a pointer to a file: not to be kept
+                part.unlink()
+                raise CheckpointError(f"{url}: what comes is no checkpoint, and was removed: {error}") from error
             found = file_sha256(part)
             if not found.startswith(known):
                 part.unlink()
@@ -187,14 +194,19 @@ def _download(url: str, part: Path) -> None:
     for attempt in range(TRIES):
         try:
             return _transfer(url, part)
+        except CheckpointError:
+            raise
         except urllib.error.HTTPError as error:
             if error.code == 416:  # what is there is no beginning of what the server has
                 part.unlink(missing_ok=True)
-            elif error.code < 500:
+            elif error.code < 500 and error.code not in (408, 429):
                 raise CheckpointError(f"{url}: the server answers {error.code} {error.reason}; "
                                       f"{MIRROR} (a URL or folder) says where else to look") from error
             reason: Exception = error
-        except (OSError, EOFError) as error:  # no connection, a broken one, or one that fell silent
+        except http.client.InvalidURL as error:
+            raise CheckpointError(f"{url}: not a URL: {error}") from error
+        # no connection, a broken one, one that fell silent, an answer that is none
+        except (OSError, EOFError, ValueError, http.client.HTTPException) as error:
             reason = error
         if attempt < TRIES - 1:
             time.sleep(min(2**attempt / 4, 4))
@@ -203,8 +215,11 @@ def _download(url: str, part: Path) -> None:
 
 
 def _transfer(url: str, part: Path) -> None:
-    have = part.stat().st_size if part.is_file() else 0
-    headers = {"User-Agent": "mmgcvit"} | ({"Range": f"bytes={have}-"} if have else {})
+    # Of which file the part is a part: only the same one, by the server's own tag, is gone on with.
+    origin = part.with_name(part.name + ".from")
+    tag = origin.read_text().removeprefix(f"{url}\n") if origin.is_file() else ""
+    have = part.stat().st_size if part.is_file() and tag and tag != origin.read_text() else 0
+    headers = {"User-Agent": "mmgcvit"} | ({"Range": f"bytes={have}-", "If-Range": tag} if have else {})
     request = urllib.request.Request(url, headers=headers)
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
         resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
@@ -213,6 +228,8 @@ def _transfer(url: str, part: Path) -> None:
         length = answer.headers.get("Content-Length")
         total = None if length is None else int(length) + (have if resumed else 0)
         done = have if resumed else 0
+        if not resumed:
+            origin.write_text(f"{url}\n{answer.headers.get('ETag') or answer.headers.get('Last-Modified') or ''}")
         with part.open("ab" if resumed else "wb") as file, Progress(transient=True) as progress:
             task = progress.add_task(url.rsplit("/", 1)[-1], total=total, completed=done)
             while block := answer.read1(CHUNK):
@@ -221,3 +238,4 @@ def _transfer(url: str, part: Path) -> None:
                 progress.update(task, completed=done)
         if total is not None and done != total:
             raise EOFError(f"the connection ended after {done:,} of {total:,} bytes")
+    origin.unlink()

@@ -131,6 +131,42 @@ def test_the_tool(files, tmp_path: Path):
     assert "head.fc.weight" in load_file(target)
 
 
+def test_averaged_weights_are_converted(authors_dict, tmp_path: Path):
+    from written import write_authors
+
+    zeros = {k: v * 0 for k, v in authors_dict.items()}
+    source = write_authors(tmp_path / "both.pth", zeros, state_dict_ema=authors_dict)
+    path, _ = convert_file(str(source), tmp_path / "ema.pth", "nvidia", ema=True)
+    assert_same(torch.load(path, weights_only=True)["state_dict"], authors_dict)
+
+
+def test_a_hashed_name_that_is_there(files, tmp_path: Path):
+    path, _ = convert_file(str(files["nvidia"]), tmp_path / "a.pth", hashed=True)
+    with pytest.raises(FileExistsError, match=path.name):
+        convert_file(str(files["nvidia"]), tmp_path / "a.pth", hashed=True)
+    convert_file(str(files["nvidia"]), tmp_path / "a.pth", hashed=True, force=True)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("what", ["cut", "evil", "other", "folder"])
+def test_a_bad_file_is_one_line_to_the_user(files, tmp_path: Path, capsys, what: str):
+    from test_reader import Evil
+
+    path = tmp_path / "bad.pth"
+    if what == "cut":
+        path.write_bytes(files["nvidia"].read_bytes()[:-5000])
+    elif what == "folder":
+        path.mkdir()
+    else:
+        torch.save({"layer.weight": torch.ones(2)} | ({"x": Evil(tmp_path / "ran")} if what == "evil" else {}), path)
+    assert main(["weights", "inspect", str(path)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert said.err.startswith("error: ")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_bad_arguments(files, tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"x.bin'; allowed suffixes: .pth, .safetensors"):
         convert_file(str(files["nvidia"]), tmp_path / "x.bin")

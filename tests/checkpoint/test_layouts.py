@@ -85,7 +85,7 @@ def test_there_and_back(authors_dict, files):
         f"norm{i}.{p}" for i in range(4) for p in ("bias", "weight") if i < 3]
 
 
-@pytest.mark.parametrize("name", ["xxtiny", "small"])
+@pytest.mark.parametrize("name", ["xxtiny", "xtiny", "tiny", "small", "base"])
 def test_timm_there_and_back(name: str):
     timm = pytest.importorskip("timm", minversion="1.0.31")
     model = randomise(timm.create_model(f"gcvit_{name}", num_classes=7))
@@ -145,3 +145,13 @@ def test_our_own_norms():
     layout, converted = convert_state_dict(state)
     assert layout == "mmgcvit"
     assert_same(converted, dict(state))
+
+
+def test_timms_model_for_features():
+    timm = pytest.importorskip("timm", minversion="1.0.31")
+    model = randomise(timm.create_model("gcvit_xxtiny", features_only=True))
+    layout, state = convert_state_dict(model.state_dict())
+    assert layout == "timm"
+    with torch.device("meta"):
+        wanted = GCViT("xxtiny")
+    assert {k for k in wanted.state_dict() if not k.startswith("norm")} <= state.keys()

@@ -23,8 +23,8 @@ LAYOUTS = ("nvidia", "nvidia-detection", "timm", "keras", "mmgcvit")
 class Detector(nn.Module):
     def __init__(self, **backbone) -> None:
         super().__init__()
+        self.neck = nn.Linear(2, 2)  # before the backbone: what fails there is not to have changed this
         self.backbone = GCViT(**{"arch": TINY, **backbone})
-        self.neck = nn.Linear(2, 2)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_classifiers_head(files, classifier, layout: str):
     before = other.head.weight.clone()
     report = load_pretrained(other, files[layout])
     assert torch.equal(other.head.weight, before)
-    assert report.notes == ["head: 5 classes in the file, 4 in the model: left out"]
+    assert report.notes == ["head: 5 classes of 128 channels in the file, 4 of 128 in the model: left out"]
 
 
 def test_a_head_of_21841_classes(classifier, tmp_path):
@@ -115,9 +115,7 @@ def test_load_state_dict_of_a_foreign_dict(authors_dict, classifier, logged, who
     if whole:
         neck = {f"neck.{k}": v for k, v in model.neck.state_dict().items()}
         state = {f"backbone.{k}": v for k, v in state.items()} | neck
-    kept = set(state)
     model.load_state_dict(state)  # strict
-    assert set(state) == kept
     assert_loaded(model.backbone if whole else model, classifier)
     (message,) = [m for m in logged if "weights from a state dict (layout nvidia" in m]
     assert "left at initial values: 6 tensors (norm0, norm1, norm2)" in message
@@ -141,10 +139,18 @@ def test_init_cfg(file, classifier):
 
 
 def test_init_cfg_runs_nothing_and_fails_aloud(tmp_path, files):
-    for checkpoint, message in (("absent.pth", "there is no such file"), ("gcvit://huge", "allowed: gcvit://xxtiny")):
+    from test_reader import Evil
+
+    evil = {"state_dict": {"stem.conv.weight": torch.ones(1)}, "args": Evil(tmp_path / "ran")}
+    torch.save(evil, tmp_path / "evil.pth")
+    for checkpoint, message in (("absent.pth", "there is no such file"), ("gcvit://huge", "allowed: gcvit://xxtiny"),
+                                (str(tmp_path / "evil.pth"), "refused")):
         model = GCViT(TINY, init_cfg=dict(type="Pretrained", checkpoint=checkpoint))
-        with pytest.raises(CheckpointError, match=message):
-            model.init_weights()
+        for _ in range(2):  # the second call does not pass over what failed in the first
+            with pytest.raises(CheckpointError, match=message):
+                model.init_weights()
+        assert model.init_cfg["checkpoint"] == checkpoint
+    assert not (tmp_path / "ran").exists()
     model = GCViT(TINY, init_cfg=[dict(type="Pretrained", checkpoint=str(files["nvidia"]), prefix="model.")])
     with pytest.raises(CheckpointError, match=r"no GC ViT in this checkpoint under 'model.'"):
         model.init_weights()
@@ -171,6 +177,7 @@ def test_strict_false_hides_nothing(classifier, tmp_path):
         with pytest.raises(CheckpointError, match="the state dict has nothing for the GCViT at 'backbone'"):
             load_checkpoint(model, str(tmp_path / name), logger="current")
     state = {f"backbone.{k}": v for k, v in model.backbone.state_dict().items() if "mlp" not in k}
+    state |= {"neck.weight": torch.ones(2, 2)}
     with pytest.raises(CheckpointError, match=r"only 154 of the backbone's 186 tensors .* 95% are needed; missing: st"):
         model.load_state_dict(state, strict=False)
     check()
@@ -301,7 +308,7 @@ def test_types(authors_dict, classifier):
     model = GCViT(TINY)
     check = unchanged(model)
     state = {k: v.to(torch.int8) if k.endswith("proj.weight") else v for k, v in authors_dict.items()}
-    with pytest.raises(CheckpointError, match=r"wrong types; allowed: floating point: stem.conv.weight torch.int8"):
+    with pytest.raises(CheckpointError, match=r"allowed: floating point of 16 bits or more: stem.conv.weight torch"):
         load_pretrained(model, state)
     check()
     load_pretrained(model, {k: v.double() for k, v in authors_dict.items()})
@@ -394,3 +401,96 @@ def test_load_from_reports_the_heads_that_it_skips(logged, tmp_path):
     for name, value in ten.state_dict().items():
         if "fc_cls" not in name:
             assert torch.equal(three.state_dict()[name], value), name
+
+
+def test_values_are_checked_whoever_loads(authors_dict):
+    """A publisher's dict full of NaN, through torch's own loading; our own is left as it is, for resuming."""
+    bad = {k: v * float("nan") if v.is_floating_point() else v for k, v in authors_dict.items()}
+    model = GCViT(TINY)
+    check = unchanged(model)
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        model.load_state_dict(bad)
+    for odd in (torch.zeros(16, device="meta"), torch.zeros(16).to_sparse(), torch.zeros(16).to(torch.float8_e5m2)):
+        with pytest.raises(CheckpointError, match=r"tensors that are sparse, nested or without values|wrong types"):
+            load_pretrained(model, {**authors_dict, "norm.bias": odd})
+    check()
+
+
+def test_a_strict_load_of_a_foreign_dict_needs_all_but_the_norms(authors_dict):
+    less = {k: v for k, v in authors_dict.items() if k != "levels.0.blocks.0.mlp.fc1.bias"}
+    with pytest.raises(RuntimeError, match=r"Missing key.*stages.0.blocks.0.mlp.fc1.bias"):
+        GCViT(TINY).load_state_dict(less)
+    report = load_pretrained(GCViT(TINY), less)
+    assert "stages.0.blocks.0.mlp.fc1.bias" in report.left_initial
+
+
+def test_a_block_that_is_not_there(authors_dict):
+    state = {k.replace("levels.2.blocks.1.", "levels.2.blocks.200000."): v for k, v in authors_dict.items()}
+    with pytest.raises(CheckpointError, match="stage 2 has the blocks 0, 200000, but not 1"):
+        load_pretrained(GCViT(TINY), state)
+
+
+def test_heads_of_wrapped_and_of_other_classifiers(authors_dict, files, classifier, logged):
+    model = GCViTClassifier(dict(arch=TINY), num_classes=5)
+    assert load_pretrained(nn.ModuleDict({"module": model}), files["nvidia"]).is_plain
+    assert torch.equal(model.head.weight, classifier.head.weight)
+    model.head = nn.Linear(7, 5)
+    report = load_pretrained(model, files["nvidia"])
+    assert report.notes == ["head: 5 classes of 128 channels in the file, 5 of 7 in the model: left out"]
+    other = GCViTClassifier(dict(arch=TINY), num_classes=4)
+    before = other.head.weight.clone()
+    other.load_state_dict(authors_dict)
+    assert torch.equal(other.head.weight, before)
+    assert "GCViT: head of 5 classes in the state dict, 4 in the model: left out" in logged
+
+
+def test_norms_of_some_maps(files, tmp_path):
+    """DINO and RetinaNet read three maps."""
+    from mmgcvit.checkpoint.commands import convert_file
+
+    three = randomise(GCViT(TINY, out_indices=(1, 2, 3)))
+    torch.save(three.state_dict(), tmp_path / "three.pth")
+    theirs, _ = convert_file(str(tmp_path / "three.pth"), tmp_path / "theirs.pth", "nvidia")
+    back, _ = convert_file(str(theirs), tmp_path / "back.pth")
+    got = GCViT(TINY, out_indices=(1, 2, 3))
+    assert load_pretrained(got, back).is_plain
+    for name, value in three.state_dict().items():
+        assert torch.equal(got.state_dict()[name], value), name
+    assert load_pretrained(GCViT(TINY, out_indices=(3,)), theirs).layout == "nvidia-detection"
+
+
+@pytest.mark.parametrize("kwargs", [
+    dict(arch={**TINY, "mlp_ratio": 2.67}),
+    dict(arch={**TINY, "embed_dims": 12, "num_heads": (1, 1, 1, 1), "mlp_ratio": 1.3}),
+    dict(qkv_bias=False), dict(out_indices=(0, 1)), dict(in_channels=5), dict(global_query_reductions=(0, 1, 2, 3)),
+    dict(arch={**TINY, "layer_scale": None, "depths": (1, 2, 1, 3)}),
+])  # fmt: skip
+def test_any_network_of_ours_is_inspected(kwargs: dict, tmp_path):
+    from mmgcvit.checkpoint.commands import inspect
+
+    model = randomise(GCViT(**{"arch": TINY, **kwargs}))
+    torch.save(model.state_dict(), tmp_path / "ours.pth")
+    assert f"loaded: {len(model.state_dict())} tensors" in inspect(str(tmp_path / "ours.pth"))
+    assert load_pretrained(GCViT(**{"arch": TINY, **kwargs}), tmp_path / "ours.pth").is_plain
+
+
+def test_qkv_without_bias(files):
+    with pytest.raises(CheckpointError, match="qkv_bias True in the file, False in the model"):
+        load_pretrained(GCViT(TINY, qkv_bias=False), files["nvidia"])
+
+
+def test_arrays(authors_dict, classifier):
+    model = GCViT(TINY)
+    load_pretrained(model, {k: v.numpy() for k, v in authors_dict.items()})
+    assert_loaded(model, classifier)
+
+
+def test_a_sharded_model_is_refused(files, monkeypatch):
+    class FullyShardedDataParallel(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+    model = FullyShardedDataParallel(GCViT(TINY))
+    with pytest.raises(CheckpointError, match=r"sharded already .FullyShardedDataParallel.: load the weights before"):
+        load_pretrained(model, files["nvidia"])

@@ -128,7 +128,7 @@ def test_a_storage_that_claims_terabytes(tmp_path: Path):
                 assert content.count(b"M\xe8\x03") == 2  # 1000: of the storage, and of the shape
                 content = content.replace(b"M\xe8\x03", b"\x8a\x06" + (2**44).to_bytes(6, "little"))
             new.writestr(entry.filename, content)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=r"a tensor of it claims 70,368,744,177,664 bytes|cut off or damaged"):
         read_checkpoint(tmp_path / "huge.pth")
 
 
@@ -162,3 +162,56 @@ def test_h5_that_leads_elsewhere_or_claims_too_much(tmp_path: Path):
         pass
     with pytest.raises(CheckpointError, match="without weights"):
         read_checkpoint(tmp_path / "empty.h5")
+
+
+def write_pickle(path: Path, program: bytes) -> Path:
+    """A torch file whose pickle is this program, and something that torch's safe loader refuses."""
+    torch.save({"a": torch.zeros(2)}, path.with_suffix(".whole"))
+    with zipfile.ZipFile(path.with_suffix(".whole")) as old, zipfile.ZipFile(path, "w") as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, program if entry.filename.endswith("data.pkl") else old.read(entry))
+    return path
+
+
+@pytest.mark.parametrize("name", [
+    "torch.storage TypedStorage", "collections Counter", "torch._utils _rebuild_tensor_v2"])  # fmt: skip
+def test_what_a_file_names_is_not_changed_by_it(tmp_path: Path, name: str):
+    holder = b"cargparse\nNamespace\n)\x81"
+    named = "c{}\n{}\n".format(*name.split()).encode()
+    change = b"}X\x05\x00\x00\x00thing" + b"K\x01s"
+    path = write_pickle(tmp_path / "patch.pth", b"\x80\x02" + holder + b"0" + named + b"N" + change + b"\x86b.")
+    with pytest.raises(CheckpointError, match=r"asks for a change to .*refused"):
+        read_checkpoint(path)
+    module, attribute = name.split()
+    assert not hasattr(getattr(__import__(module, fromlist=["x"]), attribute), "thing")
+
+
+def test_what_a_file_makes_has_the_size_of_a_file(tmp_path: Path):
+    holder = b"cargparse\nNamespace\n)\x810"
+    array = b"cnumpy\nndarray\n(J\x00\xe1\xf5\x05t\x85R."
+    with pytest.raises(CheckpointError, match=r"a ndarray of a size of its own.*refused"):
+        read_checkpoint(write_pickle(tmp_path / "array.pth", b"\x80\x02" + holder + array))
+    with pytest.raises(CheckpointError, match=r"builtins.range.*refused"):
+        read_checkpoint(write_pickle(tmp_path / "range.pth", b"\x80\x02" + holder + b"cbuiltins\nrange\n(K\x05tR."))
+    torch.save({"qkv": torch.zeros(1, 1).expand(3_000_000, 1_000_000)}, tmp_path / "view.pth")
+    with pytest.raises(CheckpointError, match="a tensor of it claims 12,000,000,000,000 bytes"):
+        read_checkpoint(tmp_path / "view.pth")
+
+
+def test_numpy_beside_the_weights_is_no_obstacle(tmp_path: Path):
+    import argparse
+
+    import numpy as np
+
+    extra = dict(mean=np.arange(5.0), best=np.float64(3.5), args=argparse.Namespace(a=1))
+    torch.save(dict(state_dict=dict(a=torch.ones(2)), **extra), tmp_path / "a.pth")
+    found = read_checkpoint(tmp_path / "a.pth")
+    assert found["mean"].tolist() == [0, 1, 2, 3, 4]
+    assert found["best"] == 3.5
+
+
+def test_torch_may_be_told_to_be_stricter(files, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(CheckpointError, match="TORCH_FORCE_WEIGHTS_ONLY_LOAD allows no other"):
+        read_checkpoint(files["nvidia"])
+    read_checkpoint(files["mmgcvit"])

@@ -28,7 +28,7 @@ class Server(http.server.ThreadingHTTPServer):
     """Serves ``content``; ``faults`` are used up one per request."""
 
     def __init__(self, content: bytes) -> None:
-        self.content, self.faults, self.ranges = content, [], True
+        self.content, self.faults, self.ranges, self.tags = content, [], True, True
         self.requests: list[str | None] = []
         super().__init__(("127.0.0.1", 0), Handler)
 
@@ -54,14 +54,32 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(b"<html>sign in</html>")
             return
-        start = int(re.match(r"bytes=(\d+)-", wanted)[1]) if wanted and self.server.ranges else 0
+        if fault == "garbage":
+            self.wfile.write(b"what?\r\n\r\n")
+            self.close_connection = True
+            return
+        tag = hashlib.sha256(content).hexdigest()
+        same = self.headers.get("If-Range") == tag
+        start = int(re.match(r"bytes=(\d+)-", wanted)[1]) if wanted and self.server.ranges and same else 0
         if start >= len(content) and start:
             self.send_error(416)
             return
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if self.server.tags:
+            self.send_header("ETag", tag)
         self.send_header("Content-Type", "application/octet-stream")
+        if fault == "chunks":
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"%x\r\n" % len(content) + content[: len(content) // 2])
+            self.close_connection = True
+            return
+        if fault == "lengthless":
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
+            return
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         rest = content[start:]
@@ -135,7 +153,8 @@ def test_fetch(server):
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("faults", [["break"], ["break", "break"], [503], ["break", 500, "break"]])
+@pytest.mark.parametrize("faults", [["break"], ["break", "break"], [503], ["break", 500, "break"], [429, 408],
+                                    ["garbage"]])  # fmt: skip
 def test_a_download_that_breaks_off_goes_on(server, faults: list):
     server.faults = list(faults)
     assert fetch(NAME).read_bytes() == server.content
@@ -144,16 +163,16 @@ def test_a_download_that_breaks_off_goes_on(server, faults: list):
 
 
 def test_a_server_that_cannot_go_on(server):
-    server.faults, server.ranges = ["break"], False
+    server.faults, server.ranges = ["break", "chunks"], False
     assert fetch(NAME).read_bytes() == server.content
-    assert len(server.requests) == 2
+    assert len(server.requests) == 3
 
 
 def test_the_next_call_goes_on(server):
     server.faults = ["break", *[503] * 4]
     with pytest.raises(CheckpointError, match=r"5 attempts failed, the last with HTTPError.*503"):
         fetch(NAME)
-    assert rest_of_cache() == {FILE + ".part"}
+    assert rest_of_cache() == {FILE + ".part", FILE + ".part.from"}
     assert fetch(NAME).read_bytes() == server.content
     assert server.requests[-1] == f"bytes={len(server.content) // 2}-"
 
@@ -161,6 +180,8 @@ def test_the_next_call_goes_on(server):
 def test_a_part_that_is_longer_than_the_file(server):
     cache_dir().mkdir(parents=True)
     (cache_dir() / f"{FILE}.part").write_bytes(server.content + b"more")
+    tag = hashlib.sha256(server.content).hexdigest()
+    (cache_dir() / f"{FILE}.part.from").write_text(f"{server.url}/{FILE}\n{tag}")
     assert fetch(NAME).read_bytes() == server.content
 
 
@@ -198,10 +219,10 @@ def test_another_file_than_published(server):
     assert rest_of_cache() == set()
 
 
-def test_another_file_than_recorded(server):
+def test_another_file_than_recorded(server, files):
     path = fetch(NAME)
     path.unlink()
-    server.content = server.content[::-1]
+    server.content = files["mmgcvit"].read_bytes()
     with pytest.raises(CheckpointError, match="another file than expected"):
         fetch(NAME)
     assert rest_of_cache() == {FILE + ".sha256"}
@@ -258,3 +279,36 @@ def test_mmengine_knows_the_names(server, monkeypatch, classifier):
         model = GCViT(TINY, init_cfg=dict(type="Pretrained", checkpoint=name))
         load(model)
         assert torch.equal(model.stem.conv.weight, classifier.backbone.stem.conv.weight)
+
+
+@pytest.mark.parametrize("tags", [True, False])
+def test_a_file_that_changes_between_two_halves(server, files, tags: bool):
+    server.tags = tags
+    server.faults = ["break", *[503] * 4]
+    with pytest.raises(CheckpointError, match="5 attempts failed"):
+        fetch(NAME)
+    server.content = files["mmgcvit"].read_bytes()
+    assert fetch(NAME).read_bytes() == server.content
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b"", None])
+def test_what_is_no_checkpoint_is_not_kept(server, files, content: bytes | None):
+    right = server.content
+    server.content = right[: len(right) // 2] if content is None else content
+    with pytest.raises(CheckpointError, match="what comes is no checkpoint, and was removed"):
+        fetch(NAME)
+    assert rest_of_cache() == set()
+    server.content = right
+    assert fetch(NAME).read_bytes() == right
+
+
+def test_an_answer_without_a_length_that_is_cut(server):
+    server.faults = ["lengthless"]
+    with pytest.raises(CheckpointError, match="what comes is no checkpoint"):
+        fetch(NAME)
+    assert fetch(NAME).read_bytes() == server.content
+
+
+def test_what_is_no_url():
+    with pytest.raises(CheckpointError, match="not a URL"):
+        fetch("http://127.0.0.1:port/x.pth")
