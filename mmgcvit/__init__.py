@@ -1,8 +1,10 @@
 """GC ViT (Global Context Vision Transformer) as a backbone for dense prediction with OpenMMLab.
 
-Importing the package registers ``GCViT`` and ``GCViTClassifier`` in mmengine's root registry, makes ``mmgcvit::...``
+Importing the package registers its models, hooks and transforms in mmengine's root registries, makes ``mmgcvit::...``
 known as a place for ``_base_`` configs, and ``gcvit://...`` and ``timm://...`` as checkpoints.
 """
+
+from importlib.util import find_spec
 
 from mmgcvit.version import __version__
 
@@ -12,6 +14,7 @@ try:
     from mmgcvit.backbone import GCViT
     from mmgcvit.checkpoint import load_pretrained
     from mmgcvit.classification import GCViTClassifier
+    from mmgcvit.engine import CorruptPictureHook, InvalidLossHook, ReproducibleHook
     from mmgcvit.optim import GCViTLayerDecayOptimWrapperConstructor
 except (ImportError, OSError, RuntimeError) as _error:
     # Something that the backbone needs is absent or broken (a torch without its libraries raises OSError). The package
@@ -24,6 +27,9 @@ except (ImportError, OSError, RuntimeError) as _error:
                               "`python -m mmgcvit doctor` says what is missing and how to mend it.") from _reason
         raise AttributeError(f"module 'mmgcvit' has no attribute {name!r}")
 else:
+    if find_spec("mmcv"):  # the backbone itself does without
+        from mmgcvit.datasets.loading import LoadCheckedImage  # noqa: F401
     MODULE2PACKAGE["mmgcvit"] = "mmgcvit"
 
-__all__ = ["GCViT", "GCViTClassifier", "GCViTLayerDecayOptimWrapperConstructor", "__version__", "load_pretrained"]
+__all__ = ["CorruptPictureHook", "GCViT", "GCViTClassifier", "GCViTLayerDecayOptimWrapperConstructor",
+           "InvalidLossHook", "ReproducibleHook", "__version__", "load_pretrained"]  # fmt: skip

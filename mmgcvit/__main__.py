@@ -1,4 +1,4 @@
-"""``mmgcvit`` and ``python -m mmgcvit``: the commands that need no config."""
+"""``mmgcvit`` and ``python -m mmgcvit``: the commands that train nothing."""
 
 from __future__ import annotations
 
@@ -21,13 +21,25 @@ def main(argv: list[str] | None = None) -> int:
     fetch.add_argument("name", help="a name of the list, or a URL")
     inspect = actions.add_parser("inspect", help="what a checkpoint holds, and what of it would load")
     inspect.add_argument("file", help="file, URL, or a name of the list")
+    params = commands.add_parser("params", help="what a config's optimizer does with which parameters")
+    params.add_argument("config", help="config file, or mmgcvit::detection/... for one of the package's own")
     args = parser.parse_args(argv)
 
     if args.command == "doctor":
         from mmgcvit import doctor
 
         return doctor.main()
-    return _weights(args)
+    return _params(args) if args.command == "params" else _weights(args)
+
+
+def _params(args: argparse.Namespace) -> int:
+    from mmgcvit import analysis, apis
+
+    try:
+        return 0 if analysis.print_parameter_groups(apis.load_config(args.config)) else 1
+    except apis.UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _weights(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Detect on pictures: python tools/image_demo.py PICTURE_OR_FOLDER [...] CONFIG CHECKPOINT --out-dir DIR"""
+"""Detect on pictures, folders and videos: python tools/image_demo.py INPUT [...] CONFIG CHECKPOINT --out-dir DIR"""
 
 import argparse
 import sys
@@ -9,20 +9,29 @@ from mmgcvit import apis
 def main() -> None:
     """Read the arguments, detect, say where the drawings and the predictions are."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("inputs", nargs="+", help="pictures, or folders of pictures")
+    parser.add_argument("inputs", nargs="+", help="pictures, videos, or folders of them")
     parser.add_argument("config", help="config file, or mmgcvit::detection/... for one of the package's own")
     parser.add_argument("checkpoint", help="checkpoint file or URL")
-    parser.add_argument("--out-dir", default="outputs", help="gets drawings in vis/ and JSON in preds/ (outputs)")
+    parser.add_argument("--out-dir", default="outputs",
+                        help="gets drawings in vis/, predictions.json and images.json in COCO's formats (outputs)")
     parser.add_argument("--device", help="cpu, cuda:0, ... (a GPU where there is one)")
     parser.add_argument("--score-thr", type=float, default=0.3, help="boxes under this score are not drawn (0.3)")
-    parser.add_argument("--batch-size", type=int, default=1, help="pictures at a time (1)")
+    parser.add_argument("--batch-size", type=int, default=1, help="pictures, frames or tiles at a time (1)")
+    parser.add_argument("--tta", action="store_true", help="merge the boxes of several scales and their mirror images")
+    parser.add_argument("--tile", type=int, metavar="PIXELS",
+                        help="cut larger pictures into overlapping square tiles of this side, merge by NMS")
+    parser.add_argument("--overlap", type=float, default=0.25, help="of neighbouring tiles, of their side (0.25)")
+    parser.add_argument("--ann-file", help="COCO file whose image and category ids the predictions are to have")
+    parser.add_argument("--no-draw", action="store_true", help="write the predictions only")
     args = parser.parse_args()
     try:
         found = apis.predict(args.config, args.checkpoint, args.inputs, args.out_dir, args.device, args.score_thr,
-                             args.batch_size)
+                             args.batch_size, args.tta, args.tile, args.overlap, args.ann_file, not args.no_draw)
     except apis.UsageError as error:
         sys.exit(f"image_demo: {error}")
-    print(f"{len(found['predictions'])} pictures: drawings in {args.out_dir}/vis, predictions in {args.out_dir}/preds")
+    counts = [f"{count} {word}" for count, word in ((found.pictures, "pictures"), (found.frames, "frames")) if count]
+    print(f"{' and '.join(counts)}, {found.objects} objects: predictions in {args.out_dir}/predictions.json"
+          + ("" if args.no_draw else f", drawings in {args.out_dir}/vis"))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,16 @@ def main() -> None:
     apis.add_runner_arguments(parser)
     parser.add_argument("--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT",
                         help="go on from this checkpoint; without one, from the newest of the work directory")
-    parser.add_argument("--amp", action="store_true", help="mixed precision")
+    parser.add_argument("--amp", nargs="?", const="fp16", default=False, choices=("fp16", "bf16"),
+                        help="mixed precision, on a GPU; without a word behind it fp16")
     parser.add_argument("--auto-scale-lr", action="store_true",
                         help="scale the learning rate by the global batch size over the config's base_batch_size")
+    parser.add_argument("--corrupt", choices=("stop", "skip"), default="stop",
+                        help="a picture that cannot be decoded stops the run, or is left out and counted (stop)")
     args = parser.parse_args()
     try:
-        apis.train(apis.config_from_arguments(args), args.resume, args.amp, args.auto_scale_lr)
+        apis.train(apis.config_from_arguments(args), args.resume, args.amp, args.auto_scale_lr,
+                   args.corrupt)
     except apis.UsageError as error:
         sys.exit(f"train: {error}")
 

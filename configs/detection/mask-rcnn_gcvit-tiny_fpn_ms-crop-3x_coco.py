@@ -1,14 +1,7 @@
 # Mask R-CNN with GC ViT-T on COCO, 36 epochs, several scales: the paper's recipe (with this project's padding).
 _base_ = [
-    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    './_base_/mask-rcnn_gcvit-tiny_fpn.py',
     './_base_/coco_instance_ms-crop.py',
     './_base_/schedule_3x.py',
     'mmdet::_base_/default_runtime.py',
 ]
-custom_imports = dict(imports=['mmgcvit'], allow_failed_imports=False)
-
-model = dict(
-    backbone=dict(
-        _delete_=True, type='GCViT', arch='tiny', drop_path_rate=0.2,
-        init_cfg=dict(type='Pretrained', checkpoint='gcvit://tiny_in1k')),
-    neck=dict(in_channels=[64, 128, 256, 512]))

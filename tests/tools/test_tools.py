@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from conftest import ROOT
 from PIL import Image
 
 from mmgcvit import apis
-from mmgcvit.apis import UsageError, check_classes, load_config
+from mmgcvit.apis import UsageError, load_config
+from mmgcvit.datasets.annotations import check_before_run
 
 pytest.importorskip("mmcv._ext")
 pytest.importorskip("sklearn")
@@ -79,11 +81,39 @@ def test_image_demo_on_a_folder(trained: Path):
     shutil.copy(scenes / "000000.jpg", trained / "another.jpg")
     done = run("image_demo.py", scenes, "another.jpg", CONFIG, "work/iter_4.pth", "--out-dir", "found",
                "--batch-size", "2", cwd=trained)
-    assert "3 pictures: drawings in found/vis, predictions in found/preds" in done.stdout
+    assert "3 pictures, " in done.stdout
+    assert "predictions in found/predictions.json, drawings in found/vis" in done.stdout
     assert sorted(p.name for p in (trained / "found/vis").iterdir()) == ["000000.jpg", "000001.jpg", "another.jpg"]
-    for path in sorted((trained / "found/preds").iterdir()):
-        found = json.loads(path.read_text())
-        assert len(found["labels"]) == len(found["scores"]) == len(found["bboxes"])
+    found = json.loads((trained / "found/predictions.json").read_text())
+    images = json.loads((trained / "found/images.json").read_text())
+    assert [image["file_name"] for image in images["images"]] == ["000000.jpg", "000001.jpg", "another.jpg"]
+    assert {result["image_id"] for result in found} <= {1, 2, 3}
+
+
+def test_test_with_tta(trained: Path):
+    done = run("test.py", CONFIG, "work/iter_4.pth", "--work-dir", "tta", "--tta", cwd=trained)
+    assert "coco/bbox_mAP" in done.stdout
+    assert "segm_mAP" not in done.stdout
+
+
+def test_a_corrupt_picture_stops_or_is_skipped(trained: Path, tmp_path: Path):
+    shutil.copytree(trained / "data", tmp_path / "data")
+    broken = tmp_path / "data/digit_scenes/images/train/000003.jpg"
+    broken.write_bytes(broken.read_bytes()[:1000])
+    short = [o.replace("max_iters=4", "max_iters=10").replace("val_interval=4", "val_interval=20") for o in SHORT]
+    done = run("train.py", CONFIG, "--work-dir", "stop", *short, cwd=tmp_path, ok=False)
+    assert "CorruptPictureError: picture data/digit_scenes/images/train/000003.jpg: cannot be decoded" in done.stderr
+    done = run("train.py", CONFIG, "--work-dir", "skip", "--corrupt", "skip", *short, cwd=tmp_path)
+    assert "skipped picture data/digit_scenes/images/train/000003.jpg: cannot be decoded" in done.stdout + done.stderr
+    assert "pictures skipped so far, as they cannot be decoded: 1" in done.stdout + done.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(trained: Path):
+    done = run("train.py", CONFIG, "--work-dir", "nan", *SHORT, "optim_wrapper.optimizer.lr=1e30",
+               "optim_wrapper.clip_grad=None", "param_scheduler=[]", cwd=trained, ok=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.match(r"mmgcvit.engine.hooks.InvalidLossError: iteration [2-4]: the loss is not finite: .*loss=nan", last)
+    assert "Last good checkpoint: " in last
 
 
 def test_auto_scale_lr(trained: Path):
@@ -96,7 +126,7 @@ def test_auto_scale_lr(trained: Path):
 def test_two_pictures_of_one_name_are_refused(trained: Path):
     scene = trained / "data/digit_scenes/images/val/000000.jpg"
     done = run("image_demo.py", scene, scene, CONFIG, "work/iter_4.pth", "--out-dir", "twice", cwd=trained, ok=False)
-    assert "would go into one file, 000000.json" in done.stderr
+    assert "would go into one file, 000000.jpg" in done.stderr
     assert not (trained / "twice").exists()
 
 
@@ -107,11 +137,12 @@ def test_classes_that_are_not_the_files_are_refused(trained: Path, tmp_path: Pat
                       f"train_dataloader = dict(dataset=dict(metainfo=dict(classes={classes})))\n")
     done = run("train.py", config, "--work-dir", "never", cwd=trained, ok=False)
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"train: classes={classes!r}; allowed, as data/digit_scenes/annotations/")
+    assert last.startswith("train: data/digit_scenes/annotations/instances_train.json: "
+                           f"classes={classes!r}; allowed, as data/digit_scenes/annotations/")
     assert last.endswith("'8', '9', all or some, in this order")
     some = load_config(CONFIG, cfg_options={"train_dataloader.dataset.metainfo.classes": ("1", "7")}).train_dataloader
     some.dataset.data_root = str(trained / some.dataset.data_root)
-    check_classes(some)
+    check_before_run(some)
 
 
 def test_a_bug_in_a_run_keeps_its_traceback(trained: Path, tmp_path: Path):
@@ -154,7 +185,7 @@ def test_two_processes_train(trained: Path):
     ("train.py", ["mmgcvit::detection/nothing.py"], "there is no such file"),
     ("train.py", [CONFIG, "--resume", "no.pth"], "train: checkpoint to resume from 'no.pth': there is no such file"),
     ("test.py", [CONFIG, "no.pth"], "test: checkpoint 'no.pth': there is no such file"),
-    ("image_demo.py", ["no.jpg", CONFIG, CONFIG], "image_demo: input 'no.jpg': there is no such picture or folder"),
+    ("image_demo.py", ["no.jpg", CONFIG, CONFIG], "image_demo: input 'no.jpg': there is no such picture, video"),
     ("image_demo.py", [".", CONFIG, CONFIG], "image_demo: input '.': no pictures in this folder"),
     ("image_demo.py", [".", CONFIG, "no.pth"], "image_demo: checkpoint 'no.pth': there is no such file"),
 ])

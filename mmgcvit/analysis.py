@@ -1,0 +1,312 @@
+"""How much a model computes and what its optimizer does to which parameters: before hours are spent on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import InstanceData
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from mmgcvit.backbone.gcvit import GCViT
+
+PROPOSALS, MASKS = 1000, 100  # what a two-stage detector's heads see at test time, at most
+
+
+@dataclass
+class Part:
+    """One part of a model: multiply-adds of a forward pass, and parameters."""
+
+    name: str
+    macs: int = 0
+    attention: int = 0  # the share of macs in products of queries, keys and values
+    parameters: int = 0
+
+
+@dataclass
+class Flops:
+    """What a forward pass costs, by part; ``total`` is their sum."""
+
+    shape: tuple[int, int]
+    parts: list[Part] = field(default_factory=list)
+
+    @property
+    def total(self) -> Part:
+        """All parts together."""
+        return Part("total", *(sum(getattr(part, key) for part in self.parts)
+                               for key in ("macs", "attention", "parameters")))
+
+
+def build_model(cfg: Config, device: str = "cpu") -> nn.Module:
+    """The config's model without its published weights: for what depends on names and shapes alone."""
+    init_default_scope(cfg.get("default_scope", "mmengine"))
+    with torch.device(device):
+        return MODELS.build(cfg.model)
+
+
+def count_flops(model: nn.Module, shape: tuple[int, int], channels: int = 3) -> Flops:
+    """Count the multiply-adds of convolutions, linear maps and matrix products, attention's too, for one picture.
+
+    The forward pass is run, on the model's device, and torch's FlopCounterMode sees each operation; it counts two for a
+    multiply-add, so its figures are halved to what papers call FLOPs. A two-stage detector's box heads get 1000
+    proposals, its mask heads 100, as in mmdet's own count. Not counted: norms, activations, pooling, resampling (of
+    deformable attention too), RoIAlign, losses, NMS.
+
+    Args:
+        model: a backbone, or a classifier, detector or segmentor of mmengine, mmdet, mmseg.
+        shape: height and width of the picture, in pixels.
+        channels: of the picture.
+
+    Returns:
+        Figures for the stem, each stage, the neck, each head, and what is outside them.
+    """
+    parameter = next(model.parameters())
+    picture = torch.zeros(1, channels, *shape, device=parameter.device, dtype=parameter.dtype)
+    counter = FlopCounterMode(display=False, custom_mapping=_fused_on_cpu())
+    result = Flops(shape)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    with torch.no_grad(), _no_fast_path(), counter, _parts(model, counter, result):
+        _forward(model, picture)
+    for module, mode in modes:
+        module.training = mode
+    rest = Part("other", *_read(counter), _size(model))
+    for part in result.parts:
+        rest.macs, rest.attention = rest.macs - part.macs, rest.attention - part.attention
+        rest.parameters -= part.parameters
+    if backbone := _backbone(model):  # the norm of a stage's map counts as the stage's
+        prefix = "" if backbone is model else "backbone."
+        for part in result.parts:
+            stage = part.name.removeprefix(f"{prefix}stages.")
+            norm = getattr(backbone, f"norm{stage}", None)
+            if stage != part.name and norm is not None:
+                part.parameters += _size(norm)
+                rest.parameters -= _size(norm)
+    result.parts.append(rest)
+    return result
+
+
+def _forward(model: nn.Module, picture: Tensor) -> None:
+    """A forward pass in which all heads have as much to do as they can have at test time."""
+    if not hasattr(model, "data_preprocessor"):
+        model(picture)
+        return
+    meta = dict(img_shape=picture.shape[2:], ori_shape=picture.shape[2:], pad_shape=picture.shape[2:],
+                batch_input_shape=tuple(picture.shape[2:]), scale_factor=(1.0, 1.0))
+    if not hasattr(model, "roi_head"):
+        samples = _samples(model, meta)
+        if not hasattr(model, "decode_head"):
+            model(picture, samples, mode="tensor")
+        else:  # mmseg's tensor mode ends at the logits; so does its prediction, but for the resizing
+            model.encode_decode(picture, [sample.metainfo for sample in samples])
+        return
+    maps = model.extract_feat(picture)
+    model.rpn_head(maps)
+    # Of untrained scores, NMS leaves as many proposals as chance will have it.
+    proposals = InstanceData(bboxes=picture.new_tensor([[0.0, 0.0, 64.0, 64.0]]).repeat(PROPOSALS, 1))
+    head = model.roi_head
+    heads = head.bbox_head if isinstance(head.bbox_head, nn.ModuleList) else [head.bbox_head]
+    rois = torch.cat([proposals.bboxes.new_zeros(PROPOSALS, 1), proposals.bboxes], dim=1)
+    cascade = isinstance(head.bbox_head, nn.ModuleList)
+    for stage in range(len(heads)):
+        head._bbox_forward(*([stage] if cascade else []), maps, rois)
+        if head.with_mask:
+            head._mask_forward(*([stage] if cascade else []), maps, rois[:MASKS])
+
+
+def _samples(model: nn.Module, meta: dict) -> list:
+    if hasattr(model, "decode_head"):
+        from mmseg.structures import SegDataSample as Sample
+    elif hasattr(model, "bbox_head"):
+        from mmdet.structures import DetDataSample as Sample
+    else:
+        return []
+    return [Sample(metainfo=meta)]
+
+
+@contextmanager
+def _parts(model: nn.Module, counter: FlopCounterMode, result: Flops) -> Iterator[None]:
+    """Attribute what is counted between a part's beginning and end to it."""
+    modules = part_modules(model)
+    for name, module in modules:
+        part = Part(name, parameters=_size(module))
+        result.parts.append(part)
+        # Not a hook: mmdet and mmseg call some heads' forward themselves.
+        module.forward = _counting(module.forward, part, counter)
+    try:
+        yield
+    finally:
+        for _, module in modules:
+            del module.forward
+
+
+def _counting(forward: Callable, part: Part, counter: FlopCounterMode) -> Callable:
+    def counted(*args: object, **kwargs: object) -> object:
+        before = _read(counter)
+        result = forward(*args, **kwargs)
+        now = _read(counter)
+        part.macs += now[0] - before[0]
+        part.attention += now[1] - before[1]
+        return result
+
+    return counted
+
+
+def part_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The parts that a user asks about: stem, stages, then neck and heads, each with its name in the model."""
+    backbone = _backbone(model)
+    prefix = "" if backbone is model else "backbone."
+    parts: list[tuple[str, nn.Module]] = []
+    if backbone is not None:
+        parts = [(f"{prefix}stem", backbone.stem)]
+        parts += [(f"{prefix}stages.{i}", stage) for i, stage in enumerate(backbone.stages)]
+    elif hasattr(model, "backbone"):
+        parts = [("backbone", model.backbone)]
+    if backbone is not model:
+        for name, child in model.named_children():
+            inner = child.named_children() if name == "roi_head" else [("", child)]
+            parts += [(f"{name}.{key}".rstrip("."), module) for key, module in inner
+                      if name != "backbone" and any(True for _ in module.parameters())]
+    unrolled: list[tuple[str, nn.Module]] = []
+    for name, module in parts:  # a list of heads is never called itself
+        heads = isinstance(module, nn.ModuleList)
+        unrolled += [(f"{name}.{i}", head) for i, head in enumerate(module)] if heads else [(name, module)]
+    return unrolled
+
+
+def _backbone(model: nn.Module) -> GCViT | None:
+    backbone = model if isinstance(model, GCViT) else getattr(model, "backbone", None)
+    return backbone if isinstance(backbone, GCViT) else None
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _read(counter: FlopCounterMode) -> tuple[int, int]:
+    """Multiply-adds counted so far, and those of them in attention."""
+    counts = counter.get_flop_counts().get("Global", {})
+    attention = sum(n for op, n in counts.items() if "attention" in str(op) or str(op) in ("aten.bmm", "aten.baddbmm"))
+    return sum(counts.values()) // 2, attention // 2
+
+
+def _fused_on_cpu() -> dict:
+    """Torch counts its fused attention on CUDA, and passes over the CPU's (2.1 has no such operation)."""
+    fused = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+
+    def count(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    return {} if fused is None else {fused: count}
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Keep nn.MultiheadAttention from its single fused operation, of which nothing can be counted."""
+    switch = getattr(torch.backends, "mha", None)
+    if switch is None or not switch.get_fastpath_enabled():
+        yield
+        return
+    switch.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        switch.set_fastpath_enabled(True)
+
+
+@dataclass
+class Group:
+    """Parameters that an optimizer treats alike."""
+
+    lr: float
+    weight_decay: float
+    names: list[str] = field(default_factory=list)
+    parameters: int = 0
+
+
+def parameter_groups(cfg: Config) -> tuple[list[Group], list[str], list[str]]:
+    """What the config's optimizer does with each parameter.
+
+    Args:
+        cfg: a config with ``model`` and ``optim_wrapper``.
+
+    Returns:
+        Groups of the same learning rate and weight decay, largest rates first; names that are not trained; custom keys
+        of ``paramwise_cfg`` that match no parameter.
+    """
+    model = build_model(cfg, "meta")
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel("ERROR")  # mmengine has a line for each parameter
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    logger.setLevel(level)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups: dict[tuple[float, float], Group] = {}
+    for options in optimizer.param_groups:
+        key = options["lr"], options["weight_decay"]
+        group = groups.setdefault(key, Group(*key))
+        for parameter in options["params"]:
+            group.names.append(names.pop(id(parameter)))
+            group.parameters += parameter.numel()
+    known = [name for name, _ in model.named_parameters()]
+    custom = (cfg.optim_wrapper.get("paramwise_cfg") or {}).get("custom_keys") or {}
+    unmatched = [key for key in custom if not any(key in name for name in known)]
+    ordered = sorted(groups.values(), key=lambda g: (-g.lr, -g.weight_decay))
+    return [g for g in ordered if g.names], list(names.values()), unmatched
+
+
+def print_flops(flops: Flops) -> None:
+    """A table of the parts, and how it was counted."""
+    height, width = flops.shape
+    table = Table(title=f"forward pass of one {height} x {width} picture (height x width)", title_justify="left")
+    table.add_column("part", no_wrap=True)
+    for title in ("GFLOPs", "of them attention", "parameters, M"):
+        table.add_column(title, justify="right")
+    for part in (*flops.parts, flops.total):
+        if part.name == "total":
+            table.add_section()
+        table.add_row(part.name, f"{part.macs / 1e9:.2f}", f"{part.attention / 1e9:.2f}",
+                      f"{part.parameters / 1e6:.2f}")
+    console = Console()
+    console.print(table)
+    console.print("A multiply-add counts as one, as in papers. Counted: convolutions, linear maps, matrix products, "
+                  "the attention's too. Not counted: norms, activations, pooling, resampling, RoIAlign, NMS."
+                  + (f" Box heads see {PROPOSALS} proposals, mask heads {MASKS}." if _two_stage(flops) else ""))
+
+
+def print_parameter_groups(cfg: Config) -> bool:
+    """A table of the optimizer's groups, and a warning of each custom key that matches nothing.
+
+    Returns:
+        Whether all custom keys match.
+    """
+    groups, frozen, unmatched = parameter_groups(cfg)
+    table = Table(title=f"{cfg.optim_wrapper.optimizer.type}: parameters by learning rate and weight decay",
+                  title_justify="left")
+    for title, width in (("lr", 8), ("decay", 6), ("tensors", 7), ("parameters, M", 13)):
+        table.add_column(title, justify="right", min_width=width)
+    table.add_column("the first", no_wrap=True, overflow="ellipsis")
+    for group in groups:
+        table.add_row(f"{group.lr:.2e}", f"{group.weight_decay:g}", str(len(group.names)),
+                      f"{group.parameters / 1e6:.3f}", group.names[0])
+    console = Console()
+    console.print(table)
+    if frozen:
+        console.print(f"not trained: {len(frozen)} tensors, the first {frozen[0]}", markup=False)
+    for key in unmatched:
+        console.print(f"warning: optim_wrapper.paramwise_cfg.custom_keys: {key!r} matches no parameter", markup=False,
+                      soft_wrap=True)
+    return not unmatched
+
+
+def _two_stage(flops: Flops) -> bool:
+    return any(part.name.startswith("roi_head") for part in flops.parts)

@@ -1,0 +1,198 @@
+"""Training and testing: mmengine's Runner with what keeps a long run safe."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import distributed as dist
+
+from mmgcvit.apis.config import SHIPPED, UsageError, existing
+from mmgcvit.datasets.annotations import AnnotationError, check_before_run
+
+AMP = ("fp16", "bf16")
+CORRUPT = ("stop", "skip")
+SCALES = (0.8, 1.0, 1.2)  # of the test pipeline's, under test-time augmentation
+
+
+def train(cfg: Config, resume: str | bool = False, amp: str | bool = False, auto_scale_lr: bool = False,
+          corrupt: str = "stop") -> Runner:
+    """Train the config's model.
+
+    The run stops at a loss that is not finite, with the last good checkpoint's name; with
+    ``randomness.deterministic`` a resumed run ends at the weights of one that was never interrupted.
+
+    Args:
+        cfg: from :func:`~mmgcvit.apis.load_config`.
+        resume: True or 'auto': go on from the newest whole checkpoint of the work directory, if there is one; a file
+            or URL: from that one.
+        amp: mixed precision: 'fp16' (True means this) with a dynamic loss scale and, where the config clips nothing,
+            gradients clipped at a norm of 35, or 'bf16'.
+        auto_scale_lr: scale the learning rate by the global batch size over the config's ``base_batch_size``.
+        corrupt: what a picture that cannot be decoded does in training: 'stop' the run with its name, or 'skip': it is
+            named, counted, and another one takes its place.
+
+    Raises:
+        UsageError: ``amp`` without a GPU, ``auto_scale_lr`` without a ``base_batch_size`` in the config, a checkpoint
+            that is not there, annotations that would break the run or classes that are not the annotation file's
+            (:func:`~mmgcvit.datasets.annotations.check_before_run`).
+    """
+    if corrupt not in CORRUPT:
+        raise UsageError(f"corrupt={corrupt!r}; allowed: {', '.join(CORRUPT)}")
+    if amp:
+        _mixed_precision(cfg, "fp16" if amp is True else amp)
+    if auto_scale_lr:
+        if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+            raise UsageError("--auto-scale-lr: the config has no auto_scale_lr.base_batch_size; add "
+                             "auto_scale_lr = dict(base_batch_size=<global batch that its learning rate is meant for>)")
+        cfg.auto_scale_lr.enable = True
+    if resume:
+        checkpoint = newest_checkpoint(cfg.work_dir) if resume in (True, "auto") else resume
+        if checkpoint is not None:
+            cfg.resume, cfg.load_from = True, existing("checkpoint to resume from", checkpoint)
+    _check_data(cfg, "train_dataloader", "val_dataloader")
+    for transform in _pictures(cfg.get("train_dataloader")):
+        transform.update(type="LoadCheckedImage", corrupt=corrupt)
+    hooks = [hook["type"] for hook in cfg.get("custom_hooks") or ()]
+    ours = [dict(type="InvalidLossHook"), dict(type="CorruptPictureHook")]
+    if cfg.get("randomness", {}).get("deterministic"):
+        ours.append(dict(type="ReproducibleHook"))
+    cfg.custom_hooks = [*(cfg.get("custom_hooks") or ()), *(hook for hook in ours if hook["type"] not in hooks)]
+    runner = _build_runner(cfg)
+    runner.train()
+    return runner
+
+
+def test(cfg: Config, checkpoint: str, show_dir: str | None = None, tta: bool = False) -> dict[str, float]:
+    """Evaluate a checkpoint on the config's test data.
+
+    Args:
+        cfg: from :func:`~mmgcvit.apis.load_config`.
+        checkpoint: file or URL.
+        show_dir: folder for pictures with the truth on the left and the prediction on the right.
+        tta: test-time augmentation (:func:`use_tta`).
+
+    Returns:
+        The metrics.
+
+    Raises:
+        UsageError: the checkpoint is not there, ``show_dir`` with a config whose visualization hook is not mmdet's,
+            annotations that would break the run, or classes that are not the annotation file's.
+    """
+    cfg.load_from = existing("checkpoint", checkpoint)
+    _check_data(cfg, "test_dataloader")
+    if show_dir is not None:
+        hook = cfg.get("default_hooks", {}).get("visualization") or {}
+        if hook.get("type") != "DetVisualizationHook":
+            raise UsageError(f"--show-dir: default_hooks.visualization of the config is {hook.get('type')!r}; "
+                             "allowed: 'DetVisualizationHook'")
+        hook.draw = True
+        # The hook joins this to the run's own folder: an absolute path stays itself.
+        hook.test_out_dir = os.path.abspath(show_dir)
+    if tta:
+        use_tta(cfg)
+        cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    return _build_runner(cfg).test()
+
+
+def use_tta(cfg: Config) -> None:
+    """Make the config's test pipeline one of several scales, each mirrored too.
+
+    A config's own ``tta_model`` and ``tta_pipeline`` are taken as they are. Otherwise they are those of
+    ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale of the test pipeline's Resize. Boxes alone
+    are merged: masks are left out, and CocoMetric's 'segm' with them.
+
+    Raises:
+        UsageError: a test pipeline without Resize, in a config that has no tta_pipeline.
+    """
+    if "tta_model" not in cfg:
+        if "roi_head" not in cfg.model and "bbox_head" not in cfg.model:
+            raise UsageError("--tta: the config is no detector's and has no tta_model; add tta_model and tta_pipeline")
+        resize = [t for t in cfg.test_dataloader.dataset.pipeline if t["type"].endswith("Resize") and "scale" in t]
+        if not resize:
+            raise UsageError("--tta: test_dataloader.dataset.pipeline has no Resize with a scale, and the config no "
+                             "tta_pipeline; add tta_model and tta_pipeline")
+        base = Config.fromfile(SHIPPED / "detection" / "_base_" / "tta.py")
+        scale = resize[0]["scale"]
+        base.tta_pipeline[-1].transforms[0] = [
+            dict(resize[0], scale=tuple(round(side * factor) for side in scale)) for factor in SCALES]
+        cfg.tta_model, cfg.tta_pipeline = base.tta_model, base.tta_pipeline
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    for evaluator in _listed(cfg.get("test_evaluator")):
+        if evaluator.get("type") == "CocoMetric":
+            evaluator.metric = "bbox"
+
+
+def newest_checkpoint(work_dir: str | Path) -> str | None:
+    """The checkpoint to go on from: the one that ``last_checkpoint`` names, or else the newest that is whole.
+
+    A run that is killed while it writes leaves a part of a file, or an empty ``last_checkpoint``.
+    """
+    folder = Path(work_dir)
+    candidates = sorted(folder.glob("*.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
+    pointer = folder / "last_checkpoint"
+    if pointer.is_file():
+        named = pointer.read_text().strip()
+        # work_dir may have been moved since
+        candidates = [path for path in (Path(named), folder / Path(named).name) if named] + candidates
+    for path in candidates:
+        if path.is_file() and zipfile.is_zipfile(path):  # its directory is at the file's end
+            return str(path)
+    return None
+
+
+def _mixed_precision(cfg: Config, kind: str) -> None:
+    if kind not in AMP:
+        raise UsageError(f"amp={kind!r}; allowed: {', '.join(AMP)}")
+    if get_device() == "cpu":
+        raise UsageError("--amp needs a GPU: mmengine's mixed precision does not run on a CPU")
+    cfg.optim_wrapper.type = "AmpOptimWrapper"
+    if kind == "bf16":
+        cfg.optim_wrapper.dtype = "bfloat16"
+        return
+    cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+    if not cfg.optim_wrapper.get("clip_grad"):
+        cfg.optim_wrapper.clip_grad = dict(max_norm=35, norm_type=2)
+
+
+def _check_data(cfg: Config, *loaders: str) -> None:
+    try:
+        for loader in loaders:
+            check_before_run(cfg.get(loader))
+    except AnnotationError as error:
+        raise UsageError(str(error)) from error
+
+
+def _pictures(part: Any) -> Iterator[dict]:
+    """Every loading of a picture in a data loader's config, however deep."""
+    if isinstance(part, dict):
+        if part.get("type") in ("LoadImageFromFile", "mmcv.LoadImageFromFile", "mmdet.LoadImageFromFile"):
+            yield part
+        part = list(part.values())
+    if isinstance(part, (list, tuple)):
+        for inner in part:
+            yield from _pictures(inner)
+
+
+def _listed(value: Any) -> Sequence:
+    return value if isinstance(value, (list, tuple)) else [value] if value else []
+
+
+def _build_runner(cfg: Config) -> Runner:
+    if cfg.launcher == "pytorch" and get_device() == "cpu":
+        # mmengine would give each process a GPU. It takes a process group that is there already as it is, and a
+        # wrapper's own arguments over its defaults.
+        if not dist.is_initialized():
+            dist.init_process_group("gloo")
+        cfg.model_wrapper_cfg = {
+            "type": "MMDistributedDataParallel", "broadcast_buffers": False,
+            "find_unused_parameters": cfg.get("find_unused_parameters", False),
+            **cfg.get("model_wrapper_cfg", {}), "device_ids": None}  # fmt: skip
+    return Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)

@@ -1,0 +1,289 @@
+"""What can be wrong with annotations of detection data, found before hours are spent on them.
+
+COCO's JSON is read as it is, since mmdet drops what it cannot use without a word, or fails at it without saying where.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SHOWN = 5  # problems that an error names
+
+
+class AnnotationError(ValueError):
+    """Annotations with which a run would fail, hang, or learn something else than was meant."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong in one place.
+
+    ``breaks``: a run fails or learns wrong things; otherwise mmdet leaves out what is meant.
+    """
+
+    kind: str
+    where: str
+    what: str
+    breaks: bool
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+@dataclass
+class Picture:
+    """A picture of a data set, as its annotations have it; sizes in pixels, boxes x1, y1, x2, y2."""
+
+    path: str
+    width: int | None
+    height: int | None
+    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Annotations:
+    """What an annotation file holds: pictures with what is left of their objects, and what is wrong."""
+
+    path: str
+    pictures: list[Picture] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    classes: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()  # all of the file's, in the order of mmdet's labels
+    objects: int = 0  # before anything is left out
+
+
+def read_coco(path: str | Path, classes: Sequence[str] | None = None, img_prefix: str = "",
+              with_mask: bool = False) -> Annotations:
+    """Read a COCO file of instances and see what mmdet's CocoDataset would make of it.
+
+    Args:
+        path: JSON file.
+        classes: the class names that the run is to learn; by default all of the file's categories.
+        img_prefix: folder that the file names are in.
+        with_mask: whether masks are to be learnt.
+
+    Returns:
+        Pictures with the objects that training gets, and all problems.
+
+    Raises:
+        AnnotationError: no such file, no JSON, or not COCO's lists of images, annotations and categories.
+    """
+    content = _lists(path)
+    found = Annotations(str(path))
+    categories = _categories(content["categories"], found)
+    found.categories = tuple(categories.values())
+    found.classes = tuple(classes) if classes else found.categories
+    pictures = _pictures(content["images"], img_prefix, found)
+    found.pictures = list(pictures.values())
+    found.objects = len(content["annotations"])
+    seen: set = set()
+    for i, annotation in enumerate(content["annotations"]):
+        where = _where(path, annotation, i)
+        for problem in _object(annotation, where, pictures, categories, found.classes, with_mask, seen):
+            found.problems.append(problem)
+            break  # what is wrong first is what mmdet meets first
+        else:
+            x, y, w, h = map(float, annotation["bbox"])
+            picture = pictures[annotation["image_id"]]
+            picture.boxes.append((x, y, x + w, y + h))
+            picture.labels.append(categories[annotation["category_id"]])
+    return found
+
+
+def check_before_run(dataloader: Mapping | None) -> None:
+    """See that a run can use a data loader's annotations: for each CocoDataset in it, its file and its classes.
+
+    mmdet numbers the classes in the file's order whatever the config's, and says nothing of a name that it does not
+    find; a data set in which it finds nothing is empty, and training waits for ever.
+
+    Args:
+        dataloader: a config's; other data sets are left to themselves.
+
+    Raises:
+        AnnotationError: classes that the file lacks or has in another order, no objects at all in training, or
+            annotations that cannot be read; with the file, the image's id, the annotation's id.
+    """
+    for dataset in data_sets((dataloader or {}).get("dataset")):
+        if dataset.get("type") not in ("CocoDataset", "mmdet.CocoDataset") or not dataset.get("ann_file"):
+            continue
+        found = read_dataset(dataset)
+        broken = [problem for problem in found.problems if problem.breaks]
+        if broken:
+            more = f"\n... and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+            raise AnnotationError("\n".join(map(str, broken[:SHOWN])) + more)
+
+
+def read_dataset(dataset: Mapping) -> Annotations:
+    """:func:`read_coco` with what a config says of a COCO-like data set; adds what is wrong with its classes.
+
+    Raises:
+        AnnotationError: as there.
+    """
+    root = dataset.get("data_root") or ""
+    path = os.path.join(root, dataset["ann_file"])
+    classes = (dataset.get("metainfo") or {}).get("classes")
+    prefix = os.path.join(root, (dataset.get("data_prefix") or {}).get("img", ""))
+    if isinstance(classes, str):
+        raise AnnotationError(f"metainfo.classes={classes!r}; allowed: a tuple of names, such as ({classes!r}, )")
+    found = read_coco(path, classes, prefix, wants_masks(dataset.get("pipeline")))
+    if classes and [name for name in found.categories if name in classes] != list(classes):
+        found.problems.append(Problem(
+            "classes", path, f"classes={tuple(classes)!r}; allowed, as {path} has them: "
+            f"{', '.join(map(repr, found.categories))}, all or some, in this order", breaks=True))
+    elif not dataset.get("test_mode") and not any(picture.boxes for picture in found.pictures):
+        found.problems.append(Problem(
+            "empty", path, f"none of {found.objects} annotations can be used: training would wait for ever",
+            breaks=True))
+    return found
+
+
+def data_sets(dataset: Any) -> Iterator[Mapping]:
+    """The data sets inside a config's wrappers: repeated, balanced, concatenated."""
+    if not dataset:
+        return
+    if "dataset" in dataset:
+        yield from data_sets(dataset["dataset"])
+    elif "datasets" in dataset:
+        for inner in dataset["datasets"]:
+            yield from data_sets(inner)
+    else:
+        yield dataset
+
+
+def wants_masks(pipeline: Sequence[Mapping] | None) -> bool:
+    """Whether a pipeline loads masks."""
+    return any(t.get("with_mask", False) for t in pipeline or () if str(t.get("type")).endswith("LoadAnnotations"))
+
+
+def outside(box: Sequence[float], width: float, height: float) -> str | None:
+    """What is wrong with where a box (x1, y1, x2, y2) lies in a picture: what mmdet would leave out."""
+    x1, y1, x2, y2 = box
+    if x2 - x1 < 1 or y2 - y1 < 1:
+        return f"box of {x2 - x1:g} x {y2 - y1:g} pixels; allowed: at least 1 x 1"
+    if min(x2, width) <= max(x1, 0) or min(y2, height) <= max(y1, 0):
+        return f"box {tuple(box)} outside its picture of {width:g} x {height:g}"
+    return None
+
+
+def _lists(path: str | Path) -> dict:
+    if not os.path.isfile(path):
+        raise AnnotationError(f"annotation file {str(path)!r}: there is no such file")
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise AnnotationError(f"annotation file {str(path)!r} is no JSON: {error}") from error
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise AnnotationError(f"annotation file {str(path)!r}: no list {key!r}; COCO's format has lists 'images', "
+                                  "'annotations' and 'categories'")
+    return content
+
+
+def _categories(entries: list, found: Annotations) -> dict[Any, str]:
+    """Names by id, in the order of ids, which is the order of mmdet's labels."""
+    names: dict[Any, str] = {}
+    for i, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get("id"), int) or "name" not in entry:
+            found.problems.append(Problem("category", f"{found.path}: categories[{i}]",
+                                          f"{entry!r}; allowed: an object with a whole number id and a name", True))
+        elif entry["id"] in names:
+            found.problems.append(Problem("category", f"{found.path}: category id {entry['id']}", "there twice", True))
+        else:
+            names[entry["id"]] = entry["name"]
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            found.problems.append(Problem("category", f"{found.path}: category {name!r}",
+                                          f"{count} categories of this name", True))
+    return dict(sorted(names.items()))
+
+
+def _pictures(entries: list, prefix: str, found: Annotations) -> dict[Any, Picture]:
+    pictures: dict[Any, Picture] = {}
+    for i, entry in enumerate(entries):
+        where = f"{found.path}: images[{i}]"
+        if not isinstance(entry, dict) or "id" not in entry:
+            found.problems.append(Problem("image", where, f"{entry!r}; allowed: an object with an id", True))
+            continue
+        where = f"{found.path}: image id {entry['id']}"
+        name = entry.get("file_name") or "/".join(str(entry.get("coco_url", "")).split("/")[-2:])  # LVIS has URLs
+        if not name:
+            found.problems.append(Problem("image", where, "no file_name", True))
+        elif entry["id"] in pictures:
+            found.problems.append(Problem("image", where, "two images of this id", True))
+        elif not all(isinstance(entry.get(key), int) and entry[key] > 0 for key in ("width", "height")):
+            sizes = f"width={entry.get('width')!r}, height={entry.get('height')!r}"
+            found.problems.append(Problem("image", where, f"{sizes}; allowed: whole numbers of at least 1", True))
+        else:
+            pictures[entry["id"]] = Picture(os.path.join(prefix, name), entry["width"], entry["height"])
+    return pictures
+
+
+def _object(annotation: Any, where: str, pictures: Mapping, categories: Mapping, classes: Sequence[str],
+            with_mask: bool, seen: set) -> Iterator[Problem]:
+    """What is wrong with one annotation, worst first."""
+    if not isinstance(annotation, dict) or not {"id", "image_id", "category_id"} <= annotation.keys():
+        yield Problem("annotation", where, "needs id, image_id and category_id", True)
+        return
+    if annotation["id"] in seen:
+        yield Problem("annotation", where, "two annotations of this id", True)
+    seen.add(annotation["id"])
+    if annotation["image_id"] not in pictures:
+        yield Problem("image unknown", where, "no image of this id", False)
+        return
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_number, box)):
+        yield Problem("box", where, f"bbox={box!r}; allowed: [x, y, width, height] in pixels", True)
+        return
+    if not _number(annotation.get("area")):
+        yield Problem("area", where, f"area={annotation.get('area')!r}; allowed: a number, in square pixels", True)
+        return
+    picture = pictures[annotation["image_id"]]
+    x, y, w, h = box
+    left_out = outside((x, y, x + w, y + h), picture.width, picture.height)
+    if left_out:
+        yield Problem("box", where, left_out, False)
+    if annotation["area"] <= 0:
+        yield Problem("area", where, f"area={annotation['area']}; allowed: more than 0", False)
+    if annotation["category_id"] not in categories:
+        yield Problem("category", where, f"category_id={annotation['category_id']!r} is not among the file's "
+                      "categories", False)
+    elif categories[annotation["category_id"]] not in classes:
+        yield Problem("category", where, f"{categories[annotation['category_id']]!r} is not among the config's classes",
+                      False)
+    if with_mask:
+        yield from _mask(annotation, where)
+
+
+def _mask(annotation: Mapping, where: str) -> Iterator[Problem]:
+    mask = annotation.get("segmentation")
+    if not mask:
+        yield Problem("mask", where, "no segmentation; for boxes alone take a detector without masks", True)
+    elif isinstance(mask, dict):
+        if not {"size", "counts"} <= mask.keys():
+            yield Problem("mask", where, "run lengths without size or counts", True)
+    elif not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
+        yield Problem("mask", where, "segmentation; allowed: a list of polygons, or run lengths", True)
+    elif not any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask):
+        lengths = ", ".join(str(len(polygon)) for polygon in mask)
+        yield Problem("mask", where, f"polygons of {lengths} numbers; allowed: x, y of at least 3 points", False)
+    elif not all(_number(value) for polygon in mask for value in polygon):
+        yield Problem("mask", where, "a polygon holds something else than numbers", True)
+
+
+def _where(path: str | Path, annotation: Any, i: int) -> str:
+    if not isinstance(annotation, dict):
+        return f"{path}: annotations[{i}]"
+    image, own = annotation.get("image_id", "missing"), annotation.get("id", f"missing (annotations[{i}])")
+    return f"{path}: image id {image}, annotation id {own}"
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

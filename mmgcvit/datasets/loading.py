@@ -1,0 +1,87 @@
+"""Loading pictures in training, where one that cannot be decoded must not be met in silence."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import mmcv
+import torch
+from mmcv.transforms import LoadImageFromFile
+from mmengine import fileio
+from mmengine.logging import print_log
+from mmengine.registry import TRANSFORMS
+from PIL import Image
+
+TAIL = 1024  # bytes in which a whole file's end mark stands
+ENDS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND"))  # beginnings and end marks: JPEG, PNG
+
+
+class CorruptPictureError(OSError):
+    """A picture that cannot be decoded, or not to its end."""
+
+
+def unreadable(content: bytes) -> str | None:
+    """Why a picture cannot be decoded to its last pixel; None where it can.
+
+    OpenCV fills what is missing of a truncated file with grey and says nothing; Pillow tells.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except Exception as error:  # Pillow's decoders raise a dozen kinds
+        return f"cannot be decoded: {error}"
+    return None
+
+
+@TRANSFORMS.register_module()
+class LoadCheckedImage(LoadImageFromFile):
+    """mmcv's LoadImageFromFile, which also sees that a picture is whole.
+
+    OpenCV decodes a truncated file without a word. Here a JPEG or PNG that lacks its end mark is decoded by Pillow too,
+    which tells; whole files cost a look at their last bytes.
+
+    Args:
+        corrupt: 'stop': the run ends with the picture's name. 'skip': the picture is named in the log and counted in
+            ``skipped``, and mmengine's data set takes another one.
+        **kwargs: LoadImageFromFile's.
+
+    Raises:
+        CorruptPictureError: from calls, with ``corrupt='stop'``.
+    """
+
+    def __init__(self, corrupt: str = "stop", **kwargs) -> None:
+        super().__init__(**kwargs)
+        if corrupt not in ("stop", "skip"):
+            raise ValueError(f"LoadCheckedImage: corrupt={corrupt!r}; allowed: 'stop', 'skip'")
+        self.corrupt = corrupt
+        self.skipped = torch.zeros(1, dtype=torch.int64).share_memory_()  # of all workers
+
+    def transform(self, results: dict) -> dict | None:
+        """Load ``results['img_path']``; None where it is skipped."""
+        path = results["img_path"]
+        try:
+            content = fileio.get(path, backend_args=self.backend_args)
+        except OSError as error:
+            return self._corrupt(path, f"cannot be read: {error}")
+        whole = next((end in content[-TAIL:] for begin, end in ENDS if content.startswith(begin)), True)
+        reason = None if whole else unreadable(content)
+        image = None
+        if reason is None:
+            try:
+                image = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
+            except Exception as error:  # OpenCV, Pillow, turbojpeg, tifffile: each has its own
+                reason = f"cannot be decoded: {error}"
+        if image is None:
+            return self._corrupt(path, reason or "cannot be decoded")
+        if self.to_float32:
+            image = image.astype("float32")
+        results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
+        return results
+
+    def _corrupt(self, path: str, reason: str) -> None:
+        if self.corrupt == "stop":
+            raise CorruptPictureError(f"picture {path}: {reason}. It stops the run; with `tools/train.py --corrupt "
+                                      "skip` it would be left out and counted")
+        self.skipped += 1
+        print_log(f"skipped picture {path}: {reason}", logger="current", level=logging.WARNING)

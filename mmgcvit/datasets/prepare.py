@@ -1,0 +1,183 @@
+"""Checking a downloaded public data set and putting it where the configs expect it; nothing is downloaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+
+class PrepareError(ValueError):
+    """A tree that cannot be used; the message says what is missing and where it comes from."""
+
+
+@dataclass
+class Report:
+    """What was found in a tree: lines for the user, and what is missing or wrong."""
+
+    lines: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of COCO: its pictures and the counts of its instance annotations."""
+
+    name: str
+    pictures: int
+    annotations: int
+    archive_md5: str
+
+
+COCO_URL = "http://images.cocodataset.org"
+COCO_ANNOTATIONS = ("annotations_trainval2017", "f4bbac642086de4f52a3fdda2de5fa2c")
+COCO_SPLITS = (
+    Split("train2017", 118287, 860001, "cced6f7f71b7629ddf16f17bbcfab6b2"),
+    Split("val2017", 5000, 36781, "442b8da7639aecaf257c1dceb8ba8c80"),
+)
+COCO_CATEGORIES = 80
+
+
+def prepare(name: str, folder: str | Path, data: str | Path = "data") -> Report:
+    """Check a data set's tree and link it under ``data``, where the configs look.
+
+    Args:
+        name: one of :data:`DATASETS`.
+        folder: the downloaded tree.
+        data: folder of the configs' data roots, made if need be.
+
+    Returns:
+        What was found; the link is made only where nothing is wrong.
+
+    Raises:
+        PrepareError: an unknown name, no such folder, or something else in the link's place.
+    """
+    if name not in DATASETS:
+        raise PrepareError(f"data set {name!r}; allowed: {', '.join(DATASETS)}")
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise PrepareError(f"{str(folder)!r}: there is no such folder")
+    check, link = DATASETS[name]
+    report = check(folder)
+    if not report.problems:
+        report.lines.append(_link(folder.resolve(), Path(data) / link))
+    return report
+
+
+def print_report(report: Report) -> None:
+    """The report as a user reads it."""
+    console = Console()
+    for line in report.lines:
+        console.print(line, markup=False, soft_wrap=True)
+    for problem in report.problems:
+        console.print(f"error: {problem}", markup=False, soft_wrap=True)
+    for advice in dict.fromkeys(report.advice):
+        console.print(advice, markup=False, soft_wrap=True)
+
+
+def check_coco(folder: Path) -> Report:
+    """COCO 2017: pictures by count, annotations by their counts and against the archive's checksum.
+
+    Where ``annotations_trainval2017.zip`` still lies in the tree, its MD5 is compared and each JSON with its copy
+    in the archive; without it the JSON's counts speak for it, and its SHA-256 is told.
+    """
+    report = Report()
+    archive = _archive(folder, *COCO_ANNOTATIONS, "annotations", report)
+    for split in COCO_SPLITS:
+        pictures = folder / split.name
+        count = _count(pictures, (".jpg",))
+        if count != split.pictures:
+            found = f"{count} pictures" if pictures.is_dir() else "no such folder"
+            report.problems.append(f"{pictures}: {found}; expected {split.pictures}")
+            _archive(folder, split.name, split.archive_md5, split.name, report, needed=True)
+        else:
+            report.lines.append(f"{pictures}: {count} pictures")
+        _coco_json(folder, split, archive, report)
+    return report
+
+
+def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report) -> None:
+    path = folder / "annotations" / f"instances_{split.name}.json"
+    if not path.is_file():
+        report.problems.append(f"{path}: there is no such file")
+        report.advice.append(_download(COCO_ANNOTATIONS[0], "annotations"))
+        return
+    content = path.read_bytes()
+    try:
+        instances = json.loads(content)
+        counts = tuple(len(instances[key]) for key in ("images", "annotations", "categories"))
+    except (ValueError, KeyError, TypeError) as error:
+        report.problems.append(f"{path}: no COCO annotations: {type(error).__name__}: {error}")
+        report.advice.append(_download(COCO_ANNOTATIONS[0], "annotations"))
+        return
+    expected = (split.pictures, split.annotations, COCO_CATEGORIES)
+    if counts != expected:
+        report.problems.append(f"{path}: {counts[0]} images, {counts[1]} annotations, {counts[2]} categories; expected "
+                               f"{expected[0]}, {expected[1]}, {expected[2]}")
+        report.advice.append(_download(COCO_ANNOTATIONS[0], "annotations"))
+        return
+    same = ""
+    if archive is not None:
+        with zipfile.ZipFile(archive) as members, members.open(f"annotations/{path.name}") as member:
+            if member.read() != content:
+                report.problems.append(f"{path}: differs from its copy in {archive}; unpack it again")
+                return
+        same = f", as in {archive.name}"
+    report.lines.append(f"{path}: {counts[0]} images, {counts[1]} annotations{same}, "
+                        f"SHA-256 {hashlib.sha256(content).hexdigest()}")
+
+
+def _archive(folder: Path, name: str, md5: str, kind: str, report: Report, needed: bool = False) -> Path | None:
+    """The whole archive, if it lies in the tree; a damaged one is a problem, a missing one advice where needed."""
+    path = folder / f"{name}.zip"
+    if not path.is_file():
+        if needed:
+            report.advice.append(_download(name, kind))
+        return None
+    found = _md5(path)
+    if found != md5:
+        report.problems.append(f"{path}: MD5 {found}; expected {md5}: the download is damaged")
+        report.advice.append(_download(name, kind))
+        return None
+    if needed:
+        report.advice.append(f"unpack {path} in {folder}")
+    return path
+
+
+def _download(name: str, kind: str) -> str:
+    return f"download {COCO_URL}/{'annotations' if kind == 'annotations' else 'zips'}/{name}.zip and unpack it there"
+
+
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _count(folder: Path, suffixes: tuple[str, ...]) -> int:
+    if not folder.is_dir():
+        return 0
+    with os.scandir(folder) as entries:
+        return sum(entry.name.lower().endswith(suffixes) for entry in entries)
+
+
+def _link(source: Path, link: Path) -> str:
+    if link.is_symlink() or link.exists():
+        if link.resolve() == source:
+            return f"{link}: there already"
+        raise PrepareError(f"{link}: there is something else already; move it away")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(source, target_is_directory=True)
+    return f"{link}: linked to {source}"
+
+
+DATASETS: dict[str, tuple[Callable[[Path], Report], str]] = {"coco": (check_coco, "coco")}

@@ -1,0 +1,150 @@
+"""Hooks that keep long runs safe: a loss that is not finite, pictures left out, randomness that can be resumed."""
+
+from __future__ import annotations
+
+import math
+import random
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+
+class InvalidLossError(RuntimeError):
+    """A loss became NaN or infinite."""
+
+
+@HOOKS.register_module()
+class InvalidLossHook(Hook):
+    """Stops a run at the first loss that is not finite, before a checkpoint of that iteration is written.
+
+    Raises:
+        InvalidLossError: from a training iteration; names the iteration, the losses, and the last checkpoint whose
+            weights are all finite.
+    """
+
+    priority = "VERY_HIGH"  # before the checkpoint hook
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
+                         outputs: dict | None = None) -> None:
+        """Look at the losses that the iteration returned."""
+        losses = {name: float(value) for name, value in (outputs or {}).items() if "loss" in name}
+        if all(map(math.isfinite, losses.values())):
+            return
+        values = ", ".join(f"{name}={value:g}" for name, value in losses.items())
+        good = _last_good_checkpoint(Path(runner.work_dir))
+        raise InvalidLossError(
+            f"iteration {runner.iter + 1}: the loss is not finite: {values}. Last good checkpoint: {good or 'none yet'}"
+            ". A lower learning rate, a longer warm-up, optim_wrapper.clip_grad or bf16 in place of fp16 may help; "
+            "tools/check_data.py looks for broken annotations")
+
+
+def _last_good_checkpoint(folder: Path) -> str | None:
+    for path in sorted(folder.glob("*.pth"), key=lambda path: path.stat().st_mtime, reverse=True):
+        if not zipfile.is_zipfile(path):
+            continue
+        # a checkpoint of this very run
+        weights = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+        if all(value.isfinite().all() for value in weights.values() if value.is_floating_point()):
+            return str(path)
+    return None
+
+
+@HOOKS.register_module()
+class CorruptPictureHook(Hook):
+    """Says how many pictures the data set has left out so far (``LoadCheckedImage`` with ``corrupt='skip'``)."""
+
+    priority = "LOW"
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Say it at each epoch's end."""
+        self._tell(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        """Say it at the end of a run by iterations."""
+        self._tell(runner)
+
+    @staticmethod
+    def _tell(runner: Runner) -> None:
+        count = sum(int(transform.skipped) for dataset in _inner(runner.train_dataloader.dataset)
+                    for transform in _transforms(dataset) if hasattr(transform, "skipped"))
+        if count:
+            runner.logger.warning(f"pictures skipped so far, as they cannot be decoded: {count}")
+
+
+@HOOKS.register_module()
+class ReproducibleHook(Hook):
+    """Makes a resumed run end at the weights of one that was never interrupted.
+
+    mmengine resumes weights, optimizer and schedule, but not the state of the random generators. Here what is random
+    in an iteration depends on the run's seed, the process and the iteration alone, and what is random in the loading of
+    a picture on the seed, the epoch and the picture. (A run by iterations goes through its data again up to where it
+    was, in mmengine; its workers come to the same state by themselves.)
+    """
+
+    priority = "VERY_HIGH"
+
+    def before_train(self, runner: Runner) -> None:
+        """Put the drawing of seeds before the data sets' transforms."""
+        self.seed = runner.seed
+        self.epoch = torch.full((1,), -1, dtype=torch.int64).share_memory_()
+        for dataset in _inner(runner.train_dataloader.dataset):
+            pipeline = getattr(dataset, "pipeline", None)
+            if pipeline is not None and runner.train_loop.__class__.__name__ == "EpochBasedTrainLoop":
+                pipeline.transforms.insert(0, _SeedFromSample(self.seed, self.epoch))
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Tell the workers, who live through all epochs, which one begins."""
+        self.epoch.fill_(runner.epoch)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed what is random in the model."""
+        _seed(self.seed, get_rank(), runner.iter)
+
+
+class _SeedFromSample:
+    """The first transform of a pipeline: seeds those behind it."""
+
+    def __init__(self, seed: int, epoch: torch.Tensor) -> None:
+        self.seed, self.epoch = seed, epoch
+
+    def __call__(self, results: dict) -> dict:
+        _seed(self.seed, int(self.epoch), results.get("sample_idx", 0) + 2**32)
+        return results
+
+
+def _seed(*numbers: int) -> None:
+    words = np.random.SeedSequence(numbers).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed(int(words[2]))
+
+
+def _inner(dataset: Any) -> Iterator[Any]:
+    """The data sets inside wrappers."""
+    if hasattr(dataset, "datasets"):
+        for inner in dataset.datasets:
+            yield from _inner(inner)
+    elif hasattr(dataset, "dataset"):
+        yield from _inner(dataset.dataset)
+    else:
+        yield dataset
+
+
+def _transforms(dataset: Any) -> Iterator[Any]:
+    """All transforms of a data set's pipeline, those inside others too."""
+    waiting = list(getattr(getattr(dataset, "pipeline", None), "transforms", ()))
+    while waiting:
+        transform = waiting.pop()
+        if isinstance(transform, (list, tuple)):
+            waiting += transform
+            continue
+        yield transform
+        waiting += [transform.transforms] if isinstance(getattr(transform, "transforms", None), (list, tuple)) else []

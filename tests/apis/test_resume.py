@@ -1,0 +1,145 @@
+"""A run that is killed, in the middle of an epoch or of writing a checkpoint, ends where an uninterrupted one ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from mmgcvit.apis.runs import newest_checkpoint
+
+pytest.importorskip("mmcv._ext")
+pytest.importorskip("sklearn")
+
+# Half of the scenes are mirrored in the workers, and blocks are dropped in the model: both are random.
+CONFIG = f"""
+_base_ = '{ROOT}/configs/detection/mask-rcnn_gcvit-nano_fpn_digits.py'
+custom_imports = dict(imports=['mmgcvit', 'killer'], allow_failed_imports=False)
+randomness = dict(seed=3, deterministic=True)
+model = dict(backbone=dict(drop_path_rate=0.3))
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
+]
+custom_hooks = [dict(type='Killer')]
+default_hooks = dict(logger=dict(interval=1))
+"""
+BY_EPOCH = """
+train_dataloader = dict(batch_size=6, dataset=dict(pipeline=train_pipeline), sampler=dict(
+    _delete_=True, type='DefaultSampler', shuffle=True))
+train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=3, val_interval=10)
+default_hooks = dict(checkpoint=dict(by_epoch=True, interval=1), logger=dict(interval=1))
+log_processor = dict(by_epoch=True)
+"""  # 19 scenes: 4 iterations an epoch
+BY_ITERATION = """
+train_dataloader = dict(batch_size=4, dataset=dict(pipeline=train_pipeline))
+train_cfg = dict(max_iters=8, val_interval=20)
+default_hooks = dict(checkpoint=dict(interval=3), logger=dict(interval=1))
+"""
+# SIGKILL at the beginning of an iteration, or halfway through writing a checkpoint.
+KILLER = """
+import os, signal
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+put = LocalBackend.put
+
+def half(self, content, path):
+    if os.path.basename(str(path)) == os.environ.get('KILL_WRITING'):
+        put(self, content[:len(content) // 2], path)
+        os.kill(os.getpid(), signal.SIGKILL)
+    put(self, content, path)
+
+LocalBackend.put = half
+
+@HOOKS.register_module()
+class Killer(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == int(os.environ.get('KILL_AT', -1)):
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    from mmgcvit.datasets.digit_scenes import make_digit_scenes
+
+    folder = tmp_path_factory.mktemp("user")
+    make_digit_scenes(folder / "data/digit_scenes", images=20, size=96)
+    (folder / "killer.py").write_text(KILLER)
+    (folder / "epochs.py").write_text(CONFIG + BY_EPOCH)
+    (folder / "iterations.py").write_text(CONFIG + BY_ITERATION)
+    return folder
+
+
+def train(folder: Path, config: str, work_dir: str, *arguments: str, **environment: str) -> int:
+    command = [sys.executable, ROOT / "tools/train.py", f"{config}.py", "--work-dir", work_dir, *arguments]
+    log = folder / "log.txt"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, start_new_session=True,
+                                   env=os.environ | environment | {"PYTHONPATH": str(folder)})
+        code = process.wait()
+    # torch's workers may outlive a killed run: what they have for it does not fit into a pipe that nobody reads
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    assert code in (0, -signal.SIGKILL), log.read_text()[-3000:]
+    return code
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=False)["state_dict"]
+
+
+@pytest.mark.parametrize(("config", "last", "kill"), [
+    pytest.param("epochs", "epoch_3.pth", dict(KILL_AT="6"), id="in an epoch"),
+    pytest.param("epochs", "epoch_3.pth", dict(KILL_WRITING="epoch_2.pth"), id="writing", marks=pytest.mark.slow),
+    pytest.param("iterations", "iter_8.pth", dict(KILL_AT="5"), id="by iterations", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_killed_and_resumed(folder: Path, config: str, last: str, kill: dict[str, str]):
+    whole = folder / f"whole_{config}"
+    if not whole.is_dir():
+        assert train(folder, config, whole.name) == 0
+    killed = folder / f"killed_{config}_{'_'.join(kill)}"
+    assert train(folder, config, killed.name, **kill) == -signal.SIGKILL
+    assert not (killed / last).exists()
+    if "KILL_WRITING" in kill:
+        assert not zipfile.is_zipfile(killed / kill["KILL_WRITING"])
+    assert train(folder, config, killed.name, "--resume") == 0
+    expected, found = weights(whole / last), weights(killed / last)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+    first = weights(sorted(whole.glob("*.pth"), key=lambda p: p.stat().st_mtime)[0])
+    assert any(not torch.equal(first[name], expected[name]) for name in expected if name.startswith("backbone."))
+
+
+def save(path: Path, time: int) -> None:
+    torch.save(dict(state_dict={}), path)
+    os.utime(path, (time, time))
+
+
+def test_the_newest_whole_checkpoint(tmp_path: Path):
+    assert newest_checkpoint(tmp_path / "nowhere") is None
+    save(tmp_path / "iter_2.pth", 1000)
+    save(tmp_path / "iter_4.pth", 2000)
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "iter_4.pth")
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_2.pth"))
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "iter_2.pth")
+    (tmp_path / "last_checkpoint").write_text("")  # killed between truncating and writing
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "iter_4.pth")
+    whole = (tmp_path / "iter_4.pth").read_bytes()
+    (tmp_path / "iter_4.pth").write_bytes(whole[: len(whole) // 2])
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "iter_2.pth")
+    (tmp_path / "last_checkpoint").write_text("/elsewhere/before/it/was/moved/iter_2.pth")
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "iter_2.pth")

@@ -1,0 +1,200 @@
+"""Every planted error of a COCO file is found, with the file, the image's id and the annotation's id."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmgcvit.datasets.annotations import AnnotationError, check_before_run, data_sets, outside, read_coco
+
+SQUARE = [[10, 10, 20, 10, 20, 20, 10, 20]]
+
+
+def content() -> dict:
+    return dict(
+        images=[dict(id=7, file_name="a.jpg", width=64, height=48), dict(id=8, file_name="b.jpg", width=48, height=64)],
+        categories=[dict(id=5, name="dog"), dict(id=2, name="cat")],
+        annotations=[
+            dict(id=1, image_id=7, category_id=2, bbox=[10, 10, 10, 10], area=100, iscrowd=0, segmentation=SQUARE),
+            dict(id=2, image_id=8, category_id=5, bbox=[0, 0, 48, 64], area=3072, iscrowd=0, segmentation=SQUARE),
+            dict(id=3, image_id=8, category_id=2, bbox=[5.5, 5, 20, 20], area=400, iscrowd=0, segmentation=SQUARE),
+        ])
+
+
+def write(folder: Path, coco: dict, pictures: bool = True) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "images").mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    for image in content()["images"] if pictures else ():
+        noise = rng.integers(0, 255, (image["height"], image["width"], 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / "images" / image["file_name"], quality=90)
+    path = folder / "coco.json"
+    path.write_text(json.dumps(coco))
+    return path
+
+
+def dataset(folder: Path, classes: tuple[str, ...] | None = ("cat", "dog"), with_mask: bool = True, **more) -> dict:
+    pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", with_bbox=True, with_mask=with_mask),
+                dict(type="PackDetInputs")]
+    metainfo = dict(metainfo=dict(classes=classes)) if classes else {}
+    return dict(type="CocoDataset", data_root=str(folder), ann_file="coco.json", data_prefix=dict(img="images/"),
+                pipeline=pipeline, **metainfo, **more)
+
+
+def test_what_is_right_has_no_problems(tmp_path: Path):
+    found = read_coco(write(tmp_path, content()), with_mask=True)
+    assert found.problems == []
+    assert found.categories == ("cat", "dog")  # by id, as mmdet numbers them
+    assert [picture.boxes for picture in found.pictures] == [
+        [(10.0, 10.0, 20.0, 20.0)], [(0.0, 0.0, 48.0, 64.0), (5.5, 5.0, 25.5, 25.0)]]
+    assert [picture.labels for picture in found.pictures] == [["cat"], ["dog", "cat"]]
+    check_before_run(dict(dataset=dataset(tmp_path)))
+
+
+def test_what_is_used_is_what_mmdet_uses(tmp_path: Path):
+    """The same objects as mmdet's CocoDataset keeps, of a file with much that it leaves out."""
+    datasets = pytest.importorskip("mmdet.datasets")
+    coco = content()
+    base = coco["annotations"][0]
+    for i, change in enumerate([
+            dict(bbox=[60, 40, 20, 20]), dict(bbox=[64, 10, 10, 10]), dict(bbox=[-20, 10, 20, 10]), dict(area=0),
+            dict(bbox=[5, 5, 0.5, 10]), dict(bbox=[5, 5, 10, 0]), dict(category_id=99), dict(category_id=5),
+            dict(image_id=99)]):  # fmt: skip
+        coco["annotations"].append(base | change | dict(id=10 + i))
+    write(tmp_path, coco)
+    for classes in (("cat", "dog"), ("dog",), None):
+        kwargs = dataset(tmp_path, classes)
+        kwargs.pop("type")
+        built = datasets.CocoDataset(**(kwargs | dict(pipeline=[], metainfo=dict(classes=classes or ("cat", "dog")))))
+        found = read_coco(tmp_path / "coco.json", classes, with_mask=True)
+        theirs = {Path(info["img_path"]).name: [tuple(map(float, instance["bbox"])) for instance in info["instances"]]
+                  for info in map(built.get_data_info, range(len(built)))}
+        assert {Path(picture.path).name: picture.boxes for picture in found.pictures} == theirs
+        assert len(found.problems) == 12 - sum(map(len, theirs.values()))
+        assert not any(problem.breaks for problem in found.problems)
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (dict(bbox=None), "image id 7, annotation id 1: bbox=None; allowed: [x, y, width, height] in pixels"),
+    (dict(bbox=[1, 2, 3]), "bbox=[1, 2, 3]"),
+    (dict(bbox=[1, 2, float("nan"), 3]), "bbox=[1, 2, nan, 3]"),
+    (dict(bbox=[1, 2, "3", 3]), "bbox=[1, 2, '3', 3]"),
+    (dict(area=None), "area=None; allowed: a number"),
+    (dict(id=2), "image id 8, annotation id 2: two annotations of this id"),
+    (dict(segmentation=[]), "no segmentation; for boxes alone take a detector without masks"),
+    (dict(segmentation=[[1, 2, "x", 4, 5, 6]]), "a polygon holds something else than numbers"),
+    (dict(segmentation=dict(size=[1, 1])), "run lengths without size or counts"),
+    (dict(segmentation="none"), "segmentation; allowed: a list of polygons, or run lengths"),
+])  # fmt: skip
+def test_an_annotation_that_breaks_a_run_is_named(tmp_path: Path, change: dict, says: str):
+    coco = content()
+    coco["annotations"][0].update(change)
+    path = write(tmp_path, coco)
+    with pytest.raises(AnnotationError) as error:
+        check_before_run(dict(dataset=dataset(tmp_path)))
+    assert str(error.value).startswith(f"{path}: image id ")
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(("part", "change", "says"), [
+    ("images", dict(file_name=""), "image id 7: no file_name"),
+    ("images", dict(id=8), "image id 8: two images of this id"),
+    ("images", dict(width=0), "image id 7: width=0, height=48; allowed"),
+    ("images", dict(height="48"), "image id 7: width=64, height='48'; allowed"),
+    ("categories", dict(name="cat"), "category 'cat': 2 categories of this name"),
+    ("categories", dict(id=2), "category id 2: there twice"),
+    ("categories", dict(id="two"), "categories[0]: {'id': 'two', 'name': 'dog'}; allowed"),
+])  # fmt: skip
+def test_images_and_categories_that_break_a_run(tmp_path: Path, part: str, change: dict, says: str):
+    coco = content()
+    coco[part][0].update(change)
+    write(tmp_path, coco)
+    with pytest.raises(AnnotationError) as error:
+        check_before_run(dict(dataset=dataset(tmp_path, None)))
+    assert says in str(error.value)
+
+
+def test_masks_are_looked_at_only_where_they_are_learnt(tmp_path: Path):
+    coco = content()
+    for annotation in coco["annotations"]:
+        del annotation["segmentation"]
+    write(tmp_path, coco)
+    check_before_run(dict(dataset=dataset(tmp_path, with_mask=False)))
+    with pytest.raises(AnnotationError) as error:
+        check_before_run(dict(dataset=dataset(tmp_path)))
+    assert str(error.value).count("no segmentation") == 3
+
+
+def test_polygons_of_two_points_are_left_out(tmp_path: Path):
+    coco = content()
+    coco["annotations"][0]["segmentation"] = [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]]
+    found = read_coco(write(tmp_path, coco), with_mask=True)
+    problem, = found.problems
+    assert not problem.breaks
+    assert "polygons of 4, 7 numbers" in problem.what
+
+
+def test_many_problems_are_counted(tmp_path: Path):
+    coco = content()
+    coco["annotations"] = [coco["annotations"][0] | dict(id=i, bbox=None) for i in range(12)]
+    write(tmp_path, coco)
+    with pytest.raises(AnnotationError) as error:
+        check_before_run(dict(dataset=dataset(tmp_path)))
+    assert str(error.value).count("bbox=None") == 5
+    assert str(error.value).endswith("... and 8 more")  # the data set's being empty is the 13th
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("{", "is no JSON"), ("[]", "no list 'images'"), ('{"images": [], "annotations": 3, "categories": []}',
+                                                       "no list 'annotations'")])  # fmt: skip
+def test_files_that_are_none(tmp_path: Path, text: str, says: str):
+    write(tmp_path, content()).write_text(text)
+    with pytest.raises(AnnotationError) as error:
+        check_before_run(dict(dataset=dataset(tmp_path)))
+    assert str(tmp_path / "coco.json") in str(error.value)
+    assert says in str(error.value)
+
+
+def test_no_file(tmp_path: Path):
+    with pytest.raises(AnnotationError, match=r"coco.json': there is no such file"):
+        check_before_run(dict(dataset=dataset(tmp_path)))
+
+
+def test_nothing_to_learn(tmp_path: Path):
+    coco = content()
+    coco["annotations"] = [annotation | dict(area=0) for annotation in coco["annotations"]]
+    write(tmp_path, coco)
+    with pytest.raises(AnnotationError, match="none of 3 annotations can be used: training would wait for ever"):
+        check_before_run(dict(dataset=dataset(tmp_path)))
+    check_before_run(dict(dataset=dataset(tmp_path, test_mode=True)))
+
+
+def test_one_class_without_its_comma(tmp_path: Path):
+    write(tmp_path, content())
+    with pytest.raises(AnnotationError, match=r"metainfo.classes='cat'; allowed: a tuple of names, such as \('cat'"):
+        check_before_run(dict(dataset=dataset(tmp_path) | dict(metainfo=dict(classes="cat"))))
+
+
+def test_wrappers_are_looked_into(tmp_path: Path):
+    coco = content()
+    coco["annotations"][0]["bbox"] = None
+    write(tmp_path, coco)
+    inner = dataset(tmp_path)
+    wrapped = dict(type="RepeatDataset", dataset=dict(type="ConcatDataset", datasets=[inner, inner]))
+    assert list(data_sets(wrapped)) == [inner, inner]
+    with pytest.raises(AnnotationError, match="bbox=None"):
+        check_before_run(dict(dataset=wrapped))
+    check_before_run(None)
+    check_before_run(dict(dataset=copy.deepcopy(inner) | dict(type="VOCDataset")))
+
+
+@pytest.mark.parametrize(("box", "bad"), [
+    ((0, 0, 10, 10), False), ((-5, -5, 2, 2), False), ((95, 45, 120, 60), False), ((0, 0, 1, 1), False),
+    ((0, 0, 0.9, 5), True), ((0, 0, 5, 0), True), ((100, 0, 110, 10), True), ((0, -10, 10, 0), True)])  # fmt: skip
+def test_outside(box: tuple, bad: bool):
+    assert (outside(box, 100, 50) is not None) == bad

@@ -1,0 +1,144 @@
+"""tools/check_data.py: every planted error is in the report, and the exit status follows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+pytest.importorskip("mmcv")
+pytest.importorskip("mmdet")
+
+from test_annotations import content, dataset, write
+
+from mmengine.config import Config  # isort: skip
+from mmgcvit.datasets.check import check_data, print_reports
+
+
+def config(folder: Path, **more) -> Config:
+    train, val = dataset(folder, **more), dataset(folder, test_mode=True, **more)
+    return Config(dict(default_scope="mmdet", train_dataloader=dict(dataset=train), val_dataloader=dict(dataset=val),
+                       test_dataloader=dict(dataset=val)))
+
+
+def kinds(cfg: Config, breaks: bool = True) -> list[str]:
+    return [problem.kind for problem in check_data(cfg, progress=False)[0].problems if problem.breaks == breaks]
+
+
+def test_good_data(tmp_path: Path, capsys):
+    write(tmp_path, content())
+    reports = check_data(config(tmp_path), progress=False)
+    assert [(report.name, report.pictures, report.objects, report.kept, report.empty) for report in reports] == [
+        ("train", 2, 3, 3, 0), ("val", 2, 3, 3, 0)]  # the test set is the validation set
+    assert reports[0].classes == {"cat": 2, "dog": 1}
+    assert reports[0].sizes == {(64, 48): 1, (48, 64): 1}
+    assert not any(report.problems for report in reports)
+    print_reports(reports)
+    assert capsys.readouterr().out.strip().endswith("nothing that would break training")
+
+
+def test_a_missing_picture(tmp_path: Path):
+    write(tmp_path, content())
+    (tmp_path / "images/a.jpg").unlink()
+    report = check_data(config(tmp_path), progress=False)[0]
+    assert [str(problem) for problem in report.problems] == [f"{tmp_path}/images/a.jpg: there is no such file"]
+    assert report.broken
+
+
+@pytest.mark.parametrize("content_", ["truncated", b"", b"<html>not found</html>"])
+def test_pictures_that_cannot_be_decoded(tmp_path: Path, content_: str | bytes):
+    write(tmp_path, content())
+    path = tmp_path / "images/a.jpg"
+    path.write_bytes(path.read_bytes()[:-500] if content_ == "truncated" else content_)
+    assert kinds(config(tmp_path)) == ["picture"]
+
+
+def test_a_size_that_is_not_the_annotations(tmp_path: Path):
+    write(tmp_path, content())
+    Image.new("RGB", (48, 64)).save(tmp_path / "images/a.jpg")
+    report = check_data(config(tmp_path), progress=False)[0]
+    assert str(report.problems[0]).endswith("is 48 x 64 (width x height), its annotations say 64 x 48")
+
+
+def test_a_picture_is_as_its_exif_turns_it(tmp_path: Path):
+    """mmcv, by OpenCV, turns it before anything sees it."""
+    import mmcv
+
+    write(tmp_path, content())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (48, 64)).save(tmp_path / "images/a.jpg", exif=exif)
+    assert mmcv.imread(str(tmp_path / "images/a.jpg")).shape == (48, 64, 3)
+    assert kinds(config(tmp_path)) == []
+
+
+def test_annotations_left_out_are_warnings(tmp_path: Path, capsys):
+    coco = content()
+    coco["annotations"][1].update(category_id=99)
+    coco["annotations"][2].update(area=0)
+    write(tmp_path, coco)
+    assert kinds(config(tmp_path)) == []
+    assert sorted(kinds(config(tmp_path), False)) == ["area", "category", "class"]
+    reports = check_data(config(tmp_path), progress=False)
+    assert (reports[0].empty, reports[0].kept) == (1, 1)
+    print_reports(reports)
+    printed = capsys.readouterr().out
+    assert "warning: train: category: 1, left out" in printed
+    assert "no object of class 'dog'" in printed
+
+
+def test_classes_of_another_order(tmp_path: Path):
+    write(tmp_path, content())
+    assert kinds(config(tmp_path, classes=("dog", "cat"))) == ["classes"]
+
+
+def test_voc(tmp_path: Path):
+    """A data set of another format, through mmdet's own class."""
+    for name in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/trainval.txt").write_text("one\n")
+    Image.new("RGB", (80, 60)).save(tmp_path / "JPEGImages/one.jpg")
+    box = "<bndbox><xmin>{}</xmin><ymin>5</ymin><xmax>{}</xmax><ymax>50</ymax></bndbox>"
+    item = "<object><name>dog</name><difficult>0</difficult>" + box + "</object>"
+    (tmp_path / "Annotations/one.xml").write_text(
+        "<annotation><size><width>80</width><height>60</height></size>" + item.format(5, 40) + item.format(200, 300)
+        + "</annotation>")
+    voc = dict(type="VOCDataset", data_root=str(tmp_path), ann_file="ImageSets/Main/trainval.txt",
+               data_prefix=dict(sub_data_root=""), pipeline=[dict(type="LoadImageFromFile")],
+               filter_cfg=dict(filter_empty_gt=True, min_size=32))
+    cfg = Config(dict(default_scope="mmdet", train_dataloader=dict(dataset=dict(
+        type="RepeatDataset", times=3, dataset=dict(type="ConcatDataset", datasets=[voc])))))
+    report, = check_data(cfg, progress=False)
+    assert (report.pictures, report.objects, report.kept) == (1, 2, 1)
+    assert report.classes["dog"] == 1
+    assert [problem.kind for problem in report.problems if problem.kind != "class"] == ["box"]
+    (tmp_path / "Annotations/one.xml").write_text("<annotation>")
+    report, = check_data(cfg, progress=False)
+    assert report.broken
+    assert "cannot be built: ParseError" in report.problems[0].what
+
+
+def test_the_command(tmp_path: Path):
+    coco = content()
+    coco["annotations"][0]["bbox"] = [1, 2]
+    path = write(tmp_path / "data", coco)
+    mine = tmp_path / "mine.py"
+    template = (ROOT / "configs/detection/custom_coco_template.py").read_text()
+    mine.write_text(template.replace("./_base_", f"{ROOT}/configs/detection/_base_").replace(
+        "'data/my_data/'", f"'{tmp_path}/data'").replace("('cat', 'dog')", "('cat', 'dog')"))
+    for name in ("train.json", "val.json"):
+        (tmp_path / "data" / name).write_text(path.read_text())
+    command = [sys.executable, ROOT / "tools/check_data.py", mine]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert f"{tmp_path}/data/train.json: image id 7, annotation id 1: bbox=[1, 2]" in done.stdout
+    assert done.stdout.strip().endswith("would break training: train, val")
+    for name in ("train.json", "val.json"):
+        (tmp_path / "data" / name).write_text(json.dumps(content()))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,139 @@
+"""Counts of multiply-adds against counting by hand and published figures; parameter groups of a config."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from mmengine.config import Config
+
+from mmgcvit import GCViT
+from mmgcvit.analysis import build_model, count_flops, parameter_groups, print_parameter_groups
+from mmgcvit.classification import GCViTClassifier
+
+DETECTION = ROOT / "configs/detection"
+
+
+def test_attention_by_hand():
+    """Two products of tokens x tokens x channels for each window of each block."""
+    model = GCViT(TINY, window_size=4)
+    counted = count_flops(model, (256, 128))
+    expected = 0
+    for i, depth in enumerate(model.arch.depths):
+        window, channels = model.arch.window_size[i], model.arch.dims[i]
+        tokens = (256 // 2 ** (i + 2)) * (128 // 2 ** (i + 2))
+        expected += depth * 2 * tokens * window**2 * channels
+    assert counted.total.attention == expected
+    assert counted.total.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_linear_maps_by_hand():
+    """What a block's matrices cost grows with its tokens; norms and activations cost nothing."""
+    model = GCViT(TINY, window_size=4)
+    stage = {part.name: part for part in count_flops(model, (128, 128)).parts}["stages.3"]
+    weights = sum(m.weight.numel() for m in model.stages[3].blocks.modules()
+                  if isinstance(m, torch.nn.Linear))
+    assert stage.macs - stage.attention > 16 * weights  # 4 x 4 tokens, and the downsampling
+    larger = {part.name: part for part in count_flops(model, (256, 256)).parts}["stages.3"]
+    assert abs(larger.macs / stage.macs / 4 - 1) < 0.01
+
+
+@pytest.mark.parametrize(("arch", "published"), [("xxtiny", 2.1), ("tiny", 4.7), ("small", 8.5), ("base", 14.8)])
+def test_published_classifiers(arch: str, published: float):
+    """Paper, table 1, at 224 x 224."""
+    with torch.device("meta"):
+        model = GCViTClassifier(dict(type="GCViT", arch=arch, out_indices=(3,)), 1000)
+    flops = count_flops(model, (224, 224))
+    assert abs(flops.total.macs / 1e9 - published) < 0.07
+    assert flops.parts[-1].name == "other"
+    assert {"backbone.stem", "backbone.stages.0", "backbone.stages.3", "head"} <= {part.name for part in flops.parts}
+
+
+def test_counting_leaves_the_model_as_it_was():
+    model = GCViT(TINY, window_size=4).train()
+    model.stages[0].eval()
+    count_flops(model, (64, 64))
+    assert model.training
+    assert not model.stages[0].training
+    assert "forward" not in vars(model.stages[0])
+    assert not any(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("config", ["_base_/mask-rcnn_gcvit-nano_fpn.py", "_base_/cascade-mask-rcnn_gcvit-nano_fpn.py",
+                                    "_base_/retinanet_gcvit-nano_fpn.py", "_base_/faster-rcnn_gcvit-nano_fpn.py"])
+def test_heads_of_detectors(config: str):
+    pytest.importorskip("mmcv._ext")
+    model = build_model(Config.fromfile(DETECTION / config))
+    flops = count_flops(model, (128, 192))
+    parts = {part.name: part for part in flops.parts}
+    assert parts["other"].macs == 0
+    assert parts["other"].parameters == 0
+    if hasattr(model, "roi_head"):
+        stages = getattr(model.roi_head, "num_stages", None)
+        box = parts["roi_head.bbox_head.0" if stages else "roi_head.bbox_head"]
+        head = model.roi_head.bbox_head[0] if stages else model.roi_head.bbox_head
+        assert box.macs == 1000 * sum(m.weight.numel() for m in head.modules() if isinstance(m, torch.nn.Linear))
+        if model.roi_head.with_mask:
+            masks = [part for name, part in parts.items() if name.startswith("roi_head.mask_head")]
+            assert len(masks) == (stages or 1)
+            assert all(part.macs > 0 for part in masks)
+    else:
+        assert parts["bbox_head"].macs > 0
+    assert sum(part.macs for part in flops.parts) == flops.total.macs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "published"), [
+    ("mask-rcnn_gcvit-tiny_fpn_1x_coco", 291), ("cascade-mask-rcnn_gcvit-tiny_fpn_ms-crop-3x_coco", 770),
+    ("cascade-mask-rcnn_gcvit-small_fpn_ms-crop-3x_coco", 866),
+    ("cascade-mask-rcnn_gcvit-base_fpn_ms-crop-3x_coco", 1018)])  # fmt: skip
+def test_published_detectors(config: str, published: float):
+    """Paper, table 3, whose input size is not stated: at 800 x 1344, mmdet's size at test time, within 1 %."""
+    pytest.importorskip("mmcv._ext")
+    model = build_model(Config.fromfile(DETECTION / f"{config}.py"))
+    assert abs(count_flops(model, (800, 1344)).total.macs / 1e9 / published - 1) < 0.01
+
+
+def test_parameter_groups():
+    pytest.importorskip("mmdet")
+    cfg = Config.fromfile(DETECTION / "mask-rcnn_gcvit-nano_fpn_digits.py")
+    groups, frozen, unmatched = parameter_groups(cfg)
+    assert [(group.lr, group.weight_decay) for group in groups] == [(3e-3, 0.05), (3e-3, 0.0)]
+    assert any(name.endswith("relative_position_bias_table") for name in groups[1].names)
+    assert sum(group.parameters for group in groups) == sum(p.numel() for p in build_model(cfg, "meta").parameters())
+    assert frozen == unmatched == []
+
+
+def test_a_custom_key_that_matches_nothing_is_told(capsys):
+    pytest.importorskip("mmdet")
+    cfg = Config.fromfile(DETECTION / "mask-rcnn_gcvit-nano_fpn_digits.py")
+    cfg.optim_wrapper.paramwise_cfg.custom_keys["absolute_pos_embed"] = dict(decay_mult=0.0)
+    cfg.model.backbone.frozen_stages = 1
+    assert not print_parameter_groups(cfg)
+    printed = capsys.readouterr().out
+    assert "'absolute_pos_embed' matches no parameter" in printed
+    assert "relative_position_bias_table'" not in printed
+    assert "not trained: " in printed
+    assert "mmengine - INFO" not in printed
+
+
+def test_commands(tmp_path):
+    pytest.importorskip("mmcv._ext")
+    config = DETECTION / "_base_/retinanet_gcvit-nano_fpn.py"
+    done = subprocess.run([sys.executable, ROOT / "tools/get_flops.py", config, "--shape", "96", "160"], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "96 x 160" in done.stdout
+    assert "bbox_head" in done.stdout
+    assert "attention" in done.stdout
+    done = subprocess.run([sys.executable, "-m", "mmgcvit", "params", config], cwd=tmp_path, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    assert "1.00e-03" in done.stdout
+    done = subprocess.run([sys.executable, "-m", "mmgcvit", "params", "nowhere.py"], cwd=tmp_path, capture_output=True,
+                          text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: config 'nowhere.py': there is no such file"

@@ -1,0 +1,28 @@
+"""Multiply-adds and parameters of a config's model, by part: python tools/get_flops.py CONFIG --shape H W"""
+
+import argparse
+import sys
+
+from mmgcvit import apis
+
+
+def main() -> None:
+    """Read the arguments, count, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="config file, or mmgcvit::detection/... for one of the package's own")
+    parser.add_argument("--shape", type=int, nargs=2, required=True, metavar=("H", "W"),
+                        help="height and width of the picture, e.g. 800 1344 (COCO), 512 2048 (ADE20K)")
+    args = parser.parse_args()
+    if min(args.shape) < 1:
+        sys.exit(f"get_flops: --shape {args.shape[0]} {args.shape[1]}; allowed: whole numbers of at least 1")
+    from mmgcvit import analysis
+
+    try:
+        model = analysis.build_model(apis.load_config(args.config))
+    except apis.UsageError as error:
+        sys.exit(f"get_flops: {error}")
+    analysis.print_flops(analysis.count_flops(model, tuple(args.shape)))
+
+
+if __name__ == "__main__":
+    main()

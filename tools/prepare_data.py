@@ -1,0 +1,25 @@
+"""Check a downloaded data set and link it where the configs look: python tools/prepare_data.py coco DIR"""
+
+import argparse
+import sys
+
+from mmgcvit.datasets.prepare import DATASETS, PrepareError, prepare, print_report
+
+
+def main() -> int:
+    """Read the arguments, check the tree, link it, say what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog="exit status 1 if something is missing or wrong")
+    parser.add_argument("name", choices=DATASETS, help="data set")
+    parser.add_argument("folder", help="where it was downloaded to")
+    parser.add_argument("--data", default="data", help="folder of the configs' data roots (data)")
+    args = parser.parse_args()
+    try:
+        report = prepare(args.name, args.folder, args.data)
+    except PrepareError as error:
+        sys.exit(f"prepare_data: {error}")
+    print_report(report)
+    return int(bool(report.problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
