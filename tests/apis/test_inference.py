@@ -1,0 +1,237 @@
+"""Detection on pictures, folders, videos, tiles and several views, with an untrained detector."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+pytest.importorskip("mmcv._ext")
+pytest.importorskip("mmdet")
+
+import cv2
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from pycocotools.coco import COCO
+
+from mmgcvit.apis import UsageError, predict
+from mmgcvit.apis.inference import Detector, _Source, _starts
+from mmgcvit.apis.runs import use_tta
+
+BASES = ROOT / "configs/detection/_base_"
+CLASSES = ("cat", "dog")
+
+
+def config(name: str = "mask-rcnn", scale: tuple[int, int] = (160, 96)) -> Config:
+    cfg = Config.fromfile(BASES / f"{name}_gcvit-nano_fpn.py")
+    owner = cfg.model.get("roi_head", cfg.model)
+    for head in (owner.bbox_head, owner.get("mask_head")):
+        for part in head if isinstance(head, list) else [head]:
+            if part:
+                part.num_classes = len(CLASSES)
+    if "rcnn" in cfg.model.test_cfg:
+        cfg.model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=6)
+    else:
+        cfg.model.test_cfg.update(score_thr=0.0, max_per_img=6)
+    for transform in cfg.test_dataloader.dataset.pipeline:
+        if transform.type == "Resize":
+            transform.scale = scale
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Three pictures of different sizes, a video of four frames, and checkpoints."""
+    folder = tmp_path_factory.mktemp("user")
+    rng = np.random.default_rng(0)
+    (folder / "pictures").mkdir()
+    for name, (height, width) in {"a.jpg": (60, 90), "b.png": (97, 51), "c.jpg": (64, 64)}.items():
+        picture = cv2.resize(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8), (width, height))
+        cv2.imwrite(str(folder / "pictures" / name), picture)
+    (folder / "pictures/notes.txt").write_text("no picture")
+    writer = cv2.VideoWriter(str(folder / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 8, (64, 48))
+    for _ in range(4):
+        writer.write(cv2.resize(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8), (64, 48)))
+    writer.release()
+    init_default_scope("mmdet")
+    for name in ("mask-rcnn", "cascade-mask-rcnn", "retinanet"):
+        torch.manual_seed(0)
+        model = MODELS.build(config(name).model)
+        torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=CLASSES))),
+                   folder / f"{name}.pth")
+    return folder
+
+
+def call(folder: Path, tmp_path: Path, inputs: list, name: str = "mask-rcnn", **kwargs) -> tuple[list, dict]:
+    predict(config(name), str(folder / f"{name}.pth"), inputs, str(tmp_path / "out"), device="cpu", **kwargs)
+    return tuple(json.loads((tmp_path / "out" / f"{part}.json").read_text()) for part in ("predictions", "images"))
+
+
+@pytest.mark.parametrize("name", ["mask-rcnn", "cascade-mask-rcnn", "retinanet"])
+def test_a_folder_in_batches(folder: Path, tmp_path: Path, name: str):
+    results, images = call(folder, tmp_path, [folder / "pictures"], name, batch_size=2)
+    assert [(image["file_name"], image["height"], image["width"]) for image in images["images"]] == [
+        ("a.jpg", 60, 90), ("b.png", 97, 51), ("c.jpg", 64, 64)]
+    assert images["categories"] == [dict(id=1, name="cat"), dict(id=2, name="dog")]
+    coco = COCO(str(tmp_path / "out/images.json"))
+    found = coco.loadRes(str(tmp_path / "out/predictions.json"))
+    assert len(found.anns) == len(results) == 18
+    for result in results:
+        image = coco.imgs[result["image_id"]]
+        x, y, w, h = result["bbox"]
+        assert x >= -0.01
+        assert y >= -0.01
+        assert x + w <= image["width"] + 0.02
+        assert y + h <= image["height"] + 0.02
+        assert ("segmentation" in result) == ("mask" in name)
+        if "mask" in name:
+            assert found.annToMask(found.anns[1]).shape == (60, 90)
+    assert sorted(p.name for p in (tmp_path / "out/vis").iterdir()) == ["a.jpg", "b.png", "c.jpg"]
+    assert cv2.imread(str(tmp_path / "out/vis/b.png")).shape == (97, 51, 3)
+    one_by_one, _ = call(folder, tmp_path / "again", [folder / "pictures"], name, draw=False)
+    # mmdet pads the pictures of a batch to one size, which an untrained detector notices; c.jpg is a batch of its own
+    assert one_by_one[12:] == results[12:]
+    assert {result["image_id"] for result in one_by_one[:12]} == {1, 2}
+    assert not (tmp_path / "again/out/vis").exists()
+
+
+def test_the_picture_is_drawn_in_its_colours(folder: Path, tmp_path: Path):
+    call(folder, tmp_path, [folder / "pictures/c.jpg"], score_thr=1.1)
+    drawn, source = (cv2.imread(str(path)).astype(int) for path in (
+        tmp_path / "out/vis/c.jpg", folder / "pictures/c.jpg"))
+    assert abs(drawn - source).mean() < 6  # JPEG twice
+
+
+def test_a_video(folder: Path, tmp_path: Path):
+    results, images = call(folder, tmp_path, [folder / "clip.avi", folder / "pictures/a.jpg"], batch_size=3)
+    assert [(image["id"], image["file_name"], image.get("frame")) for image in images["images"]] == [
+        (1, "a.jpg", None), (2, "clip.avi", 0), (3, "clip.avi", 1), (4, "clip.avi", 2), (5, "clip.avi", 3)]
+    assert {result["image_id"] for result in results} == {1, 2, 3, 4, 5}
+    capture = cv2.VideoCapture(str(tmp_path / "out/vis/clip.mp4"))
+    assert (capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)) == (4, 8)
+    assert (capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)) == (64, 48)
+    assert [p.name for p in (tmp_path / "out/vis").iterdir() if p.name.startswith(".")] == []
+
+
+def test_ids_of_an_annotation_file(folder: Path, tmp_path: Path):
+    ann = dict(images=[dict(id=70 + i, file_name=f"sub/{name}", width=1, height=1) for i, name in
+                       enumerate(("c.jpg", "a.jpg", "b.png"))], annotations=[],
+               categories=[dict(id=18, name="dog"), dict(id=17, name="cat"), dict(id=1, name="person")])
+    path = tmp_path / "ann.json"
+    path.write_text(json.dumps(ann))
+    results, _ = call(folder, tmp_path, [folder / "pictures"], ann_file=str(path), draw=False)
+    assert {result["image_id"] for result in results} == {70, 71, 72}
+    assert {result["category_id"] for result in results} <= {17, 18}
+    ann["images"].pop()
+    path.write_text(json.dumps(ann))
+    with pytest.raises(UsageError, match=r"ann.json: has no image of file name 'b.png'"):
+        call(folder, tmp_path, [folder / "pictures"], ann_file=str(path))
+    ann["categories"].pop(0)
+    path.write_text(json.dumps(ann))
+    with pytest.raises(UsageError, match=r"has no category 'dog' of the model's classes; it has 'cat', 'person'"):
+        call(folder, tmp_path, [folder / "pictures"], ann_file=str(path))
+
+
+@pytest.mark.parametrize("name", ["mask-rcnn", "retinanet"])
+def test_one_tile_is_the_whole_picture(folder: Path, tmp_path: Path, name: str):
+    whole, _ = call(folder, tmp_path, [folder / "pictures/a.jpg"], name)
+    tiled, _ = call(folder, tmp_path / "tiled", [folder / "pictures/a.jpg"], name, tile=90)
+    kept = {json.dumps(result["bbox"]) for result in tiled}
+    assert kept <= {json.dumps(result["bbox"]) for result in whole}
+    assert tiled[0] == whole[0]
+
+
+def test_tiles_are_put_back_where_they_were(folder: Path):
+    """A detector that finds one box in the middle of whatever it sees, with a mask of it."""
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    detector = Detector(config(), str(folder / "mask-rcnn.pth"), "cpu", tile=64, overlap=0.5)
+    picture = np.zeros((100, 130, 3), np.uint8)
+
+    def middle(pictures: list[np.ndarray], **_: object) -> dict:
+        samples = []
+        for tile in pictures:
+            height, width = tile.shape[:2]
+            mask = torch.zeros(1, height, width, dtype=torch.bool)
+            mask[:, height // 2 - 4 : height // 2 + 4, width // 2 - 6 : width // 2 + 6] = True
+            box = [[width / 2 - 6, height / 2 - 4, width / 2 + 6, height / 2 + 4]]
+            samples.append(DetDataSample(pred_instances=InstanceData(
+                bboxes=torch.tensor(box), scores=torch.tensor([0.9]), labels=torch.tensor([0]), masks=mask)))
+        return dict(predictions=samples)
+
+    detector.inferencer.__class__.__call__, original = lambda self, pictures, **k: middle(pictures), \
+        detector.inferencer.__class__.__call__
+    try:
+        (_, found), = detector(iter([_Source("x", picture)]))
+    finally:
+        detector.inferencer.__class__.__call__ = original
+    corners = [(y, x) for y in (0, 32, 36) for x in (0, 32, 64, 66)]
+    from pycocotools import mask as coco_mask
+
+    assert 0 < len(found) < len(corners)  # tiles 2 and 4 pixels apart overlap by more than half: merged
+    for box, mask in zip(found.bboxes.tolist(), found.masks, strict=True):
+        assert (box[1] + 4 - 32, box[0] + 6 - 32) in corners
+        rows, columns = np.nonzero(coco_mask.decode(mask))
+        assert coco_mask.decode(mask).shape == (100, 130)
+        assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == box
+
+
+@pytest.mark.parametrize(("length", "tile", "step", "starts"), [
+    (10, 64, 32, [0]), (64, 64, 32, [0]), (65, 64, 32, [0, 1]), (128, 64, 64, [0, 64]), (130, 64, 48, [0, 48, 66])])
+def test_tiles_cover_a_side(length: int, tile: int, step: int, starts: list[int]):
+    assert _starts(length, tile, step) == starts
+    assert {i for start in starts for i in range(start, min(start + tile, length))} == set(range(length))
+
+
+@pytest.mark.parametrize("name", ["mask-rcnn", "cascade-mask-rcnn", "retinanet"])
+def test_tta(folder: Path, tmp_path: Path, name: str):
+    results, _ = call(folder, tmp_path, [folder / "pictures"], name, batch_size=2, tta=True)
+    assert results
+    assert not any("segmentation" in result for result in results)
+
+
+def test_tta_takes_the_configs_scale_or_its_own():
+    cfg = config()
+    use_tta(cfg)
+    scales = [t["scale"] for t in cfg.test_dataloader.dataset.pipeline[-1].transforms[0]]
+    assert scales == [(128, 77), (160, 96), (192, 115)]
+    own = config()
+    own.tta_model = dict(type="DetTTAModel")
+    own.tta_pipeline = [dict(type="LoadImageFromFile")]
+    use_tta(own)
+    assert own.test_dataloader.dataset.pipeline == [dict(type="LoadImageFromFile")]
+    none = config()
+    none.test_dataloader.dataset.pipeline = [dict(type="LoadImageFromFile")]
+    with pytest.raises(UsageError, match="has no Resize with a scale"):
+        use_tta(none)
+
+
+def test_the_tta_file_is_a_base(tmp_path: Path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(f"_base_ = ['{BASES}/mask-rcnn_gcvit-nano_fpn.py', '{BASES}/tta.py']\n")
+    cfg = Config.fromfile(mine)
+    use_tta(cfg)
+    assert [t["scale"] for t in cfg.tta_pipeline[-1].transforms[0]] == [(1066, 640), (1333, 800), (1600, 960)]
+
+
+@pytest.mark.parametrize(("kwargs", "says"), [
+    (dict(batch_size=0), "batch_size=0; allowed: at least 1"), (dict(tile=10), "tile=10; allowed: at least 32"),
+    (dict(overlap=1.0), r"overlap=1.0; allowed: from 0 to below 1")])  # fmt: skip
+def test_bad_arguments(folder: Path, tmp_path: Path, kwargs: dict, says: str):
+    with pytest.raises(UsageError, match=says):
+        call(folder, tmp_path, [folder / "pictures"], **kwargs)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_read(folder: Path, tmp_path: Path):
+    (tmp_path / "broken.jpg").write_bytes(b"nothing")
+    with pytest.raises(UsageError, match=r"broken.jpg': no picture that can be decoded"):
+        call(folder, tmp_path, [tmp_path / "broken.jpg"])
+    (tmp_path / "broken.mp4").write_bytes(b"nothing")
+    with pytest.raises(UsageError, match=r"broken.mp4': no video that OpenCV can read"):
+        call(folder, tmp_path, [tmp_path / "broken.mp4"])
