@@ -28,7 +28,7 @@ except (ImportError, OSError, RuntimeError) as _error:
         raise AttributeError(f"module 'mmgcvit' has no attribute {name!r}")
 else:
     if find_spec("mmcv"):  # the backbone itself does without
-        from mmgcvit.datasets.loading import LoadCheckedImage  # noqa: F401
+        from mmgcvit.datasets.pictures import LoadCheckedImage  # noqa: F401
     MODULE2PACKAGE["mmgcvit"] = "mmgcvit"
 
 __all__ = ["CorruptPictureHook", "GCViT", "GCViTClassifier", "GCViTLayerDecayOptimWrapperConstructor",

@@ -25,7 +25,7 @@ from mmgcvit.datasets.annotations import (
     outside,
     read_dataset,
 )
-from mmgcvit.datasets.loading import unreadable
+from mmgcvit.datasets.pictures import unreadable
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 COCO_LIKE = ("CocoDataset", "LVISDataset", "LVISV05Dataset", "LVISV1Dataset")

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from PIL import Image
 from test_annotations import content, dataset, write
 
-from mmgcvit.datasets.loading import CorruptPictureError, LoadCheckedImage
+from mmgcvit.datasets.pictures import CorruptPictureError, LoadCheckedImage
 
 
 def damage(path: Path, how: str) -> None:
