@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -244,11 +245,17 @@ def parameter_groups(cfg: Config) -> tuple[list[Group], list[str], list[str]]:
         of ``paramwise_cfg`` that match no parameter.
     """
     model = build_model(cfg, "meta")
+    wrapper = copy.deepcopy(cfg.optim_wrapper)
+    if wrapper.get("type") == "AmpOptimWrapper":  # which needs a GPU, and changes nothing here
+        wrapper = {key: value for key, value in wrapper.items() if key not in ("dtype", "loss_scale", "use_fsdp")}
+        wrapper["type"] = "OptimWrapper"
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel("ERROR")  # mmengine has a line for each parameter
-    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
-    logger.setLevel(level)
+    try:
+        optimizer = build_optim_wrapper(model, wrapper).optimizer
+    finally:
+        logger.setLevel(level)
     names = {id(p): name for name, p in model.named_parameters()}
     groups: dict[tuple[float, float], Group] = {}
     for options in optimizer.param_groups:

@@ -107,6 +107,14 @@ def test_parameter_groups():
     assert frozen == unmatched == []
 
 
+def test_groups_of_a_config_for_mixed_precision():
+    pytest.importorskip("mmdet")
+    cfg = Config.fromfile(DETECTION / "mask-rcnn_gcvit-nano_fpn_digits.py")
+    cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic", dtype="bfloat16")
+    assert [group.lr for group in parameter_groups(cfg)[0]] == [3e-3, 3e-3]
+    assert cfg.optim_wrapper.type == "AmpOptimWrapper"
+
+
 def test_a_custom_key_that_matches_nothing_is_told(capsys):
     pytest.importorskip("mmdet")
     cfg = Config.fromfile(DETECTION / "mask-rcnn_gcvit-nano_fpn_digits.py")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from mmgcvit.apis.config import UsageError, existing, load_config
+from mmgcvit.datasets.annotations import AnnotationError, picture_name, read_lists
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
@@ -132,6 +134,7 @@ class Detector:
 
         from mmgcvit.apis.runs import use_tta
 
+        cfg = copy.deepcopy(cfg)
         if tta:
             use_tta(cfg)
         self.inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
@@ -163,20 +166,28 @@ class Detector:
         """
         from mmcv.ops import batched_nms
         from mmengine.structures import InstanceData
+        from pycocotools import mask as coco_mask
 
         height, width = picture.shape[:2]
         corners = [(y, x) for y in _starts(height, self.tile, self.step) for x in _starts(width, self.tile, self.step)]
-        tiles = [picture[y : y + self.tile, x : x + self.tile] for y, x in corners]
-        parts = self._detect(tiles)
-        for (y, x), part in zip(corners, parts, strict=True):
-            part.bboxes = part.bboxes + part.bboxes.new_tensor([x, y, x, y])
-            if "masks" in part:
-                part.masks = [_run_lengths(mask, (y, x), (height, width)) for mask in part.masks.numpy()]
-        found = InstanceData.cat(parts)
-        if not len(found):
-            return found
-        _, kept = batched_nms(found.bboxes, found.scores, found.labels, dict(type="nms", iou_threshold=0.5))
-        return found[kept]
+        parts = []
+        for i in range(0, len(corners), self.batch_size):
+            batch = corners[i : i + self.batch_size]
+            found = self._detect([picture[y : y + self.tile, x : x + self.tile] for y, x in batch])
+            for (y, x), part in zip(batch, found, strict=True):
+                part.bboxes = part.bboxes + part.bboxes.new_tensor([x, y, x, y])
+                if "masks" in part:  # as small as they are, until it is known which remain
+                    part.masks = [(_run_lengths(mask, (0, 0), mask.shape), (y, x)) for mask in part.masks.numpy()]
+                parts.append(part)
+        merged = InstanceData.cat(parts)
+        if not len(merged):
+            return merged
+        _, kept = batched_nms(merged.bboxes, merged.scores, merged.labels, dict(type="nms", iou_threshold=0.5))
+        merged = merged[kept]
+        if "masks" in merged:
+            merged.masks = [_run_lengths(coco_mask.decode(mask), corner, (height, width))
+                            for mask, corner in merged.masks]
+        return merged
 
     def draw(self, source: _Source, instances: Any, score_thr: float) -> np.ndarray:
         """The picture (RGB) with what was found of at least this score."""
@@ -202,10 +213,19 @@ class _Ids:
         self.images: list[dict] = []
         self.categories: list[dict] = []
         self.known: dict[str, Any] = {}
+        self.next = 1
         if ann_file is not None:
-            content = json.loads(Path(existing("annotation file", ann_file)).read_bytes())
-            self.known = {Path(image["file_name"]).name: image["id"] for image in content["images"]}
+            try:
+                content = read_lists(existing("annotation file", ann_file), test_mode=True)
+            except AnnotationError as error:
+                raise UsageError(str(error)) from error
+            for image in content["images"]:
+                name = Path(picture_name(image)).name
+                if name in self.known:
+                    raise UsageError(f"{ann_file}: two images of file name {name!r}: which one is meant cannot be told")
+                self.known[name] = image["id"]
             self.categories = content["categories"]
+            self.next = max((i for i in self.known.values() if isinstance(i, int)), default=0) + 1
 
     def name_categories(self, classes: Sequence[str]) -> None:
         if self.file is None:
@@ -226,8 +246,9 @@ class _Ids:
     def results(self, source: _Source, instances: Any) -> list[dict]:
         """COCO results of one picture, which gets its id here."""
         height, width = source.pixels.shape[:2]
-        image = dict(id=self.known.get(source.name, len(self.images) + 1) if source.frame is None
-                     else len(self.images) + 1, file_name=source.name, width=width, height=height)
+        known = self.known.get(source.name) if source.frame is None else None
+        image = dict(id=self.next if known is None else known, file_name=source.name, width=width, height=height)
+        self.next += known is None
         if source.frame is not None:
             image["frame"] = source.frame
         self.images.append(image)
@@ -263,12 +284,18 @@ def _video(path: Path, folder: Path | None, detector: Detector, ids: _Ids, summa
                 height, width = source.pixels.shape[:2]
                 rate = capture.get(cv2.CAP_PROP_FPS) or 25
                 writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height))
+                if not writer.isOpened():
+                    raise UsageError(f"{str(target)!r}: this OpenCV cannot write MP4; --no-draw leaves it out")
             writer.write(detector.draw(source, instances, score_thr)[..., ::-1])
-    finally:
-        capture.release()
+    except BaseException:
         if writer is not None:
             writer.release()
-    if partial is not None and partial.is_file():
+            partial.unlink(missing_ok=True)
+        raise
+    finally:
+        capture.release()
+    if writer is not None:
+        writer.release()
         os.replace(partial, target)
     return count
 
@@ -286,7 +313,10 @@ def _frames(name: str, capture: Any) -> Iterator[_Source]:
 def _read(path: Path) -> _Source:
     import mmcv
 
-    pixels = mmcv.imread(str(path))
+    try:
+        pixels = mmcv.imread(str(path))
+    except Exception as error:  # OpenCV's own, of an empty file
+        raise UsageError(f"input {str(path)!r}: no picture that can be decoded: {error}") from error
     if pixels is None:
         raise UsageError(f"input {str(path)!r}: no picture that can be decoded")
     return _Source(path.name, pixels)

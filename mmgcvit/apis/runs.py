@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import distributed as dist
@@ -19,6 +21,7 @@ from mmgcvit.datasets.annotations import AnnotationError, check_before_run
 
 AMP = ("fp16", "bf16")
 CORRUPT = ("stop", "skip")
+LOADERS = tuple(f"{scope}LoadImageFromFile" for scope in ("", "mmcv.", "mmdet.", "mmseg."))
 SCALES = (0.8, 1.0, 1.2)  # of the test pipeline's, under test-time augmentation
 
 
@@ -57,8 +60,10 @@ def train(cfg: Config, resume: str | bool = False, amp: str | bool = False, auto
         checkpoint = newest_checkpoint(cfg.work_dir) if resume in (True, "auto") else resume
         if checkpoint is not None:
             cfg.resume, cfg.load_from = True, existing("checkpoint to resume from", checkpoint)
+        else:
+            print_log(f"--resume: no checkpoint in {cfg.work_dir}: the run begins anew", level=logging.WARNING)
     _check_data(cfg, "train_dataloader", "val_dataloader")
-    for transform in _pictures(cfg.get("train_dataloader")):
+    for transform in _pictures([cfg.get("train_dataloader"), cfg.get("custom_hooks")]):  # hooks may switch pipelines
         transform.update(type="LoadCheckedImage", corrupt=corrupt)
     hooks = [hook["type"] for hook in cfg.get("custom_hooks") or ()]
     ours = [dict(type="InvalidLossHook"), dict(type="CorruptPictureHook")]
@@ -107,7 +112,7 @@ def use_tta(cfg: Config) -> None:
 
     A config's own ``tta_model`` and ``tta_pipeline`` are taken as they are. Otherwise they are those of
     ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale of the test pipeline's Resize. Boxes alone
-    are merged: masks are left out, and CocoMetric's 'segm' with them.
+    are merged: masks are left out, and the metric 'segm' with them.
 
     Raises:
         UsageError: a test pipeline without Resize, in a config that has no tta_pipeline.
@@ -121,13 +126,15 @@ def use_tta(cfg: Config) -> None:
                              "tta_pipeline; add tta_model and tta_pipeline")
         base = Config.fromfile(SHIPPED / "detection" / "_base_" / "tta.py")
         scale = resize[0]["scale"]
+        scale = (scale, scale) if isinstance(scale, int) else scale
         base.tta_pipeline[-1].transforms[0] = [
             dict(resize[0], scale=tuple(round(side * factor) for side in scale)) for factor in SCALES]
         cfg.tta_model, cfg.tta_pipeline = base.tta_model, base.tta_pipeline
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-    for evaluator in _listed(cfg.get("test_evaluator")):
-        if evaluator.get("type") == "CocoMetric":
-            evaluator.metric = "bbox"
+    if str(cfg.tta_model.type).endswith("BoxTTAModel"):
+        for evaluator in _listed(cfg.get("test_evaluator")):
+            if "segm" in evaluator.get("metric", ()):
+                evaluator.metric = "bbox"
 
 
 def newest_checkpoint(work_dir: str | Path) -> str | None:
@@ -136,10 +143,14 @@ def newest_checkpoint(work_dir: str | Path) -> str | None:
     A run that is killed while it writes leaves a part of a file, or an empty ``last_checkpoint``.
     """
     folder = Path(work_dir)
-    candidates = sorted(folder.glob("*.pth"), key=lambda path: path.stat().st_mtime, reverse=True)
+    # not best_*.pth, which have no optimizer
+    found = [path for pattern in ("epoch_*.pth", "iter_*.pth") for path in folder.glob(pattern)]
+    candidates = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
     pointer = folder / "last_checkpoint"
     if pointer.is_file():
         named = pointer.read_text().strip()
+        if "://" in named:
+            return named
         # work_dir may have been moved since
         candidates = [path for path in (Path(named), folder / Path(named).name) if named] + candidates
     for path in candidates:
@@ -163,6 +174,8 @@ def _mixed_precision(cfg: Config, kind: str) -> None:
 
 
 def _check_data(cfg: Config, *loaders: str) -> None:
+    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))):
+        return  # one process speaks for all: the launcher stops the others
     try:
         for loader in loaders:
             check_before_run(cfg.get(loader))
@@ -173,7 +186,7 @@ def _check_data(cfg: Config, *loaders: str) -> None:
 def _pictures(part: Any) -> Iterator[dict]:
     """Every loading of a picture in a data loader's config, however deep."""
     if isinstance(part, dict):
-        if part.get("type") in ("LoadImageFromFile", "mmcv.LoadImageFromFile", "mmdet.LoadImageFromFile"):
+        if part.get("type") in LOADERS:
             yield part
         part = list(part.values())
     if isinstance(part, (list, tuple)):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+COCO_LIKE = ("CocoDataset", "LVISDataset", "LVISV05Dataset", "LVISV1Dataset")
 SHOWN = 5  # problems that an error names
 
 
@@ -56,12 +57,12 @@ class Annotations:
     pictures: list[Picture] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     classes: tuple[str, ...] = ()
-    categories: tuple[str, ...] = ()  # all of the file's, in the order of mmdet's labels
+    categories: tuple[str, ...] = ()  # all of the file's, in its order, which is that of mmdet's labels
     objects: int = 0  # before anything is left out
 
 
 def read_coco(path: str | Path, classes: Sequence[str] | None = None, img_prefix: str = "",
-              with_mask: bool = False) -> Annotations:
+              with_mask: bool = False, test_mode: bool = False) -> Annotations:
     """Read a COCO file of instances and see what mmdet's CocoDataset would make of it.
 
     Args:
@@ -69,6 +70,7 @@ def read_coco(path: str | Path, classes: Sequence[str] | None = None, img_prefix
         classes: the class names that the run is to learn; by default all of the file's categories.
         img_prefix: folder that the file names are in.
         with_mask: whether masks are to be learnt.
+        test_mode: whether the file may be one of pictures alone, such as COCO's test-dev.
 
     Returns:
         Pictures with the objects that training gets, and all problems.
@@ -76,7 +78,7 @@ def read_coco(path: str | Path, classes: Sequence[str] | None = None, img_prefix
     Raises:
         AnnotationError: no such file, no JSON, or not COCO's lists of images, annotations and categories.
     """
-    content = _lists(path)
+    content = read_lists(path, test_mode)
     found = Annotations(str(path))
     categories = _categories(content["categories"], found)
     found.categories = tuple(categories.values())
@@ -112,8 +114,8 @@ def check_before_run(dataloader: Mapping | None) -> None:
             annotations that cannot be read; with the file, the image's id, the annotation's id.
     """
     for dataset in data_sets((dataloader or {}).get("dataset")):
-        if dataset.get("type") not in ("CocoDataset", "mmdet.CocoDataset") or not dataset.get("ann_file"):
-            continue
+        if not coco_like(dataset) or not dataset.get("ann_file") or dataset.get("backend_args"):
+            continue  # what is not a local file is mmdet's to read
         found = read_dataset(dataset)
         broken = [problem for problem in found.problems if problem.breaks]
         if broken:
@@ -129,20 +131,49 @@ def read_dataset(dataset: Mapping) -> Annotations:
     """
     root = dataset.get("data_root") or ""
     path = os.path.join(root, dataset["ann_file"])
-    classes = (dataset.get("metainfo") or {}).get("classes")
+    classes = _classes(dataset)
     prefix = os.path.join(root, (dataset.get("data_prefix") or {}).get("img", ""))
-    if isinstance(classes, str):
-        raise AnnotationError(f"metainfo.classes={classes!r}; allowed: a tuple of names, such as ({classes!r}, )")
-    found = read_coco(path, classes, prefix, wants_masks(dataset.get("pipeline")))
-    if classes and [name for name in found.categories if name in classes] != list(classes):
+    test_mode = bool(dataset.get("test_mode"))
+    found = read_coco(path, classes, prefix, wants_masks(dataset.get("pipeline")), test_mode)
+    least = (dataset.get("filter_cfg") or {}).get("min_size", 0)
+    if not (dataset.get("metainfo") or {}).get("classes") and classes and not set(classes) & set(found.categories):
+        found.problems.append(Problem(
+            "classes", path, f"has {', '.join(map(repr, found.categories))}, none of which is a class of "
+            f"{dataset['type']}; set metainfo=dict(classes=(...)) in the config's data sets", breaks=True))
+    elif (dataset.get("metainfo") or {}).get("classes") and [
+            name for name in found.categories if name in classes] != list(classes):
         found.problems.append(Problem(
             "classes", path, f"classes={tuple(classes)!r}; allowed, as {path} has them: "
             f"{', '.join(map(repr, found.categories))}, all or some, in this order", breaks=True))
-    elif not dataset.get("test_mode") and not any(picture.boxes for picture in found.pictures):
+    elif not test_mode and not any(
+            picture.boxes and min(picture.width, picture.height) >= least for picture in found.pictures):
         found.problems.append(Problem(
-            "empty", path, f"none of {found.objects} annotations can be used: training would wait for ever",
-            breaks=True))
+            "empty", path, f"none of {found.objects} annotations can be used"
+            + (f" (filter_cfg.min_size={least})" if least else "") + ": training would wait for ever", breaks=True))
     return found
+
+
+def coco_like(dataset: Mapping) -> bool:
+    """Whether a data set of a config reads COCO's JSON."""
+    return str(dataset.get("type")).removeprefix("mmdet.") in COCO_LIKE
+
+
+def _classes(dataset: Mapping) -> Sequence[str] | None:
+    """The class names that a run would learn: the config's, from a file too, or else those of the data set's class."""
+    classes = (dataset.get("metainfo") or {}).get("classes")
+    if isinstance(classes, str):
+        if not os.path.isfile(classes):
+            raise AnnotationError(f"metainfo.classes={classes!r}; allowed: a tuple of names, such as ({classes!r}, ), "
+                                  "or a file with a name in each line")
+        return [line.strip() for line in Path(classes).read_text().splitlines() if line.strip()]
+    if classes:
+        return classes
+    try:
+        from mmdet import datasets
+    except ImportError:
+        return None
+    own = getattr(datasets, str(dataset["type"]).removeprefix("mmdet."), None)
+    return own and own.METAINFO.get("classes")
 
 
 def data_sets(dataset: Any) -> Iterator[Mapping]:
@@ -173,13 +204,25 @@ def outside(box: Sequence[float], width: float, height: float) -> str | None:
     return None
 
 
-def _lists(path: str | Path) -> dict:
+def picture_name(image: Mapping) -> str:
+    """File name of a COCO image; LVIS has URLs instead."""
+    return image.get("file_name") or "/".join(str(image.get("coco_url", "")).split("/")[-2:])
+
+
+def read_lists(path: str | Path, test_mode: bool = False) -> dict:
+    """COCO's lists of a JSON file; a file of pictures alone has no annotations, with ``test_mode``.
+
+    Raises:
+        AnnotationError: no such file, no JSON, or another content.
+    """
     if not os.path.isfile(path):
         raise AnnotationError(f"annotation file {str(path)!r}: there is no such file")
     try:
         content = json.loads(Path(path).read_bytes())
     except ValueError as error:
         raise AnnotationError(f"annotation file {str(path)!r} is no JSON: {error}") from error
+    if test_mode and isinstance(content, dict):
+        content.setdefault("annotations", [])
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise AnnotationError(f"annotation file {str(path)!r}: no list {key!r}; COCO's format has lists 'images', "
@@ -188,7 +231,7 @@ def _lists(path: str | Path) -> dict:
 
 
 def _categories(entries: list, found: Annotations) -> dict[Any, str]:
-    """Names by id, in the order of ids, which is the order of mmdet's labels."""
+    """Names by id, in the file's order, in which mmdet numbers its labels."""
     names: dict[Any, str] = {}
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), int) or "name" not in entry:
@@ -202,7 +245,7 @@ def _categories(entries: list, found: Annotations) -> dict[Any, str]:
         if count > 1:
             found.problems.append(Problem("category", f"{found.path}: category {name!r}",
                                           f"{count} categories of this name", True))
-    return dict(sorted(names.items()))
+    return names
 
 
 def _pictures(entries: list, prefix: str, found: Annotations) -> dict[Any, Picture]:
@@ -213,14 +256,14 @@ def _pictures(entries: list, prefix: str, found: Annotations) -> dict[Any, Pictu
             found.problems.append(Problem("image", where, f"{entry!r}; allowed: an object with an id", True))
             continue
         where = f"{found.path}: image id {entry['id']}"
-        name = entry.get("file_name") or "/".join(str(entry.get("coco_url", "")).split("/")[-2:])  # LVIS has URLs
+        name = picture_name(entry)
         if not name:
             found.problems.append(Problem("image", where, "no file_name", True))
         elif entry["id"] in pictures:
             found.problems.append(Problem("image", where, "two images of this id", True))
-        elif not all(isinstance(entry.get(key), int) and entry[key] > 0 for key in ("width", "height")):
+        elif not all(_number(entry.get(key)) and entry[key] > 0 for key in ("width", "height")):
             sizes = f"width={entry.get('width')!r}, height={entry.get('height')!r}"
-            found.problems.append(Problem("image", where, f"{sizes}; allowed: whole numbers of at least 1", True))
+            found.problems.append(Problem("image", where, f"{sizes}; allowed: more than 0", True))
         else:
             pictures[entry["id"]] = Picture(os.path.join(prefix, name), entry["width"], entry["height"])
     return pictures
@@ -237,6 +280,9 @@ def _object(annotation: Any, where: str, pictures: Mapping, categories: Mapping,
     seen.add(annotation["id"])
     if annotation["image_id"] not in pictures:
         yield Problem("image unknown", where, "no image of this id", False)
+        return
+    if annotation.get("ignore"):
+        yield Problem("ignore", where, "marked to be ignored", False)
         return
     box = annotation.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_number, box)):
@@ -268,7 +314,7 @@ def _mask(annotation: Mapping, where: str) -> Iterator[Problem]:
         yield Problem("mask", where, "no segmentation; for boxes alone take a detector without masks", True)
     elif isinstance(mask, dict):
         if not {"size", "counts"} <= mask.keys():
-            yield Problem("mask", where, "run lengths without size or counts", True)
+            yield Problem("mask", where, "run lengths without size or counts", False)
     elif not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
         yield Problem("mask", where, "segmentation; allowed: a list of polygons, or run lengths", True)
     elif not any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask):

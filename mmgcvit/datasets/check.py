@@ -8,6 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
@@ -21,6 +23,7 @@ from mmgcvit.datasets.annotations import (
     Annotations,
     Picture,
     Problem,
+    coco_like,
     data_sets,
     outside,
     read_dataset,
@@ -28,7 +31,6 @@ from mmgcvit.datasets.annotations import (
 from mmgcvit.datasets.pictures import unreadable
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-COCO_LIKE = ("CocoDataset", "LVISDataset", "LVISV05Dataset", "LVISV1Dataset")
 EXAMPLES = 3
 SIZES = (160, 320, 480, 640, 800, 1024, 1333, 2048, 4096)  # upper ends of the histogram's bins: longer side, pixels
 
@@ -145,7 +147,7 @@ def _check(name: str, dataset: Mapping, workers: int, bar: Progress) -> DatasetR
 
 
 def _read(dataset: Mapping, source: str) -> Annotations:
-    if str(dataset.get("type")).removeprefix("mmdet.") in COCO_LIKE:
+    if coco_like(dataset):
         return read_dataset(dataset)
     return _read_any(dataset, source)
 
@@ -155,7 +157,9 @@ def _read_any(dataset: Mapping, source: str) -> Annotations:
     try:
         built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": False, "filter_cfg": None})
     except Exception as error:  # whatever a data set fails at, it is what the report is for
-        raise AnnotationError(f"{dataset.get('type')} cannot be built: {type(error).__name__}: {error}") from error
+        named = _broken_xml(dataset) if "VOC" in str(dataset.get("type")) else None
+        reason = f"{dataset.get('type')} cannot be built: {type(error).__name__}: {error}"
+        raise AnnotationError(named or reason) from error
     found = Annotations(source, classes=tuple(built.metainfo.get("classes") or ()))
     for i in range(len(built)):
         info = built.get_data_info(i)
@@ -172,6 +176,24 @@ def _read_any(dataset: Mapping, source: str) -> Annotations:
     if not any(picture.boxes for picture in found.pictures):
         found.problems.append(Problem("empty", source, f"none of {found.objects} objects can be used", True))
     return found
+
+
+def _broken_xml(dataset: Mapping) -> str | None:
+    """The first annotation of a VOC tree that cannot be read, and why."""
+    folder = Path(dataset.get("data_root") or "", (dataset.get("data_prefix") or {}).get("sub_data_root", ""))
+    for name in Path(dataset.get("data_root") or "", dataset["ann_file"]).read_text().split():
+        path = folder / "Annotations" / f"{name}.xml"
+        try:
+            root = ElementTree.parse(path).getroot()
+            for i, item in enumerate(root.findall("object")):
+                box = item.find("bndbox")
+                if item.find("name") is None or box is None:
+                    return f"{path}: object {i} has no name or no bndbox"
+                for key in ("xmin", "ymin", "xmax", "ymax"):
+                    float(box.findtext(key, "missing"))
+        except (OSError, ElementTree.ParseError, ValueError) as error:
+            return f"{path}: {type(error).__name__}: {error}"
+    return None
 
 
 def _decode(picture: Picture) -> tuple[tuple[int, int] | None, str | None]:

@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 
+Image.MAX_IMAGE_PIXELS = None  # a large picture is no attack: the data is the user's own
 TAIL = 1024  # bytes in which a whole file's end mark stands
 ENDS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND"))  # beginnings and end marks: JPEG, PNG
 
@@ -44,7 +45,7 @@ class LoadCheckedImage(LoadImageFromFile):
     Args:
         corrupt: 'stop': the run ends with the picture's name. 'skip': the picture is named in the log and counted in
             ``skipped``, and mmengine's data set takes another one.
-        **kwargs: LoadImageFromFile's.
+        **kwargs: LoadImageFromFile's; ``ignore_empty=True`` means 'skip' there.
 
     Raises:
         CorruptPictureError: from calls, with ``corrupt='stop'``.
@@ -61,7 +62,10 @@ class LoadCheckedImage(LoadImageFromFile):
         """Load ``results['img_path']``; None where it is skipped."""
         path = results["img_path"]
         try:
-            content = fileio.get(path, backend_args=self.backend_args)
+            if self.file_client_args is None:
+                content = fileio.get(path, backend_args=self.backend_args)
+            else:
+                content = fileio.FileClient.infer_client(self.file_client_args, path).get(path)
         except OSError as error:
             return self._corrupt(path, f"cannot be read: {error}")
         whole = next((end in content[-TAIL:] for begin, end in ENDS if content.startswith(begin)), True)
@@ -80,8 +84,9 @@ class LoadCheckedImage(LoadImageFromFile):
         return results
 
     def _corrupt(self, path: str, reason: str) -> None:
-        if self.corrupt == "stop":
+        if self.corrupt == "stop" and not self.ignore_empty:
             raise CorruptPictureError(f"picture {path}: {reason}. It stops the run; with `tools/train.py --corrupt "
                                       "skip` it would be left out and counted")
         self.skipped += 1
-        print_log(f"skipped picture {path}: {reason}", logger="current", level=logging.WARNING)
+        # An error, as of the processes but the first mmengine shows nothing less.
+        print_log(f"skipped picture {path}: {reason}", logger="current", level=logging.ERROR)

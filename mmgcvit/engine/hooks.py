@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import random
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import all_reduce, get_comm_device, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -51,8 +52,10 @@ def _last_good_checkpoint(folder: Path) -> str | None:
         if not zipfile.is_zipfile(path):
             continue
         # a checkpoint of this very run
-        weights = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
-        if all(value.isfinite().all() for value in weights.values() if value.is_floating_point()):
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        if "optimizer" not in checkpoint:  # weights for other uses
+            continue
+        if all(value.isfinite().all() for value in checkpoint["state_dict"].values() if value.is_floating_point()):
             return str(path)
     return None
 
@@ -75,6 +78,10 @@ class CorruptPictureHook(Hook):
     def _tell(runner: Runner) -> None:
         count = sum(int(transform.skipped) for dataset in _inner(runner.train_dataloader.dataset)
                     for transform in _transforms(dataset) if hasattr(transform, "skipped"))
+        if get_world_size() > 1:
+            total = torch.tensor(count, device=get_comm_device(None))
+            all_reduce(total)
+            count = int(total)
         if count:
             runner.logger.warning(f"pictures skipped so far, as they cannot be decoded: {count}")
 
@@ -84,9 +91,10 @@ class ReproducibleHook(Hook):
     """Makes a resumed run end at the weights of one that was never interrupted.
 
     mmengine resumes weights, optimizer and schedule, but not the state of the random generators. Here what is random
-    in an iteration depends on the run's seed, the process and the iteration alone, and what is random in the loading of
-    a picture on the seed, the epoch and the picture. (A run by iterations goes through its data again up to where it
-    was, in mmengine; its workers come to the same state by themselves.)
+    in an iteration depends on the run's seed, the process and the iteration alone, and, in a run by epochs, what is
+    random in the loading of a picture on the seed, the epoch, the worker, the picture and how often the worker has
+    loaded it in this epoch. In a run by iterations the workers' randomness is as before only where mmengine loads the
+    skipped data again (with a batch sampler of mmdet's, such as AspectRatioBatchSampler, or before its 0.10.12).
     """
 
     priority = "VERY_HIGH"
@@ -114,9 +122,16 @@ class _SeedFromSample:
 
     def __init__(self, seed: int, epoch: torch.Tensor) -> None:
         self.seed, self.epoch = seed, epoch
+        self.counted, self.times = -1, Counter()
 
     def __call__(self, results: dict) -> dict:
-        _seed(self.seed, int(self.epoch), results.get("sample_idx", 0) + 2**32)
+        epoch, sample = int(self.epoch), results.get("sample_idx", 0)
+        if self.counted != epoch:
+            self.counted, self.times = epoch, Counter()
+        worker = torch.utils.data.get_worker_info()
+        # A repeated sample is to look different each time.
+        _seed(self.seed, epoch, get_rank(), worker.id if worker else 0, sample, self.times[sample])
+        self.times[sample] += 1
         return results
 
 

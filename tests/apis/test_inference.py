@@ -130,6 +130,14 @@ def test_ids_of_an_annotation_file(folder: Path, tmp_path: Path):
     path.write_text(json.dumps(ann))
     with pytest.raises(UsageError, match=r"ann.json: has no image of file name 'b.png'"):
         call(folder, tmp_path, [folder / "pictures"], ann_file=str(path))
+    ann["images"].append(dict(id=99, file_name="other/a.jpg", width=1, height=1))
+    path.write_text(json.dumps(ann))
+    with pytest.raises(UsageError, match=r"two images of file name 'a.jpg'"):
+        call(folder, tmp_path, [folder / "pictures"], ann_file=str(path))
+    path.write_text("{")
+    with pytest.raises(UsageError, match="is no JSON"):
+        call(folder, tmp_path, [folder / "pictures"], ann_file=str(path))
+    ann["images"].pop()
     ann["categories"].pop(0)
     path.write_text(json.dumps(ann))
     with pytest.raises(UsageError, match=r"has no category 'dog' of the model's classes; it has 'cat', 'person'"):
@@ -205,6 +213,11 @@ def test_tta_takes_the_configs_scale_or_its_own():
     own.tta_pipeline = [dict(type="LoadImageFromFile")]
     use_tta(own)
     assert own.test_dataloader.dataset.pipeline == [dict(type="LoadImageFromFile")]
+    lvis = config(scale=96)
+    lvis.test_evaluator = dict(type="LVISMetric", metric=["bbox", "segm"])
+    use_tta(lvis)
+    assert lvis.test_evaluator.metric == "bbox"
+    assert lvis.test_dataloader.dataset.pipeline[-1].transforms[0][0]["scale"] == (77, 77)
     none = config()
     none.test_dataloader.dataset.pipeline = [dict(type="LoadImageFromFile")]
     with pytest.raises(UsageError, match="has no Resize with a scale"):
@@ -229,6 +242,9 @@ def test_bad_arguments(folder: Path, tmp_path: Path, kwargs: dict, says: str):
 
 
 def test_what_cannot_be_read(folder: Path, tmp_path: Path):
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(UsageError, match=r"empty.jpg': no picture that can be decoded"):
+        call(folder, tmp_path, [tmp_path / "empty.jpg"])
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
     with pytest.raises(UsageError, match=r"broken.jpg': no picture that can be decoded"):
         call(folder, tmp_path, [tmp_path / "broken.jpg"])

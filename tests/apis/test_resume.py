@@ -141,5 +141,9 @@ def test_the_newest_whole_checkpoint(tmp_path: Path):
     whole = (tmp_path / "iter_4.pth").read_bytes()
     (tmp_path / "iter_4.pth").write_bytes(whole[: len(whole) // 2])
     assert newest_checkpoint(tmp_path) == str(tmp_path / "iter_2.pth")
+    save(tmp_path / "best_coco_bbox_mAP_iter_4.pth", 3000)  # weights alone: nothing to go on from
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "iter_2.pth")
+    (tmp_path / "last_checkpoint").write_text("s3://bucket/iter_6.pth")
+    assert newest_checkpoint(tmp_path) == "s3://bucket/iter_6.pth"
     (tmp_path / "last_checkpoint").write_text("/elsewhere/before/it/was/moved/iter_2.pth")
     assert newest_checkpoint(tmp_path) == str(tmp_path / "iter_2.pth")

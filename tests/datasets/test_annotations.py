@@ -38,7 +38,7 @@ def write(folder: Path, coco: dict, pictures: bool = True) -> Path:
     return path
 
 
-def dataset(folder: Path, classes: tuple[str, ...] | None = ("cat", "dog"), with_mask: bool = True, **more) -> dict:
+def dataset(folder: Path, classes: tuple[str, ...] | None = ("dog", "cat"), with_mask: bool = True, **more) -> dict:
     pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", with_bbox=True, with_mask=with_mask),
                 dict(type="PackDetInputs")]
     metainfo = dict(metainfo=dict(classes=classes)) if classes else {}
@@ -49,7 +49,7 @@ def dataset(folder: Path, classes: tuple[str, ...] | None = ("cat", "dog"), with
 def test_what_is_right_has_no_problems(tmp_path: Path):
     found = read_coco(write(tmp_path, content()), with_mask=True)
     assert found.problems == []
-    assert found.categories == ("cat", "dog")  # by id, as mmdet numbers them
+    assert found.categories == ("dog", "cat")  # in the file's order, as mmdet numbers them
     assert [picture.boxes for picture in found.pictures] == [
         [(10.0, 10.0, 20.0, 20.0)], [(0.0, 0.0, 48.0, 64.0), (5.5, 5.0, 25.5, 25.0)]]
     assert [picture.labels for picture in found.pictures] == [["cat"], ["dog", "cat"]]
@@ -64,18 +64,22 @@ def test_what_is_used_is_what_mmdet_uses(tmp_path: Path):
     for i, change in enumerate([
             dict(bbox=[60, 40, 20, 20]), dict(bbox=[64, 10, 10, 10]), dict(bbox=[-20, 10, 20, 10]), dict(area=0),
             dict(bbox=[5, 5, 0.5, 10]), dict(bbox=[5, 5, 10, 0]), dict(category_id=99), dict(category_id=5),
-            dict(image_id=99)]):  # fmt: skip
+            dict(image_id=99), dict(ignore=1)]):  # fmt: skip
         coco["annotations"].append(base | change | dict(id=10 + i))
     write(tmp_path, coco)
-    for classes in (("cat", "dog"), ("dog",), None):
+    for classes in (("dog", "cat"), ("dog",), None):
         kwargs = dataset(tmp_path, classes)
         kwargs.pop("type")
-        built = datasets.CocoDataset(**(kwargs | dict(pipeline=[], metainfo=dict(classes=classes or ("cat", "dog")))))
+        names = classes or ("dog", "cat")
+        built = datasets.CocoDataset(**(kwargs | dict(pipeline=[], metainfo=dict(classes=names))))
         found = read_coco(tmp_path / "coco.json", classes, with_mask=True)
         theirs = {Path(info["img_path"]).name: [tuple(map(float, instance["bbox"])) for instance in info["instances"]]
                   for info in map(built.get_data_info, range(len(built)))}
         assert {Path(picture.path).name: picture.boxes for picture in found.pictures} == theirs
-        assert len(found.problems) == 12 - sum(map(len, theirs.values()))
+        labels = {Path(info["img_path"]).name: [names[instance["bbox_label"]] for instance in info["instances"]]
+                  for info in map(built.get_data_info, range(len(built)))}
+        assert {Path(picture.path).name: picture.labels for picture in found.pictures} == labels
+        assert len(found.problems) == 13 - sum(map(len, theirs.values()))
         assert not any(problem.breaks for problem in found.problems)
 
 
@@ -88,7 +92,6 @@ def test_what_is_used_is_what_mmdet_uses(tmp_path: Path):
     (dict(id=2), "image id 8, annotation id 2: two annotations of this id"),
     (dict(segmentation=[]), "no segmentation; for boxes alone take a detector without masks"),
     (dict(segmentation=[[1, 2, "x", 4, 5, 6]]), "a polygon holds something else than numbers"),
-    (dict(segmentation=dict(size=[1, 1])), "run lengths without size or counts"),
     (dict(segmentation="none"), "segmentation; allowed: a list of polygons, or run lengths"),
 ])  # fmt: skip
 def test_an_annotation_that_breaks_a_run_is_named(tmp_path: Path, change: dict, says: str):
@@ -104,7 +107,7 @@ def test_an_annotation_that_breaks_a_run_is_named(tmp_path: Path, change: dict, 
 @pytest.mark.parametrize(("part", "change", "says"), [
     ("images", dict(file_name=""), "image id 7: no file_name"),
     ("images", dict(id=8), "image id 8: two images of this id"),
-    ("images", dict(width=0), "image id 7: width=0, height=48; allowed"),
+    ("images", dict(width=0), "image id 7: width=0, height=48; allowed: more than 0"),
     ("images", dict(height="48"), "image id 7: width=64, height='48'; allowed"),
     ("categories", dict(name="cat"), "category 'cat': 2 categories of this name"),
     ("categories", dict(id=2), "category id 2: there twice"),
@@ -115,7 +118,7 @@ def test_images_and_categories_that_break_a_run(tmp_path: Path, part: str, chang
     coco[part][0].update(change)
     write(tmp_path, coco)
     with pytest.raises(AnnotationError) as error:
-        check_before_run(dict(dataset=dataset(tmp_path, None)))
+        check_before_run(dict(dataset=dataset(tmp_path)))
     assert says in str(error.value)
 
 
@@ -178,6 +181,59 @@ def test_one_class_without_its_comma(tmp_path: Path):
     write(tmp_path, content())
     with pytest.raises(AnnotationError, match=r"metainfo.classes='cat'; allowed: a tuple of names, such as \('cat'"):
         check_before_run(dict(dataset=dataset(tmp_path) | dict(metainfo=dict(classes="cat"))))
+
+
+def test_classes_of_a_file(tmp_path: Path):
+    write(tmp_path, content())
+    (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    check_before_run(dict(dataset=dataset(tmp_path) | dict(metainfo=dict(classes=str(tmp_path / "classes.txt")))))
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(AnnotationError, match=r"allowed, as .* has them: 'dog', 'cat'"):
+        check_before_run(dict(dataset=dataset(tmp_path) | dict(metainfo=dict(classes=str(tmp_path / "classes.txt")))))
+
+
+def test_classes_that_nobody_set(tmp_path: Path):
+    """mmdet takes COCO's 80 then."""
+    pytest.importorskip("mmdet")
+    coco = content()
+    write(tmp_path, coco)
+    check_before_run(dict(dataset=dataset(tmp_path, None)))  # they are among the 80
+    coco["categories"] = [dict(id=5, name="fig"), dict(id=2, name="date")]
+    write(tmp_path, coco)
+    with pytest.raises(AnnotationError, match=r"has 'fig', 'date', none of which is a class of CocoDataset; set"):
+        check_before_run(dict(dataset=dataset(tmp_path, None)))
+
+
+def test_pictures_alone_can_be_tested(tmp_path: Path):
+    coco = content()
+    del coco["annotations"]
+    write(tmp_path, coco)
+    check_before_run(dict(dataset=dataset(tmp_path, test_mode=True)))
+    with pytest.raises(AnnotationError, match="no list 'annotations'"):
+        check_before_run(dict(dataset=dataset(tmp_path)))
+
+
+def test_pictures_that_mmdet_finds_too_small(tmp_path: Path):
+    write(tmp_path, content())
+    check_before_run(dict(dataset=dataset(tmp_path, filter_cfg=dict(filter_empty_gt=True, min_size=48))))
+    with pytest.raises(AnnotationError, match=r"can be used \(filter_cfg.min_size=49\): training would wait"):
+        check_before_run(dict(dataset=dataset(tmp_path, filter_cfg=dict(filter_empty_gt=True, min_size=49))))
+
+
+def test_lvis_is_looked_at_and_remote_files_are_not(tmp_path: Path):
+    coco = content()
+    for image in coco["images"]:
+        image["coco_url"] = f"http://images.example.org/train2017/{image.pop('file_name')}"
+    write(tmp_path, coco, pictures=False)
+    lvis = dataset(tmp_path) | dict(type="LVISV1Dataset", data_prefix=dict(img=""))
+    check_before_run(dict(dataset=lvis))
+    found = read_coco(tmp_path / "coco.json")
+    assert [picture.path for picture in found.pictures] == ["train2017/a.jpg", "train2017/b.jpg"]
+    coco["annotations"][0]["bbox"] = None
+    write(tmp_path, coco, pictures=False)
+    with pytest.raises(AnnotationError, match="bbox=None"):
+        check_before_run(dict(dataset=lvis))
+    check_before_run(dict(dataset=lvis | dict(data_root="s3://bucket", backend_args=dict(backend="petrel"))))
 
 
 def test_wrappers_are_looked_into(tmp_path: Path):

@@ -94,7 +94,7 @@ def test_annotations_left_out_are_warnings(tmp_path: Path, capsys):
 
 def test_classes_of_another_order(tmp_path: Path):
     write(tmp_path, content())
-    assert kinds(config(tmp_path, classes=("dog", "cat"))) == ["classes"]
+    assert kinds(config(tmp_path, classes=("cat", "dog"))) == ["classes"]
 
 
 def test_voc(tmp_path: Path):
@@ -120,7 +120,10 @@ def test_voc(tmp_path: Path):
     (tmp_path / "Annotations/one.xml").write_text("<annotation>")
     report, = check_data(cfg, progress=False)
     assert report.broken
-    assert "cannot be built: ParseError" in report.problems[0].what
+    assert f"{tmp_path}/Annotations/one.xml: ParseError" in report.problems[0].what
+    (tmp_path / "Annotations/one.xml").write_text("<annotation><object><name>dog</name></object></annotation>")
+    report, = check_data(cfg, progress=False)
+    assert f"{tmp_path}/Annotations/one.xml: object 0 has no name or no bndbox" in report.problems[0].what
 
 
 def test_the_command(tmp_path: Path):
@@ -130,7 +133,7 @@ def test_the_command(tmp_path: Path):
     mine = tmp_path / "mine.py"
     template = (ROOT / "configs/detection/custom_coco_template.py").read_text()
     mine.write_text(template.replace("./_base_", f"{ROOT}/configs/detection/_base_").replace(
-        "'data/my_data/'", f"'{tmp_path}/data'").replace("('cat', 'dog')", "('cat', 'dog')"))
+        "'data/my_data/'", f"'{tmp_path}/data'").replace("('cat', 'dog')", "('dog', 'cat')"))
     for name in ("train.json", "val.json"):
         (tmp_path / "data" / name).write_text(path.read_text())
     command = [sys.executable, ROOT / "tools/check_data.py", mine]

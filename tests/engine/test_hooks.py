@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.dataset import BaseDataset
+from mmengine.dataset import BaseDataset, RepeatDataset
 from mmengine.model import BaseModel
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -46,8 +46,8 @@ def draw(results: dict) -> float:
     return random.random() + np.random.rand() + torch.rand(1).item()
 
 
-def build(folder: Path, epochs: int, hooks: list, model: nn.Module, **more) -> Runner:
-    dataset = Numbers(ann_file="", pipeline=[draw])
+def build(folder: Path, epochs: int, hooks: list, model: nn.Module, repeat: int = 1, **more) -> Runner:
+    dataset = RepeatDataset(Numbers(ann_file="", pipeline=[draw]), repeat)
     return Runner(
         model=model, work_dir=str(folder), experiment_name=f"{folder.name}{epochs}{more.get('resume')}",
         train_dataloader=dict(dataset=dataset, batch_size=2, num_workers=2, persistent_workers=True,
@@ -82,13 +82,14 @@ def test_a_loss_that_is_not_finite(tmp_path: Path, value: float):
 def test_a_checkpoint_of_nan_is_no_good_one(tmp_path: Path):
     """Weights can have become NaN in the update behind the last finite loss."""
     runner = build(tmp_path, 4, [InvalidLossHook()], Batched(bad_at=7))
-    torch.save(dict(state_dict=dict(weight=torch.tensor(float("nan")))), tmp_path / "epoch_9.pth")
+    torch.save(dict(state_dict=dict(weight=torch.tensor(float("nan"))), optimizer={}), tmp_path / "epoch_9.pth")
+    torch.save(dict(weight=torch.ones(1)), tmp_path / "exported.pth")
     (tmp_path / "epoch_8.pth").write_bytes(b"half")
 
     train_step = runner.model.train_step
 
     def spoil(*args: object, **kwargs: object) -> dict:
-        for path in tmp_path.glob("epoch_[89].pth"):
+        for path in (*tmp_path.glob("epoch_[89].pth"), tmp_path / "exported.pth"):
             path.touch()
         return train_step(*args, **kwargs)
 
@@ -125,3 +126,11 @@ def test_what_is_random_after_resuming(tmp_path: Path, with_hook: bool):
     numbers = [number for drawn in whole.drawn for number in drawn]
     assert len(set(numbers)) == len(numbers)  # each draw of its own
     assert torch.equal(whole.weight, resumed.weight) == with_hook
+
+
+def test_a_repeated_sample_is_drawn_anew(tmp_path: Path):
+    model = Batched()
+    runner = build(tmp_path, 1, [HOOKS.build(dict(type="ReproducibleHook"))], model, repeat=3)
+    runner.train()
+    numbers = [number for drawn in model.drawn for number in drawn[1:]]
+    assert len(set(numbers)) == len(numbers) == 18
