@@ -12,6 +12,7 @@
 #   ./_base_/retinanet_gcvit-nano_fpn.py         boxes only
 # and these fine-tune published ImageNet weights on a GPU; take scale = (1333, 800) with them, and --auto-scale-lr:
 #   ./mask-rcnn_gcvit-tiny_fpn_1x_coco.py, ./faster-rcnn_gcvit-tiny_fpn_1x_coco.py, or any other COCO config here
+# (their first 1000 iterations are warm-up: with some hundred pictures set param_scheduler and train_cfg.max_epochs too)
 # (With a copy elsewhere: _base_ = 'mmgcvit::detection/_base_/mask-rcnn_gcvit-nano_fpn.py')
 _base_ = './_base_/mask-rcnn_gcvit-nano_fpn.py'
 

@@ -118,10 +118,17 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
         report.advice.append(_download(COCO_ANNOTATIONS[0], "annotations"))
         return
     expected = (split.pictures, split.annotations, COCO_CATEGORIES)
+    names = {image.get("file_name") for image in instances["images"] if isinstance(image, dict)}
     if counts != expected:
         report.problems.append(f"{path}: {counts[0]} images, {counts[1]} annotations, {counts[2]} categories; expected "
                                f"{expected[0]}, {expected[1]}, {expected[2]}")
         report.advice.append(_download(COCO_ANNOTATIONS[0], "annotations"))
+        return
+    pictures = folder / split.name
+    missing = sorted(str(name) for name in names - set(os.listdir(pictures))) if pictures.is_dir() else []
+    if missing:
+        report.problems.append(f"{pictures}: lacks {len(missing)} pictures that {path.name} names, "
+                               f"such as {missing[0]}")
         return
     same = ""
     if archive is not None:
