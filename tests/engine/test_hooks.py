@@ -109,7 +109,7 @@ def test_finite_losses_pass(tmp_path: Path):
     assert runner.iter == 3
 
 
-@pytest.mark.parametrize("with_hook", [True, False])
+@pytest.mark.parametrize("with_hook", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_what_is_random_after_resuming(tmp_path: Path, with_hook: bool):
     """With the hook, in the model and in the workers as if never interrupted; mmengine alone does not do this."""
     hooks = [HOOKS.build(dict(type="ReproducibleHook"))] if with_hook else []
