@@ -152,9 +152,9 @@ def test_a_bug_in_a_run_keeps_its_traceback(trained: Path, tmp_path: Path):
     assert "arch='huge' is unknown" in done.stderr
 
 
-def test_show_dir_needs_mmdets_hook():
+def test_show_dir_needs_mmdets_hook(trained: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(trained)
     cfg = load_config(CONFIG, cfg_options={"default_hooks.visualization.type": "SegVisualizationHook"})
-    cfg.test_dataloader.dataset.pop("metainfo")
     with pytest.raises(UsageError, match=r"visualization of the config is 'SegVisualizationHook'; allowed: 'Det"):
         apis.test(cfg, CONFIG, show_dir="pictures")
 
