@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     inspect = actions.add_parser("inspect", help="what a checkpoint holds, and what of it would load")
     inspect.add_argument("file", help="file, URL, or a name of the list")
     params = commands.add_parser("params", help="what a config's optimizer does with which parameters")
-    params.add_argument("config", help="config file, or mmgcvit::detection/... for one of the package's own")
+    params.add_argument("config", help="config file, or mmgcvit::detection/... and the like for the package's own")
     args = parser.parse_args(argv)
 
     if args.command == "doctor":

@@ -15,6 +15,7 @@ from mmgcvit.analysis import build_model, count_flops, parameter_groups, print_p
 from mmgcvit.classification import GCViTClassifier
 
 DETECTION = ROOT / "configs/detection"
+SEGMENTATION = ROOT / "configs/segmentation"
 
 
 def test_attention_by_hand():
@@ -95,6 +96,15 @@ def test_published_detectors(config: str, published: float):
     pytest.importorskip("mmcv._ext")
     model = build_model(Config.fromfile(DETECTION / f"{config}.py"))
     assert abs(count_flops(model, (800, 1344)).total.macs / 1e9 / published - 1) < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arch", "published"), [("tiny", 947), ("small", 1163), ("base", 1348)])
+def test_published_segmentors(arch: str, published: float):
+    """Paper, table 5; at Swin's 512 x 2048. TOLERANCE"""
+    pytest.importorskip("mmseg")
+    model = build_model(Config.fromfile(SEGMENTATION / f"gcvit-{arch}_w7_upernet_8xb2-160k_ade20k-512x512.py"))
+    assert abs(count_flops(model, (512, 2048)).total.macs / 1e9 / published - 1) < 0.01
 
 
 def test_parameter_groups():

@@ -9,16 +9,17 @@ from mmgcvit import apis
 def main() -> int:
     """Read the arguments, walk through the data sets, print the report."""
     parser = argparse.ArgumentParser(description=__doc__, epilog="exit status 1 if something would break training")
-    parser.add_argument("config", help="config file, or mmgcvit::detection/... for one of the package's own")
+    apis.add_config_arguments(parser)
     parser.add_argument("--workers", type=int, default=8, help="threads that decode pictures (8)")
     args = parser.parse_args()
-    from mmgcvit.datasets import check
+    from mmgcvit.datasets.check import check_data
+    from mmgcvit.datasets.report import print_reports
 
     try:
-        reports = check.check_data(apis.load_config(args.config), args.workers)
+        reports = check_data(apis.load_config(args.config, cfg_options=args.cfg_options), args.workers)
     except apis.UsageError as error:
         sys.exit(f"check_data: {error}")
-    check.print_reports(reports)
+    print_reports(reports)
     return int(any(report.broken for report in reports))
 
 

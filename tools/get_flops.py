@@ -9,7 +9,7 @@ from mmgcvit import apis
 def main() -> None:
     """Read the arguments, count, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config file, or mmgcvit::detection/... for one of the package's own")
+    apis.add_config_arguments(parser)
     parser.add_argument("--shape", type=int, nargs=2, required=True, metavar=("H", "W"),
                         help="height and width of the picture, e.g. 800 1344 (COCO), 512 2048 (ADE20K)")
     args = parser.parse_args()
@@ -18,7 +18,7 @@ def main() -> None:
     from mmgcvit import analysis
 
     try:
-        model = analysis.build_model(apis.load_config(args.config))
+        model = analysis.build_model(apis.load_config(args.config, cfg_options=args.cfg_options))
     except apis.UsageError as error:
         sys.exit(f"get_flops: {error}")
     analysis.print_flops(analysis.count_flops(model, tuple(args.shape)))

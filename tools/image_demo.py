@@ -1,4 +1,4 @@
-"""Detect on pictures, folders and videos: python tools/image_demo.py INPUT [...] CONFIG CHECKPOINT --out-dir DIR"""
+"""Detect or segment on pictures and videos: python tools/image_demo.py INPUT [...] CONFIG CHECKPOINT --out-dir DIR"""
 
 import argparse
 import sys
@@ -7,21 +7,22 @@ from mmgcvit import apis
 
 
 def main() -> None:
-    """Read the arguments, detect, say where the drawings and the predictions are."""
+    """Read the arguments, run the model, say where the drawings and the predictions are."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("inputs", nargs="+", help="pictures, videos, or folders of them")
-    parser.add_argument("config", help="config file, or mmgcvit::detection/... for one of the package's own")
+    parser.add_argument("config", help="config file, or mmgcvit::detection/... and the like for the package's own")
     parser.add_argument("checkpoint", help="checkpoint file or URL")
     parser.add_argument("--out-dir", default="outputs",
-                        help="gets drawings in vis/, predictions.json and images.json in COCO's formats (outputs)")
+                        help="gets drawings in vis/; of a detector predictions.json and images.json in COCO's formats, "
+                             "of a segmentor label maps in labels/ and areas.json (outputs)")
     parser.add_argument("--device", help="cpu, cuda:0, ... (a GPU where there is one)")
     parser.add_argument("--score-thr", type=float, default=0.3, help="boxes under this score are not drawn (0.3)")
     parser.add_argument("--batch-size", type=int, default=1, help="pictures, frames or tiles at a time (1)")
-    parser.add_argument("--tta", action="store_true", help="merge the boxes of several scales and their mirror images")
+    parser.add_argument("--tta", action="store_true", help="merge what is found at several scales and in mirror images")
     parser.add_argument("--tile", type=int, metavar="PIXELS",
-                        help="cut larger pictures into overlapping square tiles of this side, merge by NMS")
+                        help="cut larger pictures into overlapping square tiles of this side, merge what is found")
     parser.add_argument("--overlap", type=float, default=0.25, help="of neighbouring tiles, of their side (0.25)")
-    parser.add_argument("--ann-file", help="COCO file whose image and category ids the predictions are to have")
+    parser.add_argument("--ann-file", help="COCO file whose image and category ids a detector is to use")
     parser.add_argument("--no-draw", action="store_true", help="write the predictions only")
     args = parser.parse_args()
     try:
@@ -30,7 +31,8 @@ def main() -> None:
     except apis.UsageError as error:
         sys.exit(f"image_demo: {error}")
     counts = [f"{count} {word}" for count, word in ((found.pictures, "pictures"), (found.frames, "frames")) if count]
-    print(f"{' and '.join(counts)}, {found.objects} objects: predictions in {args.out_dir}/predictions.json"
+    objects = f", {found.objects} objects" if found.file.endswith("predictions.json") else ""
+    print(f"{' and '.join(counts)}{objects}: predictions in {found.file}"
           + ("" if args.no_draw else f", drawings in {args.out_dir}/vis"))
 
 

@@ -12,7 +12,7 @@ def main() -> None:
     apis.add_runner_arguments(parser)
     parser.add_argument("checkpoint", help="checkpoint file or URL")
     parser.add_argument("--show-dir", help="folder for pictures: truth on the left, prediction on the right")
-    parser.add_argument("--tta", action="store_true", help="merge the boxes of several scales and their mirror images")
+    parser.add_argument("--tta", action="store_true", help="merge what is found at several scales and in mirror images")
     args = parser.parse_args()
     try:
         apis.test(apis.config_from_arguments(args), args.checkpoint, args.show_dir, args.tta)

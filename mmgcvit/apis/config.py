@@ -56,12 +56,17 @@ def existing(what: str, path: str) -> str:
     return path
 
 
-def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what training and testing have in common, under the names of mmdet's and mmseg's own tools."""
-    parser.add_argument("config", help="config file, or mmgcvit::detection/... for one of the package's own")
-    parser.add_argument("--work-dir", help="where logs and checkpoints go (work_dirs/<name of the config>)")
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the config, and values to put over its own."""
+    parser.add_argument("config", help="config file, or mmgcvit::detection/... and the like for the package's own")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE",
                         help="values to put over the config's, e.g. train_dataloader.batch_size=4")
+
+
+def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what training and testing have in common, under the names of mmdet's and mmseg's own tools."""
+    add_config_arguments(parser)
+    parser.add_argument("--work-dir", help="where logs and checkpoints go (work_dirs/<name of the config>)")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="none", help="how processes were started (none)")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 

@@ -12,12 +12,13 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
+from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import distributed as dist
 
 from mmgcvit.apis.config import SHIPPED, UsageError, existing
-from mmgcvit.datasets.annotations import AnnotationError, check_before_run
+from mmgcvit.datasets.annotations import AnnotationError, check_before_run, data_sets
+from mmgcvit.datasets.labels import check_label_maps, has_label_maps
 
 AMP = ("fp16", "bf16")
 CORRUPT = ("stop", "skip")
@@ -88,19 +89,23 @@ def test(cfg: Config, checkpoint: str, show_dir: str | None = None, tta: bool = 
         The metrics.
 
     Raises:
-        UsageError: the checkpoint is not there, ``show_dir`` with a config whose visualization hook is not mmdet's,
-            annotations that would break the run, or classes that are not the annotation file's.
+        UsageError: the checkpoint is not there, ``show_dir`` with a config whose visualization hook is neither
+            mmdet's nor mmseg's, annotations that would break the run, or classes that are not the annotation file's.
     """
     cfg.load_from = existing("checkpoint", checkpoint)
     _check_data(cfg, "test_dataloader")
     if show_dir is not None:
         hook = cfg.get("default_hooks", {}).get("visualization") or {}
-        if hook.get("type") != "DetVisualizationHook":
+        folder = os.path.abspath(show_dir)  # what the libraries join to the run's own folder stays itself
+        if hook.get("type") == "DetVisualizationHook":
+            hook.test_out_dir = folder
+        elif hook.get("type") == "SegVisualizationHook":
+            hook.interval = 1  # OpenMMLab's draws one in 50
+            cfg.visualizer.vis_backends = [dict(type="LocalVisBackend", img_save_dir=folder)]
+        else:
             raise UsageError(f"--show-dir: default_hooks.visualization of the config is {hook.get('type')!r}; "
-                             "allowed: 'DetVisualizationHook'")
+                             "allowed: 'DetVisualizationHook', 'SegVisualizationHook'")
         hook.draw = True
-        # The hook joins this to the run's own folder: an absolute path stays itself.
-        hook.test_out_dir = os.path.abspath(show_dir)
     if tta:
         use_tta(cfg)
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
@@ -110,16 +115,16 @@ def test(cfg: Config, checkpoint: str, show_dir: str | None = None, tta: bool = 
 def use_tta(cfg: Config) -> None:
     """Make the config's test pipeline one of several scales, each mirrored too.
 
-    A config's own ``tta_model`` and ``tta_pipeline`` are taken as they are. Otherwise they are those of
-    ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale of the test pipeline's Resize. Boxes alone
-    are merged: masks are left out, and the metric 'segm' with them.
+    A config's own ``tta_model`` and ``tta_pipeline``, which those in ``configs/segmentation`` have, are taken as they
+    are. Otherwise they are those of ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale of the test
+    pipeline's Resize. Of detections boxes alone are merged: masks are left out, and the metric 'segm' with them.
 
     Raises:
-        UsageError: a test pipeline without Resize, in a config that has no tta_pipeline.
+        UsageError: a detector's test pipeline without Resize, or no detector, in a config that lacks one of the two.
     """
-    if "tta_model" not in cfg:
+    if "tta_model" not in cfg or "tta_pipeline" not in cfg:
         if "roi_head" not in cfg.model and "bbox_head" not in cfg.model:
-            raise UsageError("--tta: the config is no detector's and has no tta_model; add tta_model and tta_pipeline")
+            raise UsageError("--tta: the config is no detector's and has no tta_model with a tta_pipeline; add them")
         resize = [t for t in cfg.test_dataloader.dataset.pipeline if t["type"].endswith("Resize") and "scale" in t]
         if not resize:
             raise UsageError("--tta: test_dataloader.dataset.pipeline has no Resize with a scale, and the config no "
@@ -176,9 +181,13 @@ def _mixed_precision(cfg: Config, kind: str) -> None:
 def _check_data(cfg: Config, *loaders: str) -> None:
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))):
         return  # one process speaks for all: the launcher stops the others
+    init_default_scope(cfg.get("default_scope", "mmengine"))
     try:
         for loader in loaders:
             check_before_run(cfg.get(loader))
+            for dataset in data_sets((cfg.get(loader) or {}).get("dataset")):
+                if has_label_maps(dataset) and not dataset.get("backend_args"):
+                    check_label_maps(dataset, cfg.get("model"))
     except AnnotationError as error:
         raise UsageError(str(error)) from error
 

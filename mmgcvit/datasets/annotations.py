@@ -116,11 +116,19 @@ def check_before_run(dataloader: Mapping | None) -> None:
     for dataset in data_sets((dataloader or {}).get("dataset")):
         if not coco_like(dataset) or not dataset.get("ann_file") or dataset.get("backend_args"):
             continue  # what is not a local file is mmdet's to read
-        found = read_dataset(dataset)
-        broken = [problem for problem in found.problems if problem.breaks]
-        if broken:
-            more = f"\n... and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
-            raise AnnotationError("\n".join(map(str, broken[:SHOWN])) + more)
+        refuse(read_dataset(dataset).problems)
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """Raise what breaks a run, the first few by name.
+
+    Raises:
+        AnnotationError: one of the problems does.
+    """
+    broken = [problem for problem in problems if problem.breaks]
+    if broken:
+        more = f"\n... and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+        raise AnnotationError("\n".join(map(str, broken[:SHOWN])) + more)
 
 
 def read_dataset(dataset: Mapping) -> Annotations:

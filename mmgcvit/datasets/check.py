@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import os
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
-from PIL import Image, ImageOps
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.progress import Progress, TaskID
 
+from mmgcvit.datasets import labels
 from mmgcvit.datasets.annotations import (
     AnnotationError,
     Annotations,
@@ -28,31 +25,10 @@ from mmgcvit.datasets.annotations import (
     outside,
     read_dataset,
 )
-from mmgcvit.datasets.pictures import unreadable
+from mmgcvit.datasets.pictures import picture_size
+from mmgcvit.datasets.report import DatasetReport
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-EXAMPLES = 3
-SIZES = (160, 320, 480, 640, 800, 1024, 1333, 2048, 4096)  # upper ends of the histogram's bins: longer side, pixels
-
-
-@dataclass
-class DatasetReport:
-    """What one data set holds and what is wrong with it."""
-
-    name: str
-    source: str
-    pictures: int = 0
-    empty: int = 0
-    objects: int = 0
-    kept: int = 0
-    classes: dict[str, int] = field(default_factory=dict)
-    sizes: Counter = field(default_factory=Counter)
-    problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def broken(self) -> bool:
-        """Whether training would fail or learn wrong things."""
-        return any(problem.breaks for problem in self.problems)
 
 
 def check_data(cfg: Config, workers: int = 8, progress: bool = True) -> list[DatasetReport]:
@@ -75,45 +51,22 @@ def check_data(cfg: Config, workers: int = 8, progress: bool = True) -> list[Dat
                 if dataset in done:
                     continue
                 done.append(dataset)
-                reports.append(_check(loader.removesuffix("_dataloader"), dataset, workers, bar))
+                name = loader.removesuffix("_dataloader")
+                task = bar.add_task(name, total=None)
+
+                def advance(total: int, task: TaskID = task) -> None:
+                    bar.update(task, advance=1, total=total)
+
+                if labels.has_label_maps(dataset):
+                    reports.append(labels.check_labels(name, dataset, cfg.get("model"), workers, advance))
+                else:
+                    reports.append(_check(name, dataset, workers, advance))
+                bar.remove_task(task)
+    labels.compare_splits(reports)
     return reports
 
 
-def print_reports(reports: Sequence[DatasetReport]) -> None:
-    """One readable page: counts, histograms, what breaks training, what is left out."""
-    console = Console()
-    table = Table(title="data sets", title_justify="left")
-    table.add_column("set")
-    table.add_column("annotations", overflow="fold")
-    for title in ("pictures", "empty", "objects", "used"):
-        table.add_column(title, justify="right")
-    for report in reports:
-        table.add_row(report.name, report.source, str(report.pictures), str(report.empty), str(report.objects),
-                      str(report.kept))
-    console.print(table)
-    for title, rows in (("objects by class", [report.classes for report in reports]),
-                        ("pictures by longer side, in pixels", [_binned(report.sizes) for report in reports])):
-        if any(rows):
-            console.print(_histogram(title, [report.name for report in reports], rows))
-    for report in reports:
-        for breaks in (True, False):
-            kinds: dict[str, list[Problem]] = defaultdict(list)
-            for problem in report.problems:
-                if problem.breaks == breaks:
-                    kinds[problem.kind].append(problem)
-            for kind, problems in kinds.items():
-                word = "error" if breaks else "warning"
-                console.print(f"{word}: {report.name}: {kind}: {len(problems)}"
-                              + ("" if breaks else ", left out or used as it is"), markup=False, soft_wrap=True)
-                for problem in problems[:EXAMPLES]:
-                    console.print(f"  {problem}", markup=False, soft_wrap=True)
-                if len(problems) > EXAMPLES:
-                    console.print(f"  ... and {len(problems) - EXAMPLES} more", markup=False)
-    broken = [report.name for report in reports if report.broken]
-    console.print(f"would break training: {', '.join(broken)}" if broken else "nothing that would break training")
-
-
-def _check(name: str, dataset: Mapping, workers: int, bar: Progress) -> DatasetReport:
+def _check(name: str, dataset: Mapping, workers: int, advance: Callable[[int], None]) -> DatasetReport:
     source = os.path.join(dataset.get("data_root") or "", dataset.get("ann_file") or "")
     report = DatasetReport(name, source)
     try:
@@ -130,10 +83,10 @@ def _check(name: str, dataset: Mapping, workers: int, bar: Progress) -> DatasetR
     for label, count in report.classes.items():
         if not count and report.kept:
             report.problems.append(Problem("class", source, f"no object of class {label!r}", False))
-    task = bar.add_task(name, total=report.pictures)
+    paths = [picture.path for picture in annotations.pictures]
     with ThreadPoolExecutor(workers) as pool:
-        for picture, (size, reason) in zip(annotations.pictures, pool.map(_decode, annotations.pictures), strict=True):
-            bar.advance(task)
+        for picture, (size, reason) in zip(annotations.pictures, pool.map(picture_size, paths), strict=True):
+            advance(report.pictures)
             if reason:
                 report.problems.append(Problem("picture", picture.path, reason, True))
             elif size:
@@ -142,7 +95,6 @@ def _check(name: str, dataset: Mapping, workers: int, bar: Progress) -> DatasetR
                     report.problems.append(Problem(
                         "size", picture.path, f"is {size[0]} x {size[1]} (width x height), its annotations say "
                         f"{picture.width} x {picture.height}", True))
-    bar.remove_task(task)
     return report
 
 
@@ -194,42 +146,3 @@ def _broken_xml(dataset: Mapping) -> str | None:
         except (OSError, ElementTree.ParseError, ValueError) as error:
             return f"{path}: {type(error).__name__}: {error}"
     return None
-
-
-def _decode(picture: Picture) -> tuple[tuple[int, int] | None, str | None]:
-    """Size of a picture as mmcv would load it (turned as its EXIF says), or why it cannot be."""
-    reason = None if os.path.isfile(picture.path) else "there is no such file"
-    if not reason:
-        with open(picture.path, "rb") as file:
-            content = file.read()
-        reason = unreadable(content)
-    if reason:
-        return None, reason
-    with Image.open(io.BytesIO(content)) as image:
-        return ImageOps.exif_transpose(image).size, None
-
-
-def _binned(sizes: Counter) -> dict[str, int]:
-    bins: Counter = Counter()
-    for (width, height), count in sizes.items():
-        longer = max(width, height)
-        upper = next((bound for bound in SIZES if longer <= bound), None)
-        bins[f"to {upper}" if upper else f"over {SIZES[-1]}"] += count
-    order = [f"to {bound}" for bound in SIZES] + [f"over {SIZES[-1]}"]
-    return {name: bins[name] for name in order if bins[name]}
-
-
-def _histogram(title: str, names: Sequence[str], rows: Sequence[dict[str, int]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
-        table.add_column("", width=12)
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    for key in keys:
-        cells = [key]
-        for row in rows:
-            most = max(row.values(), default=0)
-            cells += [str(row.get(key, 0)), "█" * round(12 * row.get(key, 0) / most) if most else ""]
-        table.add_row(*cells)
-    return table

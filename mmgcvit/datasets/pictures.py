@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 
 import mmcv
 import torch
@@ -11,7 +12,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
-from PIL import Image
+from PIL import Image, ImageOps
 
 Image.MAX_IMAGE_PIXELS = None  # a large picture is no attack: the data is the user's own
 TAIL = 1024  # bytes in which a whole file's end mark stands
@@ -33,6 +34,19 @@ def unreadable(content: bytes) -> str | None:
     except Exception as error:  # Pillow's decoders raise a dozen kinds
         return f"cannot be decoded: {error}"
     return None
+
+
+def picture_size(path: str) -> tuple[tuple[int, int] | None, str | None]:
+    """Width and height of a picture as mmcv would load it (turned as its EXIF says), or why it cannot be."""
+    if not os.path.isfile(path):
+        return None, "there is no such file"
+    with open(path, "rb") as file:
+        content = file.read()
+    reason = unreadable(content)
+    if reason:
+        return None, reason
+    with Image.open(io.BytesIO(content)) as image:
+        return ImageOps.exif_transpose(image).size, None
 
 
 @TRANSFORMS.register_module()

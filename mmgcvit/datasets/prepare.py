@@ -45,6 +45,26 @@ COCO_SPLITS = (
 COCO_CATEGORIES = 80
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """One split of a segmentation data set: as many pictures as label maps, of the same names but for the suffix."""
+
+    images: str
+    image_suffix: str
+    labels: str
+    label_suffix: str
+    count: int
+
+
+ADE_URL = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
+ADE_SPLITS = tuple(Pairs(f"images/{name}", ".jpg", f"annotations/{name}", ".png", count)
+                   for name, count in (("training", 20210), ("validation", 2000)))
+CITYSCAPES_URL = "https://www.cityscapes-dataset.com/downloads"
+CITYSCAPES_SPLITS = tuple(
+    Pairs(f"leftImg8bit/{name}", "_leftImg8bit.png", f"gtFine/{name}", "_gtFine_labelTrainIds.png", count)
+    for name, count in (("train", 2975), ("val", 500)))
+
+
 def prepare(name: str, folder: str | Path, data: str | Path = "data") -> Report:
     """Check a data set's tree and link it under ``data``, where the configs look.
 
@@ -101,6 +121,56 @@ def check_coco(folder: Path) -> Report:
             report.lines.append(f"{pictures}: {count} pictures")
         _coco_json(folder, split, archive, report)
     return report
+
+
+def check_ade20k(folder: Path) -> Report:
+    """ADE20K, the scene parsing challenge's 150 classes: pictures and label maps by count and name."""
+    report = Report()
+    for split in ADE_SPLITS:
+        _pairs(folder, split, report)
+    if report.problems:
+        report.advice.append(f"download {ADE_URL}, unpack it, and give its folder ADEChallengeData2016")
+    return report
+
+
+def check_cityscapes(folder: Path) -> Report:
+    """Cityscapes' fine annotations: pictures and label maps of the 19 training classes, by count and name."""
+    report = Report()
+    for split in CITYSCAPES_SPLITS:
+        _pairs(folder, split, report)
+        if len(_names(folder / split.labels, split.label_suffix)) != split.count:
+            raw = len(_names(folder / split.labels, "_gtFine_labelIds.png")) == split.count
+            report.advice.append(
+                "the label maps have Cityscapes' own ids; its tools number the training classes: pip install "
+                f"cityscapesscripts && CITYSCAPES_DATASET={folder} csCreateTrainIdLabelImgs" if raw else
+                f"download gtFine_trainvaltest.zip from {CITYSCAPES_URL} (needs an account) and unpack it in {folder}")
+        if len(_names(folder / split.images, split.image_suffix)) != split.count:
+            report.advice.append(f"download leftImg8bit_trainvaltest.zip from {CITYSCAPES_URL} (needs an account) and "
+                                 f"unpack it in {folder}")
+    return report
+
+
+def _pairs(folder: Path, split: Pairs, report: Report) -> None:
+    pictures = _names(folder / split.images, split.image_suffix)
+    labels = _names(folder / split.labels, split.label_suffix)
+    for kind, place, suffix, names in (("pictures", split.images, split.image_suffix, pictures),
+                                       ("label maps", split.labels, split.label_suffix, labels)):
+        found = f"{len(names)} {kind} *{suffix}" if (folder / place).is_dir() else "no such folder"
+        if len(names) != split.count:
+            report.problems.append(f"{folder / place}: {found}; expected {split.count}")
+        else:
+            report.lines.append(f"{folder / place}: {found}")
+    alone = sorted(pictures - labels)
+    if alone and labels:
+        report.problems.append(f"{folder / split.labels}: lacks the label maps of {len(alone)} pictures, such as "
+                               f"{alone[0]}")
+
+
+def _names(folder: Path, suffix: str) -> set[str]:
+    """Paths under a folder that end so, without the suffix."""
+    if not folder.is_dir():
+        return set()
+    return {path.relative_to(folder).as_posix().removesuffix(suffix) for path in folder.rglob(f"*{suffix}")}
 
 
 def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report) -> None:
@@ -187,4 +257,8 @@ def _link(source: Path, link: Path) -> str:
     return f"{link}: linked to {source}"
 
 
-DATASETS: dict[str, tuple[Callable[[Path], Report], str]] = {"coco": (check_coco, "coco")}
+DATASETS: dict[str, tuple[Callable[[Path], Report], str]] = {
+    "coco": (check_coco, "coco"),
+    "ade20k": (check_ade20k, "ade/ADEChallengeData2016"),
+    "cityscapes": (check_cityscapes, "cityscapes"),
+}

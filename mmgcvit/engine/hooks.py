@@ -36,7 +36,8 @@ class InvalidLossHook(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: dict | None = None) -> None:
         """Look at the losses that the iteration returned."""
-        losses = {name: float(value) for name, value in (outputs or {}).items() if "loss" in name}
+        losses = {name: float(torch.as_tensor(value).detach())
+                  for name, value in (outputs or {}).items() if "loss" in name}
         if all(map(math.isfinite, losses.values())):
             return
         values = ", ".join(f"{name}={value:g}" for name, value in losses.items())
@@ -91,10 +92,12 @@ class ReproducibleHook(Hook):
     """Makes a resumed run end at the weights of one that was never interrupted.
 
     mmengine resumes weights, optimizer and schedule, but not the state of the random generators. Here what is random
-    in an iteration depends on the run's seed, the process and the iteration alone, and, in a run by epochs, what is
-    random in the loading of a picture on the seed, the epoch, the worker, the picture and how often the worker has
-    loaded it in this epoch. In a run by iterations the workers' randomness is as before only where mmengine loads the
-    skipped data again (with a batch sampler of mmdet's, such as AspectRatioBatchSampler, or before its 0.10.12).
+    in an iteration depends on the run's seed, the process and the iteration alone, and what is random in the loading of
+    a picture, in a run by epochs, on the seed, the epoch, the worker, the picture and how often the worker has loaded
+    it in this epoch; in a run by iterations in which mmengine skips indices (from 0.10.12, with torch's batch sampler)
+    on the seed, the process, the iteration and the place in its batch. (Elsewhere mmengine loads the skipped data
+    again, which brings the workers, if there are any, to where they were. Pictures skipped as corrupt, and wrappers
+    that mix several pictures, move the places.)
     """
 
     priority = "VERY_HIGH"
@@ -103,10 +106,20 @@ class ReproducibleHook(Hook):
         """Put the drawing of seeds before the data sets' transforms."""
         self.seed = runner.seed
         self.epoch = torch.full((1,), -1, dtype=torch.int64).share_memory_()
+        by_epoch = runner.train_loop.__class__.__name__ == "EpochBasedTrainLoop"
+        first = None if by_epoch else self._from_place(runner)
         for dataset in _inner(runner.train_dataloader.dataset):
             pipeline = getattr(dataset, "pipeline", None)
-            if pipeline is not None and runner.train_loop.__class__.__name__ == "EpochBasedTrainLoop":
-                pipeline.transforms.insert(0, _SeedFromSample(self.seed, self.epoch))
+            if pipeline is not None and (by_epoch or first):
+                pipeline.transforms.insert(0, first or _SeedFromSample(self.seed, self.epoch))
+
+    def _from_place(self, runner: Runner) -> _SeedFromPlace | None:
+        """What draws seeds where mmengine will skip indices, its workers not being there yet."""
+        iterator = runner.train_loop.dataloader_iterator
+        skips = hasattr(iterator, "_resolve_sampler") and iterator._resolve_sampler() is not None
+        if not skips or iterator._iterator is not None:
+            return None
+        return _SeedFromPlace(self.seed, runner.iter, iterator._resolve_batch_size())
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Tell the workers, who live through all epochs, which one begins."""
@@ -121,7 +134,7 @@ class _SeedFromSample:
     """The first transform of a pipeline: seeds those behind it."""
 
     def __init__(self, seed: int, epoch: torch.Tensor) -> None:
-        self.seed, self.epoch = seed, epoch
+        self.seed, self.epoch, self.rank = seed, epoch, get_rank()  # a spawned worker has no process group
         self.counted, self.times = -1, Counter()
 
     def __call__(self, results: dict) -> dict:
@@ -130,8 +143,24 @@ class _SeedFromSample:
             self.counted, self.times = epoch, Counter()
         worker = torch.utils.data.get_worker_info()
         # A repeated sample is to look different each time.
-        _seed(self.seed, epoch, get_rank(), worker.id if worker else 0, sample, self.times[sample])
+        _seed(self.seed, epoch, self.rank, worker.id if worker else 0, sample, self.times[sample])
         self.times[sample] += 1
+        return results
+
+
+class _SeedFromPlace:
+    """The first transform of all pipelines of a run by iterations: seeds those behind it by iteration and place."""
+
+    def __init__(self, seed: int, start: int, batch_size: int) -> None:
+        self.seed, self.start, self.batch_size, self.rank = seed, start, batch_size, get_rank()
+        self.count = 0  # of this worker's pictures; batches go to the workers in turn
+
+    def __call__(self, results: dict) -> dict:
+        worker = torch.utils.data.get_worker_info()
+        index, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        batch, place = divmod(self.count, self.batch_size)
+        _seed(self.seed, self.rank, self.start + index + workers * batch, place)
+        self.count += 1
         return results
 
 

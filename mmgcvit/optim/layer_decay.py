@@ -11,7 +11,7 @@ from torch import nn
 from mmgcvit.backbone.checks import check_number
 from mmgcvit.backbone.gcvit import GCViT
 
-ALLOWED = ("layer_decay_rate", "norm_decay_mult", "bias_decay_mult", "table_decay_mult")
+ALLOWED = ("layer_decay_rate", "norm_decay_mult", "bias_decay_mult", "table_decay_mult", "embedding_decay_mult")
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -24,6 +24,7 @@ class GCViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     - ``layer_decay_rate``: needed, above 0, at most 1.
     - ``norm_decay_mult``, ``bias_decay_mult``, ``table_decay_mult``: factors of the weight decay of norms, of other
       1-D parameters (biases, layer scales), and of relative position bias tables; 0 unless given.
+    - ``embedding_decay_mult``: that of ``nn.Embedding``, such as a decoder's queries; 1 unless given.
 
     Raises:
         ValueError: another key, a rate that cannot be, or a model without a GC ViT or with several.
@@ -48,14 +49,14 @@ class GCViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ValueError(f"model: {len(backbones)} GCViT in a {type(module).__name__}; allowed: one")
         ((prefix, backbone),) = backbones.items()
         prefix += "." if prefix else ""
-        norms = {f"{name}.{key}" if name else key for name, child in module.named_modules()
-                 if "Norm" in type(child).__name__ for key, _ in child.named_parameters(recurse=False)}
+        own = {f"{name}.{key}" if name else key: child for name, child in module.named_modules()
+               for key, _ in child.named_parameters(recurse=False)}
         groups: dict[tuple[int, float], dict] = {}
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
             layer, layers = backbone.get_layer_depth(name, prefix)
-            decay = self.base_wd * self._decay_mult(name, parameter, norms)
+            decay = self.base_wd * self._decay_mult(name, parameter, own[name])
             lr = self.base_lr * self.paramwise_cfg["layer_decay_rate"] ** (layers - 1 - layer)
             new = {"params": [], "param_names": [], "lr": lr, "weight_decay": decay}
             group = groups.setdefault((layer, decay), new)
@@ -63,10 +64,12 @@ class GCViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             group["param_names"].append(name)
         params.extend(groups[key] for key in sorted(groups))
 
-    def _decay_mult(self, name: str, parameter: nn.Parameter, norms: set[str]) -> float:
-        for key, hit in (("norm_decay_mult", name in norms),
-                         ("table_decay_mult", name.endswith("relative_position_bias_table")),
-                         ("bias_decay_mult", parameter.ndim == 1)):
+    def _decay_mult(self, name: str, parameter: nn.Parameter, owner: nn.Module) -> float:
+        for key, default, hit in (
+                ("norm_decay_mult", 0.0, "Norm" in type(owner).__name__),
+                ("table_decay_mult", 0.0, name.endswith("relative_position_bias_table")),
+                ("embedding_decay_mult", 1.0, isinstance(owner, nn.Embedding)),
+                ("bias_decay_mult", 0.0, parameter.ndim == 1)):
             if hit:
-                return self.paramwise_cfg.get(key, 0.0)
+                return self.paramwise_cfg.get(key, default)
         return 1.0

@@ -19,8 +19,9 @@ from mmengine.registry import MODELS, init_default_scope
 from pycocotools.coco import COCO
 
 from mmgcvit.apis import UsageError, predict
-from mmgcvit.apis.inference import Detector, _Source, _starts
+from mmgcvit.apis.detector import Detector, _starts
 from mmgcvit.apis.runs import use_tta
+from mmgcvit.apis.sources import Source
 
 BASES = ROOT / "configs/detection/_base_"
 CLASSES = ("cat", "dog")
@@ -175,7 +176,7 @@ def test_tiles_are_put_back_where_they_were(folder: Path):
     detector.inferencer.__class__.__call__, original = lambda self, pictures, **k: middle(pictures), \
         detector.inferencer.__class__.__call__
     try:
-        (_, found), = detector(iter([_Source("x", picture)]))
+        (_, found), = detector(iter([Source("x", picture)]))
     finally:
         detector.inferencer.__class__.__call__ = original
     corners = [(y, x) for y in (0, 32, 36) for x in (0, 32, 64, 66)]

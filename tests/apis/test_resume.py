@@ -46,6 +46,16 @@ train_dataloader = dict(batch_size=4, dataset=dict(pipeline=train_pipeline))
 train_cfg = dict(max_iters=8, val_interval=20)
 default_hooks = dict(checkpoint=dict(interval=3), logger=dict(interval=1))
 """
+SEGMENTS = f"""
+_base_ = '{ROOT}/configs/segmentation/gcvit-nano_upernet_digits-160x160.py'
+custom_imports = dict(imports=['mmgcvit', 'killer'], allow_failed_imports=False)
+randomness = dict(seed=3, deterministic=True)
+model = dict(data_preprocessor=dict(size=(96, 96)), backbone=dict(drop_path_rate=0.3))
+train_cfg = dict(max_iters=8, val_interval=20)
+train_dataloader = dict(num_workers=2)
+custom_hooks = [dict(type='Killer')]
+default_hooks = dict(checkpoint=dict(interval=3), logger=dict(interval=1))
+"""  # its pipeline distorts colours, its heads drop channels
 # SIGKILL at the beginning of an iteration, or halfway through writing a checkpoint.
 KILLER = """
 import os, signal
@@ -80,6 +90,7 @@ def folder(tmp_path_factory) -> Path:
     (folder / "killer.py").write_text(KILLER)
     (folder / "epochs.py").write_text(CONFIG + BY_EPOCH)
     (folder / "iterations.py").write_text(CONFIG + BY_ITERATION)
+    (folder / "segments.py").write_text(SEGMENTS)
     return folder
 
 
@@ -105,6 +116,9 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     pytest.param("epochs", "epoch_3.pth", dict(KILL_AT="6"), id="in an epoch"),
     pytest.param("epochs", "epoch_3.pth", dict(KILL_WRITING="epoch_2.pth"), id="writing", marks=pytest.mark.slow),
     pytest.param("iterations", "iter_8.pth", dict(KILL_AT="5"), id="by iterations", marks=pytest.mark.slow),
+    pytest.param("segments", "iter_8.pth", dict(KILL_AT="5"), id="segmentor"),
+    pytest.param("segments", "iter_8.pth", dict(KILL_WRITING="iter_6.pth"), id="segmentor writing",
+                 marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_killed_and_resumed(folder: Path, config: str, last: str, kill: dict[str, str]):
     whole = folder / f"whole_{config}"

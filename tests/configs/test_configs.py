@@ -19,7 +19,8 @@ mmdet_testing = pytest.importorskip("mmdet.testing")
 
 from mmengine.config import Config  # noqa: E402
 from mmengine.optim import build_optim_wrapper  # noqa: E402
-from mmengine.registry import MODELS, init_default_scope  # noqa: E402
+from mmengine.registry import DATASETS, MODELS, init_default_scope  # noqa: E402
+from mmengine.structures import PixelData  # noqa: E402
 
 from mmgcvit.checkpoint.weights import WEIGHTS  # noqa: E402
 
@@ -28,9 +29,12 @@ CONFIGS = sorted(
     str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.parts)
 
 
+DETECTION = [config for config in CONFIGS if config.startswith("detection/")]
+SEGMENTATION = [config for config in CONFIGS if config.startswith("segmentation/")]
 # One of each kind; the others are slow.
 QUICK = ("nano", "template", "faster-rcnn_gcvit-tiny_fpn_1x_coco", "retinanet", "dino-4scale_gcvit-tiny",
-         "mask-rcnn_gcvit-xxtiny_fpn_1x", "mask-rcnn_gcvit-xxtiny_w24")  # fmt: skip
+         "mask-rcnn_gcvit-xxtiny_fpn_1x", "mask-rcnn_gcvit-xxtiny_w24", "xxtiny_upernet_8xb2-160k_ade20k-512x512.py",
+         "tiny_fpn_8xb2-80k_ade20k-512x512.py", "tiny_segformer_8xb2-160k_ade20k-512x512.py", "tiny_mask2former")
 PUBLISHED = {"mask-rcnn_gcvit-tiny": 48, "cascade-mask-rcnn_gcvit-tiny": 85, "cascade-mask-rcnn_gcvit-small": 108,
              "cascade-mask-rcnn_gcvit-base": 146}  # millions, paper, tables 3 and 4  # fmt: skip
 EXACT = {"mask-rcnn_gcvit-tiny": 47.86, "cascade-mask-rcnn_gcvit-tiny": 84.72, "cascade-mask-rcnn_gcvit-small": 107.46,
@@ -43,14 +47,13 @@ def read(config: str) -> Config:
     return cfg
 
 
-def build(config: str) -> tuple[Config, torch.nn.Module]:
+def untrained(cfg: Config) -> torch.nn.Module:
     """The config's model; published weights, which are not here, are left out."""
-    cfg = read(config)
     cfg.model.backbone.pop("init_cfg", None)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     model.init_weights()
-    return cfg, model
+    return model
 
 
 def on_meta(config: str) -> tuple[Config, torch.nn.Module]:
@@ -67,27 +70,34 @@ def inputs(with_mask: bool, classes: int, scale: int = 1) -> dict:
         2, image_shapes=shapes, num_items=[3, 2], num_classes=classes, with_mask=with_mask)
 
 
-@pytest.mark.parametrize("config", [
-    pytest.param(config, marks=() if any(name in config for name in QUICK) else pytest.mark.slow)
-    for config in CONFIGS])  # fmt: skip
-def test_trains_a_step_and_infers(config: str):
-    cfg, model = build(config)
-    with_mask = getattr(getattr(model, "roi_head", None), "with_mask", False)
-    # DINO's 900 queries are chosen from the places of all maps
-    data = inputs(with_mask, 2, 2 if "dino" in config else 1)
+def step(cfg: Config, model: torch.nn.Module, data: dict) -> dict:
+    """One training step, in which every parameter gets a gradient; returns the losses."""
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     model.train()
     loss, losses = model.parse_losses(model(**model.data_preprocessor(data, True), mode="loss"))
-    kinds = {re.sub(r"^(s|d|enc_)\d*\.?", "", name) for name in losses}
-    assert {"loss_cls", "loss_bbox"} <= kinds
-    assert ("loss_mask" in kinds) == with_mask
     assert loss.isfinite()
     optim_wrapper.backward(loss)
     for name, parameter in model.named_parameters():
         assert not parameter.requires_grad or parameter.grad is not None, f"no gradient for {name}"
     optim_wrapper.step()
     assert any(not torch.equal(p, before[n]) for n, p in model.named_parameters() if n.startswith("backbone."))
+    return losses
+
+
+@pytest.mark.parametrize("config", [
+    pytest.param(config, marks=() if any(name in config for name in QUICK) else pytest.mark.slow)
+    for config in DETECTION])  # fmt: skip
+def test_trains_a_step_and_infers(config: str):
+    cfg = read(config)
+    model = untrained(cfg)
+    with_mask = getattr(getattr(model, "roi_head", None), "with_mask", False)
+    # DINO's 900 queries are chosen from the places of all maps
+    data = inputs(with_mask, 2, 2 if "dino" in config else 1)
+    losses = step(cfg, model, data)
+    kinds = {re.sub(r"^(s|d|enc_)\d*\.?", "", name) for name in losses}
+    assert {"loss_cls", "loss_bbox"} <= kinds
+    assert ("loss_mask" in kinds) == with_mask
 
     model.eval()
     with torch.no_grad():
@@ -98,6 +108,45 @@ def test_trains_a_step_and_infers(config: str):
         assert not with_mask or result.pred_instances.masks.shape[1:] == result.ori_shape
 
 
+@pytest.mark.parametrize("config", [
+    pytest.param(config, marks=() if any(name in config for name in QUICK) else pytest.mark.slow)
+    for config in SEGMENTATION])  # fmt: skip
+def test_segments(config: str):
+    pytest.importorskip("mmseg")
+    from mmseg.structures import SegDataSample
+
+    cfg = read(config)
+    assert tuple(cfg.model.data_preprocessor.size) == cfg.crop_size
+    cfg.model.data_preprocessor.size = (96, 128)
+    if cfg.model.test_cfg.mode == "slide":
+        cfg.model.test_cfg.update(crop_size=(64, 64), stride=(40, 40))
+    model = untrained(cfg)
+    classes = cfg.model.decode_head.num_classes
+
+    def data(*shapes: tuple[int, int]) -> dict:
+        samples = [SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape)) for shape in shapes]
+        for sample, shape in zip(samples, shapes, strict=True):
+            labels = torch.randint(0, classes, (shape[0] // 8 + 1, shape[1] // 8 + 1))
+            labels = labels.repeat_interleave(8, 0).repeat_interleave(8, 1)[: shape[0], : shape[1]]
+            labels[:5] = 255
+            sample.set_data(dict(gt_sem_seg=PixelData(data=labels[None])))
+        return dict(inputs=[torch.randint(0, 256, (3, *shape), dtype=torch.uint8) for shape in shapes],
+                    data_samples=samples)
+
+    losses = step(cfg, model, data((75, 101), (96, 128)))
+    auxiliary = {"aux.loss_ce"} if cfg.model.get("auxiliary_head") else set()
+    wanted = {"decode.loss_cls", "decode.loss_mask", "decode.loss_dice"} if "mask2former" in config else {
+        "decode.loss_ce"} | auxiliary
+    assert wanted <= losses.keys()
+    model.eval()
+    with torch.no_grad():
+        results = model.test_step(data((75, 101), (75, 101)))
+    for result in results:
+        assert result.pred_sem_seg.data.shape == (1, 75, 101)
+        assert result.seg_logits.data.shape == (classes, 75, 101)
+        assert result.seg_logits.data.isfinite().all()
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_weight_decay_spares_norms_and_bias_tables(config: str):
     cfg, model = on_meta(config)
@@ -105,12 +154,13 @@ def test_weight_decay_spares_norms_and_bias_tables(config: str):
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     norms = {f"{n}.{k}" for n, m in model.named_modules() if isinstance(m, NORMS)
              for k, _ in m.named_parameters()}
+    embeddings = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, torch.nn.Embedding)}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         spared = name in norms or name.endswith("relative_position_bias_table")
         if cfg.optim_wrapper.get("constructor") == "GCViTLayerDecayOptimWrapperConstructor":
-            spared = spared or parameter.ndim == 1
+            spared = spared or parameter.ndim == 1 or ("mask2former" in config and name in embeddings)
         assert decay[id(parameter)] == (0 if spared else cfg.optim_wrapper.optimizer.weight_decay), name
 
 
@@ -120,13 +170,21 @@ def test_custom_keys_match_and_the_batch_size_is_the_learning_rates(config: str)
     names = [n for n, _ in model.named_parameters()]
     for key in cfg.optim_wrapper.get("paramwise_cfg", {}).get("custom_keys", {}):
         assert any(key in n for n in names), f"custom key {key!r} matches no parameter"
-    assert cfg.custom_imports.imports == ["mmgcvit"]
+    assert cfg.custom_imports.imports[0] == "mmgcvit"
+    named = re.search(r"_(\d+)xb(\d+)-", config)
     gpus = 8 if cfg.data_root in ("data/coco/", "data/VOCdevkit/", "data/lvis_v1/") else 1
-    assert cfg.auto_scale_lr.base_batch_size == gpus * cfg.train_dataloader.batch_size
+    gpus, batch = (int(named[1]), int(named[2])) if named else (gpus, cfg.train_dataloader.batch_size)
+    assert cfg.auto_scale_lr.base_batch_size == gpus * batch
+    assert "_1gpu" in config or cfg.train_dataloader.batch_size == batch
     assert cfg.model.backbone.type == "GCViT"
     if "init_cfg" in cfg.model.backbone:
         assert WEIGHTS[cfg.model.backbone.init_cfg.checkpoint].arch == cfg.model.backbone.arch
-    assert tuple(cfg.model.neck.in_channels) == model.backbone.out_channels
+    reader = cfg.model.get("neck") or cfg.model.decode_head
+    assert tuple(reader.in_channels) == model.backbone.out_channels
+    if "0k_" in config:  # the schedule ends with the run
+        assert re.search(r"-(\d+)k_", config)[1] + "000" == str(cfg.train_cfg.max_iters)
+        assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_iters
+        assert cfg.default_hooks.checkpoint.interval == cfg.train_cfg.val_interval
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -137,15 +195,35 @@ def test_published_parameters(name: str):
     assert abs(millions / PUBLISHED[name] - 1) < 0.01
 
 
+@pytest.mark.parametrize(("arch", "published", "exact"), [
+    ("tiny", 58, 58.02), ("small", 84, 82.75), ("base", 125, 123.83)])  # paper, table 5
+def test_published_parameters_of_segmentors(arch: str, published: int, exact: float):
+    for windows, slack in (("_w7", 0.005), ("", 0.1)):
+        _, model = on_meta(f"segmentation/gcvit-{arch}{windows}_upernet_8xb2-160k_ade20k-512x512.py")
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        assert abs(millions - exact) < slack
+        assert abs(millions / published - 1) < 0.02
+
+
+def test_windows_of_crops_divide_them():
+    """Where a config says so: no padding at its crop size."""
+    for config in SEGMENTATION:
+        if not any(name in config for name in ("_w7", "_w24", "nano", "template")):
+            cfg, model = on_meta(config)
+            assert not any(side % model.backbone.pad_multiple for side in cfg.crop_size), config
+
+
 def test_one_gpu_variants_need_no_other():
     for config in CONFIGS:
         cfg = read(config)
         text = str(cfg.model)
-        assert ("SyncBN" in text) == ("cascade-mask" in config and "1gpu" not in config), config
+        synchronised = "cascade-mask" in config or (
+            config in SEGMENTATION and not any(name in config for name in ("nano", "template", "mask2former")))
+        assert ("SyncBN" in text) == (synchronised and "1gpu" not in config), config
         if "1gpu" in config:
-            assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=16)
+            assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=8 if "_4xb2" in config else 16)
             assert cfg.model.backbone.with_cp
-            assert [head.norm_cfg.type for head in cfg.model.roi_head.bbox_head] == ["BN"] * 3
+            assert "'BN'" in text
 
 
 @pytest.mark.parametrize("scope", ["mmdet", "mmseg", "mmpretrain", "mmengine"])
@@ -180,12 +258,17 @@ def test_model_index_lists_every_config():
     assert sorted(listed) == [c for c in CONFIGS if "template" not in c]
 
 
-def copy_of_the_template(folder: Path, base: str = "_base_/mask-rcnn_gcvit-nano_fpn.py", **changes: str) -> Path:
+TEMPLATES = {"detection": ("custom_coco_template.py", "_base_/mask-rcnn_gcvit-nano_fpn.py"),
+             "segmentation": ("custom_template.py", "_base_/upernet_gcvit-nano.py")}  # fmt: skip
+
+
+def copy_of_the_template(folder: Path, base: str | None = None, task: str = "detection", **changes: str) -> Path:
     """What a user makes of the template, as if it lay beside it."""
-    template = ROOT / "configs/detection/custom_coco_template.py"
+    name, default = TEMPLATES[task]
+    template = ROOT / "configs" / task / name
     text = template.read_text()
-    assert "_base_ = './_base_/mask-rcnn_gcvit-nano_fpn.py'" in text
-    text = text.replace("_base_ = './_base_/mask-rcnn_gcvit-nano_fpn.py'", f"_base_ = '{template.parent}/{base}'")
+    assert f"_base_ = './{default}'" in text
+    text = text.replace(f"_base_ = './{default}'", f"_base_ = '{template.parent}/{base or default}'")
     for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)
@@ -235,9 +318,45 @@ def test_narrow_detectors_train_a_step_and_infer(tmp_path, base: str):
     test_trains_a_step_and_infers(str(copy_of_the_template(tmp_path, base)))
 
 
+SEG_NANO = [f"_base_/{p.name}" for p in sorted((ROOT / "configs/segmentation/_base_").glob("*-nano.py"))]
+SEG_LARGE = [Path(config).name for config in SEGMENTATION if "ade20k-512x512.py" in config or "1gpu" in config]
+
+
+@pytest.mark.parametrize("base", SEG_NANO + SEG_LARGE)
+def test_the_template_suits_every_segmentor(tmp_path, base: str):
+    pytest.importorskip("mmseg")
+    changes = {"'data/my_data/'": "'elsewhere'", "('background', 'cat', 'dog')": "('date', 'fig', 'nut', 'leaf')"}
+    mine = copy_of_the_template(tmp_path, base, "segmentation", **changes)
+    (tmp_path / "before").mkdir()
+    before = copy_of_the_template(tmp_path / "before", base, "segmentation").read_text().splitlines()
+    assert sum(a != b for a, b in zip(before, mine.read_text().splitlines(), strict=True)) == 2
+    cfg = Config.fromfile(str(mine))
+    assert "my_data" not in cfg.pretty_text
+    assert "data/ade" not in cfg.pretty_text
+    assert set(re.findall(r"num_classes=(\d+)", cfg.pretty_text)) == {"4"}
+    assert "mask2former" not in base or len(cfg.model.decode_head.loss_cls.class_weight) == 5
+    assert cfg.model.data_preprocessor.size == cfg.crop_size
+    assert (cfg.train_cfg.max_iters == 1200) == ("nano" in base)
+    for loader, split in ((cfg.train_dataloader, "train"), (cfg.val_dataloader, "val"), (cfg.test_dataloader, "val")):
+        assert loader.dataset.data_root == "elsewhere"
+        assert loader.dataset.data_prefix == dict(img_path=f"images/{split}", seg_map_path=f"annotations/{split}")
+        assert tuple(loader.dataset.metainfo.classes) == ("date", "fig", "nut", "leaf")
+        assert not loader.dataset.reduce_zero_label
+    assert {"name", "head", "data", "transform"}.isdisjoint(cfg)
+    init_default_scope("mmseg")
+    with torch.device("meta"):
+        MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize("base", SEG_NANO)
+def test_narrow_segmentors_train_a_step_and_infer(tmp_path, base: str):
+    test_segments(str(copy_of_the_template(tmp_path, base, "segmentation")))
+
+
 @pytest.mark.skipif(sys.modules.get("mmengine") is None or __import__("mmengine").__version__ == "0.10.7",
                     reason="this mmengine does not find `pkg::` bases of an editable install")
-@pytest.mark.parametrize("config", CONFIGS + [f"detection/{base}" for base in NANO])
+@pytest.mark.parametrize(
+    "config", CONFIGS + [f"detection/{base}" for base in NANO] + [f"segmentation/{base}" for base in SEG_NANO])
 def test_every_config_is_a_base_by_name(tmp_path, config: str):
     """mmengine takes `mmgcvit::` for a scope too: no type may be looked for there alone."""
     (tmp_path / "mine.py").write_text(f"_base_ = 'mmgcvit::{config}'\n")
@@ -247,3 +366,6 @@ def test_every_config_is_a_base_by_name(tmp_path, config: str):
     init_default_scope(cfg.default_scope)
     with torch.device("meta"):
         MODELS.build(cfg.model)
+    if "segmentation/" in config and "voc" not in config:  # VOC's wants its files
+        for loader in (cfg.train_dataloader, cfg.val_dataloader):
+            DATASETS.build({**loader.dataset, "lazy_init": True})

@@ -17,7 +17,8 @@ pytest.importorskip("mmdet")
 from test_annotations import content, dataset, write
 
 from mmengine.config import Config  # isort: skip
-from mmgcvit.datasets.check import check_data, print_reports
+from mmgcvit.datasets.check import check_data
+from mmgcvit.datasets.report import print_reports
 
 
 def config(folder: Path, **more) -> Config:

@@ -1,7 +1,8 @@
-"""A downloaded COCO tree: checked, linked, or told what is missing. (A small stand-in: counts are patched.)"""
+"""A downloaded tree: checked, linked, or told what is missing. (Small stand-ins: counts are patched.)"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -86,7 +87,7 @@ def test_something_else_in_the_links_place(tree: Path, tmp_path: Path):
 
 
 def test_unknown(tmp_path: Path):
-    with pytest.raises(PrepareError, match=r"'imagenet21'; allowed: coco"):
+    with pytest.raises(PrepareError, match=r"'imagenet21'; allowed: coco, ade20k, cityscapes"):
         prepare("imagenet21", tmp_path)
     with pytest.raises(PrepareError, match="there is no such folder"):
         prepare("coco", tmp_path / "nowhere")
@@ -96,6 +97,65 @@ def test_the_published_figures():
     """COCO 2017, as its site and pycocotools' users know it."""
     assert [(split.name, split.pictures, split.annotations) for split in module.COCO_SPLITS] == [
         ("train2017", 118287, 860001), ("val2017", 5000, 36781)]
+    assert [split.count for split in module.ADE_SPLITS] == [20210, 2000]
+    assert [split.count for split in module.CITYSCAPES_SPLITS] == [2975, 500]
+
+
+@pytest.fixture(params=["ade20k", "cityscapes"])
+def pairs(request, tmp_path: Path, monkeypatch) -> tuple[str, Path, module.Pairs]:
+    """Name, tree and validation split of a small stand-in."""
+    table = {"ade20k": "ADE_SPLITS", "cityscapes": "CITYSCAPES_SPLITS"}[request.param]
+    splits = [dataclasses.replace(split, count=count)
+              for split, count in zip(getattr(module, table), (3, 2), strict=True)]
+    monkeypatch.setattr(module, table, splits)
+    town = "aachen/" if request.param == "cityscapes" else ""
+    for split in splits:
+        for place, suffix in ((split.images, split.image_suffix), (split.labels, split.label_suffix)):
+            for i in range(split.count):
+                path = tmp_path / "download" / place / f"{town}{i:03}{suffix}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+    return request.param, tmp_path / "download", splits[1]
+
+
+def test_a_whole_segmentation_tree_is_linked(pairs, tmp_path: Path):
+    name, tree, split = pairs
+    report = prepare(name, tree, tmp_path / "data")
+    assert report.problems == report.advice == []
+    assert f"{tree / split.labels}: 2 label maps *{split.label_suffix}" in report.lines
+    link = tmp_path / "data" / module.DATASETS[name][1]
+    assert link.resolve() == tree
+    # where the configs look
+    root = (ROOT / "configs/segmentation/_base_" / f"{name}_512x{'1024' if name == 'cityscapes' else '512'}.py")
+    assert f"data_root = 'data/{module.DATASETS[name][1]}" in root.read_text()
+
+
+def test_what_a_segmentation_tree_lacks(pairs, tmp_path: Path):
+    name, tree, split = pairs
+    label = next((tree / split.labels).rglob("*000*"))
+    label.rename(label.with_name("other" + split.label_suffix))
+    report = prepare(name, tree, tmp_path / "data")
+    stem = "000" if name == "ade20k" else "aachen/000"
+    assert report.problems == [f"{tree / split.labels}: lacks the label maps of 1 pictures, such as {stem}"]
+    label.with_name("other" + split.label_suffix).unlink()
+    report = prepare(name, tree, tmp_path / "data")
+    assert report.problems == [f"{tree / split.labels}: 1 label maps *{split.label_suffix}; expected 2",
+                               f"{tree / split.labels}: lacks the label maps of 1 pictures, such as {stem}"]
+    assert any("download" in line and (module.ADE_URL in line or "gtFine_trainvaltest" in line)
+               for line in report.advice)
+    assert not (tmp_path / "data").exists()
+
+
+def test_cityscapes_own_ids_are_told_from_none(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(module, "CITYSCAPES_SPLITS",
+                        [dataclasses.replace(split, count=1) for split in module.CITYSCAPES_SPLITS])
+    for split in ("train", "val"):
+        for name in (f"leftImg8bit/{split}/ulm/0_leftImg8bit.png", f"gtFine/{split}/ulm/0_gtFine_labelIds.png"):
+            (tmp_path / name).parent.mkdir(parents=True)
+            (tmp_path / name).touch()
+    report = prepare("cityscapes", tmp_path, tmp_path / "data")
+    assert len(report.problems) == 2
+    assert set(report.advice) == {advice for advice in report.advice if "csCreateTrainIdLabelImgs" in advice}
 
 
 def test_the_command(tmp_path: Path):

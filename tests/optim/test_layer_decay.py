@@ -58,6 +58,13 @@ def test_multipliers_and_frozen_parameters():
     assert not any(name.startswith("backbone.stem") for name in got)
 
 
+def test_embeddings():
+    model = Model()
+    model.queries = nn.Embedding(3, 4)
+    assert groups(model, layer_decay_rate=1)["queries.weight"] == (0.1, 0.5)
+    assert groups(model, layer_decay_rate=1, embedding_decay_mult=0)["queries.weight"] == (0.1, 0)
+
+
 @pytest.mark.parametrize(("paramwise", "message"), [
     (dict(), r"layer_decay_rate=None; allowed: a number above 0, at most 1"),
     (dict(layer_decay_rate=0), r"layer_decay_rate=0; allowed"),

@@ -152,17 +152,47 @@ def test_a_bug_in_a_run_keeps_its_traceback(trained: Path, tmp_path: Path):
     assert "arch='huge' is unknown" in done.stderr
 
 
-def test_show_dir_needs_mmdets_hook(trained: Path, monkeypatch: pytest.MonkeyPatch):
+def test_show_dir_needs_a_hook_that_draws(trained: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(trained)
-    cfg = load_config(CONFIG, cfg_options={"default_hooks.visualization.type": "SegVisualizationHook"})
-    with pytest.raises(UsageError, match=r"visualization of the config is 'SegVisualizationHook'; allowed: 'Det"):
+    cfg = load_config(CONFIG, cfg_options={"default_hooks.visualization.type": "Mine"})
+    with pytest.raises(UsageError, match=r"of the config is 'Mine'; allowed: 'DetVisualizationHook', 'SegVis"):
         apis.test(cfg, CONFIG, show_dir="pictures")
+
+
+def test_a_segmentor(trained: Path):
+    pytest.importorskip("mmseg")
+    config = str(ROOT / "configs/segmentation/gcvit-nano_upernet_digits-160x160.py")
+    done = run("train.py", config, "--work-dir", "seg", *SHORT, cwd=trained)
+    assert re.search(r"mIoU: +\d", done.stdout)
+    done = run("test.py", config, "seg/iter_4.pth", "--work-dir", "tested", "--show-dir", "maps", "--tta",
+               cwd=trained)
+    assert re.search(r"mIoU: +\d", done.stdout)
+    pictures = sorted((trained / "maps").iterdir())
+    assert [path.name[:15] for path in pictures] == ["test_000000.jpg", "test_000001.jpg"]
+    assert Image.open(pictures[0]).size == (256, 128)  # two pictures of 128 x 128 side by side
+    done = run("image_demo.py", "data/digit_scenes/images/val", config, "seg/iter_4.pth", "--batch-size", "2",
+               cwd=trained)
+    assert done.stdout.strip().endswith("2 pictures: predictions in outputs/areas.json, drawings in outputs/vis")
+    assert Image.open(trained / "outputs/labels/000001.png").size == (128, 128)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here mixed precision works")
 def test_amp_without_a_gpu_says_so(trained: Path):
     done = run("train.py", CONFIG, "--work-dir", "amp", "--amp", *SHORT, cwd=trained, ok=False)
     assert done.stderr.strip().splitlines()[-1].startswith("train: --amp needs a GPU")
+
+
+@pytest.mark.slow
+def test_mmsegs_own_tools_take_our_configs(trained: Path):
+    mmseg = pytest.importorskip("mmseg")
+    tools = Path(mmseg.__file__).parent / ".mim/tools"
+    config = str(ROOT / "configs/segmentation/gcvit-nano_upernet_digits-160x160.py")
+    for command in (["train.py", config, "--work-dir", "theirs", *SHORT],
+                    ["test.py", config, "theirs/iter_4.pth", "--work-dir", "theirs", "--tta"]):
+        done = subprocess.run([sys.executable, str(tools / command[0]), *command[1:]], cwd=trained, capture_output=True,
+                              text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert re.search(r"mIoU: +\d", done.stdout)
 
 
 @pytest.mark.slow

@@ -1,0 +1,198 @@
+"""A detector on pictures: whole or in tiles, one view or several; predictions as COCO has them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import MODELS
+
+from mmgcvit.apis.config import UsageError, existing
+from mmgcvit.apis.runs import use_tta
+from mmgcvit.apis.sources import Source, write_json
+from mmgcvit.datasets.annotations import AnnotationError, picture_name, read_lists
+
+
+class Detector:
+    """mmdet's inferencer, for whole pictures or tiles, one view or several.
+
+    Args: those of :func:`~mmgcvit.apis.predict`.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: str, device: str | None = None, tta: bool = False,
+                 tile: int | None = None, overlap: float = 0.25, batch_size: int = 1,
+                 ann_file: str | None = None) -> None:
+        from mmdet.apis import DetInferencer
+
+        self.ids, self.results = _Ids(ann_file), []
+        cfg = copy.deepcopy(cfg)
+        if tta:
+            use_tta(cfg)
+        self.inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
+        self.classes = tuple(self.inferencer.model.dataset_meta["classes"])
+        if tta:
+            self.inferencer.model = MODELS.build({**cfg.tta_model, "module": self.inferencer.model})
+        self.tile, self.step, self.batch_size = tile, tile and max(1, round(tile * (1 - overlap))), batch_size
+        self.ids.name_categories(self.classes)
+
+    def expect(self, pictures: Sequence[Path]) -> None:
+        """See that every picture has an id, where ids are those of an annotation file.
+
+        Raises:
+            UsageError: one has none.
+        """
+        self.ids.check(pictures)
+
+    def __call__(self, sources: Iterator[Source]) -> Iterator[tuple[Source, Any]]:
+        """Instances of each source: bboxes x1, y1, x2, y2 in pixels, scores, labels, masks as run lengths."""
+        while chunk := list(islice(sources, 1 if self.tile else self.batch_size)):
+            if self.tile:
+                yield chunk[0], self._tiled(chunk[0].pixels)
+                continue
+            found = self._detect([source.pixels for source in chunk])
+            for source, instances in zip(chunk, found, strict=True):
+                if "masks" in instances:
+                    instances.masks = [_run_lengths(mask, (0, 0), mask.shape) for mask in instances.masks.numpy()]
+                yield source, instances
+
+    def _detect(self, pictures: list[np.ndarray]) -> list[Any]:
+        found = self.inferencer(pictures, batch_size=self.batch_size, return_datasamples=True, no_save_vis=True)
+        return [sample.pred_instances.cpu() for sample in found["predictions"]]
+
+    def _tiled(self, picture: np.ndarray) -> Any:
+        """Detect on overlapping tiles, move what was found to its place, merge by NMS, as mmdet's merge_results_by_nms.
+
+        (That one needs one more package for the moving, and leaves masks where they are.)
+        """
+        from mmcv.ops import batched_nms
+        from mmengine.structures import InstanceData
+        from pycocotools import mask as coco_mask
+
+        height, width = picture.shape[:2]
+        corners = [(y, x) for y in _starts(height, self.tile, self.step) for x in _starts(width, self.tile, self.step)]
+        parts = []
+        for i in range(0, len(corners), self.batch_size):
+            batch = corners[i : i + self.batch_size]
+            found = self._detect([picture[y : y + self.tile, x : x + self.tile] for y, x in batch])
+            for (y, x), part in zip(batch, found, strict=True):
+                part.bboxes = part.bboxes + part.bboxes.new_tensor([x, y, x, y])
+                if "masks" in part:  # as small as they are, until it is known which remain
+                    part.masks = [(_run_lengths(mask, (0, 0), mask.shape), (y, x)) for mask in part.masks.numpy()]
+                parts.append(part)
+        merged = InstanceData.cat(parts)
+        if not len(merged):
+            return merged
+        _, kept = batched_nms(merged.bboxes, merged.scores, merged.labels, dict(type="nms", iou_threshold=0.5))
+        merged = merged[kept]
+        if "masks" in merged:
+            merged.masks = [_run_lengths(coco_mask.decode(mask), corner, (height, width))
+                            for mask, corner in merged.masks]
+        return merged
+
+    def draw(self, source: Source, instances: Any, score_thr: float) -> np.ndarray:
+        """The picture (RGB) with what was found of at least this score."""
+        from mmdet.structures import DetDataSample
+        from pycocotools import mask as coco_mask
+
+        shown = instances[instances.scores >= score_thr]
+        if "masks" in shown:
+            masks = [coco_mask.decode(mask) for mask in shown.masks]
+            height, width = source.pixels.shape[:2]
+            shown.masks = np.stack(masks).astype(bool) if masks else np.zeros((0, height, width), bool)
+        visualizer = self.inferencer.visualizer
+        visualizer.add_datasample(source.name, source.pixels[..., ::-1].copy(), DetDataSample(pred_instances=shown),
+                                  draw_gt=False, pred_score_thr=score_thr)
+        return visualizer.get_image()
+
+    def keep(self, source: Source, instances: Any, _: Path) -> int:
+        """Add what was found to the results; returns how many objects."""
+        found = self.ids.results(source, instances)
+        self.results += found
+        return len(found)
+
+    def write(self, folder: Path) -> Path:
+        """Write results and the images and categories that their ids mean."""
+        write_json(folder / "images.json", dict(images=self.ids.images, annotations=[], categories=self.ids.categories))
+        write_json(folder / "predictions.json", self.results)
+        return folder / "predictions.json"
+
+
+class _Ids:
+    """Image and category ids of the predictions."""
+
+    def __init__(self, ann_file: str | None) -> None:
+        self.file = ann_file
+        self.images: list[dict] = []
+        self.categories: list[dict] = []
+        self.known: dict[str, Any] = {}
+        self.next = 1
+        if ann_file is not None:
+            try:
+                content = read_lists(existing("annotation file", ann_file), test_mode=True)
+            except AnnotationError as error:
+                raise UsageError(str(error)) from error
+            for image in content["images"]:
+                name = Path(picture_name(image)).name
+                if name in self.known:
+                    raise UsageError(f"{ann_file}: two images of file name {name!r}: which one is meant cannot be told")
+                self.known[name] = image["id"]
+            self.categories = content["categories"]
+            self.next = max((i for i in self.known.values() if isinstance(i, int)), default=0) + 1
+
+    def name_categories(self, classes: Sequence[str]) -> None:
+        if self.file is None:
+            self.categories = [dict(id=i + 1, name=name) for i, name in enumerate(classes)]
+        by_name = {category["name"]: category["id"] for category in self.categories}
+        missing = [name for name in classes if name not in by_name]
+        if missing:
+            raise UsageError(f"{self.file}: has no category {', '.join(map(repr, missing))} of the model's classes; it "
+                             f"has {', '.join(map(repr, by_name))}")
+        self.category_ids = [by_name[name] for name in classes]
+
+    def check(self, pictures: Sequence[Path]) -> None:
+        missing = [path.name for path in pictures if path.name not in self.known] if self.file else []
+        if missing:
+            raise UsageError(f"{self.file}: has no image of file name {missing[0]!r}"
+                             + (f", nor of {len(missing) - 1} others" if missing[1:] else ""))
+
+    def results(self, source: Source, instances: Any) -> list[dict]:
+        """COCO results of one picture, which gets its id here."""
+        height, width = source.pixels.shape[:2]
+        known = self.known.get(source.name) if source.frame is None else None
+        image = dict(id=self.next if known is None else known, file_name=source.name, width=width, height=height)
+        self.next += known is None
+        if source.frame is not None:
+            image["frame"] = source.frame
+        self.images.append(image)
+        found = []
+        boxes, scores, labels = instances.bboxes.tolist(), instances.scores.tolist(), instances.labels.tolist()
+        for i, (x1, y1, x2, y2) in enumerate(boxes):
+            result = dict(image_id=image["id"], category_id=self.category_ids[labels[i]],
+                          bbox=[round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)], score=round(scores[i], 5))
+            if "masks" in instances:
+                mask = instances.masks[i]
+                result["segmentation"] = dict(size=list(mask["size"]), counts=mask["counts"].decode())
+            found.append(result)
+        return found
+
+
+def _starts(length: int, tile: int, step: int) -> list[int]:
+    """Where tiles begin along a side, the last one flush with the end."""
+    if length <= tile:
+        return [0]
+    return [*range(0, length - tile, step), length - tile]
+
+
+def _run_lengths(mask: np.ndarray, corner: tuple[int, int], shape: tuple[int, int]) -> dict:
+    """COCO's compressed run lengths of a mask that lies at a corner (y, x) of a picture."""
+    from pycocotools import mask as coco_mask
+
+    whole = np.zeros(shape, np.uint8, order="F")
+    y, x = corner
+    whole[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
+    return coco_mask.encode(whole)

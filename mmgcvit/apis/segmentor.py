@@ -1,0 +1,132 @@
+"""A segmentor on pictures: whole or by a sliding window, one view or several; label maps and each class's area."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import MODELS
+
+from mmgcvit.apis.config import UsageError
+from mmgcvit.apis.runs import use_tta
+from mmgcvit.apis.sources import Source, write_json, write_picture
+
+
+class Segmentor:
+    """mmseg's inferencer, for whole pictures or a sliding window, one view or several.
+
+    Args: those of :func:`~mmgcvit.apis.predict`.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: str, device: str | None = None, tta: bool = False,
+                 tile: int | None = None, overlap: float = 0.25, batch_size: int = 1,
+                 ann_file: str | None = None) -> None:
+        from mmseg.apis import MMSegInferencer
+
+        if ann_file is not None:
+            raise UsageError(f"--ann-file {ann_file!r}: a segmentor's predictions have no ids; leave it out")
+        cfg = copy.deepcopy(cfg)
+        if tta:
+            use_tta(cfg)
+            for transform in cfg.test_dataloader.dataset.pipeline:  # mmseg's inferencer looks at the outer ones only
+                if "transforms" in transform:
+                    transform.transforms = [
+                        kept for step in transform.transforms
+                        if (kept := [t for t in step if t.type != "LoadAnnotations"])]
+        if tile is not None:
+            step = max(1, round(tile * (1 - overlap)))
+            cfg.model.test_cfg = dict(mode="slide", crop_size=(tile, tile), stride=(step, step))
+        self.inferencer = MMSegInferencer(cfg, checkpoint, device=device)
+        self.inferencer.show_progress = False  # an argument of OneDL's only
+        self.classes, palette = _meta(self.inferencer.model, cfg, checkpoint)
+        self.visualizer = self.inferencer.visualizer
+        self.visualizer.set_dataset_meta(self.classes, palette)
+        if tta:
+            self.inferencer.model = MODELS.build({**cfg.tta_model, "module": self.inferencer.model})
+        self.batch_size = batch_size
+        self.pictures: list[dict] = []
+
+    def expect(self, pictures: Sequence[Path]) -> None:
+        """See that each picture gets a label map of its own.
+
+        Raises:
+            UsageError: two differ in nothing but the suffix.
+        """
+        first: dict[str, Path] = {}
+        for path in pictures:
+            if path.stem in first:
+                raise UsageError(f"inputs: the label maps of {str(path)!r} and {str(first[path.stem])!r} would go into "
+                                 f"one file, {path.stem}.png; give them in two calls with two --out-dir")
+            first[path.stem] = path
+
+    def __call__(self, sources: Iterator[Source]) -> Iterator[tuple[Source, np.ndarray]]:
+        """The label map (H, W), uint8, of each source, of the source's size."""
+        while chunk := list(islice(sources, self.batch_size)):
+            maps: dict[int, np.ndarray] = {}
+            for shape in dict.fromkeys(source.pixels.shape for source in chunk):  # a batch has one shape
+                same = [i for i, source in enumerate(chunk) if source.pixels.shape == shape]
+                found = self.inferencer([chunk[i].pixels for i in same], batch_size=len(same), return_datasamples=True)
+                for i, sample in zip(same, found if isinstance(found, list) else [found], strict=True):
+                    maps[i] = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
+            for i, source in enumerate(chunk):
+                yield source, maps[i]
+
+    def draw(self, source: Source, labels: np.ndarray, _: float) -> np.ndarray:
+        """The picture (RGB) under the classes' colours and names."""
+        import torch
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+
+        sample = SegDataSample(pred_sem_seg=PixelData(data=torch.from_numpy(labels)[None]))
+        self.visualizer.add_datasample(source.name, source.pixels[..., ::-1].copy(), sample, draw_gt=False)
+        return self.visualizer.get_image()
+
+    def keep(self, source: Source, labels: np.ndarray, folder: Path) -> int:
+        """Write the label map, and add its areas to the results; returns 0, there being no objects."""
+        stem = Path(source.name).stem
+        name = os.path.join("labels", f"{stem}.png" if source.frame is None else f"{stem}/{source.frame:06d}.png")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_picture(folder / name, labels)
+        height, width = labels.shape
+        counts = np.bincount(labels.ravel(), minlength=len(self.classes))
+        areas = {label: dict(pixels=int(count), share=round(count / labels.size, 5))
+                 for label, count in zip(self.classes, counts, strict=True) if count}
+        picture = dict(file_name=source.name, width=width, height=height, label_map=name, areas=areas)
+        if source.frame is not None:
+            picture["frame"] = source.frame
+        self.pictures.append(picture)
+        return 0
+
+    @property
+    def results(self) -> list[dict]:
+        """Areas by picture."""
+        return self.pictures
+
+    def write(self, folder: Path) -> Path:
+        """Write what the values of the label maps mean, and the areas."""
+        write_json(folder / "areas.json", dict(values=dict(enumerate(self.classes)), pictures=self.pictures))
+        return folder / "areas.json"
+
+
+def _meta(model: Any, cfg: Config, checkpoint: str) -> tuple[tuple[str, ...], Any]:
+    """Names and colours of the classes: the checkpoint's, or else the config's.
+
+    mmseg takes Cityscapes' for a checkpoint that has none.
+
+    Raises:
+        UsageError: there are not as many names as the model has classes.
+    """
+    count = model.decode_head.num_classes
+    for meta in (model.dataset_meta, cfg.test_dataloader.dataset.get("metainfo") or {}):
+        classes, palette = tuple(meta.get("classes") or ()), meta.get("palette")
+        if len(classes) == count:
+            fits = palette is not None and len(palette) == count
+            return classes, palette if fits else np.random.default_rng(42).integers(0, 255, (count, 3)).tolist()
+    raise UsageError(f"checkpoint {checkpoint!r}: has no names of its {count} classes; add "
+                     "metainfo=dict(classes=(...)) to test_dataloader.dataset of the config")

@@ -1,0 +1,87 @@
+"""Pictures, folders of them and videos on their way in, drawings and JSON on their way out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmgcvit.apis.config import UsageError
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+
+
+@dataclass
+class Source:
+    """A picture or a frame on its way to the model."""
+
+    name: str
+    pixels: np.ndarray  # (H, W, 3), BGR
+    frame: int | None = None
+
+
+def list_inputs(source: str | Path) -> list[Path]:
+    """The picture or video, or the pictures and videos of a folder, by name.
+
+    Raises:
+        UsageError: it is not there, or a folder without any.
+    """
+    source = Path(source)
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise UsageError(f"input {str(source)!r}: there is no such picture, video or folder")
+    found = sorted(path for path in source.iterdir() if path.suffix.lower() in PICTURES + VIDEOS)
+    if not found:
+        raise UsageError(f"input {str(source)!r}: no pictures in this folder; allowed: {', '.join(PICTURES + VIDEOS)}")
+    return found
+
+
+def frames(name: str, capture: Any) -> Iterator[Source]:
+    """The frames of an opened video."""
+    index = 0
+    while True:
+        there, frame = capture.read()
+        if not there:
+            return
+        yield Source(name, frame, index)
+        index += 1
+
+
+def read(path: Path) -> Source:
+    """A picture, decoded.
+
+    Raises:
+        UsageError: it cannot be.
+    """
+    import mmcv
+
+    try:
+        pixels = mmcv.imread(str(path))
+    except Exception as error:  # OpenCV's own, of an empty file
+        raise UsageError(f"input {str(path)!r}: no picture that can be decoded: {error}") from error
+    if pixels is None:
+        raise UsageError(f"input {str(path)!r}: no picture that can be decoded")
+    return Source(path.name, pixels)
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write a picture (H, W, 3), RGB, or a map (H, W), whole or not at all."""
+    import mmcv
+
+    partial = path.with_name(f".part-{path.name}")
+    mmcv.imwrite(np.ascontiguousarray(picture[..., ::-1] if picture.ndim == 3 else picture), str(partial))
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    partial = path.with_name(f".part-{path.name}")
+    partial.write_text(json.dumps(content))
+    os.replace(partial, path)

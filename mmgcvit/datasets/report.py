@@ -1,0 +1,97 @@
+"""What a walk through data sets found, on one readable page."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+
+from mmgcvit.datasets.annotations import Problem
+
+EXAMPLES = 3
+SIZES = (160, 320, 480, 640, 800, 1024, 1333, 2048, 4096)  # upper ends of the histogram's bins: longer side, pixels
+
+
+@dataclass
+class DatasetReport:
+    """What one data set holds and what is wrong with it."""
+
+    name: str
+    source: str
+    unit: str = "objects"  # what is counted: objects, or the pixels of label maps
+    pictures: int = 0
+    empty: int = 0
+    objects: int = 0
+    kept: int = 0
+    classes: dict[str, int] = field(default_factory=dict)
+    sizes: Counter = field(default_factory=Counter)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def broken(self) -> bool:
+        """Whether training would fail or learn wrong things."""
+        return any(problem.breaks for problem in self.problems)
+
+
+def print_reports(reports: Sequence[DatasetReport]) -> None:
+    """One readable page: counts, histograms, what breaks training, what is left out."""
+    console = Console()
+    table = Table(title="data sets", title_justify="left")
+    table.add_column("set")
+    table.add_column("annotations", overflow="fold")
+    unit = reports[0].unit if reports else "objects"
+    for title in ("pictures", "empty", unit, "used"):
+        table.add_column(title, justify="right")
+    for report in reports:
+        table.add_row(report.name, report.source, str(report.pictures), str(report.empty), str(report.objects),
+                      str(report.kept))
+    console.print(table)
+    for title, rows in ((f"{unit} by class", [report.classes for report in reports]),
+                        ("pictures by longer side, in pixels", [_binned(report.sizes) for report in reports])):
+        if any(rows):
+            console.print(_histogram(title, [report.name for report in reports], rows))
+    for report in reports:
+        for breaks in (True, False):
+            kinds: dict[str, list[Problem]] = defaultdict(list)
+            for problem in report.problems:
+                if problem.breaks == breaks:
+                    kinds[problem.kind].append(problem)
+            for kind, problems in kinds.items():
+                word = "error" if breaks else "warning"
+                console.print(f"{word}: {report.name}: {kind}: {len(problems)}"
+                              + ("" if breaks else ", left out or used as it is"), markup=False, soft_wrap=True)
+                for problem in problems[:EXAMPLES]:
+                    console.print(f"  {problem}", markup=False, soft_wrap=True)
+                if len(problems) > EXAMPLES:
+                    console.print(f"  ... and {len(problems) - EXAMPLES} more", markup=False)
+    broken = [report.name for report in reports if report.broken]
+    console.print(f"would break training: {', '.join(broken)}" if broken else "nothing that would break training")
+
+
+def _binned(sizes: Counter) -> dict[str, int]:
+    bins: Counter = Counter()
+    for (width, height), count in sizes.items():
+        longer = max(width, height)
+        upper = next((bound for bound in SIZES if longer <= bound), None)
+        bins[f"to {upper}" if upper else f"over {SIZES[-1]}"] += count
+    order = [f"to {bound}" for bound in SIZES] + [f"over {SIZES[-1]}"]
+    return {name: bins[name] for name in order if bins[name]}
+
+
+def _histogram(title: str, names: Sequence[str], rows: Sequence[dict[str, int]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+        table.add_column("", width=12)
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    for key in keys:
+        cells = [key]
+        for row in rows:
+            most = max(row.values(), default=0)
+            cells += [str(row.get(key, 0)), "█" * round(12 * row.get(key, 0) / most) if most else ""]
+        table.add_row(*cells)
+    return table

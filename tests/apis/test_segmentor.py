@@ -1,0 +1,229 @@
+"""Segmentation on pictures, folders and videos: whole, by a sliding window, several views; with an untrained model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, randomise
+
+pytest.importorskip("mmcv._ext")
+pytest.importorskip("mmseg")
+pytest.importorskip("sklearn")
+
+import cv2
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmseg.evaluation import IoUMetric
+from mmseg.structures import SegDataSample
+
+from mmgcvit.apis import UsageError, predict
+from mmgcvit.apis.segmentor import Segmentor
+from mmgcvit.apis.sources import Source
+
+BASES = ROOT / "configs/segmentation/_base_"
+CLASSES = ("ground", "cat", "dog")
+PALETTE = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
+KINDS = ("upernet", "fpn", "segformer")
+ALL = (*KINDS, "mask2former")
+
+
+def config(kind: str = "upernet", scale: tuple[int, int] | None = (128, 64)) -> Config:
+    if kind == "mask2former":
+        cfg = Config.fromfile(BASES.parent / "gcvit-tiny_mask2former_8xb2-160k_ade20k-512x512.py")
+        nano = Config.fromfile(BASES / "upernet_gcvit-nano.py").model
+        cfg.model.backbone, cfg.model.decode_head.in_channels = nano.backbone, nano.decode_head.in_channels
+        cfg.model.decode_head.loss_cls.class_weight = [1.0] * (len(CLASSES) + 1)
+    else:
+        cfg = Config.fromfile(BASES / f"{kind}_gcvit-nano.py")
+    for name in ("decode_head", "auxiliary_head"):
+        if cfg.model.get(name):
+            cfg.model[name].num_classes = len(CLASSES)
+    cfg.model.data_preprocessor.pop("size")
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    if scale is None:
+        pipeline.pop(1)
+    else:
+        pipeline[1].scale = scale
+    cfg.tta_pipeline[1].transforms[0] = [
+        dict(type="Resize", scale=side, keep_ratio=True) for side in ((96, 48), (128, 64))]
+    return cfg
+
+
+def model(kind: str = "upernet", cfg: Config | None = None) -> torch.nn.Module:
+    cfg = cfg or config(kind)
+    init_default_scope("mmseg")
+    return randomise(MODELS.build(cfg.model)).eval()
+
+
+def samples(shape: tuple[int, int], count: int) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    return dict(
+        inputs=[torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=generator) for _ in range(count)],
+        data_samples=[SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape)) for _ in range(count)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Pictures of two shapes, a video, and checkpoints."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    (folder / "in").mkdir()
+    for name, shape in (("a.jpg", (48, 96)), ("b.png", (60, 70)), ("c.jpg", (48, 96))):
+        picture = cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), shape[::-1])
+        cv2.imwrite(str(folder / "in" / name), picture)
+    writer = cv2.VideoWriter(str(folder / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 48))
+    for _ in range(3):
+        writer.write(cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (64, 48)))
+    writer.release()
+    for kind in KINDS:
+        torch.save(dict(state_dict=model(kind).state_dict(), meta=dict(
+            dataset_meta=dict(classes=CLASSES, palette=PALETTE))), folder / f"{kind}.pth")
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_in_batches(folder: Path, tmp_path: Path, kind: str):
+    found = predict(config(kind), str(folder / f"{kind}.pth"), [folder / "in"], str(tmp_path / "one"), "cpu")
+    assert (found.pictures, found.frames) == (3, 0)
+    predict(config(kind), str(folder / f"{kind}.pth"), [folder / "in"], str(tmp_path / "two"), "cpu", batch_size=3)
+    content = json.loads((tmp_path / "two/areas.json").read_text())
+    assert content == json.loads((tmp_path / "one/areas.json").read_text())
+    assert found.file == str(tmp_path / "one/areas.json")
+    assert content["values"] == {"0": "ground", "1": "cat", "2": "dog"}
+    seen = set()
+    for picture, (name, shape) in zip(content["pictures"], (
+            ("a.jpg", (48, 96)), ("b.png", (60, 70)), ("c.jpg", (48, 96))), strict=True):
+        assert (picture["file_name"], picture["height"], picture["width"]) == (name, *shape)
+        labels = cv2.imread(str(tmp_path / "two" / picture["label_map"]), cv2.IMREAD_UNCHANGED)
+        assert labels.shape == shape
+        for i, label in enumerate(CLASSES):
+            count = int((labels == i).sum())
+            assert picture["areas"].get(label, dict(pixels=0))["pixels"] == count
+            assert count == 0 or picture["areas"][label]["share"] == round(count / labels.size, 5)
+        seen |= set(np.unique(labels))
+        assert cv2.imread(str(tmp_path / "two/vis" / name)).shape == (*shape, 3)
+    assert len(seen) > 1
+
+
+def test_predictions_are_the_models(folder: Path):
+    """Not through our batches, but mmseg's own step."""
+    segmentor = Segmentor(config(scale=None), str(folder / "upernet.pth"), "cpu", batch_size=2)
+    data = samples((37, 51), 2)
+    pictures = [picture.permute(1, 2, 0).numpy() for picture in data["inputs"]]
+    found = [labels for _, labels in segmentor(iter([Source(str(i), p) for i, p in enumerate(pictures)]))]
+    with torch.no_grad():
+        for labels, sample in zip(found, model().test_step(data), strict=True):
+            np.testing.assert_array_equal(labels, sample.pred_sem_seg.data[0])
+
+
+def test_the_drawing_has_the_classes_colours(folder: Path):
+    segmentor = Segmentor(config(), str(folder / "upernet.pth"), "cpu")
+    labels = np.zeros((300, 300), np.uint8)
+    labels[:, 150:] = 2
+    grey = Source("a.jpg", np.full((300, 300, 3), 100, np.uint8))
+    drawn = segmentor.draw(grey, labels, 0.3)
+    np.testing.assert_array_equal(drawn[250, 50], [50, 50, 50])
+    np.testing.assert_array_equal(drawn[250, 250], [50, 50, 177])  # RGB
+
+
+def test_a_video(folder: Path, tmp_path: Path):
+    found = predict(config(), str(folder / "upernet.pth"), [folder / "film.avi"], str(tmp_path), "cpu", batch_size=2)
+    assert (found.pictures, found.frames) == (0, 3)
+    capture = cv2.VideoCapture(str(tmp_path / "vis/film.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    pictures = json.loads((tmp_path / "areas.json").read_text())["pictures"]
+    assert [picture["frame"] for picture in pictures] == [0, 1, 2]
+    assert cv2.imread(str(tmp_path / pictures[2]["label_map"]), cv2.IMREAD_UNCHANGED).shape == (48, 64)
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("shape", [(1, 1), (37, 501)])
+def test_maps_have_the_pictures_size(kind: str, shape: tuple[int, int]):
+    with torch.no_grad():
+        result = model(kind).test_step(samples(shape, 1))[0]
+    assert result.pred_sem_seg.data.shape == (1, *shape)
+    assert result.seg_logits.data.isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ALL)
+def test_maps_of_large_pictures(kind: str):
+    test_maps_have_the_pictures_size(kind, (1536, 2048))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_sliding_is_whole_where_the_picture_fits(kind: str):
+    whole = model(kind)
+    with torch.no_grad():
+        expected = whole.test_step(samples((60, 90), 1))[0].seg_logits.data
+        whole.test_cfg = Config(dict(mode="slide", crop_size=(60, 100), stride=(40, 40)))
+        torch.testing.assert_close(whole.test_step(samples((60, 90), 1))[0].seg_logits.data, expected)
+        whole.test_cfg.crop_size = (40, 40)
+        smaller = whole.test_step(samples((60, 90), 1))[0].seg_logits.data
+    assert smaller.shape == expected.shape
+    assert not torch.allclose(smaller, expected)
+
+
+def test_tiles_are_a_sliding_window(folder: Path):
+    segmentor = Segmentor(config(scale=None), str(folder / "upernet.pth"), "cpu", tile=40, overlap=0.25)
+    assert segmentor.inferencer.model.test_cfg == dict(mode="slide", crop_size=(40, 40), stride=(30, 30))
+    picture = samples((60, 90), 1)["inputs"][0].permute(1, 2, 0).numpy()
+    ((_, labels),) = segmentor(iter([Source("a", picture)]))
+    sliding = model()
+    sliding.test_cfg = Config(dict(mode="slide", crop_size=(40, 40), stride=(30, 30)))
+    with torch.no_grad():
+        expected = sliding.test_step(samples((60, 90), 1))[0].pred_sem_seg.data[0]
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_tta(folder: Path):
+    """The mean of the views' probabilities: here of two scales and their mirror images."""
+    segmentor = Segmentor(config(), str(folder / "upernet.pth"), "cpu", tta=True)
+    picture = samples((64, 128), 1)["inputs"][0].permute(1, 2, 0).numpy()
+    ((_, labels),) = segmentor(iter([Source("a", picture)]))
+    probabilities = []
+    for side in ((96, 48), (128, 64)):
+        for mirrored in (False, True):
+            view = cv2.resize(picture, side)
+            view = np.ascontiguousarray(view[:, ::-1]) if mirrored else view
+            meta = dict(img_shape=view.shape[:2], ori_shape=(64, 128), flip=mirrored, flip_direction="horizontal")
+            data = dict(inputs=[torch.from_numpy(view).permute(2, 0, 1)], data_samples=[SegDataSample(metainfo=meta)])
+            with torch.no_grad():
+                probabilities.append(model().test_step(data)[0].seg_logits.data.softmax(0))
+    expected = torch.stack(probabilities).mean(0).argmax(0).numpy()
+    assert (labels == expected).mean() > 0.999
+    assert len(np.unique(labels)) > 1
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_iou_does_not_depend_on_the_batch(kind: str):
+    segmentor = model(kind)
+    generator = torch.Generator().manual_seed(1)
+    truth = torch.randint(0, 3, (3, 1, 45, 70), generator=generator)
+    ious = []
+    for batch in (1, 3):
+        metric = IoUMetric()
+        metric.dataset_meta = dict(classes=CLASSES)
+        data = samples((45, 70), 3)
+        for start in range(0, 3, batch):
+            with torch.no_grad():
+                found = segmentor.test_step({key: value[start : start + batch] for key, value in data.items()})
+            metric.process({}, [dict(pred_sem_seg=dict(data=sample.pred_sem_seg.data),
+                                     gt_sem_seg=dict(data=truth[start + i])) for i, sample in enumerate(found)])
+        ious.append(metric.compute_metrics(metric.results))
+    assert ious[0] == ious[1]
+    assert 0 < ious[0]["mIoU"] < 100
+
+
+def test_bad_arguments(folder: Path, tmp_path: Path):
+    checkpoint = str(folder / "upernet.pth")
+    with pytest.raises(UsageError, match=r"--ann-file 'x\.json': a segmentor's predictions have no ids"):
+        predict(config(), checkpoint, [folder / "in"], str(tmp_path), "cpu", ann_file="x.json")
+    (tmp_path / "a.png").write_bytes((folder / "in/b.png").read_bytes())
+    with pytest.raises(UsageError, match=r"would go into one file, a\.png; give them in two calls"):
+        predict(config(), checkpoint, [folder / "in/a.jpg", tmp_path / "a.png"], str(tmp_path / "out"), "cpu")
+    assert not (tmp_path / "out").exists()

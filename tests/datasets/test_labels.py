@@ -1,0 +1,241 @@
+"""Label maps of segmentation data: every planted error is in the report of tools/check_data.py."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+pytest.importorskip("mmcv")
+pytest.importorskip("mmseg")
+
+from mmengine.config import Config
+
+from mmgcvit.apis import UsageError, train
+from mmgcvit.datasets.check import check_data
+from mmgcvit.datasets.labels import IGNORED, OUTSIDE, _crops, _meaning
+from mmgcvit.datasets.report import print_reports
+
+CLASSES = ("ground", "cat", "dog")
+
+
+def write(folder: Path, split: str, name: str, labels: np.ndarray, size: tuple[int, int] = (48, 64)) -> Path:
+    """A picture of 48 x 64 (height x width) and its label map; returns the label map's path."""
+    for kind in ("images", "annotations"):
+        (folder / kind / split).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(folder / f"images/{split}/{name}.jpg")
+    path = folder / f"annotations/{split}/{name}.png"
+    Image.fromarray(labels).save(path)
+    return path
+
+
+def three(size: tuple[int, int] = (48, 64)) -> np.ndarray:
+    """All classes and some ignored pixels."""
+    labels = np.zeros(size, np.uint8)
+    labels[:10], labels[10:20], labels[-1] = 1, 2, 255
+    return labels
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            write(tmp_path, split, name, three())
+    return tmp_path
+
+
+def config(folder: Path, classes: tuple[str, ...] = CLASSES, heads: int = len(CLASSES), **more) -> Config:
+    pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations"),
+                dict(type="RandomCrop", crop_size=(24, 32)), dict(type="PackSegInputs")]
+
+    def loader(split: str) -> dict:
+        return dict(dataset=dict(
+            type="BaseSegDataset", data_root=str(folder), metainfo=dict(classes=classes), pipeline=pipeline,
+            data_prefix=dict(img_path=f"images/{split}", seg_map_path=f"annotations/{split}"), **more))
+
+    return Config(dict(default_scope="mmseg", model=dict(decode_head=dict(num_classes=heads)),
+                       train_dataloader=loader("train"), val_dataloader=loader("val"), test_dataloader=loader("val")))
+
+
+def problems(cfg: Config, breaks: bool = True) -> list[tuple[str, str]]:
+    return [(problem.kind, str(problem)) for report in check_data(cfg, progress=False)
+            for problem in report.problems if problem.breaks == breaks]
+
+
+def test_good_data(folder: Path, capsys):
+    reports = check_data(config(folder), progress=False)
+    assert [(r.name, r.pictures, r.empty, r.objects, r.kept) for r in reports] == [
+        ("train", 2, 0, 2 * 48 * 64, 2 * 47 * 64), ("val", 2, 0, 2 * 48 * 64, 2 * 47 * 64)]
+    assert reports[0].classes == {"ground": 2 * 27 * 64, "cat": 2 * 640, "dog": 2 * 640}
+    assert reports[0].sizes == {(64, 48): 2}
+    assert not any(report.problems for report in reports)
+    print_reports(reports)
+    printed = capsys.readouterr().out
+    assert "pixels by class" in printed
+    assert printed.strip().endswith("nothing that would break training")
+
+
+def planted(kind: str) -> np.ndarray | Image.Image:
+    labels = three()
+    if kind == "value":
+        labels[5, 5:8] = 7
+        labels[6, 6] = 254
+    elif kind == "size":
+        return three((48, 63))
+    elif kind == "mode":
+        return np.stack([labels] * 3, -1)
+    elif kind == "depth":
+        return labels.astype(np.uint16) * 256
+    return labels
+
+
+@pytest.mark.parametrize(("kind", "says"), [
+    ("value", "4 pixels of value 7, 254; allowed: 0 to 2, 255"),
+    ("size", "is 63 x 48 (width x height), its picture 64 x 48"),
+    ("mode", "is of mode 'RGB'; allowed: one value of 8 bits a pixel, modes 1, L, P"),
+    ("depth", "has values from 0 to 65280 ('I;16'); allowed: 0 to 255, as others are cut to 8 bits"),
+])
+def test_wrong_label_maps(folder: Path, kind: str, says: str):
+    path = write(folder, "train", "c", planted(kind))
+    found = problems(config(folder))
+    assert [k for k, _ in found] == [kind]
+    assert found[0][1].startswith(f"{path}: {says}")
+
+
+def test_deep_maps_of_small_values_are_labels(folder: Path):
+    write(folder, "train", "c", three().astype(np.uint16))
+    assert problems(config(folder)) == []
+    palette = Image.fromarray(three(), "P")
+    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    palette.save(folder / "annotations/train/c.png")
+    reports = check_data(config(folder), progress=False)
+    assert reports[0].classes["cat"] == 3 * 640
+    assert not reports[0].problems
+
+
+def test_files_without_a_partner(folder: Path):
+    (folder / "annotations/train/a.png").unlink()
+    (folder / "images/val/b.jpg").unlink()
+    cfg = config(folder)
+    assert problems(cfg) == [
+        ("partner", f"{folder}/images/train/a.jpg: no label map {folder}/annotations/train/a.png")]
+    assert problems(cfg, breaks=False) == [
+        ("partner", f"{folder}/annotations/val: 1 label maps are of no picture of this data set, the first b.png")]
+
+
+@pytest.mark.parametrize("file", ["images/train/a.jpg", "annotations/train/a.png"])
+def test_files_that_cannot_be_decoded(folder: Path, file: str):
+    path = folder / file
+    path.write_bytes(path.read_bytes()[:60])
+    assert [kind for kind, _ in problems(config(folder))] == ["picture" if "images" in file else "label map"]
+
+
+def test_ignored_maps_and_crops(folder: Path):
+    write(folder, "train", "c", np.full((48, 64), 255, np.uint8))
+    half = three()
+    half[:, :32] = 255
+    write(folder, "train", "d", half)
+    assert problems(config(folder)) == []
+    assert problems(config(folder), breaks=False) == [
+        ("ignored", f"{folder}/annotations/train: 1 of 4 label maps have no label at all"),
+        ("ignored", f"{folder}/annotations/train: 6 of 16 crops of 24 x 32 (height x width) have no label at all: "
+         "nothing is learnt from such")]
+
+
+def test_reduce_zero_label_shifts_what_values_mean(folder: Path):
+    found = problems(config(folder, reduce_zero_label=True))  # 0 is ignored, 1 is ground, 2 is cat: no dog is left
+    assert [kind for kind, _ in found] == ["class", "class"]
+    assert "no pixel of class 'dog': its IoU will be 0, or NaN" in found[0][1]
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            write(folder, split, name, np.zeros((48, 64), np.uint8))
+    found = problems(config(folder, reduce_zero_label=True))
+    assert [kind for kind, _ in found] == ["empty", "empty"]
+    assert found[0][1].endswith("the loss would be 0 or NaN, with reduce_zero_label=True 0 is ignored")
+
+
+def test_classes_that_a_split_lacks(folder: Path):
+    no_dog = three()
+    no_dog[no_dog == 2] = 0
+    for name in ("a", "b"):
+        write(folder, "val", name, no_dog)
+    assert [text for _, text in problems(config(folder))] == [
+        f"{folder}/annotations/val: no pixel of class 'dog': its IoU will be NaN, or 0 if anything is taken for it"]
+
+
+def test_heads_of_another_number_of_classes(folder: Path):
+    assert problems(config(folder, heads=2))[0] == (
+        "classes", "model.decode_head: num_classes=2; the data set has 3: 'ground', 'cat', 'dog'")
+    with pytest.raises(UsageError, match=r"model\.decode_head: num_classes=2; the data set has 3"):
+        train(config(folder, heads=2))
+
+
+def test_folders_that_are_not_there_or_hold_something_else(folder: Path):
+    cfg = config(folder, img_suffix=".jpeg")
+    assert problems(cfg)[0][1].endswith(
+        f"no pictures *.jpeg in {folder}/images/train; there are 2 *.jpg (img_suffix of the data set): training would "
+        "wait for ever")
+    with pytest.raises(UsageError, match=r"no pictures \*\.jpeg in"):
+        train(cfg)
+    cfg = config(folder / "nowhere")
+    assert problems(cfg)[0][1].endswith(f"{folder}/nowhere/images/train: there is no such file or folder")
+    with pytest.raises(UsageError, match="nowhere/images/train: there is no such file or folder"):
+        train(cfg)
+    assert "BaseSegDataset cannot be built: TypeError: " in problems(config(folder, nonsense=1))[0][1]
+
+
+def test_a_list_of_names_says_which_label_maps_are_meant(folder: Path):
+    (folder / "some.txt").write_text("a\n")
+    reports = check_data(config(folder, ann_file="some.txt"), progress=False)
+    assert [(report.pictures, report.problems) for report in reports] == [(1, []), (1, [])]
+    assert problems(config(folder, ann_file="other.txt"))[0][1].endswith("other.txt: there is no such file or folder")
+
+
+def test_one_class_is_none(folder: Path):
+    found = problems(config(folder, classes=("cat", ), heads=1))
+    assert found[0] == ("classes", "model.decode_head: num_classes=1: with one class there is nothing to tell apart, "
+                        "and the loss is 0; name the background too")
+    found = problems(config(folder, classes="cat", heads=3))
+    assert found[0][1].endswith("metainfo.classes='cat'; allowed: a tuple of names, such as ('cat', )")
+
+
+def test_values_mean_what_mmseg_makes_of_them(folder: Path):
+    from mmengine.registry import init_default_scope
+    from mmseg.datasets.transforms import LoadAnnotations
+
+    init_default_scope("mmseg")
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(values).save(folder / "all.png")
+    for reduce in (False, True):
+        for label_map in (None, {0: 1, 1: 255, 2: 0}):
+            results = dict(seg_map_path=str(folder / "all.png"), reduce_zero_label=reduce, label_map=label_map,
+                           seg_fields=[])
+            loaded = LoadAnnotations()(results)["gt_seg_map"].ravel()
+            meaning = _meaning(3, reduce, label_map, 255)
+            np.testing.assert_array_equal(meaning, np.where(loaded < 3, loaded, np.where(
+                loaded == 255, IGNORED, OUTSIDE)))
+
+
+def test_crops_at_edges():
+    ignored = np.ones((50, 70), bool)
+    assert _crops(ignored, (24, 32)) == (4, 4)  # what is left over belongs to the last crop
+    ignored[49, 69] = False
+    assert _crops(ignored, (24, 32)) == (3, 4)
+    assert _crops(ignored, (100, 100)) == (0, 1)
+    assert _crops(ignored, None) == (0, 0)
+
+
+def test_the_command(folder: Path):
+    write(folder, "train", "c", planted("value"))
+    (folder / "mine.py").write_text(config(folder).pretty_text)
+    done = subprocess.run([sys.executable, ROOT / "tools/check_data.py", "mine.py"], cwd=folder, capture_output=True,
+                          text=True)
+    assert done.returncode == 1, done.stderr
+    assert "error: train: value: 1" in done.stdout
+    assert "4 pixels of value 7, 254; allowed: 0 to 2, 255" in done.stdout
+    assert done.stdout.strip().endswith("would break training: train")
