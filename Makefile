@@ -6,6 +6,10 @@ export PYTHON
 VENV := .venv
 RUN := $(VENV)/bin/python
 
+# Most of what the tests do is one thread's work: so many processes of one thread each (JOBS).
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
+
 DIGITS := data/digit_scenes
 DEMO := work_dirs/demo
 DEMO_CONFIG := configs/detection/mask-rcnn_gcvit-nano_fpn_digits.py
@@ -47,14 +51,14 @@ demo-seg: digits
 	@ls $(DEMO_SEG)/pictures/*.png | head -n 5
 
 test: install
-	$(RUN) -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-all: install
-	$(RUN) -m pytest
+	$(PYTEST)
 
 test-openmmlab:
 	@tools/install.sh openmmlab .venv-openmmlab
-	.venv-openmmlab/bin/python -m pytest
+	$(subst $(VENV),.venv-openmmlab,$(PYTEST))
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -79,7 +79,7 @@ setup(
         "digits": ["scikit-learn", "pillow", "rich"],  # to make the digit scenes
         "keras": ["h5py"],  # to read tfgcvit's files
         "mim": ["openmim"],
-        "test": ["pytest", "hypothesis", "h5py"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "h5py"],
         "dev": ["ruff", "setuptools", "wheel"],
     },
     entry_points={"console_scripts": ["mmgcvit = mmgcvit.__main__:main"]},

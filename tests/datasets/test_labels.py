@@ -111,7 +111,7 @@ def test_deep_maps_of_small_values_are_labels(folder: Path):
     write(folder, "train", "c", three().astype(np.uint16))
     assert problems(config(folder)) == []
     palette = Image.fromarray(three(), "P")
-    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    palette.putpalette(list(range(256)) * 3)
     palette.save(folder / "annotations/train/c.png")
     reports = check_data(config(folder), progress=False)
     assert reports[0].classes["cat"] == 3 * 640
