@@ -13,20 +13,17 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 DIGITS := data/digit_scenes
 DEMO := work_dirs/demo
 DEMO_CONFIG := configs/detection/mask-rcnn_gcvit-nano_fpn_digits.py
-DEMO_SEG := work_dirs/demo_seg
-DEMO_SEG_CONFIG := configs/segmentation/gcvit-nano_upernet_digits-160x160.py
 
-.PHONY: help install digits demo demo-seg test test-all test-openmmlab lint clean
+.PHONY: help install digits demo test test-all test-openmmlab lint clean
 
 help:
 	@echo 'make demo            train a GC ViT Mask R-CNN on digit scenes, evaluate it, draw what it finds'
-	@echo 'make demo-seg        the same with a GC ViT UPerNet, which segments the scenes'
 	@echo 'make test            the tests'
 	@echo 'make test-all        the tests, those marked slow too'
 	@echo 'make test-openmmlab  the tests in a second environment with OpenMMLab'"'"'s own packages'
 	@echo 'make install         .venv with the whole stack; the others do it first'
 	@echo 'make lint            ruff'
-	@echo 'make clean           remove what the demos made (data/digit_scenes, work_dirs/demo, work_dirs/demo_seg)'
+	@echo 'make clean           remove what make demo made (data/digit_scenes, work_dirs/demo)'
 
 install:
 	@tools/install.sh onedl $(VENV)
@@ -42,14 +39,6 @@ demo: digits
 	@echo 'pictures that it was not trained on, truth left, prediction right; the first of $(DEMO)/pictures:'
 	@ls $(DEMO)/pictures/*.jpg | head -n 5
 
-demo-seg: digits
-	@rm -rf $(DEMO_SEG)
-	$(RUN) tools/train.py $(DEMO_SEG_CONFIG) --work-dir $(DEMO_SEG)
-	$(RUN) tools/test.py $(DEMO_SEG_CONFIG) "$$(cat $(DEMO_SEG)/last_checkpoint)" --work-dir $(DEMO_SEG)/test --show-dir $(DEMO_SEG)/pictures
-	@echo
-	@echo 'pictures that it was not trained on, truth left, prediction right; the first of $(DEMO_SEG)/pictures:'
-	@ls $(DEMO_SEG)/pictures/*.png | head -n 5
-
 test: install
 	$(PYTEST) -m 'not slow'
 
@@ -64,4 +53,4 @@ lint: install
 	$(VENV)/bin/ruff check .
 
 clean:
-	rm -rf $(DIGITS) $(DEMO) $(DEMO_SEG)
+	rm -rf $(DIGITS) $(DEMO)

@@ -99,11 +99,12 @@ def test_published_detectors(config: str, published: float):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arch", "published"), [("tiny", 947), ("small", 1163), ("base", 1348)])
-def test_published_segmentors(arch: str, published: float):
-    """Paper, table 5; at Swin's 512 x 2048. TOLERANCE"""
+@pytest.mark.parametrize(("name", "published"), [
+    ("tiny_w7", 947), ("tiny", 947), ("small_w24", 1163), ("base_w24", 1348)])  # fmt: skip
+def test_published_segmentors(name: str, published: float):
+    """Paper, table 5, at 512 x 2048, within 1 %; small and base fit windows of 24, tiny does not (1020)."""
     pytest.importorskip("mmseg")
-    model = build_model(Config.fromfile(SEGMENTATION / f"gcvit-{arch}_w7_upernet_8xb2-160k_ade20k-512x512.py"))
+    model = build_model(Config.fromfile(SEGMENTATION / f"gcvit-{name}_upernet_8xb2-160k_ade20k-512x512.py"))
     assert abs(count_flops(model, (512, 2048)).total.macs / 1e9 / published - 1) < 0.01
 
 
