@@ -1,4 +1,5 @@
-# The demo: UPerNet with a narrow GC ViT, from scratch on the digit scenes' label maps (tools/make_digit_scenes.py).
+# UPerNet with a narrow GC ViT, from scratch on the digit scenes' label maps (tools/make_digit_scenes.py). For
+# trials: in so few iterations it tells strokes from background, not yet one digit from another.
 _base_ = './_base_/upernet_gcvit-nano.py'
 
 # Windows of 5 divide every map of a 160 x 160 scene.

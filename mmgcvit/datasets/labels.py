@@ -63,11 +63,12 @@ def read_label_maps(dataset: Mapping) -> LabelMaps:
     """
     root, prefix = dataset.get("data_root") or "", dataset["data_prefix"]
     for path in (prefix.get("img_path"), prefix["seg_map_path"], dataset.get("ann_file")):
-        if path and not os.path.exists(os.path.join(root, path)):
+        if path and not dataset.get("backend_args") and not os.path.exists(os.path.join(root, path)):
             raise AnnotationError(f"{os.path.join(root, path)}: there is no such file or folder")
-    if isinstance((dataset.get("metainfo") or {}).get("classes"), str):
-        name = dataset["metainfo"]["classes"]
-        raise AnnotationError(f"metainfo.classes={name!r}; allowed: a tuple of names, such as ({name!r}, )")
+    name = (dataset.get("metainfo") or {}).get("classes")
+    if isinstance(name, str) and not os.path.isfile(name):
+        raise AnnotationError(f"metainfo.classes={name!r}; allowed: a tuple of names, such as ({name!r}, ), or a file "
+                              "with a name in each line")
     try:
         built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": False, "serialize_data": False})
         infos = [built.get_data_info(i) for i in range(len(built))]

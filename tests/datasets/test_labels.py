@@ -201,7 +201,15 @@ def test_one_class_is_none(folder: Path):
     assert found[0] == ("classes", "model.decode_head: num_classes=1: with one class there is nothing to tell apart, "
                         "and the loss is 0; name the background too")
     found = problems(config(folder, classes="cat", heads=3))
-    assert found[0][1].endswith("metainfo.classes='cat'; allowed: a tuple of names, such as ('cat', )")
+    assert found[0][1].endswith(
+        "metainfo.classes='cat'; allowed: a tuple of names, such as ('cat', ), or a file with a name in each line")
+
+
+def test_classes_from_a_file(folder: Path):
+    (folder / "names.txt").write_text("ground\ncat\ndog\n")
+    reports = check_data(config(folder, classes=str(folder / "names.txt")), progress=False)
+    assert [tuple(report.classes) for report in reports] == [CLASSES, CLASSES]
+    assert not any(report.problems for report in reports)
 
 
 def test_values_mean_what_mmseg_makes_of_them(folder: Path):
