@@ -13,9 +13,16 @@ try:
 
     from mmgcvit.backbone import GCViT
     from mmgcvit.checkpoint import load_pretrained
-    from mmgcvit.classification import GCViTClassifier
-    from mmgcvit.engine import CorruptPictureHook, InvalidLossHook, ReproducibleHook
-    from mmgcvit.optim import GCViTLayerDecayOptimWrapperConstructor
+    from mmgcvit.classification import ClassificationPreprocessor, GCViTClassifier, TopKAccuracy
+    from mmgcvit.engine import (
+        ClassificationHook,
+        CorruptPictureHook,
+        EMAValLoop,
+        InvalidLossHook,
+        ReproducibleHook,
+        ResumableTrainLoop,
+    )
+    from mmgcvit.optim import GCViTLayerDecayOptimWrapperConstructor, WarmupCosineLR
 except (ImportError, OSError, RuntimeError) as _error:
     # Something that the backbone needs is absent or broken (a torch without its libraries raises OSError). The package
     # still imports, so that `mmgcvit doctor` can say what; whoever asks for the backbone gets the reason.
@@ -27,9 +34,12 @@ except (ImportError, OSError, RuntimeError) as _error:
                               "`python -m mmgcvit doctor` says what is missing and how to mend it.") from _reason
         raise AttributeError(f"module 'mmgcvit' has no attribute {name!r}")
 else:
-    if find_spec("mmcv"):  # the backbone itself does without
+    from mmgcvit.datasets.classification import ClassificationDataset  # noqa: F401
+
+    if find_spec("mmcv"):  # the backbone and classifiers do without
         from mmgcvit.datasets.pictures import LoadCheckedImage  # noqa: F401
     MODULE2PACKAGE["mmgcvit"] = "mmgcvit"
 
-__all__ = ["CorruptPictureHook", "GCViT", "GCViTClassifier", "GCViTLayerDecayOptimWrapperConstructor",
-           "InvalidLossHook", "ReproducibleHook", "__version__", "load_pretrained"]  # fmt: skip
+__all__ = ["ClassificationHook", "ClassificationPreprocessor", "CorruptPictureHook", "EMAValLoop", "GCViT",
+           "GCViTClassifier", "GCViTLayerDecayOptimWrapperConstructor", "InvalidLossHook", "ReproducibleHook",
+           "ResumableTrainLoop", "TopKAccuracy", "WarmupCosineLR", "__version__", "load_pretrained"]  # fmt: skip

@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import _utils
+
+# Where a Runner goes with the garbage, the workers of its loaders are not told, and each is waited for before it is
+# killed.
+_utils.MP_STATUS_CHECK_INTERVAL = 0.1  # seconds, instead of 5
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4), window_size=(2, 2, 4, 2), layer_scale=1e-5)

@@ -13,9 +13,10 @@ def main() -> None:
     parser.add_argument("checkpoint", help="checkpoint file or URL")
     parser.add_argument("--show-dir", help="folder for pictures: truth on the left, prediction on the right")
     parser.add_argument("--tta", action="store_true", help="merge what is found at several scales and in mirror images")
+    parser.add_argument("--out", metavar="FILE.csv", help="of a classifier: table of the predictions")
     args = parser.parse_args()
     try:
-        apis.test(apis.config_from_arguments(args), args.checkpoint, args.show_dir, args.tta)
+        apis.test(apis.config_from_arguments(args), args.checkpoint, args.show_dir, args.tta, args.out)
     except apis.UsageError as error:
         sys.exit(f"test: {error}")
 

@@ -18,11 +18,13 @@ from torch import distributed as dist
 
 from mmgcvit.apis.config import SHIPPED, UsageError, existing
 from mmgcvit.datasets.annotations import AnnotationError, check_before_run, data_sets
+from mmgcvit.datasets.errors import ClassificationDataError
 from mmgcvit.datasets.labels import check_label_maps, has_label_maps
 
 AMP = ("fp16", "bf16")
 CORRUPT = ("stop", "skip")
-LOADERS = tuple(f"{scope}LoadImageFromFile" for scope in ("", "mmcv.", "mmdet.", "mmseg."))
+LOADERS = {f"{scope}LoadImageFromFile": "LoadCheckedImage" for scope in ("", "mmcv.", "mmdet.", "mmseg.")}
+LOADERS["LoadPillowImage"] = "LoadPillowImage"
 SCALES = (0.8, 1.0, 1.2)  # of the test pipeline's, under test-time augmentation
 
 
@@ -38,8 +40,9 @@ def train(cfg: Config, resume: str | bool = False, amp: str | bool = False, auto
         resume: True or 'auto': go on from the newest whole checkpoint of the work directory, if there is one; a file
             or URL: from that one.
         amp: mixed precision: 'fp16' (True means this) with a dynamic loss scale and, where the config clips nothing,
-            gradients clipped at a norm of 35, or 'bf16'.
-        auto_scale_lr: scale the learning rate by the global batch size over the config's ``base_batch_size``.
+            gradients clipped at a norm of 35, or 'bf16'. (A config that has it itself runs in float32 on a CPU.)
+        auto_scale_lr: scale the learning rate by the global batch size, of all the batches whose gradients are added up
+            for a step, over the config's ``base_batch_size``.
         corrupt: what a picture that cannot be decoded does in training: 'stop' the run with its name, or 'skip': it is
             named, counted, and another one takes its place.
 
@@ -52,11 +55,18 @@ def train(cfg: Config, resume: str | bool = False, amp: str | bool = False, auto
         raise UsageError(f"corrupt={corrupt!r}; allowed: {', '.join(CORRUPT)}")
     if amp:
         _mixed_precision(cfg, "fp16" if amp is True else amp)
+    elif (cfg.get("optim_wrapper") or {}).get("type") == "AmpOptimWrapper" and get_device() == "cpu":
+        print_log("mixed precision of the config is left out: there is no GPU", level=logging.WARNING)
+        cfg.optim_wrapper.type = "OptimWrapper"
+        for key in ("dtype", "loss_scale", "use_fsdp"):
+            cfg.optim_wrapper.pop(key, None)
     if auto_scale_lr:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
             raise UsageError("--auto-scale-lr: the config has no auto_scale_lr.base_batch_size; add "
                              "auto_scale_lr = dict(base_batch_size=<global batch that its learning rate is meant for>)")
         cfg.auto_scale_lr.enable = True
+        # mmengine compares a single batch of all processes with it
+        cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get("accumulative_counts", 1)
     if resume:
         checkpoint = newest_checkpoint(cfg.work_dir) if resume in (True, "auto") else resume
         if checkpoint is not None:
@@ -65,18 +75,22 @@ def train(cfg: Config, resume: str | bool = False, amp: str | bool = False, auto
             print_log(f"--resume: no checkpoint in {cfg.work_dir}: the run begins anew", level=logging.WARNING)
     _check_data(cfg, "train_dataloader", "val_dataloader")
     for transform in _pictures([cfg.get("train_dataloader"), cfg.get("custom_hooks")]):  # hooks may switch pipelines
-        transform.update(type="LoadCheckedImage", corrupt=corrupt)
+        transform.update(type=LOADERS[transform["type"]], corrupt=corrupt)
     hooks = [hook["type"] for hook in cfg.get("custom_hooks") or ()]
     ours = [dict(type="InvalidLossHook"), dict(type="CorruptPictureHook")]
     if cfg.get("randomness", {}).get("deterministic"):
         ours.append(dict(type="ReproducibleHook"))
     cfg.custom_hooks = [*(cfg.get("custom_hooks") or ()), *(hook for hook in ours if hook["type"] not in hooks)]
-    runner = _build_runner(cfg)
-    runner.train()
+    try:
+        runner = _build_runner(cfg)
+        runner.train()
+    except ClassificationDataError as error:
+        raise UsageError(str(error)) from error
     return runner
 
 
-def test(cfg: Config, checkpoint: str, show_dir: str | None = None, tta: bool = False) -> dict[str, float]:
+def test(cfg: Config, checkpoint: str, show_dir: str | None = None, tta: bool = False,
+         out: str | None = None) -> dict[str, float]:
     """Evaluate a checkpoint on the config's test data.
 
     Args:
@@ -84,14 +98,18 @@ def test(cfg: Config, checkpoint: str, show_dir: str | None = None, tta: bool = 
         checkpoint: file or URL.
         show_dir: folder for pictures with the truth on the left and the prediction on the right.
         tta: test-time augmentation (:func:`use_tta`).
+        out: of a classifier: CSV file for the predictions (:class:`~mmgcvit.classification.TopKAccuracy`).
 
     Returns:
         The metrics.
 
     Raises:
         UsageError: the checkpoint is not there, ``show_dir`` with a config whose visualization hook is neither
-            mmdet's nor mmseg's, annotations that would break the run, or classes that are not the annotation file's.
+            mmdet's nor mmseg's, ``out`` without a TopKAccuracy in the config, annotations that would break the run, or
+            classes that are not the annotation file's, the checkpoint's or the head's.
     """
+    if not cfg.get("test_dataloader"):
+        raise UsageError("the config has no test_dataloader: there is nothing to test on")
     cfg.load_from = existing("checkpoint", checkpoint)
     _check_data(cfg, "test_dataloader")
     if show_dir is not None:
@@ -109,7 +127,15 @@ def test(cfg: Config, checkpoint: str, show_dir: str | None = None, tta: bool = 
     if tta:
         use_tta(cfg)
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
-    return _build_runner(cfg).test()
+    if out is not None:
+        metrics = [metric for metric in _listed(cfg.get("test_evaluator")) if metric.get("type") == "TopKAccuracy"]
+        if not metrics:
+            raise UsageError("--out: the config's test_evaluator is no TopKAccuracy, which writes the table")
+        metrics[0].out_csv = out
+    try:
+        return _build_runner(cfg).test()
+    except ClassificationDataError as error:
+        raise UsageError(str(error)) from error
 
 
 def use_tta(cfg: Config) -> None:

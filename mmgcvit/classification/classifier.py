@@ -8,11 +8,13 @@ from typing import Any
 import torch.nn.functional as F
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from mmgcvit.backbone import GCViT
 from mmgcvit.backbone.checks import check_choice, check_integer, check_rate
 from mmgcvit.backbone.initial import SafePretrainedInit
+from mmgcvit.classification.preprocessor import ClassificationPreprocessor
 
 MODES = ("tensor", "loss", "predict")
 
@@ -27,7 +29,8 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
         backbone: config of a :class:`GCViT`; ``out_indices`` is (3,) unless it is given.
         num_classes: classes.
         drop_rate: dropout before the head.
-        data_preprocessor: mmengine's.
+        label_smoothing: of targets that are class numbers. (Mixed targets are smoothed by the preprocessor's mixup.)
+        data_preprocessor: config of a :class:`ClassificationPreprocessor` (``num_classes`` is given to it), or another.
         init_cfg: mmengine's. ``dict(type='Pretrained', ...)`` belongs into the backbone's, or here for the head too.
 
     Raises:
@@ -35,10 +38,18 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
     """
 
     def __init__(self, backbone: Mapping[str, Any], num_classes: int = 1000, drop_rate: float = 0.0,
-                 data_preprocessor: Mapping | nn.Module | None = None, init_cfg: Mapping | None = None) -> None:
+                 label_smoothing: float = 0.0, data_preprocessor: Mapping | nn.Module | None = None,
+                 init_cfg: Mapping | None = None) -> None:
+        check_integer("num_classes", num_classes, 1)
+        if isinstance(data_preprocessor, Mapping) and data_preprocessor.get("type") in (
+                ClassificationPreprocessor, ClassificationPreprocessor.__name__):
+            data_preprocessor = {"num_classes": num_classes, **data_preprocessor}
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        self.num_classes = check_integer("num_classes", num_classes, 1)
+        self.num_classes = num_classes
         self.drop_rate = check_rate("drop_rate", drop_rate)
+        smoothing = check_rate("label_smoothing", label_smoothing)
+        self.hard_loss = LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
+        self.soft_loss = SoftTargetCrossEntropy()
         self.backbone: GCViT = MODELS.build({"type": "GCViT", "out_indices": (3,), **backbone})
         if self.backbone.out_indices[-1] != 3:
             raise ValueError(f"backbone: out_indices={self.backbone.out_indices}; allowed for a classifier: "
@@ -47,20 +58,22 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, inputs: Tensor, targets: Tensor | None = None, mode: str = "tensor") -> Any:
+    def forward(self, inputs: Tensor, targets: Tensor | None = None, sample_idx: Tensor | None = None,
+                mode: str = "tensor") -> Any:
         """Logits, their loss, or probabilities.
 
         Args:
             inputs: (B, in_channels, H, W) normalised pictures.
             targets: (B,) classes, or (B, num_classes) probabilities; for 'loss'.
+            sample_idx: (B,) the samples' numbers, not used.
             mode: 'tensor', 'loss' or 'predict'.
 
         Returns:
             'tensor': logits (B, num_classes). 'loss': ``dict(loss=...)``, the mean cross-entropy. 'predict':
-            probabilities (B, num_classes).
+            probabilities (B, num_classes), float32.
 
         Raises:
-            ValueError: an unknown mode, or 'loss' without targets.
+            ValueError: an unknown mode, 'loss' without targets, or a class that the head does not have.
         """
         check_choice("mode", mode, MODES)
         maps = self.backbone(inputs)[-1]
@@ -68,7 +81,13 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
         if mode == "tensor":
             return logits
         if mode == "predict":
-            return logits.softmax(dim=1)
+            return logits.float().softmax(dim=1)
         if targets is None:
             raise ValueError("targets=None; allowed in mode 'loss': classes or probabilities")
-        return {"loss": F.cross_entropy(logits, targets)}
+        if targets.ndim == 2:
+            return {"loss": self.soft_loss(logits, targets)}
+        # (A look at targets on a GPU would make it wait; there CUDA's own assertion speaks.)
+        if not targets.is_cuda and (targets.min() < 0 or targets.max() >= self.num_classes):
+            raise ValueError(f"targets: class {int(targets.max() if targets.min() >= 0 else targets.min())}; allowed: "
+                             f"0 to {self.num_classes - 1} (num_classes={self.num_classes})")
+        return {"loss": self.hard_loss(logits, targets)}

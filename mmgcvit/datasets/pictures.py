@@ -14,13 +14,11 @@ from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 from PIL import Image, ImageOps
 
+from mmgcvit.datasets.errors import CorruptPictureError
+
 Image.MAX_IMAGE_PIXELS = None  # a large picture is no attack: the data is the user's own
 TAIL = 1024  # bytes in which a whole file's end mark stands
 ENDS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND"))  # beginnings and end marks: JPEG, PNG
-
-
-class CorruptPictureError(OSError):
-    """A picture that cannot be decoded, or not to its end."""
 
 
 def unreadable(content: bytes) -> str | None:

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
+from timm.data import ImageNetInfo
+
+from mmgcvit.checkpoint.errors import some
 
 
 class PrepareError(ValueError):
@@ -63,6 +66,11 @@ CITYSCAPES_URL = "https://www.cityscapes-dataset.com/downloads"
 CITYSCAPES_SPLITS = tuple(
     Pairs(f"leftImg8bit/{name}", "_leftImg8bit.png", f"gtFine/{name}", "_gtFine_labelTrainIds.png", count)
     for name, count in (("train", 2975), ("val", 500)))
+
+IMAGENET_URL = "https://image-net.org/download-images.php"
+IMAGENET_SPLITS = (("train", 1281167, "ILSVRC2012_img_train.tar"), ("val", 50000, "ILSVRC2012_img_val.tar"))
+IMAGENET_PER_CLASS = 50  # in val
+VAL_SCRIPT = "https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh"
 
 
 def prepare(name: str, folder: str | Path, data: str | Path = "data") -> Report:
@@ -147,6 +155,48 @@ def check_cityscapes(folder: Path) -> Report:
         if len(_names(folder / split.images, split.image_suffix)) != split.count:
             report.advice.append(f"download leftImg8bit_trainvaltest.zip from {CITYSCAPES_URL} (needs an account) and "
                                  f"unpack it in {folder}")
+    return report
+
+
+def check_imagenet(folder: Path) -> Report:
+    """ImageNet-1k (ILSVRC2012): the thousand class folders of both splits by name, their pictures by count."""
+    report = Report()
+    synsets = set(ImageNetInfo("imagenet-1k").label_names())
+    for split, expected, archive in IMAGENET_SPLITS:
+        path = folder / split
+        if not path.is_dir():
+            report.problems.append(f"{path}: no such folder; expected {len(synsets)} class folders")
+            report.advice.append(f"download {archive} from {IMAGENET_URL} (needs an account) and unpack it into {path}")
+            continue
+        counts = {entry.name: _count(Path(entry.path), (".jpeg", ".jpg")) for entry in os.scandir(path)
+                  if entry.is_dir()}
+        loose, tars = _count(path, (".jpeg", ".jpg")), _count(path, (".tar",))
+        lacking, beyond = sorted(synsets - counts.keys()), sorted(counts.keys() - synsets)
+        empty = sorted(name for name in synsets & counts.keys() if not counts[name])
+        if loose:
+            report.problems.append(f"{path}: {loose} pictures outside class folders, whose classes nothing tells")
+            if split == "val":
+                report.advice.append(f"the archive of val has no class folders; in {path} run the commands of "
+                                     f"{VAL_SCRIPT}, which make them and move the pictures")
+        if tars:
+            report.problems.append(f"{path}: {tars} .tar files that are not unpacked")
+            report.advice.append(f"in {path}: for f in *.tar; do mkdir -p ${{f%.tar}} && tar -xf $f -C ${{f%.tar}} && "
+                                 "rm $f; done")
+        for names, what in ((lacking, "class folders are missing"), (empty, "class folders are empty"),
+                            (beyond, "folders are no classes of ImageNet-1k")):
+            if names:
+                report.problems.append(f"{path}: {len(names)} {what}: {some(names)}")
+        found = sum(counts[name] for name in synsets & counts.keys())
+        uneven = sorted(name for name in synsets & counts.keys() if counts[name] not in (0, IMAGENET_PER_CLASS))
+        if split == "val" and uneven:
+            report.problems.append(f"{path}: {len(uneven)} class folders without their "
+                                   f"{IMAGENET_PER_CLASS} pictures: {some(uneven)}")
+        if found != expected:
+            report.problems.append(f"{path}: {found} pictures in class folders; expected {expected}")
+            if not loose and not tars:
+                report.advice.append(f"unpack {archive} (from {IMAGENET_URL}) into {path} again")
+        elif not (lacking or beyond or empty):
+            report.lines.append(f"{path}: {found} pictures in {len(counts)} class folders")
     return report
 
 
@@ -261,4 +311,5 @@ DATASETS: dict[str, tuple[Callable[[Path], Report], str]] = {
     "coco": (check_coco, "coco"),
     "ade20k": (check_ade20k, "ade/ADEChallengeData2016"),
     "cityscapes": (check_cityscapes, "cityscapes"),
+    "imagenet": (check_imagenet, "imagenet"),
 }

@@ -1,5 +1,8 @@
 """What is added to mmengine's runs."""
 
+from mmgcvit.engine.classes import ClassificationHook
 from mmgcvit.engine.hooks import CorruptPictureHook, InvalidLossError, InvalidLossHook, ReproducibleHook
+from mmgcvit.engine.loops import EMAValLoop, ResumableTrainLoop
 
-__all__ = ["CorruptPictureHook", "InvalidLossError", "InvalidLossHook", "ReproducibleHook"]
+__all__ = ["ClassificationHook", "CorruptPictureHook", "EMAValLoop", "InvalidLossError", "InvalidLossHook",
+           "ReproducibleHook", "ResumableTrainLoop"]

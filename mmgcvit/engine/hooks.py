@@ -15,7 +15,9 @@ import torch
 from mmengine.dist import all_reduce, get_comm_device, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from mmgcvit.engine.loops import ResumableTrainLoop
 
 
 class InvalidLossError(RuntimeError):
@@ -105,8 +107,8 @@ class ReproducibleHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Put the drawing of seeds before the data sets' transforms."""
         self.seed = runner.seed
-        self.epoch = torch.full((1,), -1, dtype=torch.int64).share_memory_()
-        by_epoch = runner.train_loop.__class__.__name__ == "EpochBasedTrainLoop"
+        self.epoch = torch.full((2,), -1, dtype=torch.int64).share_memory_()  # and the batches of it already seen
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         first = None if by_epoch else self._from_place(runner)
         for dataset in _inner(runner.train_dataloader.dataset):
             pipeline = getattr(dataset, "pipeline", None)
@@ -122,8 +124,11 @@ class ReproducibleHook(Hook):
         return _SeedFromPlace(self.seed, runner.iter, iterator._resolve_batch_size())
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Tell the workers, who live through all epochs, which one begins."""
-        self.epoch.fill_(runner.epoch)
+        """Tell the workers, who live through all epochs, which one begins, and where it does."""
+        done = 0
+        if isinstance(runner.train_loop, ResumableTrainLoop):
+            done = runner.iter - runner.epoch * len(runner.train_dataloader)
+        self.epoch.copy_(torch.tensor([runner.epoch, done]))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed what is random in the model."""
@@ -138,12 +143,14 @@ class _SeedFromSample:
         self.counted, self.times = -1, Counter()
 
     def __call__(self, results: dict) -> dict:
-        epoch, sample = int(self.epoch), results.get("sample_idx", 0)
+        (epoch, done), sample = self.epoch.tolist(), results.get("sample_idx", 0)
         if self.counted != epoch:
             self.counted, self.times = epoch, Counter()
         worker = torch.utils.data.get_worker_info()
-        # A repeated sample is to look different each time.
-        _seed(self.seed, epoch, self.rank, worker.id if worker else 0, sample, self.times[sample])
+        # A repeated sample is to look different each time. (In an epoch that goes on, the batches come to the workers
+        # in turn from the first on again: the worker counts that would have had this one.)
+        index = (worker.id + done) % worker.num_workers if worker else 0
+        _seed(self.seed, epoch, self.rank, index, sample, self.times[sample])
         self.times[sample] += 1
         return results
 

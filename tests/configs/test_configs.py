@@ -147,7 +147,7 @@ def test_segments(config: str):
         assert result.seg_logits.data.isfinite().all()
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", DETECTION + SEGMENTATION)
 def test_weight_decay_spares_norms_and_bias_tables(config: str):
     cfg, model = on_meta(config)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
@@ -164,7 +164,7 @@ def test_weight_decay_spares_norms_and_bias_tables(config: str):
         assert decay[id(parameter)] == (0 if spared else cfg.optim_wrapper.optimizer.weight_decay), name
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", DETECTION + SEGMENTATION)
 def test_custom_keys_match_and_the_batch_size_is_the_learning_rates(config: str):
     cfg, model = on_meta(config)
     names = [n for n, _ in model.named_parameters()]
@@ -214,7 +214,7 @@ def test_windows_of_crops_divide_them():
 
 
 def test_one_gpu_variants_need_no_other():
-    for config in CONFIGS:
+    for config in DETECTION + SEGMENTATION:
         cfg = read(config)
         text = str(cfg.model)
         synchronised = "cascade-mask" in config or (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from timm.data import ImageNetInfo
 
 from mmgcvit.datasets import prepare as module
 from mmgcvit.datasets.prepare import PrepareError, Split, prepare
@@ -156,6 +158,57 @@ def test_cityscapes_own_ids_are_told_from_none(tmp_path: Path, monkeypatch):
     report = prepare("cityscapes", tmp_path, tmp_path / "data")
     assert len(report.problems) == 2
     assert set(report.advice) == {advice for advice in report.advice if "csCreateTrainIdLabelImgs" in advice}
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path, monkeypatch) -> Path:
+    """The thousand classes, with one picture each for training and two for validation."""
+    folder = tmp_path / "ilsvrc"
+    for split, count in (("train", 1), ("val", 2)):
+        for name in ImageNetInfo("imagenet-1k").label_names():
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                (folder / split / name / f"{index}.JPEG").touch()
+    monkeypatch.setattr(module, "IMAGENET_SPLITS", (("train", 1000, "train.tar"), ("val", 2000, "val.tar")))
+    monkeypatch.setattr(module, "IMAGENET_PER_CLASS", 2)
+    return folder
+
+
+def test_imagenet(imagenet: Path, tmp_path: Path):
+    report = prepare("imagenet", imagenet, tmp_path / "data")
+    assert report.problems == []
+    assert report.lines[1].endswith("val: 2000 pictures in 1000 class folders")
+    assert (tmp_path / "data/imagenet").resolve() == imagenet
+
+
+def test_what_imagenet_lacks(imagenet: Path, tmp_path: Path):
+    def said() -> str:
+        report = prepare("imagenet", imagenet, tmp_path / "data")
+        assert report.problems
+        assert not (tmp_path / "data").exists()
+        return "\n".join(report.problems + report.advice)
+
+    (imagenet / "train/n01440764").rename(imagenet / "train/mine")
+    text = said()
+    assert "train: 1 class folders are missing: n01440764" in text
+    assert "train: 1 folders are no classes of ImageNet-1k: mine" in text
+    assert "train: 999 pictures in class folders; expected 1000" in text
+    (imagenet / "train/mine").rename(imagenet / "train/n01440764")
+
+    (imagenet / "val/n01443537/0.JPEG").rename(imagenet / "val/n01484850/9.JPEG")
+    assert "val: 2 class folders without their 2 pictures: n01443537, n01484850" in said()
+    (imagenet / "val/n01443537/1.JPEG").unlink()
+    assert "val: 1 class folders are empty: n01443537" in said()
+
+    shutil.rmtree(imagenet / "val")
+    assert "val: no such folder; expected 1000 class folders" in said()
+    (imagenet / "val").mkdir()
+    (imagenet / "val/ILSVRC2012_val_00000001.JPEG").touch()
+    text = said()
+    assert "val: 1 pictures outside class folders, whose classes nothing tells" in text
+    assert "valprep.sh" in text
+    (imagenet / "train/n01440764.tar").touch()
+    assert "1 .tar files that are not unpacked" in said()
 
 
 def test_the_command(tmp_path: Path):

@@ -1,0 +1,67 @@
+"""From bytes to what the network sees: normalising, erasing and mixing, whole batches at a time on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseDataPreprocessor
+from mmengine.registry import MODELS
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
+
+
+@MODELS.register_module()
+class ClassificationPreprocessor(BaseDataPreprocessor):
+    """Normalises bytes; in training also erases rectangles and mixes pictures (timm's ``RandomErasing``, ``Mixup``).
+
+    Args:
+        mean, std: of the channels, of values from 0 to 1.
+        num_classes: of the soft targets of mixing; :class:`GCViTClassifier` gives its own.
+        erasing: arguments of RandomErasing, such as ``dict(probability=0.25, mode='pixel')``; None: no erasing.
+        mixup: arguments of Mixup, such as ``dict(mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.5,
+            label_smoothing=0.1)``; None: no mixing, targets stay class numbers.
+        non_blocking: of the copy to the device.
+    """
+
+    def __init__(self, mean: Sequence[float] = IMAGENET_DEFAULT_MEAN, std: Sequence[float] = IMAGENET_DEFAULT_STD,
+                 num_classes: int | None = None, erasing: Mapping[str, Any] | None = None,
+                 mixup: Mapping[str, Any] | None = None, non_blocking: bool = True) -> None:
+        super().__init__(non_blocking=non_blocking)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, 255 * torch.tensor(values).view(1, -1, 1, 1), persistent=False)
+        self.erase = None if erasing is None else RandomErasing(**erasing, device="cpu")
+        if mixup is not None and num_classes is None:
+            raise ValueError("num_classes=None; allowed with mixup: the number of classes")
+        self.mix = None if mixup is None else Mixup(**mixup, num_classes=num_classes)
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """Bring a batch to the device and make it what the network sees.
+
+        Args:
+            data: ``inputs`` (B, C, H, W) uint8 (floating point: normalised already), ``targets`` (B,) if there are
+                any, and whatever else.
+            training: whether to erase and to mix.
+
+        Returns:
+            The same with ``inputs`` float32, and in mixing ``targets`` (B, num_classes) probabilities.
+
+        Raises:
+            ValueError: mixing with an odd batch.
+        """
+        data = dict(self.cast_data(data))
+        inputs = data["inputs"]
+        if not inputs.is_floating_point():
+            inputs = inputs.float().sub_(self.mean).div_(self.std)
+        if training and self.erase is not None:
+            self.erase.device = inputs.device
+            inputs = self.erase(inputs)
+        if training and self.mix is not None:
+            if len(inputs) % 2:
+                raise ValueError(f"a batch of {len(inputs)} pictures; allowed with mixup, which pairs them: an even "
+                                 "one. Set an even train_dataloader.batch_size, and drop_last=True")
+            inputs, data["targets"] = self.mix(inputs, data["targets"])
+        data["inputs"] = inputs
+        return data

@@ -1,0 +1,116 @@
+"""What a run of a classifier needs beside its model: classes that fit, pictures' names, throughput."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from mmgcvit.checkpoint.errors import some
+from mmgcvit.datasets.classification import ClassificationDataset
+from mmgcvit.datasets.errors import ClassificationDataError
+
+
+@HOOKS.register_module()
+class ClassificationHook(Hook):
+    """Sees that data sets, head and checkpoint mean the same classes, and tells how fast evaluation was.
+
+    A class folder that is missing in one split shifts the labels of all that follow: accuracy falls without a word.
+    Here the classes' names are compared, of the training and the validation data, and in a test of the checkpoint's
+    and the test data's. A data set whose ``classes`` are given in the config is the user's word; its number is looked
+    at alone.
+
+    Raises:
+        ClassificationDataError: before the run: classes that differ, or more of them than the head has.
+    """
+
+    def __init__(self) -> None:
+        self.trained: tuple[str, ...] | None = None
+        self.begin = self.pictures = 0
+
+    def before_run(self, runner: Runner) -> None:
+        """Compare training and validation data."""
+        if runner._train_loop is None or isinstance(runner._train_loop, dict):
+            return  # no training
+        train = runner.train_dataloader.dataset
+        _check_count("train", train, runner)
+        if runner.val_loop is not None:
+            val = runner.val_dataloader.dataset
+            _check_count("val", val, runner)
+            if isinstance(val, ClassificationDataset) and not val.given_classes:
+                _check_names("the validation data", val.metainfo["classes"], "the training data's",
+                             train.metainfo["classes"])
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep the names that the checkpoint was trained for."""
+        self.trained = ((checkpoint.get("meta") or {}).get("dataset_meta") or {}).get("classes")
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Tell the metrics the pictures' names."""
+        _name_pictures(runner.val_loop)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Compare checkpoint and data, and start the clock."""
+        dataset = runner.test_dataloader.dataset
+        _check_count("test", dataset, runner)
+        if isinstance(dataset, ClassificationDataset) and not dataset.given_classes:
+            names = dataset.metainfo["classes"]
+            if self.trained:
+                _check_names("the test data", names, "the checkpoint's", self.trained)
+            elif len(names) != _classes(runner):
+                raise ClassificationDataError(
+                    f"the test data ({dataset.root}) has {len(names)} class folders; the head has {_classes(runner)} "
+                    "classes. Where the data has a part of them, give their order: classes=<file with a name a line>")
+        _name_pictures(runner.test_loop)
+        self.pictures = 0
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Count, from the first batch's end on: it waits for the workers to start."""
+        if batch_idx == 0:
+            self.begin = time.perf_counter()
+        else:
+            self.pictures += len(outputs)
+
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """Tell the throughput of this process."""
+        if self.pictures:
+            seconds = time.perf_counter() - self.begin
+            runner.logger.info(f"throughput, loading included: {self.pictures / seconds:.1f} pictures/s "
+                               f"({self.pictures} in {seconds:.1f} s, without the first batch)")
+
+
+def _classes(runner: Runner) -> int:
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return model.num_classes
+
+
+def _check_count(split: str, dataset: Any, runner: Runner) -> None:
+    if not isinstance(dataset, ClassificationDataset):
+        return
+    count, allowed = len(dataset.metainfo["classes"]), _classes(runner)
+    if count > allowed:
+        raise ClassificationDataError(f"the {split} data ({dataset.root}) has {count} classes; allowed: at most "
+                                      f"model.num_classes={allowed}")
+
+
+def _check_names(what: str, names: tuple[str, ...], whose: str, expected: tuple[str, ...]) -> None:
+    if tuple(names) == tuple(expected):
+        return
+    lacking = [name for name in expected if name not in names]
+    beyond = [name for name in names if name not in expected]
+    parts = [f"{len(lacking)} class folders are missing: {some(lacking)}"] if lacking else []
+    parts += [f"{len(beyond)} are not among {whose} {len(expected)}: {some(beyond)}"] if beyond else []
+    raise ClassificationDataError(
+        f"{what}: {'; '.join(parts) or f'the classes are in another order than {whose}'}. The labels of all that "
+        "follow would be shifted. Add or remove folders, or give the data set their order: "
+        "classes=<file with a name a line>")
+
+
+def _name_pictures(loop: Any) -> None:
+    for metric in loop.evaluator.metrics:
+        if hasattr(metric, "dataset"):
+            metric.dataset = loop.dataloader.dataset

@@ -1,0 +1,87 @@
+"""Loops: training that resumes in the middle of an epoch, validation of raw and averaged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import torch
+from mmengine.hooks import EMAHook
+from mmengine.registry import LOOPS
+from mmengine.runner import EpochBasedTrainLoop, Runner, ValLoop
+from torch.utils.data import DataLoader
+
+from mmgcvit.datasets.errors import ClassificationDataError
+
+
+@LOOPS.register_module()
+class ResumableTrainLoop(EpochBasedTrainLoop):
+    """mmengine's EpochBasedTrainLoop, which goes on in the middle of an epoch.
+
+    Of a checkpoint that was written by iterations (``CheckpointHook`` with ``by_epoch=False``) mmengine begins the
+    epoch anew. Here the batches that were seen are left out without being loaded, each of the others is seen once.
+    With another number of processes or another batch size the rest of that epoch is not the same samples.
+
+    Raises:
+        ClassificationDataError: there are fewer pictures than a batch, and smaller batches are dropped: no iteration.
+    """
+
+    def __init__(self, runner: Runner, dataloader: DataLoader | dict, max_epochs: int, **others: Any) -> None:
+        super().__init__(runner, dataloader, max_epochs, **others)
+        if not len(self.dataloader):
+            raise ClassificationDataError(
+                f"{len(self.dataloader.dataset)} training pictures make no batch of batch_size="
+                f"{self.dataloader.batch_size} per process, as drop_last leaves out what does not fill one; allowed: "
+                "a smaller one")
+
+    def run_epoch(self) -> None:
+        """Run one epoch, or what is left of it."""
+        done = self._iter - self._epoch * len(self.dataloader)
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        for index, batch in enumerate(self._rest(done), start=done):
+            self.run_iter(index, batch)
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1
+
+    def _rest(self, done: int) -> Iterable:
+        if done <= 0:
+            return self.dataloader
+        loader = self.dataloader
+        batches = list(islice(loader.batch_sampler, done, None))
+        return DataLoader(
+            loader.dataset, batch_sampler=batches, num_workers=loader.num_workers, collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory, worker_init_fn=loader.worker_init_fn, timeout=loader.timeout,
+            multiprocessing_context=loader.multiprocessing_context, prefetch_factor=loader.prefetch_factor)
+
+
+@LOOPS.register_module()
+class EMAValLoop(ValLoop):
+    """mmengine's ValLoop, which evaluates the raw weights beside the averaged ones.
+
+    With an ``EMAHook`` mmengine evaluates the averaged weights alone. Here the metrics of the raw ones come too, under
+    their names with ``_raw`` behind (``accuracy/top1_raw``).
+    """
+
+    def run(self) -> dict:
+        """Validate, twice where there are averaged weights."""
+        raw = {}
+        if any(isinstance(hook, EMAHook) for hook in self.runner.hooks):
+            raw = {f"{name}_raw": value for name, value in self._evaluate_raw().items()}
+        self.runner.call_hook("before_val")
+        self.runner.call_hook("before_val_epoch")
+        self.runner.model.eval()
+        for index, batch in enumerate(self.dataloader):
+            self.run_iter(index, batch)
+        metrics = {**self.evaluator.evaluate(len(self.dataloader.dataset)), **raw}
+        self.runner.call_hook("after_val_epoch", metrics=metrics)
+        self.runner.call_hook("after_val")
+        return metrics
+
+    @torch.no_grad()
+    def _evaluate_raw(self) -> dict:
+        self.runner.model.eval()
+        for batch in self.dataloader:
+            self.evaluator.process(data_samples=self.runner.model.val_step(batch), data_batch=batch)
+        return self.evaluator.evaluate(len(self.dataloader.dataset))

@@ -1,0 +1,53 @@
+"""timm's schedule of the learning rate, as one of mmengine's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
+from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
+from mmengine.registry import PARAM_SCHEDULERS
+
+LENGTHS = ("warmup", "T_max")
+
+
+@PARAM_SCHEDULERS.register_module()
+class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
+    """A cosine from the very beginning, whose first part is replaced by a linear rise (timm's CosineLRScheduler).
+
+    With mmengine's LinearLR and CosineAnnealingLR the cosine would begin at the warm-up's end: in the middle of 310
+    epochs with 20 of warm-up that is a learning rate 11 % higher.
+
+    Args:
+        optimizer: the optimizer or its wrapper.
+        warmup: length of the rise, in epochs or iterations.
+        T_max: length of the cosine, the rise being part of it; ``eta_min`` from there on (cool-down).
+        warmup_start: learning rate at the beginning.
+        eta_min: learning rate at the end.
+        **others: mmengine's: begin, end, by_epoch, convert_to_iter_based, last_step.
+
+    Raises:
+        ValueError: ``warmup`` that is not from 0 to under ``T_max``.
+    """
+
+    def __init__(self, optimizer: Any, *, warmup: int, T_max: int, warmup_start: float = 0.0, eta_min: float = 0.0,
+                 **others: Any) -> None:
+        if not 0 <= warmup < T_max:
+            raise ValueError(f"warmup={warmup}; allowed: 0 to under T_max={T_max}")
+        self.warmup, self.T_max, self.warmup_start, self.eta_min = warmup, T_max, warmup_start, eta_min
+        super().__init__(optimizer, **others)
+
+    @classmethod
+    def build_iter_from_epoch(cls, *args: Any, epoch_length: int, **arguments: Any) -> WarmupCosineLR:
+        """The same by iterations (mmengine's ``convert_to_iter_based``)."""
+        arguments.pop("by_epoch", None)
+        lengths = {name: arguments[name] * epoch_length for name in (*LENGTHS, "begin", "end") if name in arguments}
+        return cls(*args, by_epoch=False, **{**arguments, **lengths})
+
+    def _get_value(self) -> list[float]:
+        step = self.last_step
+        if step < self.warmup:
+            return [self.warmup_start + (base - self.warmup_start) * step / self.warmup for base in self.base_values]
+        share = (1 + math.cos(math.pi * min(step / self.T_max, 1))) / 2
+        return [self.eta_min + (base - self.eta_min) * share for base in self.base_values]

@@ -1,0 +1,111 @@
+"""Accuracy: every sample counts once, and the table says what was predicted."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from mmengine.dataset import DefaultSampler
+from mmengine.registry import METRICS
+from timm.data import RealLabelsImagenet
+
+from mmgcvit import TopKAccuracy
+
+
+class Pictures:
+    """As many samples as targets, with names."""
+
+    def __init__(self, names: list[str], classes: tuple[str, ...]) -> None:
+        self.names, self.metainfo = names, dict(classes=classes)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+
+def example(count: int, classes: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (torch.rand(count, classes, generator=generator).softmax(1),
+            torch.randint(0, classes, (count,), generator=generator))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize("count", [3, 10, 11])
+def test_no_sample_is_lost_or_doubled(world: int, size: int, count: int):
+    """What mmengine's sampler gives to each process, in batches; the results are put together as mmengine does."""
+    scores, labels = example(count)
+    metric = METRICS.build(dict(type="TopKAccuracy", topk=(1, 3)))
+    metric.dataset = Pictures([str(i) for i in range(count)], tuple("abcdefg"))
+    shares = []
+    for rank in range(world):
+        with mock.patch("mmengine.dataset.sampler.get_dist_info", return_value=(rank, world)):
+            indices = list(DefaultSampler(range(count), shuffle=False))
+        for start in range(0, len(indices), size):
+            part = torch.tensor(indices[start : start + size])
+            metric.process(dict(sample_idx=part, targets=labels[part]), scores[part])
+        shares.append(list(metric.results))
+        metric.results.clear()
+    gathered = [result for results in zip(*shares, strict=True) for result in results][:count]
+    found = metric.compute_metrics(gathered)
+    order = scores.argsort(1, descending=True)
+    assert found["top1"] == pytest.approx(100 * (order[:, 0] == labels).float().mean().item())
+    assert found["top3"] == pytest.approx(100 * (order[:, :3] == labels[:, None]).any(1).float().mean().item())
+
+
+def test_missing_samples_are_no_figure():
+    scores, labels = example(4)
+    metric = TopKAccuracy()
+    metric.dataset = Pictures(list("abcde"), tuple("abcdefg"))
+    metric.process(dict(sample_idx=torch.arange(4), targets=labels), scores)
+    with pytest.raises(RuntimeError, match="4 samples were evaluated; the data set has 5"):
+        metric.evaluate(4)
+
+
+def test_table(tmp_path: Path):
+    scores, labels = example(3, 4)
+    metric = TopKAccuracy(topk=(1, 2), out_csv=str(tmp_path / "new" / "table.csv"))
+    metric.dataset = Pictures(["x/1.jpg", "x/2.jpg", "y/3, old.jpg"], ("ant", "bee", "cat", "dog"))
+    metric.process(dict(sample_idx=torch.tensor([2, 0, 1]), targets=labels[[2, 0, 1]]), scores[[2, 0, 1]])
+    metric.evaluate(3)
+    with (tmp_path / "new" / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["picture"] for row in rows] == ["x/1.jpg", "x/2.jpg", "y/3, old.jpg"]
+    for row, score, label in zip(rows, scores, labels, strict=True):
+        first, second = score.argsort(descending=True)[:2].tolist()
+        names = ("ant", "bee", "cat", "dog")
+        assert (row["class"], row["class_1"], row["class_2"]) == (names[label], names[first], names[second])
+        assert float(row["probability_1"]) == pytest.approx(score[first].item(), abs=1e-6)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["table.csv"]
+
+
+def test_reassessed_labels():
+    names = [f"val/n{i % 1000:08d}/ILSVRC2012_val_{i + 1:08d}.JPEG" for i in range(50000)]
+    real = RealLabelsImagenet(names).real_labels
+    metric = TopKAccuracy(topk=(1, 5), real_labels="timm")
+    metric.dataset = Pictures(names, tuple(map(str, range(1000))))
+    rows = []
+    for index in range(50000):  # right where there are labels and the index is even
+        given = real[f"ILSVRC2012_val_{index + 1:08d}.JPEG"]
+        guess = given[-1] if given and index % 2 == 0 else next(c for c in range(1000) if c not in given)
+        others = [c for c in range(1000) if c != guess and c not in given][:4]
+        rows.append((index, 0, [guess, *others], [0.6, 0.1, 0.1, 0.1, 0.1]))
+    labelled = [index for index in range(50000) if real[f"ILSVRC2012_val_{index + 1:08d}.JPEG"]]
+    share = 100 * sum(index % 2 == 0 for index in labelled) / len(labelled)
+    found = metric.compute_metrics(rows)
+    assert len(labelled) == 46837  # pictures with labels, of the ReaL paper
+    assert found["real_top1"] == pytest.approx(share)
+    assert found["real_top5"] == pytest.approx(share)
+    metric.dataset = Pictures(["a", "b"], ())
+    with pytest.raises(ValueError, match="real_labels: 2 pictures such as a; allowed: the 50000"):
+        metric.compute_metrics(rows[:2])
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match=r"topk=\(0, 5\); allowed: integers >= 1"):
+        TopKAccuracy(topk=(0, 5))

@@ -1,0 +1,53 @@
+"""From bytes to the network's input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+
+from mmgcvit import ClassificationPreprocessor
+
+MIX = dict(mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.5, label_smoothing=0.1)
+
+
+def batch(size: int = 4) -> dict:
+    inputs = torch.randint(0, 256, (size, 3, 40, 36), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return dict(inputs=inputs, targets=torch.arange(size) % 3, sample_idx=torch.arange(size))
+
+
+def test_normalises_as_timm_does():
+    picture = Image.fromarray(batch()["inputs"][0].permute(1, 2, 0).numpy())
+    timm = create_transform(input_size=(40, 36), crop_pct=1.0, crop_mode="squash")(picture)
+    ours = ClassificationPreprocessor()(batch())["inputs"][0]
+    assert torch.allclose(ours, timm, atol=1e-6)
+    assert torch.equal(ClassificationPreprocessor()(dict(inputs=timm[None]))["inputs"][0], timm)  # normalised already
+
+
+def test_erases_and_mixes_in_training_only():
+    processor = ClassificationPreprocessor(num_classes=3, erasing=dict(probability=1.0, mode="pixel"), mixup=MIX)
+    plain = ClassificationPreprocessor()(batch())
+    calm = processor(batch(), training=False)
+    assert torch.equal(calm["inputs"], plain["inputs"])
+    assert torch.equal(calm["targets"], plain["targets"])
+    np.random.seed(0)
+    mixed = processor(batch(), training=True)
+    assert mixed["targets"].shape == (4, 3)
+    assert torch.allclose(mixed["targets"].sum(1), torch.ones(4))
+    assert mixed["targets"].min() >= 0.1 / 3 - 1e-6
+    assert not torch.equal(mixed["inputs"], plain["inputs"])
+    erased = ClassificationPreprocessor(erasing=dict(probability=1.0, mode="pixel"))(batch(), training=True)
+    changed = (erased["inputs"] != plain["inputs"]).any(1).float().mean((1, 2))
+    assert ((changed > 0.01) & (changed < 0.5)).all()
+    assert torch.equal(erased["targets"], plain["targets"])
+
+
+def test_an_odd_batch_cannot_be_mixed():
+    processor = ClassificationPreprocessor(num_classes=3, mixup=MIX)
+    with pytest.raises(ValueError, match=r"a batch of 3 pictures; allowed with mixup.*drop_last=True"):
+        processor(batch(3), training=True)
+    assert processor(batch(3), training=False)["inputs"].shape == (3, 3, 40, 36)
+    with pytest.raises(ValueError, match="num_classes=None; allowed with mixup"):
+        ClassificationPreprocessor(mixup=MIX)

@@ -1,0 +1,98 @@
+"""Data, head and checkpoint that mean different classes are refused before the run."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from runs import config, make_tree
+
+from mmgcvit import apis
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return make_tree(tmp_path / "colours", train=4, val=2)
+
+
+def test_a_class_folder_missing_in_validation(tmp_path: Path, tree: Path):
+    shutil.rmtree(tree / "val" / "green")
+    with pytest.raises(apis.UsageError, match=r"validation data: 1 class folders are missing: green\. .*classes=<file"):
+        apis.train(config(tree, tmp_path / "run"))
+    # the user's word on the order of the classes: then it is a part of them
+    cfg = config(tree, tmp_path / "run", epochs=2)
+    cfg.val_dataloader.dataset.classes = ["blue", "green", "red"]
+    apis.train(cfg)
+
+
+def test_a_class_folder_missing_in_training(tmp_path: Path, tree: Path):
+    shutil.rmtree(tree / "train" / "green")
+    with pytest.raises(apis.UsageError, match=r"validation data: 1 are not among the training data's 2: green"):
+        apis.train(config(tree, tmp_path / "run"))
+
+
+def test_more_classes_than_the_head_has(tmp_path: Path, tree: Path):
+    cfg = config(tree, tmp_path / "run")
+    cfg.model.num_classes = 2
+    with pytest.raises(apis.UsageError, match=r"train data \(.*colours\) has 3 classes; allowed: .*num_classes=2"):
+        apis.train(cfg)
+
+
+def test_fewer_pictures_than_a_batch(tmp_path: Path, tree: Path):
+    with pytest.raises(apis.UsageError, match=r"12 training pictures.*batch_size=16.*drop_last"):
+        apis.train(config(tree, tmp_path / "run", batch_size=16))
+
+
+def test_testing_compares_with_the_checkpoint(tmp_path: Path, tree: Path, caplog, monkeypatch):
+    def cfg(name: str) -> Config:
+        return config(tree, tmp_path / name, batch_size=2, workers=0)
+
+    apis.train(cfg("run"))
+    checkpoint = str(tmp_path / "run" / "iter_12.pth")
+    said = []
+    monkeypatch.setattr(logging.Logger, "info", lambda self, text, *_: said.append(text))
+    table = tmp_path / "table.csv"
+    metrics = apis.test(cfg("test"), checkpoint, out=str(table))
+    assert set(metrics) == {"accuracy/top1", "accuracy/top2"}
+    assert len(table.read_text().splitlines()) == 7
+    assert any("pictures/s (4 in " in text for text in said)
+    with pytest.raises(apis.UsageError, match="--out: the config's test_evaluator is no TopKAccuracy"):
+        apis.test(config(tree, tmp_path / "test", test_evaluator=dict(type="Other")), checkpoint, out=str(table))
+
+    (tree / "val" / "green").rename(tree / "val" / "cyan")
+    with pytest.raises(apis.UsageError, match=r"test data: 1 class folders are missing: green; 1 are not among the "
+                                              r"checkpoint's 3: cyan"):
+        apis.test(cfg("other"), checkpoint)
+
+
+def test_weights_without_names(tmp_path: Path, tree: Path, files, classifier):
+    """Of a published file nothing but the number of classes is known; its head is taken too."""
+    cfg = config(tree, tmp_path / "test", workers=0)
+    cfg.model.num_classes = 5
+    with pytest.raises(apis.UsageError, match=r"has 3 class folders; the head has 5 classes. .*classes=<file"):
+        apis.test(cfg, str(files["nvidia"]))
+    cfg = config(tree, tmp_path / "test", workers=0, batch_size=2)
+    cfg.model.num_classes = 5
+    cfg.test_dataloader.dataset.classes = ["x", "red", "blue", "y", "green"]
+    metrics = apis.test(cfg, str(files["nvidia"]), out=str(tmp_path / "table.csv"))
+    assert set(metrics) == {"accuracy/top1", "accuracy/top2"}
+    names = {row.split(",")[1] for row in (tmp_path / "table.csv").read_text().splitlines()[1:]}
+    assert names == {"red", "blue", "green"}
+
+
+def test_an_odd_batch_with_mixing(tmp_path: Path, tree: Path):
+    with pytest.raises(ValueError, match="a batch of 3 pictures; allowed with mixup"):
+        apis.train(config(tree, tmp_path / "run", batch_size=3, workers=0))
+
+
+def test_a_truncated_picture(tmp_path: Path, tree: Path):
+    path = tree / "train" / "red" / "0.png"
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(OSError, match=r"picture red/0.png: cannot be decoded"):
+        apis.train(config(tree, tmp_path / "run", workers=0))
+    runner = apis.train(config(tree, tmp_path / "skip", workers=0), corrupt="skip")
+    # in each epoch, or more often: chance may put it in for itself
+    assert runner.train_dataloader.dataset.pipeline.transforms[1].skipped >= 2
