@@ -13,17 +13,23 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 DIGITS := data/digit_scenes
 DEMO := work_dirs/demo
 DEMO_CONFIG := configs/detection/mask-rcnn_gcvit-nano_fpn_digits.py
+DEMO_SEG := work_dirs/demo_seg
+DEMO_SEG_CONFIG := configs/segmentation/gcvit-nano_fpn_digits-160x160.py
+DEMO_CLS := work_dirs/demo_cls
+DEMO_CLS_CONFIG := configs/classification/gcvit-nano_digits.py
 
-.PHONY: help install digits demo test test-all test-openmmlab lint clean
+.PHONY: help install digits demo demo-seg demo-cls test test-all test-openmmlab lint clean
 
 help:
 	@echo 'make demo            train a GC ViT Mask R-CNN on digit scenes, evaluate it, draw what it finds'
+	@echo 'make demo-seg        the same with a segmentor'
+	@echo 'make demo-cls        the same with a classifier of single digits'
 	@echo 'make test            the tests'
 	@echo 'make test-all        the tests, those marked slow too'
 	@echo 'make test-openmmlab  the tests in a second environment with OpenMMLab'"'"'s own packages'
 	@echo 'make install         .venv with the whole stack; the others do it first'
 	@echo 'make lint            ruff'
-	@echo 'make clean           remove what make demo made (data/digit_scenes, work_dirs/demo)'
+	@echo 'make clean           remove what the demos made (data/digit_scenes, work_dirs/demo*)'
 
 install:
 	@tools/install.sh onedl $(VENV)
@@ -39,6 +45,22 @@ demo: digits
 	@echo 'pictures that it was not trained on, truth left, prediction right; the first of $(DEMO)/pictures:'
 	@ls $(DEMO)/pictures/*.jpg | head -n 5
 
+demo-seg: digits
+	@rm -rf $(DEMO_SEG)
+	$(RUN) tools/train.py $(DEMO_SEG_CONFIG) --work-dir $(DEMO_SEG)
+	$(RUN) tools/test.py $(DEMO_SEG_CONFIG) "$$(cat $(DEMO_SEG)/last_checkpoint)" --work-dir $(DEMO_SEG)/test --show-dir $(DEMO_SEG)/pictures
+	@echo
+	@echo 'pictures that it was not trained on, truth left, prediction right; the first of $(DEMO_SEG)/pictures:'
+	@ls $(DEMO_SEG)/pictures/* | head -n 5
+
+demo-cls: digits
+	@rm -rf $(DEMO_CLS)
+	$(RUN) tools/train.py $(DEMO_CLS_CONFIG) --work-dir $(DEMO_CLS)
+	$(RUN) tools/test.py $(DEMO_CLS_CONFIG) "$$(cat $(DEMO_CLS)/last_checkpoint)" --work-dir $(DEMO_CLS)/test --out $(DEMO_CLS)/predictions.csv
+	@echo
+	@echo 'digits that it was not trained on, with the five most probable classes; the first of $(DEMO_CLS)/predictions.csv:'
+	@head -n 6 $(DEMO_CLS)/predictions.csv
+
 test: install
 	$(PYTEST) -m 'not slow'
 
@@ -53,4 +75,4 @@ lint: install
 	$(VENV)/bin/ruff check .
 
 clean:
-	rm -rf $(DIGITS) $(DEMO)
+	rm -rf $(DIGITS) $(DEMO) $(DEMO_SEG) $(DEMO_CLS)

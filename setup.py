@@ -78,8 +78,9 @@ setup(
         ],
         "digits": ["scikit-learn", "pillow", "rich"],  # to make the digit scenes
         "keras": ["h5py"],  # to read tfgcvit's files
+        "hf": ["datasets"],  # to read Hugging Face data sets
         "mim": ["openmim"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "h5py"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "h5py", "datasets"],
         "dev": ["ruff", "setuptools", "wheel"],
     },
     entry_points={"console_scripts": ["mmgcvit = mmgcvit.__main__:main"]},

@@ -51,6 +51,8 @@ train_pipeline = [
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=1 - 1 / (len(flips) + 1), direction=flips),
     dict(type='PhotoMetricDistortion'),
+    # Shapes are to be learnt too: where colours alone tell things apart, a background of another colour does not.
+    dict(type='RandomGrayscale', prob=0.3, keep_channels=True),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [

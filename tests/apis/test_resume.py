@@ -47,15 +47,35 @@ train_cfg = dict(max_iters=8, val_interval=20)
 default_hooks = dict(checkpoint=dict(interval=3), logger=dict(interval=1))
 """
 SEGMENTS = f"""
-_base_ = '{ROOT}/configs/segmentation/gcvit-nano_upernet_digits-160x160.py'
+_base_ = '{ROOT}/configs/segmentation/gcvit-nano_fpn_digits-160x160.py'
 custom_imports = dict(imports=['mmgcvit', 'killer'], allow_failed_imports=False)
 randomness = dict(seed=3, deterministic=True)
-model = dict(data_preprocessor=dict(size=(96, 96)), backbone=dict(drop_path_rate=0.3))
+model = dict(data_preprocessor=dict(size=(96, 96)), backbone=dict(drop_path_rate=0.3),
+             decode_head=dict(dropout_ratio=0.1))
 train_cfg = dict(max_iters=8, val_interval=20)
-train_dataloader = dict(num_workers=2)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = dict(num_workers=2, dataset=dict(pipeline=train_pipeline))
 custom_hooks = [dict(type='Killer')]
 default_hooks = dict(checkpoint=dict(interval=3), logger=dict(interval=1))
 """  # its pipeline distorts colours, its heads drop channels
+CLASSIFIES = f"""
+_base_ = '{ROOT}/configs/classification/gcvit-nano_digits.py'
+custom_imports = dict(imports=['mmgcvit', 'killer'], allow_failed_imports=False)
+randomness = dict(seed=3, deterministic=True, diff_rank_seed=True)
+model = dict(backbone=dict(drop_path_rate=0.3), data_preprocessor=dict(
+    erasing=dict(probability=0.5, mode='pixel'), mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0)))
+train_dataloader = dict(batch_size=64, num_workers=2, dataset=dict(split='val'))
+train_cfg = dict(max_epochs=2, val_interval=10)
+param_scheduler = dict(warmup=1, T_max=2, end=2)
+custom_hooks = _base_.custom_hooks + [
+    dict(type='Killer'), dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=0.1)]
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=3), logger=dict(interval=1))
+"""  # 359 digits: 5 iterations an epoch, so that the checkpoint after 6 lies in the second
 # SIGKILL at the beginning of an iteration, or halfway through writing a checkpoint.
 KILLER = """
 import os, signal
@@ -91,6 +111,7 @@ def folder(tmp_path_factory) -> Path:
     (folder / "epochs.py").write_text(CONFIG + BY_EPOCH)
     (folder / "iterations.py").write_text(CONFIG + BY_ITERATION)
     (folder / "segments.py").write_text(SEGMENTS)
+    (folder / "classifies.py").write_text(CLASSIFIES)
     return folder
 
 
@@ -117,6 +138,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     pytest.param("epochs", "epoch_3.pth", dict(KILL_WRITING="epoch_2.pth"), id="writing", marks=pytest.mark.slow),
     pytest.param("iterations", "iter_8.pth", dict(KILL_AT="5"), id="by iterations", marks=pytest.mark.slow),
     pytest.param("segments", "iter_8.pth", dict(KILL_AT="5"), id="segmentor"),
+    pytest.param("classifies", "iter_10.pth", dict(KILL_AT="8"), id="classifier in an epoch"),
     pytest.param("segments", "iter_8.pth", dict(KILL_WRITING="iter_6.pth"), id="segmentor writing",
                  marks=pytest.mark.slow),
 ])  # fmt: skip

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from runs import make_tree
 
 from mmgcvit import apis
 from mmgcvit.apis import UsageError, load_config
@@ -161,7 +162,7 @@ def test_show_dir_needs_a_hook_that_draws(trained: Path, monkeypatch: pytest.Mon
 
 def test_a_segmentor(trained: Path):
     pytest.importorskip("mmseg")
-    config = str(ROOT / "configs/segmentation/gcvit-nano_upernet_digits-160x160.py")
+    config = str(ROOT / "configs/segmentation/gcvit-nano_fpn_digits-160x160.py")
     done = run("train.py", config, "--work-dir", "seg", *SHORT, cwd=trained)
     assert re.search(r"mIoU: +\d", done.stdout)
     done = run("test.py", config, "seg/iter_4.pth", "--work-dir", "tested", "--show-dir", "maps", "--tta",
@@ -176,6 +177,55 @@ def test_a_segmentor(trained: Path):
     assert Image.open(trained / "outputs/labels/000001.png").size == (128, 128)
 
 
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory) -> Path:
+    """A folder with a tree of three classes and a config made of the template."""
+    folder = tmp_path_factory.mktemp("classifier")
+    make_tree(folder / "colours", train=9, val=3)
+    template = ROOT / "configs/classification/custom_template.py"
+    text = template.read_text().replace("'./_base_", f"'{template.parent}/_base_")
+    for old, new in (("data/my_data/", "colours"), ("('cat', 'dog')", "('blue', 'green', 'red')"),
+                     ("size = 128", "size = 32"), ("batch_size = 16", "batch_size = 4"),
+                     ("max_epochs = 60", "max_epochs = 3")):
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "mine.py").write_text(text)
+    return folder
+
+
+def test_a_classifier(colours: Path):
+    done = run("train.py", "mine.py", "--work-dir", "work", cwd=colours)
+    assert re.search(r"accuracy/top1: \d", done.stdout)
+    done = run("test.py", "mine.py", "work/epoch_3.pth", "--work-dir", "tested", "--out", "new/table.csv", cwd=colours)
+    assert re.search(r"throughput, loading included: [\d.]+ pictures/s \(5 in", done.stdout)
+    rows = (colours / "new/table.csv").read_text().splitlines()
+    assert rows[0] == "picture,class,class_1,probability_1,class_2,probability_2,class_3,probability_3"
+    assert [row.split(",")[:2] for row in rows[1:]] == [
+        [f"{name}/{i}.png", name] for name in ("blue", "green", "red") for i in range(3)]
+    done = run("test.py", "mine.py", "work/epoch_3.pth", "--show-dir", "x", cwd=colours, ok=False)
+    assert done.stderr.strip().splitlines()[-1].startswith("test: --show-dir: default_hooks.visualization")
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_classifier(colours: Path):
+    """Shares that do not come out even: 9 pictures in batches of 2 among 2 processes, each counted once."""
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PORT": "29519",
+           "OMP_NUM_THREADS": "1"}
+    for command in (["dist_train.sh", "mine.py", "2", "--work-dir", "two"],
+                    ["dist_test.sh", "mine.py", "two/epoch_3.pth", "2", "--work-dir", "two", "--out", "two.csv",
+                     "--cfg-options", "test_dataloader.batch_size=2"]):
+        done = subprocess.run([str(ROOT / "tools" / command[0]), *command[1:]], cwd=colours, capture_output=True,
+                              text=True, env=env)
+        assert done.returncode == 0, done.stderr[-3000:]
+    two = float(re.findall(r"accuracy/top1: ([\d.]+)", done.stdout)[-1])
+    done = run("test.py", "mine.py", "two/epoch_3.pth", "--work-dir", "one", "--out", "one.csv", cwd=colours)
+    assert float(re.findall(r"accuracy/top1: ([\d.]+)", done.stdout)[-1]) == two
+    tables = [(colours / name).read_text().splitlines() for name in ("one.csv", "two.csv")]
+    assert len(tables[0]) == 10
+    for one, other in zip(*tables, strict=True):
+        assert one.split(",")[:3] == other.split(",")[:3]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here mixed precision works")
 def test_amp_without_a_gpu_says_so(trained: Path):
     done = run("train.py", CONFIG, "--work-dir", "amp", "--amp", *SHORT, cwd=trained, ok=False)
@@ -186,7 +236,7 @@ def test_amp_without_a_gpu_says_so(trained: Path):
 def test_mmsegs_own_tools_take_our_configs(trained: Path):
     mmseg = pytest.importorskip("mmseg")
     tools = Path(mmseg.__file__).parent / ".mim/tools"
-    config = str(ROOT / "configs/segmentation/gcvit-nano_upernet_digits-160x160.py")
+    config = str(ROOT / "configs/segmentation/gcvit-nano_fpn_digits-160x160.py")
     for command in (["train.py", config, "--work-dir", "theirs", *SHORT],
                     ["test.py", config, "theirs/iter_4.pth", "--work-dir", "theirs", "--tta"]):
         done = subprocess.run([sys.executable, str(tools / command[0]), *command[1:]], cwd=trained, capture_output=True,

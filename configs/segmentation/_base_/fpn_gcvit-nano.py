@@ -4,7 +4,8 @@ _base_ = './upernet_gcvit-nano.py'
 width = _base_.width
 norm_cfg = dict(type='GN', num_groups=8)
 model = dict(
-    neck=dict(type='FPN', in_channels=_base_.model.decode_head.in_channels, out_channels=width, num_outs=4),
+    neck=dict(type='FPN', in_channels=_base_.model.decode_head.in_channels, out_channels=width, num_outs=4,
+              norm_cfg=norm_cfg),
     decode_head=dict(
         _delete_=True,
         type='FPNHead',
