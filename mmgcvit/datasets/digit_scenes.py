@@ -188,6 +188,10 @@ def _halves(photograph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _background(rng: np.random.Generator, photographs: tuple[np.ndarray, ...], size: int) -> np.ndarray:
+    """A part of a photograph, darkened: light strokes stand out from it, and are learnt in minutes.
+
+    (With strokes lighter or darker than their ground a narrow classifier was at chance after 24 epochs.)
+    """
     photograph = photographs[rng.integers(len(photographs))]
     limit = min(photograph.shape[:2])
     side = int(rng.integers(limit // 2, limit + 1))
@@ -195,7 +199,7 @@ def _background(rng: np.random.Generator, photographs: tuple[np.ndarray, ...], s
     part = Image.fromarray(photograph[y : y + side, x : x + side]).resize((size, size), Image.Resampling.BICUBIC)
     if rng.random() < 0.5:
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.array(part)
+    return (np.array(part) * 0.45).round().astype(np.uint8)
 
 
 def _turned(rng: np.random.Generator, stroke: np.ndarray, side: int) -> np.ndarray:
@@ -209,11 +213,8 @@ def _turned(rng: np.random.Generator, stroke: np.ndarray, side: int) -> np.ndarr
 
 
 def _paint(rng: np.random.Generator, region: np.ndarray, cover: np.ndarray) -> np.ndarray:
-    """Lay a colour that stands out from ``region`` (h, w, 3) over it, as far as ``cover`` (h, w) says."""
-    mean = region.reshape(-1, 3).mean(0)
-    colour = rng.integers(0, 256, 3)
-    while np.abs(colour - mean).mean() < 80:
-        colour = rng.integers(0, 256, 3)
+    """Lay a light colour over ``region`` (h, w, 3), as far as ``cover`` (h, w) says."""
+    colour = rng.integers(150, 256, 3)
     return (region * (1 - cover[..., None]) + colour * cover[..., None]).round().astype(np.uint8)
 
 

@@ -16,7 +16,7 @@ model = dict(
 train_pipeline = [
     dict(type='LoadPillowImage'),
     dict(type='TimmTransform', is_training=True, input_size=size, scale=(0.5, 1.0), interpolation='bicubic',
-         auto_augment='rand-m5-mstd0.5-inc1'),
+         auto_augment='rand-m5-mstd0.5-tweights'),
 ]
 test_pipeline = [
     dict(type='LoadPillowImage'),
@@ -30,10 +30,10 @@ test_dataloader = val_dataloader
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1.5e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
     paramwise_cfg=dict(flat_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=5.0, norm_type=2))
-param_scheduler = dict(warmup=2, T_max=max_epochs, end=max_epochs, eta_min=1.5e-5)
+param_scheduler = dict(warmup=2, T_max=max_epochs, end=max_epochs, eta_min=1e-5)
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs // 3)
 auto_scale_lr = dict(base_batch_size=32)
 default_hooks = dict(checkpoint=dict(by_epoch=True, interval=max_epochs // 3), logger=dict(interval=20))
