@@ -200,7 +200,7 @@ def test_trains_a_step_and_infers(name: str):
     batch = dict(inputs=torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8),
                  targets=torch.tensor([0, classes - 1]), sample_idx=torch.arange(2))
     optim = dict(cfg.optim_wrapper, type="OptimWrapper")
-    for key in ("dtype", "loss_scale"):
+    for key in ("dtype", "loss_scale", "use_fsdp"):
         optim.pop(key, None)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     model.train()
@@ -225,6 +225,23 @@ def test_deltas():
     second = read("gcvit-tiny_imagenet-v2.py").test_dataloader.dataset
     assert (second.classes, second.split) == (1000, "")
     assert read("gcvit-tiny_imagenet-real.py").test_evaluator.real_labels == "timm"
+
+
+@pytest.mark.parametrize("arch", ["tiny", "small"])
+def test_sharded_parameters_are_decayed_as_whole_ones(arch: str):
+    """Which are spared is told by name there, by shape elsewhere: the same ones."""
+    decays = []
+    for name in ("gcvit-tiny_32xb128_in1k.py", "gcvit-tiny_32xb128_in1k_fsdp.py"):
+        cfg = read(name)
+        cfg.model.backbone.arch = arch
+        model = on_meta(cfg)
+        optim = dict(type="OptimWrapper", optimizer=cfg.optim_wrapper.optimizer,
+                     paramwise_cfg=cfg.optim_wrapper.paramwise_cfg)
+        groups = build_optim_wrapper(model, optim).optimizer.param_groups
+        names = {id(p): n for n, p in model.named_parameters()}
+        decays.append({names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]})
+    assert decays[0] == decays[1]
+    assert set(decays[0].values()) == {0, 0.05}
 
 
 def template(folder: Path, base: str, load: str | None = None) -> Config:
