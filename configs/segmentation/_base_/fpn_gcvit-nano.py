@@ -19,4 +19,3 @@ model = dict(
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
     auxiliary_head=dict(in_channels=width))
-optim_wrapper = dict(optimizer=dict(lr=2e-3))

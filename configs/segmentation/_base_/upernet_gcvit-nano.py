@@ -15,7 +15,7 @@ model = dict(
     auxiliary_head=dict(in_channels=128, channels=width, norm_cfg=norm_cfg))
 
 optim_wrapper = dict(
-    optimizer=dict(lr=1e-3, weight_decay=0.05),
+    optimizer=dict(lr=2e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=5., norm_type=2))
 max_iters = 1000
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
