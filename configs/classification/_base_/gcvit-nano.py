@@ -12,7 +12,7 @@ model = dict(
         window_size=4,
         pad='window'),
     label_smoothing=0.1,
-    data_preprocessor=dict(erasing=None, mixup=None))
+    data_preprocessor=dict(_delete_=True, type='ClassificationPreprocessor'))  # nothing is erased or mixed
 train_pipeline = [
     dict(type='LoadPillowImage'),
     dict(type='TimmTransform', is_training=True, input_size=size, scale=(0.5, 1.0), interpolation='bicubic',
