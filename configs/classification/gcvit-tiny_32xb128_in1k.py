@@ -1,2 +1,2 @@
-# The recipe, with bf16, other readers and the like: _base_/gcvit-tiny_in1k.py
+# The recipe stands in its base; the other variants are deltas of it.
 _base_ = './_base_/gcvit-tiny_in1k.py'

@@ -1,5 +1,6 @@
 # The recipe with parameters, gradients and optimizer sharded among GPUs (MMEngine's FSDPStrategy), as a pattern for
-# the wide archs at large sizes. Averaged weights are left out: they would be a whole copy on each GPU.
+# the wide archs at large sizes. It needs GPUs, and has not been run yet. Averaged weights are left out:
+# they would be a whole copy on each GPU.
 _base_ = './gcvit-tiny_32xb128_in1k.py'
 
 runner_type = 'FlexibleRunner'

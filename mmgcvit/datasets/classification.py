@@ -33,9 +33,8 @@ MAX_REFETCH = 1000  # pictures tried in place of one that cannot be decoded
 class ShardReader(Reader):
     """Pictures in WebDataset shards, in any order: tar files with ``KEY.jpg`` (or .png, ...) beside ``KEY.cls``.
 
-    The shards are read once for the places of their members (some 10 microseconds a picture and file of a local disk),
-    so that a sample has an index, as in a folder: shuffling, several processes, resuming and evaluation are exact.
-    A stream could promise none of them.
+    The shards' headers are read once, at the start, for the places of their members, so that a sample has an index, as
+    in a folder: shuffling, several processes, resuming and evaluation are exact. A stream could promise none of them.
 
     Args:
         patterns: paths with * or ?, or several of them, as of shards on several disks.
@@ -199,7 +198,7 @@ def _folder_reader(root: Path, split: str, names: Sequence[str] | None, argument
     lacking = sorted(path.name for path in folder.iterdir()
                      if path.is_dir() and not path.name.startswith(".") and path.name not in seen)
     unknown = [name for name in lacking if names is not None and name not in names]
-    if unknown and names:
+    if unknown:
         raise ClassificationDataError(f"{folder}: {len(unknown)} folders that are not among the {len(names)} classes: "
                                       f"{some(unknown)}")
     if lacking:

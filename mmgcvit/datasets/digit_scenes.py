@@ -190,7 +190,7 @@ def _halves(photograph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _background(rng: np.random.Generator, photographs: tuple[np.ndarray, ...], size: int) -> np.ndarray:
     """A part of a photograph, darkened: light strokes stand out from it, and are learnt in minutes.
 
-    (With strokes lighter or darker than their ground a narrow classifier was at chance after 24 epochs.)
+    (Strokes lighter or darker than their ground keep narrow networks at chance for long.)
     """
     photograph = photographs[rng.integers(len(photographs))]
     limit = min(photograph.shape[:2])
