@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -175,6 +176,42 @@ def test_a_segmentor(trained: Path):
                cwd=trained)
     assert done.stdout.strip().endswith("2 pictures: predictions in outputs/areas.json, drawings in outputs/vis")
     assert Image.open(trained / "outputs/labels/000001.png").size == (128, 128)
+
+
+@pytest.mark.parametrize(("line", "values"), [("reduce_zero_label = True", (1, 2, 0)), ("flips = []", (0, 1, 255))])
+def test_the_template_of_segmentors(tmp_path: Path, line: str, values: tuple[int, int, int]):
+    """Ground, a square, and what is ignored; drawn by hand."""
+    pytest.importorskip("mmseg")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for kind in ("images", "annotations"):
+            (tmp_path / kind / split).mkdir(parents=True)
+        for i in range(count):
+            picture, labels = rng.integers(0, 90, (48, 64, 3), np.uint8), np.full((48, 64), values[0], np.uint8)
+            top, left = rng.integers(4, 20, 2)
+            picture[top : top + 20, left : left + 20] += 150
+            labels[top : top + 20, left : left + 20], labels[:3] = values[1], values[2]
+            Image.fromarray(picture).save(tmp_path / f"images/{split}/{i}.jpg")
+            Image.fromarray(labels).save(tmp_path / f"annotations/{split}/{i}.png")
+    template = ROOT / "configs/segmentation/custom_template.py"
+    text = template.read_text().replace("'./_base_", f"'{template.parent}/_base_")
+    for old, new in (("data/my_data/", "."), ("('background', 'cat', 'dog')", "('ground', 'square')"),
+                     ("short = 192", "short = 48"), ("crop_size = (192, 256)", "crop_size = (32, 64)"),
+                     (re.search(rf"^{line.split(' = ')[0]} = .*$", text, re.MULTILINE)[0], line)):
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "mine.py").write_text(text)
+    done = run("train.py", "mine.py", "--work-dir", "work", *SHORT, cwd=tmp_path)
+    assert re.search(r"mIoU: +\d", done.stdout)
+    done = run("test.py", "mine.py", "work/iter_4.pth", "--work-dir", "tested", "--tta", cwd=tmp_path)
+    assert re.search(r"mIoU: +\d", done.stdout)
+    for tta in (False, True):
+        apis.predict(str(tmp_path / "mine.py"), str(tmp_path / "work/iter_4.pth"), [tmp_path / "images/val"],
+                     str(tmp_path / "found"), "cpu", tta=tta)
+        areas = json.loads((tmp_path / "found/areas.json").read_text())
+        assert areas["values"] == {"0": "ground", "1": "square"}
+        assert [sum(area["pixels"] for area in picture["areas"].values()) for picture in areas["pictures"]] == [
+            48 * 64] * 4
 
 
 @pytest.fixture(scope="module")
