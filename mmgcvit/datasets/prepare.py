@@ -210,6 +210,10 @@ def _pairs(folder: Path, split: Pairs, report: Report) -> None:
             report.problems.append(f"{folder / place}: {found}; expected {split.count}")
         else:
             report.lines.append(f"{folder / place}: {found}")
+        empty = [path for name in sorted(names) if not os.path.getsize(path := folder / place / f"{name}{suffix}")]
+        if empty:
+            report.problems.append(f"{folder / place}: {len(empty)} files of 0 bytes, such as {empty[0].name}: unpack "
+                                   "the archive again")
     alone = sorted(pictures - labels)
     if alone and labels:
         report.problems.append(f"{folder / split.labels}: lacks the label maps of {len(alone)} pictures, such as "

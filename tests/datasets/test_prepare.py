@@ -116,7 +116,7 @@ def pairs(request, tmp_path: Path, monkeypatch) -> tuple[str, Path, module.Pairs
             for i in range(split.count):
                 path = tmp_path / "download" / place / f"{town}{i:03}{suffix}"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
+                path.write_bytes(b"content")
     return request.param, tmp_path / "download", splits[1]
 
 
@@ -148,13 +148,22 @@ def test_what_a_segmentation_tree_lacks(pairs, tmp_path: Path):
     assert not (tmp_path / "data").exists()
 
 
+def test_empty_files_of_a_segmentation_tree(pairs, tmp_path: Path):
+    name, tree, split = pairs
+    path = next((tree / split.labels).rglob("*001*"))
+    path.write_bytes(b"")
+    assert prepare(name, tree, tmp_path / "data").problems == [
+        f"{tree / split.labels}: 1 files of 0 bytes, such as {path.name}: unpack the archive again"]
+    assert not (tmp_path / "data").exists()
+
+
 def test_cityscapes_own_ids_are_told_from_none(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(module, "CITYSCAPES_SPLITS",
                         [dataclasses.replace(split, count=1) for split in module.CITYSCAPES_SPLITS])
     for split in ("train", "val"):
         for name in (f"leftImg8bit/{split}/ulm/0_leftImg8bit.png", f"gtFine/{split}/ulm/0_gtFine_labelIds.png"):
             (tmp_path / name).parent.mkdir(parents=True)
-            (tmp_path / name).touch()
+            (tmp_path / name).write_bytes(b"content")
     report = prepare("cityscapes", tmp_path, tmp_path / "data")
     assert len(report.problems) == 2
     assert set(report.advice) == {advice for advice in report.advice if "csCreateTrainIdLabelImgs" in advice}
