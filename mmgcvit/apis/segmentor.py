@@ -16,6 +16,7 @@ from mmengine.registry import MODELS
 from mmgcvit.apis.config import UsageError
 from mmgcvit.apis.runs import use_tta
 from mmgcvit.apis.sources import Source, write_json, write_picture
+from mmgcvit.datasets.labels import dataset_class
 
 
 class Segmentor:
@@ -42,9 +43,21 @@ class Segmentor:
         if tile is not None:
             step = max(1, round(tile * (1 - overlap)))
             cfg.model.test_cfg = dict(mode="slide", crop_size=(tile, tile), stride=(step, step))
-        self.inferencer = MMSegInferencer(cfg, checkpoint, device=device)
+
+        class Inferencer(MMSegInferencer):
+            """mmseg's, which names a checkpoint without names after Cityscapes' classes: here it has none then."""
+
+            own_meta: dict | None = None
+
+            def _load_weights_to_model(self, model: Any, checkpoint: dict | None, cfg: Any) -> None:
+                super()._load_weights_to_model(model, checkpoint, cfg)
+                meta = (checkpoint or {}).get("meta") or {}
+                if "dataset_meta" in meta or "CLASSES" in meta:
+                    self.own_meta = model.dataset_meta
+
+        self.inferencer = Inferencer(cfg, checkpoint, device=device)
         self.inferencer.show_progress = False  # an argument of OneDL's only
-        self.classes, palette = _meta(self.inferencer.model, cfg, checkpoint)
+        self.classes, palette = _meta(self.inferencer, cfg, checkpoint)
         self.visualizer = self.inferencer.visualizer
         self.visualizer.set_dataset_meta(self.classes, palette)
         if tta:
@@ -114,19 +127,24 @@ class Segmentor:
         return folder / "areas.json"
 
 
-def _meta(model: Any, cfg: Config, checkpoint: str) -> tuple[tuple[str, ...], Any]:
-    """Names and colours of the classes: the checkpoint's, or else the config's.
-
-    mmseg takes Cityscapes' for a checkpoint that has none.
+def _meta(inferencer: Any, cfg: Config, checkpoint: str) -> tuple[tuple[str, ...], Any]:
+    """Names and colours of the classes: the checkpoint's own, or else the config's, or else its data set's.
 
     Raises:
-        UsageError: there are not as many names as the model has classes.
+        UsageError: none of them has as many names as the model has classes, or the config's are in a file that is not
+            there.
     """
-    count = model.decode_head.num_classes
-    for meta in (model.dataset_meta, cfg.test_dataloader.dataset.get("metainfo") or {}):
-        classes, palette = tuple(meta.get("classes") or ()), meta.get("palette")
+    count = inferencer.model.decode_head.num_classes
+    dataset = cfg.test_dataloader.dataset
+    kind, given = dataset_class(dataset), dataset.get("metainfo") or {}
+    found = [inferencer.own_meta or {}, kind._load_metainfo(given) if hasattr(kind, "_load_metainfo") else given]
+    for meta in found:
+        classes, palette = meta.get("classes") or (), meta.get("palette")
+        if isinstance(classes, str):
+            raise UsageError(f"test_dataloader.dataset.metainfo.classes={classes!r}; allowed: names, or a file with a "
+                             "name in each line; there is no such file")
         if len(classes) == count:
             fits = palette is not None and len(palette) == count
-            return classes, palette if fits else np.random.default_rng(42).integers(0, 255, (count, 3)).tolist()
-    raise UsageError(f"checkpoint {checkpoint!r}: has no names of its {count} classes; add "
+            return tuple(classes), palette if fits else np.random.default_rng(42).integers(0, 255, (count, 3)).tolist()
+    raise UsageError(f"checkpoint {checkpoint!r}: has no names of its {count} classes, nor has the config; add "
                      "metainfo=dict(classes=(...)) to test_dataloader.dataset of the config")

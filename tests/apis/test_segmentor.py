@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from mmseg.evaluation import IoUMetric
 from mmseg.structures import SegDataSample
 
 from mmgcvit.apis import UsageError, predict
-from mmgcvit.apis.segmentor import Segmentor
+from mmgcvit.apis.segmentor import Segmentor, _meta
 from mmgcvit.apis.sources import Source
 
 BASES = ROOT / "configs/segmentation/_base_"
@@ -133,6 +134,43 @@ def test_the_drawing_has_the_classes_colours(folder: Path):
     drawn = segmentor.draw(grey, labels, 0.3)
     np.testing.assert_array_equal(drawn[250, 50], [50, 50, 50])
     np.testing.assert_array_equal(drawn[250, 250], [50, 50, 177])  # RGB
+
+
+def test_names_of_a_checkpoint_that_has_none(folder: Path, tmp_path: Path):
+    """mmseg would take Cityscapes'."""
+    cfg = config()
+    for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
+        head.num_classes = 19
+    bare = tmp_path / "bare.pth"
+    torch.save(dict(state_dict=model(cfg=cfg).state_dict()), bare)
+
+    def found(**dataset) -> tuple[str, ...]:
+        cfg.test_dataloader.dataset = dict(_scope_="mmseg", pipeline=cfg.test_dataloader.dataset.pipeline, **dataset)
+        return Segmentor(cfg, str(bare), "cpu").classes
+
+    names = tuple(f"thing {i}" for i in range(19))
+    assert found(type="BaseSegDataset", metainfo=dict(classes=names)) == names
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    assert found(type="BaseSegDataset", metainfo=dict(classes=str(tmp_path / "names.txt"))) == names
+    assert found(type="CityscapesDataset")[:2] == ("road", "sidewalk")
+    with pytest.raises(UsageError, match=r"has no names of its 19 classes, nor has the config; add metainfo"):
+        found(type="ADE20KDataset")
+    with pytest.raises(UsageError, match=r"metainfo\.classes='abcdefghijklmnopqrs'; allowed: names, or a file"):
+        found(type="BaseSegDataset", metainfo=dict(classes="abcdefghijklmnopqrs"))
+    torch.save(dict(state_dict=torch.load(bare)["state_dict"], meta=dict(CLASSES=names)), bare)
+    assert found(type="CityscapesDataset") == names
+
+
+@pytest.mark.parametrize(("kind", "first"), [("ADE20KDataset", "wall"), ("PascalVOCDataset", "background")])
+def test_names_of_the_data_sets_own(folder: Path, kind: str, first: str):
+    cfg = config()
+    cfg.test_dataloader.dataset.type = kind
+    head = dict(num_classes=150 if kind == "ADE20KDataset" else 21)
+    inferencer = SimpleNamespace(own_meta=None, model=SimpleNamespace(decode_head=SimpleNamespace(**head)))
+    init_default_scope("mmseg")
+    classes, palette = _meta(inferencer, cfg, "bare.pth")
+    assert classes[0] == first
+    assert len(classes) == len(palette) == head["num_classes"]
 
 
 def test_a_video(folder: Path, tmp_path: Path):
