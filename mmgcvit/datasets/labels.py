@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from mmcv.image import rescale_size
 from mmengine.registry import DATASETS
 from PIL import Image
 
@@ -34,9 +36,11 @@ class LabelMaps:
     pairs: list[tuple[str, str]]  # picture, label map
     classes: tuple[str, ...]
     meaning: np.ndarray  # (256,): the label of each value of a file, IGNORED, or OUTSIDE
+    ignored: dict[str, int]  # the label that is ignored, by who ignores it; the first is in `meaning`
     folder: str  # of label maps, all of which should have a picture; '' where a list says which are meant
     suffix: str
-    crop: tuple[int, int] | None  # height, width
+    crop: tuple[int, int] | None  # height, width; None where pictures are not cropped, or not of a known size then
+    resize: Mapping | None  # the transform that resizes pictures before they are cropped
 
 
 @dataclass
@@ -50,19 +54,37 @@ class _Looked:
 
 
 def has_label_maps(dataset: Mapping) -> bool:
-    """Whether a data set of a config is one of label maps: mmseg's name their folder so."""
+    """Whether a data set of a config is one of label maps: mmseg's name their folder so.
+
+    '' is ``data_root`` itself, and what a data set of mmseg's without any ``data_prefix`` has.
+    """
     prefix = dataset.get("data_prefix")
-    return isinstance(prefix, Mapping) and bool(prefix.get("seg_map_path"))
+    if isinstance(prefix, Mapping):
+        return prefix.get("seg_map_path") is not None
+    return any(base.__name__ == "BaseSegDataset" for base in getattr(dataset_class(dataset), "__mro__", ()))
 
 
-def read_label_maps(dataset: Mapping) -> LabelMaps:
+def dataset_class(dataset: Mapping) -> Any:
+    """The class of a config's data set, in the scope that it would be built in; None where there is none."""
+    if not isinstance(dataset.get("type"), str):
+        return dataset.get("type")
+    with DATASETS.switch_scope_and_registry(dataset.get("_scope_")) as registry:
+        return registry.get(dataset["type"])
+
+
+def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = None) -> LabelMaps:
     """The files of a config's data set, paired by mmseg, and its classes.
+
+    Args:
+        dataset: a config's.
+        model: the config's: the label that its heads ignore is what their losses ignore.
+        evaluator: the metric or metrics that the data set is for, if any.
 
     Raises:
         AnnotationError: mmseg cannot build it, it has no classes, or finds no pictures.
     """
-    root, prefix = dataset.get("data_root") or "", dataset["data_prefix"]
-    for path in (prefix.get("img_path"), prefix["seg_map_path"], dataset.get("ann_file")):
+    root, prefix = dataset.get("data_root") or "", dataset.get("data_prefix") or {}
+    for path in (prefix.get("img_path"), prefix.get("seg_map_path"), dataset.get("ann_file")):
         if path and not dataset.get("backend_args") and not os.path.exists(os.path.join(root, path)):
             raise AnnotationError(f"{os.path.join(root, path)}: there is no such file or folder")
     name = (dataset.get("metainfo") or {}).get("classes")
@@ -84,47 +106,55 @@ def read_label_maps(dataset: Mapping) -> LabelMaps:
             f"no pictures *{built.img_suffix} in {folder}; there are "
             f"{', '.join(f'{count} *{suffix}' for suffix, count in there.items()) or 'none at all'} (img_suffix of the "
             "data set): training would wait for ever")
-    crop = next((t["crop_size"] for t in dataset.get("pipeline") or () if t.get("type") == "RandomCrop"), None)
+    ignored = {f"model.{name}": head.get("ignore_index", IGNORED) for name, head in _heads(model)}
+    for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []:
+        if str(metric.get("type")).endswith("IoUMetric"):
+            ignored["the metric"] = metric.get("ignore_index", IGNORED)
+    ignored = ignored or {"mmseg's losses": IGNORED}
+    crop, resize = _crop(dataset.get("pipeline") or ())
     return LabelMaps(
         [(info["img_path"], info["seg_map_path"]) for info in infos], classes,
-        _meaning(len(classes), built.reduce_zero_label, built.label_map, built.ignore_index),
-        "" if dataset.get("ann_file") else built.data_prefix["seg_map_path"], built.seg_map_suffix,
-        (crop, crop) if isinstance(crop, int) else crop)
+        _meaning(len(classes), built.reduce_zero_label, built.label_map, next(iter(ignored.values()))),
+        ignored | {"the data set": built.ignore_index},
+        "" if dataset.get("ann_file") else built.data_prefix["seg_map_path"], built.seg_map_suffix, crop, resize)
 
 
-def check_label_maps(dataset: Mapping, model: Mapping | None) -> None:
+def check_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = None) -> None:
     """See, without opening label maps, that a run can use a data set: its classes, its heads, its pairs of files.
 
     Raises:
-        AnnotationError: no pictures, pictures without label maps, or heads with another number of classes.
+        AnnotationError: no pictures, pictures without label maps, heads with another number of classes, or different
+            labels that heads, metric and data set ignore.
     """
-    found = read_label_maps(dataset)
-    refuse([*_heads(model, found), *_partners(found, extra=False)])
+    found = read_label_maps(dataset, model, evaluator)
+    refuse([*_outputs(model, found), *_partners(found, extra=False)])
 
 
-def check_labels(name: str, dataset: Mapping, model: Mapping | None, workers: int,
-                 advance: Callable[[int], None]) -> DatasetReport:
+def check_labels(name: str, dataset: Mapping, model: Mapping | None, workers: int, advance: Callable[[int], None],
+                 evaluator: Any = None) -> DatasetReport:
     """Look at every picture and label map of a data set.
 
     Args:
         name: 'train', 'val' or 'test'.
-        dataset: a config's, with ``data_prefix.seg_map_path``.
+        dataset: a config's, with label maps (:func:`has_label_maps`).
         model: the config's, whose heads must have as many classes.
         workers: threads that decode files.
         advance: called after each pair, with how many there are.
+        evaluator: the metric or metrics that the data set is for, if any.
 
     Returns:
         Counts in pixels; problems that break a run or make a metric meaningless, and others.
     """
-    source = os.path.join(dataset.get("data_root") or "", dataset["data_prefix"]["seg_map_path"])
+    folder = (dataset.get("data_prefix") or {}).get("seg_map_path") or ""
+    source = os.path.join(dataset.get("data_root") or "", folder)
     report = DatasetReport(name, source, unit="pixels")
     try:
-        found = read_label_maps(dataset)
+        found = read_label_maps(dataset, model, evaluator)
     except AnnotationError as error:
         report.problems.append(Problem("label maps", source, str(error), True))
         return report
     report.pictures = len(found.pairs)
-    report.problems = [*_heads(model, found), *_partners(found)]
+    report.problems = [*_outputs(model, found), *_partners(found)]
     counts = np.zeros(OUTSIDE + 1, np.int64)
     empty_crops = crops = 0
     with ThreadPoolExecutor(workers) as pool:
@@ -139,17 +169,21 @@ def check_labels(name: str, dataset: Mapping, model: Mapping | None, workers: in
             empty_crops, crops = empty_crops + looked.crops[0], crops + looked.crops[1]
     report.objects, report.kept = int(counts.sum()), int(counts[: len(found.classes)].sum())
     report.classes = {label: int(count) for label, count in zip(found.classes, counts, strict=False)}
+    value = next(iter(found.ignored.values()))
+    report.ignored = {f"ignored ({value})": int(counts[IGNORED])}
     if not report.kept:
         report.problems.append(Problem(
-            "empty", source, f"none of {report.objects} pixels has a label: the loss would be 0 or NaN"
+            "empty", source, f"none of {report.objects} pixels has a label: the loss would be 0 or NaN, "
+            f"{counts[IGNORED]} are ignored ({value})"
             + (", with reduce_zero_label=True 0 is ignored" if dataset.get("reduce_zero_label") else ""), True))
     elif report.empty:
         report.problems.append(Problem(
             "ignored", source, f"{report.empty} of {report.pictures} label maps have no label at all", False))
     if empty_crops and report.kept:
         report.problems.append(Problem(
-            "ignored", source, f"{empty_crops} of {crops} crops of {found.crop[0]} x {found.crop[1]} (height x width) "
-            "have no label at all: nothing is learnt from such", False))
+            "ignored", source, f"{empty_crops} of {crops} crops of {found.crop[0]} x {found.crop[1]} (height x width"
+            f"{', of resized pictures' if found.resize else ''}) have no label at all: nothing is learnt from such",
+            False))
     return report
 
 
@@ -169,6 +203,12 @@ def compare_splits(reports: Sequence[DatasetReport]) -> None:
             elif not count:
                 report.problems.append(Problem("class", report.source, f"no pixel of class {label!r}: its IoU will be "
                                                "NaN, or 0 if anything is taken for it", True))
+        without = [label for label, count in report.classes.items() if not count]
+        for label, count in report.ignored.items():
+            if count and without:
+                report.problems.append(Problem("class", report.source, f"{count} pixels are {label}, while class "
+                                               f"{without[0]!r} has none: classes are numbered 0, 1, ..., so in a mask "
+                                               "of 0 and 255 it is 1 that must stand for 255", False))
 
 
 def _meaning(classes: int, reduce_zero_label: bool, label_map: Mapping | None, ignored: int) -> np.ndarray:
@@ -183,23 +223,36 @@ def _meaning(classes: int, reduce_zero_label: bool, label_map: Mapping | None, i
     return np.where((labels < classes) & (labels != ignored), labels, np.where(labels == ignored, IGNORED, OUTSIDE))
 
 
-def _heads(model: Mapping | None, found: LabelMaps) -> Iterator[Problem]:
+def _heads(model: Mapping | None) -> Iterator[tuple[str, Mapping]]:
+    """The heads of a config's segmentor, by name."""
     for name in ("decode_head", "auxiliary_head"):
         head = (model or {}).get(name)
-        for part in head if isinstance(head, (list, tuple)) else [head] if head else []:
-            if part.get("num_classes") == 1 and part.get("out_channels") is None:
-                yield Problem("classes", f"model.{name}", "num_classes=1: with one class there is nothing to tell "
-                              "apart, and the loss is 0; name the background too", True)
-            if part.get("num_classes") != len(found.classes):
-                yield Problem("classes", f"model.{name}", f"num_classes={part.get('num_classes')}; the data set has "
-                              f"{len(found.classes)}: {', '.join(map(repr, found.classes))}", True)
+        if isinstance(head, (list, tuple)):
+            yield from ((f"{name}[{i}]", part) for i, part in enumerate(head))
+        elif head:
+            yield name, head
+
+
+def _outputs(model: Mapping | None, found: LabelMaps) -> Iterator[Problem]:
+    """Heads of other classes than the data set's, and labels that not all ignore."""
+    for name, head in _heads(model):
+        if head.get("num_classes") == 1 and head.get("out_channels") is None:
+            yield Problem("classes", f"model.{name}", "num_classes=1: with one class there is nothing to tell "
+                          "apart, and the loss is 0; name the background too", True)
+        if head.get("num_classes") != len(found.classes):
+            yield Problem("classes", f"model.{name}", f"num_classes={head.get('num_classes')}; the data set has "
+                          f"{len(found.classes)}: {', '.join(map(repr, found.classes))}", True)
+    first, *others = found.ignored.items()
+    for name, value in others:
+        if value != first[1]:
+            yield Problem("ignore_index", name, f"ignore_index={value}; allowed: {first[1]}, as {first[0]} has", True)
 
 
 def _partners(found: LabelMaps, extra: bool = True) -> Iterator[Problem]:
     """Pictures without a label map, and label maps without a picture."""
     known = set()
     for picture, label_map in found.pairs:
-        known.add(os.path.abspath(label_map))
+        known |= {os.path.abspath(label_map), os.path.abspath(picture)}  # they may share a folder
         if not os.path.isfile(label_map):
             yield Problem("partner", picture, f"no label map {label_map}", True)
     alone = [path for path in sorted(Path(found.folder).rglob(f"*{found.suffix}"))
@@ -239,18 +292,59 @@ def _look(picture: str, label_map: str, found: LabelMaps) -> _Looked:
         problems.append(Problem("value", label_map, f"{counts[OUTSIDE]} pixels of value "
                                 f"{', '.join(map(str, wrong[:8]))}{', ...' if len(wrong) > 8 else ''}; allowed: "
                                 f"{_ranges(np.flatnonzero(found.meaning != OUTSIDE))}", True))
-    return _Looked(size, counts, _crops(labels == IGNORED, found.crop), tuple(problems))
+    crops = _crops(labels == IGNORED, found.crop, _resized(labels.shape, found.resize)) if found.crop else (0, 0)
+    return _Looked(size, counts, crops, tuple(problems))
 
 
-def _crops(ignored: np.ndarray, crop: tuple[int, int] | None) -> tuple[int, int]:
-    """How many of the crops side by side, at the picture's own size, are ignored whole; and how many there are."""
-    if crop is None:
-        return 0, 0
-    height, width = (max(1, side // step) for side, step in zip(ignored.shape, crop, strict=True))
+def _crop(pipeline: Sequence[Mapping]) -> tuple[tuple[int, int] | None, Mapping | None]:
+    """Height and width of a pipeline's crops, and the transform that resizes pictures before; None where not known."""
+    resize = None
+    for transform in pipeline:
+        kind = str(transform.get("type")).rpartition(".")[2]
+        if kind == "RandomCrop":
+            crop = transform["crop_size"]
+            return (crop, crop) if isinstance(crop, int) else tuple(crop), resize
+        if "Resize" in kind:
+            if resize or kind not in ("Resize", "RandomResize") or transform.get("resize_type", "Resize") != "Resize":
+                break
+            resize = transform
+    return None, None
+
+
+def _resized(shape: tuple[int, int], resize: Mapping | None) -> tuple[int, int]:
+    """Height and width that mmcv's Resize gives a picture of (height, width); RandomResize's in the middle."""
+    if resize is None:
+        return shape
+    scale = resize.get("scale")
+    if scale is None:
+        factor = resize["scale_factor"]
+        x, y = (factor, factor) if isinstance(factor, (int, float)) else factor
+        return max(1, round(shape[0] * y)), max(1, round(shape[1] * x))
+    if isinstance(scale, int):
+        scale = scale, scale
+    if not isinstance(scale[0], int):  # RandomResize's two ends
+        scale = tuple(sum(ends) / 2 for ends in zip(*scale, strict=True))
+    ratio = sum(resize.get("ratio_range") or (1, 1)) / 2
+    scale = tuple(side * ratio for side in scale)
+    if not resize.get("keep_ratio"):
+        return max(1, round(scale[1])), max(1, round(scale[0]))
+    width, height = rescale_size(shape[::-1], scale)
+    return max(1, height), max(1, width)
+
+
+def _crops(ignored: np.ndarray, crop: tuple[int, int], resized: tuple[int, int]) -> tuple[int, int]:
+    """How many of the crops side by side are ignored whole, and how many there are.
+
+    Args:
+        ignored: (H, W), where a label map is.
+        crop: height and width of a crop of the resized picture.
+        resized: height and width of that.
+    """
+    height, width = (max(1, side // step) for side, step in zip(resized, crop, strict=True))
     if not ignored.any():
         return 0, height * width
-    rows, columns = (np.minimum(np.arange(side) // step, count - 1) for side, step, count in
-                     zip(ignored.shape, crop, (height, width), strict=True))
+    rows, columns = (np.minimum(np.arange(side) * after // (side * step), count - 1) for side, after, step, count in
+                     zip(ignored.shape, resized, crop, (height, width), strict=True))
     labelled = np.zeros((height, width), np.int64)
     np.add.at(labelled, (rows[:, None], columns[None, :]), ~ignored)
     return int((labelled == 0).sum()), height * width

@@ -27,12 +27,13 @@ class DatasetReport:
     objects: int = 0
     kept: int = 0
     classes: dict[str, int] = field(default_factory=dict)
+    ignored: dict[str, int] = field(default_factory=dict)  # pixels of no class, under the name of their own row
     sizes: Counter = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
 
     @property
     def broken(self) -> bool:
-        """Whether training would fail or learn wrong things."""
+        """Whether training would fail or learn wrong things, or a metric mean nothing."""
         return any(problem.breaks for problem in self.problems)
 
 
@@ -49,7 +50,7 @@ def print_reports(reports: Sequence[DatasetReport]) -> None:
         table.add_row(report.name, report.source, str(report.pictures), str(report.empty), str(report.objects),
                       str(report.kept))
     console.print(table)
-    for title, rows in ((f"{unit} by class", [report.classes for report in reports]),
+    for title, rows in ((f"{unit} by class", [report.classes | report.ignored for report in reports]),
                         ("pictures by longer side, in pixels", [_binned(report.sizes) for report in reports])):
         if any(rows):
             console.print(_histogram(title, [report.name for report in reports], rows))
@@ -68,7 +69,8 @@ def print_reports(reports: Sequence[DatasetReport]) -> None:
                 if len(problems) > EXAMPLES:
                     console.print(f"  ... and {len(problems) - EXAMPLES} more", markup=False)
     broken = [report.name for report in reports if report.broken]
-    console.print(f"would break training: {', '.join(broken)}" if broken else "nothing that would break training")
+    console.print(f"would break training or make a metric meaningless: {', '.join(broken)}" if broken else
+                  "nothing that would break training")
 
 
 def _binned(sizes: Counter) -> dict[str, int]:

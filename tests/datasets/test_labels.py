@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,9 @@ pytest.importorskip("mmseg")
 from mmengine.config import Config
 
 from mmgcvit.apis import UsageError, train
+from mmgcvit.datasets.annotations import AnnotationError
 from mmgcvit.datasets.check import check_data
-from mmgcvit.datasets.labels import IGNORED, OUTSIDE, _crops, _meaning
+from mmgcvit.datasets.labels import IGNORED, OUTSIDE, _crops, _meaning, _resized, check_label_maps, has_label_maps
 from mmgcvit.datasets.report import print_reports
 
 CLASSES = ("ground", "cat", "dog")
@@ -49,8 +51,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def config(folder: Path, classes: tuple[str, ...] = CLASSES, heads: int = len(CLASSES), **more) -> Config:
-    pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations"),
+def config(folder: Path, classes: tuple[str, ...] = CLASSES, heads: int = len(CLASSES), resize: dict | None = None,
+           **more) -> Config:
+    pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations"), *([resize] if resize else []),
                 dict(type="RandomCrop", crop_size=(24, 32)), dict(type="PackSegInputs")]
 
     def loader(split: str) -> dict:
@@ -147,6 +150,78 @@ def test_ignored_maps_and_crops(folder: Path):
          "nothing is learnt from such")]
 
 
+@pytest.mark.parametrize(("resize", "empty", "crops"), [
+    # a picture of 48 x 64 becomes 24 x 32, one crop; 96 x 128, of which a quarter is ignored; 36 x 48
+    (dict(type="RandomResize", scale=(64, 32), ratio_range=(0.5, 1.0), keep_ratio=True), 0, 1),
+    (dict(type="RandomResize", scale=[(96, 64), (160, 128)], keep_ratio=True), 8, 16),
+    (dict(type="Resize", scale=(128, 48)), 4, 8),
+    (dict(type="Resize", scale_factor=0.75), 0, 1),
+    (dict(type="Resize", scale=36, keep_ratio=True), 0, 1),
+    (dict(type="ResizeShortestEdge", scale=96, max_size=128), None, None),
+])
+def test_crops_are_those_of_resized_pictures(folder: Path, resize: dict, empty: int | None, crops: int | None):
+    half = three()
+    half[:, :32] = 255
+    for name in ("a", "b"):
+        write(folder, "train", name, half)
+    wanted = [] if not empty else [
+        ("ignored", f"{folder}/annotations/train: {2 * empty} of {2 * crops} crops of 24 x 32 (height x width, of "
+         "resized pictures) have no label at all: nothing is learnt from such")]
+    assert problems(config(folder, resize=resize), breaks=False) == wanted
+    if crops:
+        assert _crops(half == 255, (24, 32), _resized(half.shape, resize)) == (empty, crops)
+
+
+def test_masks_of_0_and_255(folder: Path, capsys):
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            write(folder, split, name, np.where(three() == 1, 255, 0).astype(np.uint8))
+    cfg = config(folder, ("ground", "cat"), 2)
+    assert [text for kind, text in problems(cfg, breaks=False) if kind == "class"] == [
+        f"{folder}/annotations/{split}: 1280 pixels are ignored (255), while class 'cat' has none: classes are "
+        "numbered 0, 1, ..., so in a mask of 0 and 255 it is 1 that must stand for 255" for split in ("train", "val")]
+    print_reports(check_data(cfg, progress=False))
+    printed = capsys.readouterr().out
+    assert re.search(r"ignored \(255\) +│ +1280 ", printed)
+    assert printed.strip().endswith("would break training or make a metric meaningless: train, val")
+
+
+def test_label_maps_beside_their_pictures(folder: Path):
+    """An empty `seg_map_path` is the data set's root."""
+    for split in ("train", "val"):
+        for path in (folder / "annotations" / split).iterdir():
+            path.rename(folder / "images" / split / path.name)
+    cfg = config(folder)
+    for loader, split in ((cfg.train_dataloader, "train"), (cfg.val_dataloader, "val"), (cfg.test_dataloader, "val")):
+        loader.dataset.update(data_root=f"{folder}/images/{split}", data_prefix=dict(img_path="", seg_map_path=""))
+    cfg.train_dataloader.dataset.pop("data_prefix")  # which means the same
+    reports = check_data(cfg, progress=False)
+    assert [(report.pictures, report.unit, report.problems) for report in reports] == [(2, "pixels", [])] * 2
+    (folder / "images/train/a.png").unlink()
+    with pytest.raises(UsageError, match=r"images/train/a\.jpg: no label map "):
+        train(cfg)
+    assert not has_label_maps(dict(type="BaseSegDataset", data_prefix=dict(img_path="images/test")))
+    assert not has_label_maps(dict(type="CocoDataset", _scope_="mmdet"))
+
+
+def test_the_ignored_label_is_the_losses(folder: Path):
+    """mmseg's losses and metric have their own `ignore_index`, and never ask the data set's."""
+    cfg = config(folder, ignore_index=2)
+    found = problems(cfg)
+    assert found == [("ignore_index", "the data set: ignore_index=2; allowed: 255, as model.decode_head has")] * 2
+    with pytest.raises(UsageError, match=r"data set: ignore_index=2; allowed: 255, as model\.decode_head has"):
+        train(cfg)
+    cfg.model.decode_head.ignore_index = 2
+    assert [kind for kind, _ in problems(cfg)] == ["value", "value", "class"] * 2  # of 255; of 2, of which none is left
+    reports = check_data(cfg, progress=False)
+    assert reports[0].ignored == {"ignored (2)": 2 * 640}
+    cfg.model.auxiliary_head = [dict(num_classes=3)]
+    assert ("ignore_index", "model.auxiliary_head[0]: ignore_index=255; allowed: 2, as model.decode_head has") in problems(
+        cfg)
+    with pytest.raises(AnnotationError, match=r"the metric: ignore_index=255; allowed: 2, as model\.decode_head has"):
+        check_label_maps(cfg.val_dataloader.dataset, cfg.model, [dict(type="IoUMetric")])
+
+
 def test_reduce_zero_label_shifts_what_values_mean(folder: Path):
     found = problems(config(folder, reduce_zero_label=True))  # 0 is ignored, 1 is ground, 2 is cat: no dog is left
     assert [kind for kind, _ in found] == ["class", "class"]
@@ -156,7 +231,8 @@ def test_reduce_zero_label_shifts_what_values_mean(folder: Path):
             write(folder, split, name, np.zeros((48, 64), np.uint8))
     found = problems(config(folder, reduce_zero_label=True))
     assert [kind for kind, _ in found] == ["empty", "empty"]
-    assert found[0][1].endswith("the loss would be 0 or NaN, with reduce_zero_label=True 0 is ignored")
+    assert found[0][1].endswith("the loss would be 0 or NaN, 6144 are ignored (255), with reduce_zero_label=True 0 is "
+                                "ignored")
 
 
 def test_classes_that_a_split_lacks(folder: Path):
@@ -231,11 +307,10 @@ def test_values_mean_what_mmseg_makes_of_them(folder: Path):
 
 def test_crops_at_edges():
     ignored = np.ones((50, 70), bool)
-    assert _crops(ignored, (24, 32)) == (4, 4)  # what is left over belongs to the last crop
+    assert _crops(ignored, (24, 32), (50, 70)) == (4, 4)  # what is left over belongs to the last crop
     ignored[49, 69] = False
-    assert _crops(ignored, (24, 32)) == (3, 4)
-    assert _crops(ignored, (100, 100)) == (0, 1)
-    assert _crops(ignored, None) == (0, 0)
+    assert _crops(ignored, (24, 32), (50, 70)) == (3, 4)
+    assert _crops(ignored, (100, 100), (50, 70)) == (0, 1)
 
 
 def test_the_command(folder: Path):
@@ -246,4 +321,4 @@ def test_the_command(folder: Path):
     assert done.returncode == 1, done.stderr
     assert "error: train: value: 1" in done.stdout
     assert "4 pixels of value 7, 254; allowed: 0 to 2, 255" in done.stdout
-    assert done.stdout.strip().endswith("would break training: train")
+    assert done.stdout.strip().endswith("would break training or make a metric meaningless: train")
