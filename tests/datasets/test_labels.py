@@ -216,8 +216,8 @@ def test_the_ignored_label_is_the_losses(folder: Path):
     reports = check_data(cfg, progress=False)
     assert reports[0].ignored == {"ignored (2)": 2 * 640}
     cfg.model.auxiliary_head = [dict(num_classes=3)]
-    assert ("ignore_index", "model.auxiliary_head[0]: ignore_index=255; allowed: 2, as model.decode_head has") in problems(
-        cfg)
+    assert problems(cfg)[0] == (
+        "ignore_index", "model.auxiliary_head[0]: ignore_index=255; allowed: 2, as model.decode_head has")
     with pytest.raises(AnnotationError, match=r"the metric: ignore_index=255; allowed: 2, as model\.decode_head has"):
         check_label_maps(cfg.val_dataloader.dataset, cfg.model, [dict(type="IoUMetric")])
 
