@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -21,6 +22,31 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from mmgcvit.backbone.gcvit import GCViT
 
 PROPOSALS, MASKS = 1000, 100  # what a two-stage detector's heads see at test time, at most
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the paper says of a config's model; its detectors' input size is not stated: there mmdet's at test time."""
+
+    shape: tuple[int, int]  # height, width
+    gflops: float
+    parameters: float  # millions
+    table: int  # of the paper
+
+
+# By the config's file name. Variants of other windows stand beside the same published model.
+PUBLISHED: dict[str, Published] = {
+    f"{name}{windows}_fpn_{schedule}_coco": Published((800, 1344), gflops, parameters, 3)
+    for name, gflops, parameters in (
+        ("mask-rcnn_gcvit-tiny", 291, 48), ("cascade-mask-rcnn_gcvit-tiny", 770, 85),
+        ("cascade-mask-rcnn_gcvit-small", 866, 108), ("cascade-mask-rcnn_gcvit-base", 1018, 146))
+    for windows, schedule in (("", "1x"), ("", "ms-crop-3x"), ("_w24", "ms-crop-3x"))
+    if schedule != "1x" or not name.startswith("cascade")
+} | {
+    f"gcvit-{arch}{windows}_upernet_8xb2-160k_ade20k-512x512": Published((512, 2048), gflops, parameters, 5)
+    for arch, gflops, parameters in (("tiny", 947, 58), ("small", 1163, 84), ("base", 1348, 125))
+    for windows in ("", "_w7", "_w24")
+}  # fmt: skip
 
 
 @dataclass
@@ -43,8 +69,17 @@ class Flops:
     @property
     def total(self) -> Part:
         """All parts together."""
-        return Part("total", *(sum(getattr(part, key) for part in self.parts)
-                               for key in ("macs", "attention", "parameters")))
+        return _together("total", self.parts)
+
+
+def _together(name: str, parts: Sequence[Part]) -> Part:
+    return Part(name, *(sum(getattr(part, key) for part in parts) for key in ("macs", "attention", "parameters")))
+
+
+def published(config: str | Path, shape: tuple[int, int]) -> Published | None:
+    """What is published of a config at this shape; variants for one GPU or less memory have the same model."""
+    found = PUBLISHED.get(Path(config).stem.removesuffix("_1gpu").removesuffix("_cp"))
+    return found if found is not None and found.shape == tuple(shape) else None
 
 
 def build_model(cfg: Config, device: str = "cpu") -> nn.Module:
@@ -271,18 +306,22 @@ def parameter_groups(cfg: Config) -> tuple[list[Group], list[str], list[str]]:
     return [g for g in ordered if g.names], list(names.values()), unmatched
 
 
-def print_flops(flops: Flops) -> None:
-    """A table of the parts, and how it was counted."""
+def print_flops(flops: Flops, beside: Published | None = None) -> None:
+    """A table of the parts, of the backbone and of all, published figures beside it, and how it was counted."""
     height, width = flops.shape
     table = Table(title=f"forward pass of one {height} x {width} picture (height x width)", title_justify="left")
     table.add_column("part", no_wrap=True)
     for title in ("GFLOPs", "of them attention", "parameters, M"):
         table.add_column(title, justify="right")
-    for part in (*flops.parts, flops.total):
-        if part.name == "total":
-            table.add_section()
-        table.add_row(part.name, f"{part.macs / 1e9:.2f}", f"{part.attention / 1e9:.2f}",
-                      f"{part.parameters / 1e6:.2f}")
+    inside = [part for part in flops.parts if part.name.startswith("backbone.")]  # a neck or heads are beside it
+    for parts in ((inside, [_together("backbone", inside)]) if inside else ()) + (
+            [part for part in flops.parts if part not in inside], [flops.total]):
+        for part in parts:
+            table.add_row(part.name, f"{part.macs / 1e9:.2f}", f"{part.attention / 1e9:.2f}",
+                          f"{part.parameters / 1e6:.2f}")
+        table.add_section()
+    if beside:
+        table.add_row(f"published, table {beside.table}", f"{beside.gflops:g}", "", f"{beside.parameters:g}")
     console = Console()
     console.print(table)
     console.print("A multiply-add counts as one, as in papers. Counted: convolutions, linear maps, matrix products, "

@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters of a config's model, by part: python tools/get_flops.py CONFIG --shape H W"""
+"""Multiply-adds and parameters of a config's model, by part, and published ones: get_flops.py CONFIG --shape H W"""
 
 import argparse
 import sys
@@ -21,7 +21,9 @@ def main() -> None:
         model = analysis.build_model(apis.load_config(args.config, cfg_options=args.cfg_options))
     except apis.UsageError as error:
         sys.exit(f"get_flops: {error}")
-    analysis.print_flops(analysis.count_flops(model, tuple(args.shape)))
+    # values over the config's make it another model
+    beside = None if args.cfg_options else analysis.published(args.config, tuple(args.shape))
+    analysis.print_flops(analysis.count_flops(model, tuple(args.shape)), beside)
 
 
 if __name__ == "__main__":

@@ -92,11 +92,11 @@ class Segmentor:
 
     def draw(self, source: Source, labels: np.ndarray, _: float) -> np.ndarray:
         """The picture (RGB) under the classes' colours and names."""
-        import torch
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
 
-        sample = SegDataSample(pred_sem_seg=PixelData(data=torch.from_numpy(labels)[None]))
+        # An array: a tensor of one pixel would be taken for an index.
+        sample = SegDataSample(pred_sem_seg=PixelData(data=labels[None]))
         self.visualizer.add_datasample(source.name, source.pixels[..., ::-1].copy(), sample, draw_gt=False)
         return self.visualizer.get_image()
 

@@ -21,7 +21,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmseg.evaluation import IoUMetric
 from mmseg.structures import SegDataSample
 
-from mmgcvit.apis import UsageError, predict
+from mmgcvit import apis
+from mmgcvit.apis import UsageError, load_config, predict
 from mmgcvit.apis.segmentor import Segmentor, _meta
 from mmgcvit.apis.sources import Source
 
@@ -58,9 +59,13 @@ def model(kind: str = "upernet", cfg: Config | None = None) -> torch.nn.Module:
     cfg = cfg or config(kind)
     init_default_scope("mmseg")
     built = randomise(MODELS.build(cfg.model)).eval()
-    if kind != "mask2former":  # no class ahead of the others everywhere
-        with torch.no_grad():
-            logits = built.test_step(samples((48, 96), 1))[0].seg_logits.data
+    with torch.no_grad():  # no class ahead of the others everywhere
+        if kind == "mask2former":
+            built.decode_head.cls_embed.weight *= 10  # queries of different classes
+        logits = built.test_step(samples((48, 96), 1))[0].seg_logits.data
+        if kind == "mask2former":
+            built.decode_head.cls_embed.bias[:-1] -= logits.mean((1, 2)).log()
+        else:
             built.decode_head.conv_seg.bias -= logits.mean((1, 2))
     return built
 
@@ -85,13 +90,13 @@ def folder(tmp_path_factory) -> Path:
     for _ in range(3):
         writer.write(cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (64, 48)))
     writer.release()
-    for kind in KINDS:
+    for kind in ALL:
         torch.save(dict(state_dict=model(kind).state_dict(), meta=dict(
             dataset_meta=dict(classes=CLASSES, palette=PALETTE))), folder / f"{kind}.pth")
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_a_folder_in_batches(folder: Path, tmp_path: Path, kind: str):
     found = predict(config(kind), str(folder / f"{kind}.pth"), [folder / "in"], str(tmp_path / "one"), "cpu")
     assert (found.pictures, found.frames) == (3, 0)
@@ -199,6 +204,20 @@ def test_maps_of_large_pictures(kind: str):
 
 
 @pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("shape", [(1, 1), (37, 501), pytest.param((1536, 2048), marks=pytest.mark.slow)])
+def test_files_of_odd_sizes(folder: Path, tmp_path: Path, kind: str, shape: tuple[int, int]):
+    """Through the configs' own pipeline, which brings the short side to 512."""
+    cfg = config(kind)
+    cfg.test_dataloader.dataset.pipeline = Config.fromfile(BASES / "ade20k_512x512.py").test_pipeline
+    picture = samples(shape, 1)["inputs"][0].permute(1, 2, 0).numpy()
+    cv2.imwrite(str(tmp_path / "odd.png"), picture)
+    predict(cfg, str(folder / f"{kind}.pth"), [tmp_path / "odd.png"], str(tmp_path / "out"), "cpu")
+    labels = cv2.imread(str(tmp_path / "out/labels/odd.png"), cv2.IMREAD_UNCHANGED)
+    assert labels.shape == shape
+    assert labels.max() < len(CLASSES)
+
+
+@pytest.mark.parametrize("kind", ALL)
 def test_sliding_is_whole_where_the_picture_fits(kind: str):
     whole = model(kind)
     with torch.no_grad():
@@ -223,12 +242,13 @@ def test_tiles_are_a_sliding_window(folder: Path):
     np.testing.assert_array_equal(labels, expected)
 
 
-def test_tta(folder: Path):
+@pytest.mark.parametrize("kind", ALL)
+def test_tta(folder: Path, kind: str):
     """The mean of the views' probabilities: here of two scales and their mirror images."""
-    segmentor = Segmentor(config(), str(folder / "upernet.pth"), "cpu", tta=True)
+    segmentor = Segmentor(config(kind), str(folder / f"{kind}.pth"), "cpu", tta=True)
     picture = samples((64, 128), 1)["inputs"][0].permute(1, 2, 0).numpy()
     ((_, labels),) = segmentor(iter([Source("a", picture)]))
-    probabilities = []
+    probabilities, alone = [], model(kind)
     for side in ((96, 48), (128, 64)):
         for mirrored in (False, True):
             view = cv2.resize(picture, side)
@@ -236,10 +256,39 @@ def test_tta(folder: Path):
             meta = dict(img_shape=view.shape[:2], ori_shape=(64, 128), flip=mirrored, flip_direction="horizontal")
             data = dict(inputs=[torch.from_numpy(view).permute(2, 0, 1)], data_samples=[SegDataSample(metainfo=meta)])
             with torch.no_grad():
-                probabilities.append(model().test_step(data)[0].seg_logits.data.softmax(0))
+                probabilities.append(alone.test_step(data)[0].seg_logits.data.softmax(0))
     expected = torch.stack(probabilities).mean(0).argmax(0).numpy()
     assert (labels == expected).mean() > 0.999
     assert len(np.unique(labels)) > 1
+
+
+def test_tta_of_a_config_of_ade20k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """All twelve views of a config as it is shipped, but for their size."""
+    from mmseg.models.segmentors import SegTTAModel
+
+    cfg = load_config(BASES.parent / "gcvit-xxtiny_upernet_8xb2-160k_ade20k-512x512_1gpu.py", str(tmp_path / "work"), {
+        "test_dataloader.dataset.data_root": str(tmp_path), "test_dataloader.num_workers": 0,
+        "test_dataloader.persistent_workers": False, "model.backbone.pad": "window", "model.backbone.init_cfg": None})
+    for resize in cfg.tta_pipeline[1].transforms[0]:
+        resize.scale = tuple(side // 8 for side in resize.scale)
+    rng = np.random.default_rng(0)
+    for name, values in (("images/validation/a.jpg", rng.integers(0, 256, (40, 64, 3), np.uint8)),
+                         ("annotations/validation/a.png", rng.integers(0, 151, (40, 64), np.uint8))):
+        (tmp_path / name).parent.mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / name), values)
+    init_default_scope("mmseg")
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), tmp_path / "untrained.pth")
+    views, merge = [], SegTTAModel.merge_preds
+
+    def spy(self, samples: list) -> list:
+        views.extend((*sample.img_shape, sample.flip) for one in samples for sample in one)
+        return merge(self, samples)
+
+    monkeypatch.setattr(SegTTAModel, "merge_preds", spy)
+    found = apis.test(cfg, str(tmp_path / "untrained.pth"), tta=True)
+    assert sorted((view[0], view[2]) for view in views) == [
+        (side, flip) for side in (32, 48, 64, 80, 96, 112) for flip in (False, True)]
+    assert 0 <= found["mIoU"] <= 100
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -22,6 +22,7 @@ from mmengine.optim import build_optim_wrapper  # noqa: E402
 from mmengine.registry import DATASETS, MODELS, init_default_scope  # noqa: E402
 from mmengine.structures import PixelData  # noqa: E402
 
+from mmgcvit.analysis import PUBLISHED  # noqa: E402
 from mmgcvit.checkpoint.weights import WEIGHTS  # noqa: E402
 
 NORMS = (torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._BatchNorm)
@@ -35,8 +36,6 @@ SEGMENTATION = [config for config in CONFIGS if config.startswith("segmentation/
 QUICK = ("nano", "template", "faster-rcnn_gcvit-tiny_fpn_1x_coco", "retinanet", "dino-4scale_gcvit-tiny",
          "mask-rcnn_gcvit-xxtiny_fpn_1x", "mask-rcnn_gcvit-xxtiny_w24", "xxtiny_upernet_8xb2-160k_ade20k-512x512.py",
          "tiny_fpn_8xb2-80k_ade20k-512x512.py", "tiny_segformer_8xb2-160k_ade20k-512x512.py", "tiny_mask2former")
-PUBLISHED = {"mask-rcnn_gcvit-tiny": 48, "cascade-mask-rcnn_gcvit-tiny": 85, "cascade-mask-rcnn_gcvit-small": 108,
-             "cascade-mask-rcnn_gcvit-base": 146}  # millions, paper, tables 3 and 4  # fmt: skip
 EXACT = {"mask-rcnn_gcvit-tiny": 47.86, "cascade-mask-rcnn_gcvit-tiny": 84.72, "cascade-mask-rcnn_gcvit-small": 107.46,
          "cascade-mask-rcnn_gcvit-base": 146.56}  # the same heads over the authors' backbone  # fmt: skip
 
@@ -187,22 +186,66 @@ def test_custom_keys_match_and_the_batch_size_is_the_learning_rates(config: str)
         assert cfg.default_hooks.checkpoint.interval == cfg.train_cfg.val_interval
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", EXACT)
 def test_published_parameters(name: str):
-    _, model = on_meta(f"detection/{name}_fpn_{'ms-crop-3x' if 'cascade' in name else '1x'}_coco.py")
+    config = f"{name}_fpn_{'ms-crop-3x' if 'cascade' in name else '1x'}_coco"
+    _, model = on_meta(f"detection/{config}.py")
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     assert round(millions, 2) == EXACT[name]
-    assert abs(millions / PUBLISHED[name] - 1) < 0.01
+    assert abs(millions / PUBLISHED[config].parameters - 1) < 0.01
 
 
-@pytest.mark.parametrize(("arch", "published", "exact"), [
-    ("tiny", 58, 58.02), ("small", 84, 82.75), ("base", 125, 123.83)])  # paper, table 5
-def test_published_parameters_of_segmentors(arch: str, published: int, exact: float):
+@pytest.mark.parametrize(("arch", "exact"), [("tiny", 58.02), ("small", 82.75), ("base", 123.83)])
+def test_published_parameters_of_segmentors(arch: str, exact: float):
     for windows, slack in (("_w7", 0.005), ("", 0.1)):
-        _, model = on_meta(f"segmentation/gcvit-{arch}{windows}_upernet_8xb2-160k_ade20k-512x512.py")
+        config = f"gcvit-{arch}{windows}_upernet_8xb2-160k_ade20k-512x512"
+        _, model = on_meta(f"segmentation/{config}.py")
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         assert abs(millions - exact) < slack
-        assert abs(millions / published - 1) < 0.02
+        assert abs(millions / PUBLISHED[config].parameters - 1) < 0.02
+
+
+@pytest.mark.parametrize("config", SEGMENTATION)
+def test_test_time_augmentation_has_several_scales_and_mirror_images(config: str):
+    views = read(config).tta_pipeline[1].transforms
+    assert len({tuple(resize.scale) for resize in views[0]}) > 1
+    mirrored = {flip.prob for step in views for flip in step if flip.type == "RandomFlip"}
+    assert mirrored == (set() if "digits" in config else {0.0, 1.0})  # a mirrored digit is another one or none
+
+
+@pytest.mark.slow
+def test_mask2former_learns():
+    """30 steps on two pictures: the real head and optimizer over a narrow backbone, at ten times the learning rate."""
+    pytest.importorskip("mmseg")
+    from mmseg.structures import SegDataSample
+
+    cfg = read("segmentation/gcvit-tiny_mask2former_8xb2-160k_ade20k-512x512.py")
+    nano = read("segmentation/_base_/upernet_gcvit-nano.py").model
+    cfg.model.backbone, cfg.model.decode_head.in_channels = nano.backbone, nano.decode_head.in_channels
+    cfg.model.data_preprocessor.size = (64, 96)
+    cfg.optim_wrapper.optimizer.lr *= 10
+    model = untrained(cfg).train()
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    rates = {group["lr"] for group in optim_wrapper.optimizer.param_groups}
+    assert len(rates) > 5  # by layers
+    assert max(rates) == cfg.optim_wrapper.optimizer.lr == 1e-3
+    generator = torch.Generator().manual_seed(0)
+    data = dict(inputs=[], data_samples=[])
+    for top, left in ((10, 20), (30, 50)):
+        picture = torch.randint(0, 90, (3, 64, 96), dtype=torch.uint8, generator=generator)
+        labels = torch.zeros(1, 64, 96, dtype=torch.int64)
+        picture[:, top : top + 30, left : left + 30] += 150
+        labels[:, top : top + 30, left : left + 30], labels[:, :4] = 7, 255
+        data["inputs"].append(picture)
+        data["data_samples"].append(SegDataSample(
+            metainfo=dict(img_shape=(64, 96), ori_shape=(64, 96)), gt_sem_seg=PixelData(data=labels)))
+    seen = []
+    for _ in range(30):
+        loss, losses = model.parse_losses(model(**model.data_preprocessor(data, True), mode="loss"))
+        assert all(value.isfinite() for value in losses.values())
+        optim_wrapper.update_params(loss)
+        seen.append(loss.item())
+    assert sum(seen[-5:]) < sum(seen[:5])
 
 
 def test_windows_of_crops_divide_them():
