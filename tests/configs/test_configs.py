@@ -215,7 +215,7 @@ def test_test_time_augmentation_has_several_scales_and_mirror_images(config: str
 
 @pytest.mark.slow
 def test_mask2former_learns():
-    """30 steps on two pictures: the real head and optimizer over a narrow backbone, at ten times the learning rate."""
+    """30 steps on two pictures: the config's own head and optimizer, over a narrow backbone."""
     pytest.importorskip("mmseg")
     from mmseg.structures import SegDataSample
 
@@ -223,12 +223,11 @@ def test_mask2former_learns():
     nano = read("segmentation/_base_/upernet_gcvit-nano.py").model
     cfg.model.backbone, cfg.model.decode_head.in_channels = nano.backbone, nano.decode_head.in_channels
     cfg.model.data_preprocessor.size = (64, 96)
-    cfg.optim_wrapper.optimizer.lr *= 10
     model = untrained(cfg).train()
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     rates = {group["lr"] for group in optim_wrapper.optimizer.param_groups}
     assert len(rates) > 5  # by layers
-    assert max(rates) == cfg.optim_wrapper.optimizer.lr == 1e-3
+    assert max(rates) == cfg.optim_wrapper.optimizer.lr
     generator = torch.Generator().manual_seed(0)
     data = dict(inputs=[], data_samples=[])
     for top, left in ((10, 20), (30, 50)):
