@@ -205,6 +205,13 @@ def test_published_parameters_of_segmentors(arch: str, exact: float):
         assert abs(millions / PUBLISHED[config].parameters - 1) < 0.02
 
 
+@pytest.mark.parametrize(("head", "exact"), [
+    ("fpn_8xb2-80k", 32.00), ("segformer_8xb2-160k", 28.30), ("mask2former_8xb2-160k", 47.55)])
+def test_parameters_of_other_heads(head: str, exact: float):
+    _, model = on_meta(f"segmentation/gcvit-tiny_{head}_ade20k-512x512.py")
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == exact
+
+
 @pytest.mark.parametrize("config", SEGMENTATION)
 def test_test_time_augmentation_has_several_scales_and_mirror_images(config: str):
     views = read(config).tta_pipeline[1].transforms
