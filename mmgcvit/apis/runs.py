@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from mmgcvit.datasets.errors import ClassificationDataError
 from mmgcvit.datasets.labels import check_label_maps, has_label_maps
 
 AMP = ("fp16", "bf16")
+MIXED = {"OptimWrapper": "AmpOptimWrapper", "FSDPOptimWrapper": "FSDPAmpOptimWrapper"}
 CORRUPT = ("stop", "skip")
 LOADERS = {f"{scope}LoadImageFromFile": "LoadCheckedImage" for scope in ("", "mmcv.", "mmdet.", "mmseg.")}
 LOADERS["LoadPillowImage"] = "LoadPillowImage"
@@ -61,9 +63,9 @@ def train(cfg: Config, resume: str | bool = False, amp: str | bool = False, auto
         raise UsageError(f"corrupt={corrupt!r}; allowed: {', '.join(CORRUPT)}")
     if amp:
         _mixed_precision(cfg, "fp16" if amp is True else amp)
-    elif (cfg.get("optim_wrapper") or {}).get("type") == "AmpOptimWrapper" and get_device() == "cpu":
+    elif _type_name(cfg.get("optim_wrapper") or {}) in MIXED.values() and get_device() == "cpu":
         print_log("mixed precision of the config is left out: there is no GPU", level=logging.WARNING)
-        cfg.optim_wrapper.type = "OptimWrapper"
+        cfg.optim_wrapper.type = _type_name(cfg.optim_wrapper).replace("Amp", "")
         for key in ("dtype", "loss_scale", "use_fsdp"):
             cfg.optim_wrapper.pop(key, None)
     if auto_scale_lr or (cfg.get("auto_scale_lr") or {}).get("enable"):
@@ -210,7 +212,8 @@ def _mixed_precision(cfg: Config, kind: str) -> None:
         raise UsageError(f"amp={kind!r}; allowed: {', '.join(AMP)}")
     if get_device() == "cpu":
         raise UsageError("--amp needs a GPU: mmengine's mixed precision does not run on a CPU")
-    cfg.optim_wrapper.type = "AmpOptimWrapper"
+    whole = _type_name(cfg.optim_wrapper).replace("Amp", "")
+    cfg.optim_wrapper.type = MIXED.get(whole, "AmpOptimWrapper")
     if kind == "bf16":
         cfg.optim_wrapper.dtype = "bfloat16"
         return
@@ -248,6 +251,21 @@ def _listed(value: Any) -> Sequence:
     return value if isinstance(value, (list, tuple)) else [value] if value else []
 
 
+def _take_slurms_word() -> None:
+    """Tell torch what Slurm says of the processes, by mmengine's rules."""
+    lacking = [name for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST") if name not in os.environ]
+    if lacking:
+        raise UsageError(f"launcher='slurm': {', '.join(lacking)} not in the environment; start processes by srun, as "
+                         "tools/slurm_train.sh does")
+    os.environ.update(RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=os.environ["SLURM_NTASKS"],
+                      LOCAL_RANK=os.environ.get("SLURM_LOCALID", "0"))
+    if "MASTER_ADDR" not in os.environ:
+        nodes = subprocess.run(["scontrol", "show", "hostname", os.environ["SLURM_NODELIST"]], capture_output=True,
+                               text=True, check=True).stdout.split()
+        os.environ["MASTER_ADDR"] = nodes[0]
+    os.environ.setdefault("MASTER_PORT", "29500")
+
+
 def _type_name(part: Mapping) -> str:
     """The class's name, whether a config gives the class, its name, or the name with a scope."""
     kind = part.get("type")
@@ -264,10 +282,12 @@ def load_from_mmgcvit_reader(filename: str, map_location: Any = None) -> dict[st
 
 
 def _build_runner(cfg: Config) -> Runner:
-    if cfg.launcher == "pytorch" and get_device() == "cpu":
+    if cfg.launcher in ("pytorch", "slurm") and get_device() == "cpu":
         # mmengine would give each process a GPU. It takes a process group that is there already as it is, and a
         # wrapper's own arguments over its defaults.
         if not dist.is_initialized():
+            if cfg.launcher == "slurm":
+                _take_slurms_word()
             dist.init_process_group("gloo")
         cfg.model_wrapper_cfg = {
             "type": "MMDistributedDataParallel", "broadcast_buffers": False,

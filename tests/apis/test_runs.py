@@ -158,3 +158,16 @@ def test_mixed_precision_on_a_gpu(tmp_path: Path, built: list[Config], kind: str
     found = built[0].optim_wrapper
     assert (found.type, found.dtype) == ("AmpOptimWrapper", "bfloat16" if kind == "bf16" else "float16")
     assert found.clip_grad == dict(max_norm=5.0, norm_type=2)
+    cfg = apis.load_config(ROOT / "configs/classification/gcvit-tiny_32xb128_in1k_fsdp.py", str(tmp_path))
+    apis.train(cfg, amp=kind)
+    assert built[1].optim_wrapper.type == "FSDPAmpOptimWrapper"
+    monkeypatch.setattr(runs, "get_device", lambda: "cpu")
+    apis.train(cfg)
+    assert built[2].optim_wrapper.type == "FSDPOptimWrapper"
+
+
+def test_slurm_without_slurm(tmp_path: Path, tree: Path, monkeypatch):
+    monkeypatch.setattr(runs, "get_device", lambda: "cpu")
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    with pytest.raises(UsageError, match=r"launcher='slurm': SLURM_PROCID, .*start processes by srun"):
+        apis.train(config(tree, tmp_path, launcher="slurm"))
