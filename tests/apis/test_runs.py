@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TINY
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from PIL import Image
 from runs import config, make_tree
 from safetensors.torch import load_file
@@ -103,6 +105,56 @@ def test_a_checkpoint_that_cannot_be_tested(tmp_path: Path, tree: Path, files, c
         apis.test(for_classes(tree, tmp_path / "half"), str(tmp_path / "half.pth"))
     with pytest.raises(UsageError, match=r"weights 'gcvit://huge'; allowed: gcvit://xxtiny_in1k"):
         apis.test(for_classes(tree, tmp_path / "name"), "gcvit://huge")
+
+
+@HOOKS.register_module()
+class Steps(Hook):
+    """Keeps the weights, and the learning rate, before the run and after each iteration."""
+
+    kept: list[dict]
+    rates: list[float]
+
+    def before_train(self, runner) -> None:
+        Steps.kept, Steps.rates = [{k: v.clone() for k, v in runner.model.state_dict().items()}], []
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        Steps.kept.append({k: v.clone() for k, v in runner.model.state_dict().items()})
+        Steps.rates += runner.optim_wrapper.get_lr()["lr"][:1]
+
+
+def steps(tree: Path, folder: Path, count: int) -> tuple[list[dict], list[float], dict]:
+    """Two epochs in which nothing is random, eight pictures a step, in ``count`` batches; the averaged weights too."""
+    cfg = config(tree, folder, batch_size=8 // count, workers=0, auto_scale_lr=dict(base_batch_size=16),
+                 param_scheduler=None)
+    cfg.model.backbone = dict(type="GCViT", arch=TINY)
+    cfg.model.data_preprocessor = dict(type="ClassificationPreprocessor")
+    cfg.train_dataloader.dataset.pipeline[1] = dict(type="TimmTransform", is_training=False, input_size=32)
+    cfg.optim_wrapper = dict(accumulative_counts=count, optimizer=dict(type="SGD", lr=0.02, momentum=0.9))
+    cfg.custom_hooks[0].interval = count
+    cfg.custom_hooks.append(dict(type="Steps"))
+    apis.train(cfg, auto_scale_lr=True)
+    last = torch.load(folder / f"iter_{6 * count}.pth", weights_only=False)
+    return Steps.kept, Steps.rates, last["state_dict"]
+
+
+def test_added_up_gradients_are_those_of_a_doubled_batch(tmp_path: Path, tree: Path):
+    """The rate that --auto-scale-lr makes, the weights of every step, and an average that moves once a step."""
+    whole, rates, _ = steps(tree, tmp_path / "whole", 1)
+    parts, rates_of_parts, average = steps(tree, tmp_path / "parts", 2)
+    assert set(rates) == set(rates_of_parts) == {0.02 * 8 / 16}
+    assert len(parts) == 1 + 2 * (len(whole) - 1) == 13
+    for one, other, between in zip(whole, parts[::2], parts[1::2], strict=False):
+        for name, value in one.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6)
+            assert torch.equal(between[name], other[name])  # the first of two batches changes nothing
+    assert any(not torch.equal(value, whole[-1][name]) for name, value in whole[0].items())
+    # The average looks at the first batch of each step: at the weights of the step before.
+    expected = {name: value.clone() for name, value in parts[0].items()}
+    for state in parts[2:-1:2]:
+        for name, value in expected.items():
+            value.lerp_(state[name], 0.2)
+    for name, value in expected.items():
+        torch.testing.assert_close(average[name], value, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture
