@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import CenterCropOrPad, RandomResizedCropAndInterpolation
 from torchvision import transforms
 
+from mmgcvit import apis
 from mmgcvit.checkpoint.weights import WEIGHTS
 from mmgcvit.datasets.classification import TimmTransform
 from mmgcvit.engine import EMAValLoop, ResumableTrainLoop
@@ -242,6 +245,24 @@ def test_deltas():
     second = read("gcvit-tiny_imagenet-v2.py").test_dataloader.dataset
     assert (second.classes, second.split) == (1000, "")
     assert read("gcvit-tiny_imagenet-real.py").test_evaluator.real_labels == "timm"
+
+
+@pytest.mark.parametrize("arch", PUBLISHED_PARAMETERS)
+def test_other_validation_data_of_any_variant(arch: str):
+    """The README's lines, as a shell and the tools read them; the crop stays the variant's."""
+    text = (FOLDER / "README.md").read_text()
+    parser = argparse.ArgumentParser()
+    apis.add_runner_arguments(parser)
+    own = read(f"gcvit-{arch}_32xb128_in1k.py")
+    for line, name in zip(re.findall("`(--cfg-options test_.*?)`", text), ("v2", "real"), strict=True):
+        path = str(FOLDER / f"gcvit-{arch}_32xb128_in1k.py")
+        cfg = apis.config_from_arguments(parser.parse_args([path, *shlex.split(line)]))
+        delta = read(f"gcvit-tiny_imagenet-{name}.py")
+        found, wanted = cfg.test_dataloader.dataset, delta.test_dataloader.dataset
+        assert (found.data_root, found.split, found.get("classes")) == (
+            wanted.data_root, wanted.split, wanted.get("classes"))
+        assert cfg.test_evaluator == delta.test_evaluator
+        assert found.pipeline == own.test_dataloader.dataset.pipeline
 
 
 @pytest.mark.parametrize("arch", ["tiny", "small"])
