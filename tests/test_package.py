@@ -87,7 +87,7 @@ def test_doctor_and_tools_run_from_the_installed_wheel(python: Path, tmp_path: P
     tools = Path(tools.strip()) / ".mim" / "tools"
     for tool in ("train.py", "test.py", "image_demo.py", "make_digit_scenes.py"):
         assert "usage:" in run(python, tools / tool, "--help", cwd=tmp_path).stdout
-    for script in ("dist_train.sh", "dist_test.sh", "slurm_train.sh"):
+    for script in ("dist_train.sh", "dist_test.sh", "slurm_train.sh", "slurm_test.sh"):
         assert os.access(tools / script, os.X_OK)
 
 

@@ -16,8 +16,9 @@ def main() -> None:
                         help="mixed precision, on a GPU; without a word behind it fp16")
     parser.add_argument("--auto-scale-lr", action="store_true",
                         help="scale the learning rate by the global batch size over the config's base_batch_size")
-    parser.add_argument("--corrupt", choices=("stop", "skip"), default="stop",
-                        help="a picture that cannot be decoded stops the run, or is left out and counted (stop)")
+    parser.add_argument("--corrupt", choices=("stop", "skip"),
+                        help="a picture that cannot be decoded stops the run, or is left out and counted (what the "
+                             "config says, else stop)")
     args = parser.parse_args()
     try:
         apis.train(apis.config_from_arguments(args), args.resume, args.amp, args.auto_scale_lr,

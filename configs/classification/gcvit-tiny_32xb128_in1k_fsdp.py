@@ -12,7 +12,7 @@ strategy = dict(
         auto_wrap_policy=dict(
             type='torch.distributed.fsdp.wrap.size_based_auto_wrap_policy', min_num_params=1_000_000)))
 optim_wrapper = dict(
-    use_fsdp=True,
+    type='FSDPAmpOptimWrapper',  # clips by the norm of all shards
     # By name and kind: sharded parameters are all vectors.
     paramwise_cfg=dict(
         _delete_=True, norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys=dict(gamma=dict(decay_mult=0.0))))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,30 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS, init_default_scope
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from torch import distributed as dist
 
 from mmgcvit.apis.config import SHIPPED, UsageError, existing
+from mmgcvit.checkpoint.errors import CheckpointError
+from mmgcvit.checkpoint.layouts import weights_of
+from mmgcvit.checkpoint.loading import SCHEMES, locate
+from mmgcvit.checkpoint.reader import read_checkpoint
 from mmgcvit.datasets.annotations import AnnotationError, check_before_run, data_sets
 from mmgcvit.datasets.errors import ClassificationDataError
 from mmgcvit.datasets.labels import check_label_maps, has_label_maps
 
 AMP = ("fp16", "bf16")
+MIXED = {"OptimWrapper": "AmpOptimWrapper", "FSDPOptimWrapper": "FSDPAmpOptimWrapper"}
 CORRUPT = ("stop", "skip")
 LOADERS = {f"{scope}LoadImageFromFile": "LoadCheckedImage" for scope in ("", "mmcv.", "mmdet.", "mmseg.")}
 LOADERS["LoadPillowImage"] = "LoadPillowImage"
+LOADERS["LoadCheckedImage"] = "LoadCheckedImage"
+READER = "mmgcvit-reader://"  # before a checkpoint's name: mmengine is to have it from our own reader
 SCALES = (0.8, 1.0, 1.2)  # of the test pipeline's, under test-time augmentation
 
 
 def train(cfg: Config, resume: str | bool = False, amp: str | bool = False, auto_scale_lr: bool = False,
-          corrupt: str = "stop") -> Runner:
+          corrupt: str | None = None) -> Runner:
     """Train the config's model.
 
     The run stops at a loss that is not finite, with the last good checkpoint's name; with
@@ -42,26 +50,26 @@ def train(cfg: Config, resume: str | bool = False, amp: str | bool = False, auto
         amp: mixed precision: 'fp16' (True means this) with a dynamic loss scale and, where the config clips nothing,
             gradients clipped at a norm of 35, or 'bf16'. (A config that has it itself runs in float32 on a CPU.)
         auto_scale_lr: scale the learning rate by the global batch size, of all the batches whose gradients are added up
-            for a step, over the config's ``base_batch_size``.
+            for a step, over the config's ``base_batch_size``; as if the config had ``auto_scale_lr.enable``.
         corrupt: what a picture that cannot be decoded does in training: 'stop' the run with its name, or 'skip': it is
-            named, counted, and another one takes its place.
+            named, counted, and another one takes its place. By default what the config's loading says, else 'stop'.
 
     Raises:
-        UsageError: ``amp`` without a GPU, ``auto_scale_lr`` without a ``base_batch_size`` in the config, a checkpoint
+        UsageError: ``amp`` without a GPU, a scaled rate without a ``base_batch_size`` in the config, a checkpoint
             that is not there, annotations that would break the run or classes that are not the annotation file's
             (:func:`~mmgcvit.datasets.annotations.check_before_run`).
     """
-    if corrupt not in CORRUPT:
+    if corrupt is not None and corrupt not in CORRUPT:
         raise UsageError(f"corrupt={corrupt!r}; allowed: {', '.join(CORRUPT)}")
     if amp:
         _mixed_precision(cfg, "fp16" if amp is True else amp)
-    elif (cfg.get("optim_wrapper") or {}).get("type") == "AmpOptimWrapper" and get_device() == "cpu":
+    elif _type_name(cfg.get("optim_wrapper") or {}) in MIXED.values() and get_device() == "cpu":
         print_log("mixed precision of the config is left out: there is no GPU", level=logging.WARNING)
-        cfg.optim_wrapper.type = "OptimWrapper"
+        cfg.optim_wrapper.type = _type_name(cfg.optim_wrapper).replace("Amp", "")
         for key in ("dtype", "loss_scale", "use_fsdp"):
             cfg.optim_wrapper.pop(key, None)
-    if auto_scale_lr:
-        if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+    if auto_scale_lr or (cfg.get("auto_scale_lr") or {}).get("enable"):
+        if "base_batch_size" not in (cfg.get("auto_scale_lr") or {}):
             raise UsageError("--auto-scale-lr: the config has no auto_scale_lr.base_batch_size; add "
                              "auto_scale_lr = dict(base_batch_size=<global batch that its learning rate is meant for>)")
         cfg.auto_scale_lr.enable = True
@@ -75,7 +83,7 @@ def train(cfg: Config, resume: str | bool = False, amp: str | bool = False, auto
             print_log(f"--resume: no checkpoint in {cfg.work_dir}: the run begins anew", level=logging.WARNING)
     _check_data(cfg, "train_dataloader", "val_dataloader")
     for transform in _pictures([cfg.get("train_dataloader"), cfg.get("custom_hooks")]):  # hooks may switch pipelines
-        transform.update(type=LOADERS[transform["type"]], corrupt=corrupt)
+        transform.update(type=LOADERS[transform["type"]], **({} if corrupt is None else {"corrupt": corrupt}))
     hooks = [hook["type"] for hook in cfg.get("custom_hooks") or ()]
     ours = [dict(type="InvalidLossHook"), dict(type="CorruptPictureHook")]
     if cfg.get("randomness", {}).get("deterministic"):
@@ -93,9 +101,12 @@ def test(cfg: Config, checkpoint: str, show_dir: str | None = None, tta: bool = 
          out: str | None = None) -> dict[str, float]:
     """Evaluate a checkpoint on the config's test data.
 
+    The checkpoint is read by :func:`~mmgcvit.checkpoint.reader.read_checkpoint`, which runs nothing that is in it. Of a
+    run with an ``EMAHook`` the averaged weights are evaluated, as mmengine saves them in the model's place.
+
     Args:
         cfg: from :func:`~mmgcvit.apis.load_config`.
-        checkpoint: file or URL.
+        checkpoint: a file of any publisher or of one's own, a URL, or a name of ``mmgcvit weights list``.
         show_dir: folder for pictures with the truth on the left and the prediction on the right.
         tta: test-time augmentation (:func:`use_tta`).
         out: of a classifier: CSV file for the predictions (:class:`~mmgcvit.classification.TopKAccuracy`).
@@ -104,13 +115,19 @@ def test(cfg: Config, checkpoint: str, show_dir: str | None = None, tta: bool = 
         The metrics.
 
     Raises:
-        UsageError: the checkpoint is not there, ``show_dir`` with a config whose visualization hook is neither
-            mmdet's nor mmseg's, ``out`` without a TopKAccuracy in the config, annotations that would break the run, or
-            classes that are not the annotation file's, the checkpoint's or the head's.
+        UsageError: the checkpoint is not there, cannot be read, is of another network or, for a classifier, lacks its
+            head; ``show_dir`` with a config whose visualization hook is neither mmdet's nor mmseg's, ``out`` without a
+            TopKAccuracy in the config, annotations that would break the run, or classes that are not the annotation
+            file's, the checkpoint's or the head's.
     """
     if not cfg.get("test_dataloader"):
         raise UsageError("the config has no test_dataloader: there is nothing to test on")
     cfg.load_from = existing("checkpoint", checkpoint)
+    if "://" not in checkpoint or checkpoint.startswith((*SCHEMES, "http://", "https://")):
+        cfg.load_from = READER + checkpoint
+    # mmengine saves the averaged weights as the model's; its hook would load them a second time, and bare state dicts
+    # and weights without a head not at all
+    cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks") or () if _type_name(hook) != "EMAHook"]
     _check_data(cfg, "test_dataloader")
     if show_dir is not None:
         hook = cfg.get("default_hooks", {}).get("visualization") or {}
@@ -134,7 +151,7 @@ def test(cfg: Config, checkpoint: str, show_dir: str | None = None, tta: bool = 
         metrics[0].out_csv = out
     try:
         return _build_runner(cfg).test()
-    except ClassificationDataError as error:
+    except (CheckpointError, ClassificationDataError) as error:
         raise UsageError(str(error)) from error
 
 
@@ -195,7 +212,8 @@ def _mixed_precision(cfg: Config, kind: str) -> None:
         raise UsageError(f"amp={kind!r}; allowed: {', '.join(AMP)}")
     if get_device() == "cpu":
         raise UsageError("--amp needs a GPU: mmengine's mixed precision does not run on a CPU")
-    cfg.optim_wrapper.type = "AmpOptimWrapper"
+    whole = _type_name(cfg.optim_wrapper).replace("Amp", "")
+    cfg.optim_wrapper.type = MIXED.get(whole, "AmpOptimWrapper")
     if kind == "bf16":
         cfg.optim_wrapper.dtype = "bfloat16"
         return
@@ -233,11 +251,43 @@ def _listed(value: Any) -> Sequence:
     return value if isinstance(value, (list, tuple)) else [value] if value else []
 
 
+def _take_slurms_word() -> None:
+    """Tell torch what Slurm says of the processes, by mmengine's rules."""
+    lacking = [name for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST") if name not in os.environ]
+    if lacking:
+        raise UsageError(f"launcher='slurm': {', '.join(lacking)} not in the environment; start processes by srun, as "
+                         "tools/slurm_train.sh does")
+    os.environ.update(RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=os.environ["SLURM_NTASKS"],
+                      LOCAL_RANK=os.environ.get("SLURM_LOCALID", "0"))
+    if "MASTER_ADDR" not in os.environ:
+        nodes = subprocess.run(["scontrol", "show", "hostname", os.environ["SLURM_NODELIST"]], capture_output=True,
+                               text=True, check=True).stdout.split()
+        os.environ["MASTER_ADDR"] = nodes[0]
+    os.environ.setdefault("MASTER_PORT", "29500")
+
+
+def _type_name(part: Mapping) -> str:
+    """The class's name, whether a config gives the class, its name, or the name with a scope."""
+    kind = part.get("type")
+    return kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", "")
+
+
+@CheckpointLoader.register_scheme(prefixes=READER, force=True)
+def load_from_mmgcvit_reader(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """For mmengine: a checkpoint by our own reader, whose ``state_dict`` mmengine and its hooks find by that name."""
+    found = read_checkpoint(locate(filename.removeprefix(READER)), map_location or "cpu")
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        return found
+    return {"state_dict": weights_of(found)}
+
+
 def _build_runner(cfg: Config) -> Runner:
-    if cfg.launcher == "pytorch" and get_device() == "cpu":
+    if cfg.launcher in ("pytorch", "slurm") and get_device() == "cpu":
         # mmengine would give each process a GPU. It takes a process group that is there already as it is, and a
         # wrapper's own arguments over its defaults.
         if not dist.is_initialized():
+            if cfg.launcher == "slurm":
+                _take_slurms_word()
             dist.init_process_group("gloo")
         cfg.model_wrapper_cfg = {
             "type": "MMDistributedDataParallel", "broadcast_buffers": False,

@@ -1,4 +1,4 @@
-"""From bytes to what the network sees: normalising, erasing and mixing, whole batches at a time on the device."""
+"""From bytes to what the network sees: mixing, normalising and erasing, whole batches at a time on the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from timm.data.random_erasing import RandomErasing
 
 @MODELS.register_module()
 class ClassificationPreprocessor(BaseDataPreprocessor):
-    """Normalises bytes; in training also erases rectangles and mixes pictures (timm's ``RandomErasing``, ``Mixup``).
+    """Normalises bytes; in training also mixes pictures before, and erases rectangles behind it.
+
+    That is the order of timm's prefetcher, whose ``Mixup`` and ``RandomErasing`` these are: pictures are mixed as they
+    are collated, so that what is erased of the mixture hides both of its pictures.
 
     Args:
         mean, std: of the channels, of values from 0 to 1.
@@ -43,7 +46,7 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         Args:
             data: ``inputs`` (B, C, H, W) uint8 (floating point: normalised already), ``targets`` (B,) if there are
                 any, and whatever else.
-            training: whether to erase and to mix.
+            training: whether to mix and to erase.
 
         Returns:
             The same with ``inputs`` float32, and in mixing ``targets`` (B, num_classes) probabilities.
@@ -52,16 +55,16 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
             ValueError: mixing with an odd batch.
         """
         data = dict(self.cast_data(data))
-        inputs = data["inputs"]
-        if not inputs.is_floating_point():
-            inputs = inputs.float().sub_(self.mean).div_(self.std)
-        if training and self.erase is not None:
-            self.erase.device = inputs.device
-            inputs = self.erase(inputs)
+        inputs = data["inputs"].float()
         if training and self.mix is not None:
             if len(inputs) % 2:
                 raise ValueError(f"a batch of {len(inputs)} pictures; allowed with mixup, which pairs them: an even "
                                  "one. Set an even train_dataloader.batch_size, and drop_last=True")
             inputs, data["targets"] = self.mix(inputs, data["targets"])
+        if not data["inputs"].is_floating_point():
+            inputs = inputs.sub_(self.mean).div_(self.std)
+        if training and self.erase is not None:
+            self.erase.device = inputs.device
+            inputs = self.erase(inputs)
         data["inputs"] = inputs
         return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from xml.etree import ElementTree
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
@@ -25,9 +27,12 @@ from mmgcvit.datasets.annotations import (
     outside,
     read_dataset,
 )
-from mmgcvit.datasets.pictures import picture_size
+from mmgcvit.datasets.classification import ClassificationDataset, check_names
+from mmgcvit.datasets.errors import ClassificationDataError
+from mmgcvit.datasets.pictures import picture_size, unreadable
 from mmgcvit.datasets.report import DatasetReport
 
+CHUNK = 64  # pictures opened at a time
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
@@ -45,6 +50,7 @@ def check_data(cfg: Config, workers: int = 8, progress: bool = True) -> list[Dat
     init_default_scope(cfg.get("default_scope", "mmengine"))
     reports: list[DatasetReport] = []
     done: list[Mapping] = []
+    trained: tuple[str, ...] | None = None  # a classifier's classes
     with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
         for loader in LOADERS:
             for dataset in data_sets((cfg.get(loader) or {}).get("dataset")):
@@ -57,7 +63,11 @@ def check_data(cfg: Config, workers: int = 8, progress: bool = True) -> list[Dat
                 def advance(total: int, task: TaskID = task) -> None:
                     bar.update(task, advance=1, total=total)
 
-                if labels.has_label_maps(dataset):
+                if str(getattr(dataset.get("type"), "__name__", dataset.get("type"))) == ClassificationDataset.__name__:
+                    reports.append(_check_classes(name, dataset, cfg.get("model"), workers, advance, trained))
+                    if name == "train":
+                        trained = tuple(reports[-1].classes) or None
+                elif labels.has_label_maps(dataset):
                     reports.append(labels.check_labels(name, dataset, cfg.get("model"), workers, advance))
                 else:
                     reports.append(_check(name, dataset, workers, advance))
@@ -96,6 +106,64 @@ def _check(name: str, dataset: Mapping, workers: int, advance: Callable[[int], N
                         "size", picture.path, f"is {size[0]} x {size[1]} (width x height), its annotations say "
                         f"{picture.width} x {picture.height}", True))
     return report
+
+
+def _check_classes(name: str, dataset: Mapping, model: Mapping | None, workers: int, advance: Callable[[int], None],
+                   trained: tuple[str, ...] | None) -> DatasetReport:
+    """Look at every picture of a classifier's data set, whatever it is stored in.
+
+    Args:
+        name: 'train', 'val' or 'test'.
+        dataset: the config's.
+        model: the config's, whose ``num_classes`` must do.
+        workers: threads that decode pictures.
+        advance: called after each picture, with how many there are.
+        trained: the training data's classes, if they are known.
+    """
+    source = os.path.join(str(dataset.get("data_root")), dataset.get("split") or "")
+    report = DatasetReport(name, source, unit="labels")
+    try:
+        built: ClassificationDataset = DATASETS.build({**dataset, "pipeline": []})
+        report.classes = dict.fromkeys(built.metainfo["classes"], 0)
+        if trained is not None and not built.given_classes:
+            check_names(f"the {name} data", tuple(report.classes), "the training data's", trained)
+    except ClassificationDataError as error:
+        report.problems.append(Problem("classes", source, str(error), True))
+        if not report.classes:
+            return report
+    heads = (model or {}).get("num_classes")
+    if heads is not None and len(report.classes) > heads:
+        report.problems.append(Problem("classes", source, f"{len(report.classes)} classes; allowed: at most "
+                                       f"model.num_classes={heads}", True))
+    report.pictures = report.objects = len(built)
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(built), CHUNK):
+            classes, contents = [], []
+            for index in range(start, min(start + CHUNK, len(built))):
+                file, label = built.reader[index][:2]
+                classes.append(built.metainfo["classes"][label])
+                with file:  # one after another: those of a tar file are one file
+                    contents.append(file.read())
+            for index, (size, reason) in enumerate(pool.map(_decoded, contents), start):
+                advance(report.pictures)
+                report.classes[classes[index - start]] += 1
+                if reason:
+                    report.problems.append(Problem("picture", built.name(index), reason, True))
+                else:
+                    report.kept += 1
+                    report.sizes[size] += 1
+    report.problems += [Problem("class", source, f"no picture of class {label!r}", False)
+                        for label, count in report.classes.items() if not count]
+    return report
+
+
+def _decoded(content: bytes) -> tuple[tuple[int, int] | None, str | None]:
+    """Width and height of a picture, or why it cannot be decoded."""
+    reason = unreadable(content)
+    if reason:
+        return None, reason
+    with Image.open(io.BytesIO(content)) as image:
+        return image.size, None
 
 
 def _read(dataset: Mapping, source: str) -> Annotations:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import glob
 import io
 import logging
+import os
 import tarfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -21,6 +23,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
 from timm.data.readers.reader_factory import create_reader
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from timm.utils.misc import natural_key
 from torch.utils.data import Dataset
 
 from mmgcvit.checkpoint.errors import some
@@ -38,12 +41,14 @@ class ShardReader(Reader):
 
     Args:
         patterns: paths with * or ?, or several of them, as of shards on several disks.
+        classes: how many there are.
 
     Raises:
-        ClassificationDataError: no such file, or a shard with a picture without a ``.cls``, or with no picture.
+        ClassificationDataError: no such file; a shard that is no tar file, that has no picture, a picture without a
+            ``.cls``, or two of a key; a ``.cls`` that is no integer from 0 to below ``classes``.
     """
 
-    def __init__(self, patterns: str | Sequence[str]) -> None:
+    def __init__(self, patterns: str | Sequence[str], classes: int) -> None:
         super().__init__()
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
         self.shards = [path for pattern in patterns for path in sorted(glob.glob(pattern))]
@@ -55,15 +60,20 @@ class ShardReader(Reader):
         for number, shard in enumerate(self.shards):
             pictures: dict[str, tuple[int, int]] = {}
             labels: dict[str, int] = {}
-            with tarfile.open(shard, "r:") as tar:
-                for member in tar:
-                    folder, _, name = member.name.rpartition("/")
-                    stem, _, suffix = name.partition(".")  # WebDataset's rule: a key ends at the first dot
-                    key = f"{folder}/{stem}" if folder else stem
-                    if f".{suffix.lower()}" in suffixes:
-                        pictures[key] = (member.offset_data, member.size)
-                    elif suffix == "cls":
-                        labels[key] = int(tar.extractfile(member).read())
+            try:
+                with tarfile.open(shard, "r:") as tar:
+                    for member in tar:
+                        folder, _, name = member.name.rpartition("/")
+                        stem, _, suffix = name.partition(".")  # WebDataset's rule: a key ends at the first dot
+                        key = f"{folder}/{stem}" if folder else stem
+                        if f".{suffix.lower()}" in suffixes:
+                            if key in pictures:
+                                raise ClassificationDataError(f"shard {shard}: two pictures of the key {key}")
+                            pictures[key] = (member.offset_data, member.size)
+                        elif suffix == "cls":
+                            labels[key] = _label(tar.extractfile(member).read(), f"shard {shard}: {key}.cls", classes)
+            except tarfile.TarError as error:
+                raise ClassificationDataError(f"shard {shard}: no tar file, or cut off: {error}") from error
             lacking = [key for key in pictures if key not in labels]
             if lacking or not pictures:
                 raise ClassificationDataError(
@@ -72,7 +82,6 @@ class ShardReader(Reader):
             places += [(number, *place, labels[key]) for key, place in pictures.items()]
             self.keys += pictures
         self.places = np.array(places, dtype=np.int64)
-        self._files: dict[int, BinaryIO] = {}
 
     def __len__(self) -> int:
         return len(self.places)
@@ -86,6 +95,82 @@ class ShardReader(Reader):
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         key = self.keys[index]
         return key.rpartition("/")[2] if basename else f"{self.shards[self.places[index, 0]]}:{key}"
+
+
+class TarReader(ReaderImageInTar):
+    """timm's reader of a tar file, or of a folder of them, as a folder per class would be read.
+
+    timm labels pictures by the last folder of their path, or by their tar file, whatever stands before it, leaves out
+    what is not among given classes, and takes tar files in the file system's order. Here what is ambiguous is refused,
+    pictures are sorted by tar file and path, and in a folder of tar files named by both.
+
+    Args:
+        path: tar file, or folder of them.
+        names: classes in the order of their labels; by default those that there are, in natural order.
+        **arguments: ReaderImageInTar's.
+
+    Raises:
+        ClassificationDataError: no tar file, one that is cut off or has no picture; pictures in no class folder, in
+            hidden folders, in folders inside class folders, or in two folders of one name; a class not among ``names``.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str] | None = None, **arguments: Any) -> None:
+        tars = [path] if path.is_file() else sorted(path.glob("*.tar"))
+        if not tars:
+            raise ClassificationDataError(f"{path}: no *.tar in this folder")
+        for tar in tars:
+            if not tarfile.is_tarfile(tar):
+                raise ClassificationDataError(f"{tar}: no tar file, or cut off at its beginning")
+        try:
+            super().__init__(str(path), **arguments)
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise ClassificationDataError(f"{path}: cannot be read: {error}") from error
+        except (ValueError, AssertionError) as error:  # of timm, with nothing to sort; of a list that it has kept
+            raise ClassificationDataError(f"{path}: no picture in it, or timm's list of its members "
+                                          f"(_*_tarinfos.pickle) is of other tar files: {error}") from error
+        keys = [[natural_key(part) for part in _in_tar(*sample)] for sample in self.samples]
+        self.samples = self.samples[sorted(range(len(keys)), key=keys.__getitem__)]
+        folders = [_folder_in_tar(*sample) for sample in self.samples]
+        self._refuse_ambiguous(path, folders)
+        labels = [folder.name for folder in folders]
+        ids = _numbered(names or sorted(set(labels), key=natural_key))
+        _refuse_unknown(path, sorted(set(labels) - ids.keys()), ids)
+        self.targets = np.array([ids[label] for label in labels])
+        self.class_to_idx = self.class_name_to_idx = ids
+
+    def _refuse_ambiguous(self, path: Path, folders: Sequence[PurePosixPath]) -> None:
+        known, by_name = {}, {}
+        for folder, sample in zip(folders, self.samples, strict=True):
+            known.setdefault((sample[1], folder), "/".join(filter(None, _in_tar(*sample))))
+        for (tar, folder), picture in known.items():
+            hidden = any(part.startswith(".") for part in folder.parts)
+            if hidden or not folder.name:
+                kind = "hidden folders" if hidden else "no class folder"
+                raise ClassificationDataError(f"{path}: pictures in {kind}, such as {picture}; expected: "
+                                              "CLASS/NAME.jpg")
+            outer = [parent for parent in folder.parents if (tar, parent) in known]
+            if outer:
+                raise ClassificationDataError(f"{path}: {picture} lies in a folder inside the class folder {outer[0]}; "
+                                              "expected: CLASS/NAME.jpg")
+            other = by_name.setdefault((tar, folder.name), folder)
+            if other != folder:
+                raise ClassificationDataError(f"{path}: two folders of one class, {other} and {folder}; allowed in a "
+                                              "tar file: one (a tar file for each split)")
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        parts = _in_tar(*self.samples[index])
+        return parts[-1].rpartition("/")[2] if basename else "/".join(filter(None, parts))
+
+
+def _in_tar(member: tarfile.TarInfo, tar: str | None, child: tarfile.TarInfo | None) -> tuple[str, str, str]:
+    """The tar file (in a folder of them), the tar file inside, and the path, each '' where there is none."""
+    return tar or "", "" if child is None else child.name, os.path.normpath(member.name)
+
+
+def _folder_in_tar(member: tarfile.TarInfo, tar: str | None, child: tarfile.TarInfo | None) -> PurePosixPath:
+    """The folder of a picture; a tar file stands for a folder of its name, but for one that is the whole data set."""
+    stems = [PurePosixPath(name).stem for name in (tar, child and child.name) if name]
+    return PurePosixPath(*stems, os.path.dirname(os.path.normpath(member.name)))
 
 
 @DATASETS.register_module()
@@ -102,16 +187,18 @@ class ClassificationDataset(Dataset):
         pipeline: transforms. They get ``file`` (opened), ``img_path``, ``targets`` (the class) and ``sample_idx``.
         classes: names in the order of the labels, a file with one in each line, or of 'shards' how many there are. By
             default the class folders' names, numbers in them by their value, or those of the Hugging Face data set.
-            Pictures of folders that are not among them are an error.
-        test_mode: no sample may be replaced by another one.
+            Pictures of folders that are not among them are an error. Of 'hfds' names map the data set's own, and a
+            number leaves its labels as they are.
+        test_mode: no sample may be replaced by another one, and classes may be without pictures.
         **reader_args: timm's reader's, such as input_key and target_key of 'hfds'.
 
     Items are what the pipeline makes of a sample; with :class:`TimmTransform` a dict of ``inputs`` (3, H, W) uint8,
     ``targets`` and ``sample_idx``.
 
     Raises:
-        ClassificationDataError: an unknown reader, no such folder or file, a class folder without pictures, or one
-            that is not among ``classes``.
+        ClassificationDataError: an unknown reader, no such folder or file; a class folder without pictures, or one that
+            is not among ``classes``; in training one of ``classes`` without pictures; pictures whose place tells no
+            class; labels that are no class; two classes of one name.
     """
 
     def __init__(self, data_root: str | Sequence[str], split: str = "", reader: str = "folder",
@@ -123,15 +210,16 @@ class ClassificationDataset(Dataset):
         self.root, self.test_mode = data_root, test_mode
         names = _class_names(classes)
         if reader == "shards":
-            self.reader: Reader = ShardReader(str(Path(str(data_root)) / split) if split else data_root)
             if names is None:
                 raise ClassificationDataError("classes=None; allowed with reader='shards': their number, their names, "
                                               "or a file of names, as shards hold numbers")
+            self.reader: Reader = ShardReader(str(Path(str(data_root)) / split) if split else data_root, len(names))
         elif reader == "hfds":
-            self.reader = create_reader(f"hfds/{data_root}", split=split or "train", **reader_args)
+            self.reader = _hugging_face_reader(str(data_root), split or "train", names, isinstance(classes, int),
+                                               reader_args)
         else:
             build = _folder_reader if reader == "folder" else _tar_reader
-            self.reader = build(Path(str(data_root)), split, names, reader_args)
+            self.reader = build(Path(str(data_root)), split, names, reader_args, not test_mode)
         if names is None:
             ids = self.reader.class_to_idx
             names = tuple(sorted(ids, key=ids.get))
@@ -143,8 +231,8 @@ class ClassificationDataset(Dataset):
         return len(self.reader)
 
     def name(self, index: int) -> str:
-        """Path of a sample, below the root where it is a folder's."""
-        return str(self.reader.filename(index))
+        """Path of a sample, below the root where it is a folder's; its number where it has none ('hfds')."""
+        return str(self.reader.filename(index) or index)
 
     def __getitem__(self, index: int) -> Any:
         """What the pipeline makes of a sample, or, where it skips that one, of another.
@@ -166,61 +254,155 @@ class ClassificationDataset(Dataset):
         raise ClassificationDataError(f"{self.root}: {MAX_REFETCH} pictures one after another cannot be decoded")
 
 
+def check_names(what: str, names: Sequence[str], whose: str, expected: Sequence[str]) -> None:
+    """See that two data sets, or a checkpoint and one, have the same classes in the same order.
+
+    Raises:
+        ClassificationDataError: they do not; it names those that are missing and those that are beyond.
+    """
+    if tuple(names) == tuple(expected):
+        return
+    lacking = [name for name in expected if name not in names]
+    beyond = [name for name in names if name not in expected]
+    parts = [f"{len(lacking)} class folders are missing: {some(lacking)}"] if lacking else []
+    parts += [f"{len(beyond)} are not among {whose} {len(expected)}: {some(beyond)}"] if beyond else []
+    raise ClassificationDataError(
+        f"{what}: {'; '.join(parts) or f'the classes are in another order than {whose}'}. The labels of all that "
+        "follow would be shifted. Add or remove folders, or give the data set their order: "
+        "classes=<file with a name a line>")
+
+
 def _class_names(classes: Sequence[str] | str | int | None) -> tuple[str, ...] | None:
     if classes is None:
         return None
     if isinstance(classes, int):
         return tuple(map(str, range(classes)))
+    where = "classes"
     if isinstance(classes, str):
-        path = Path(classes)
+        path, where = Path(classes), f"classes={classes!r}"
         if not path.is_file():
-            raise ClassificationDataError(f"classes={classes!r}: there is no such file")
+            raise ClassificationDataError(f"{where}: there is no such file")
         classes = path.read_text().split("\n")
         classes = [line.strip() for line in classes if line.strip()]
-    return tuple(map(str, classes))
+    names = tuple(map(str, classes))
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ClassificationDataError(f"{where}: names that are there more than once: {some(twice)}")
+    return names
 
 
-def _numbered(names: Sequence[str] | None) -> Mapping[str, int] | None:
-    return None if names is None else {name: index for index, name in enumerate(names)}
+def _numbered(names: Iterable[str]) -> dict[str, int]:
+    return {name: index for index, name in enumerate(names)}
 
 
-def _folder_reader(root: Path, split: str, names: Sequence[str] | None, arguments: Mapping[str, Any]) -> Reader:
+def _label(content: bytes, where: str, classes: int) -> int:
+    try:
+        label = int(content)
+    except ValueError:
+        label = -1
+    if not 0 <= label < classes:
+        raise ClassificationDataError(f"{where} holds {content[:20]!r}; allowed: an integer from 0 to {classes - 1} "
+                                      f"({classes} classes)")
+    return label
+
+
+def _refuse_unknown(where: Path, unknown: Sequence[str], names: Iterable[str]) -> None:
+    if unknown:
+        raise ClassificationDataError(f"{where}: {len(unknown)} folders that are not among the {len(list(names))} "
+                                      f"classes: {some(unknown)}")
+
+
+def _refuse_absent(where: Path, names: Sequence[str] | None, there: Iterable[str]) -> None:
+    absent = [name for name in names or () if name not in there]
+    if absent:
+        raise ClassificationDataError(f"{where}: {len(absent)} of the {len(names)} classes without a picture to train "
+                                      f"on: {some(absent)}")
+
+
+def _folder_reader(root: Path, split: str, names: Sequence[str] | None, arguments: Mapping[str, Any],
+                   training: bool) -> Reader:
+    """timm's reader, of a tree in which it takes every picture, and by the folder that lies under the root.
+
+    (By itself it takes the last folder for the class, wherever that lies, and leaves out what is no given class.)
+    """
     folder = root / split
     if not folder.is_dir():
         raise ClassificationDataError(f"{folder}: there is no such folder; expected: {folder}/CLASS/NAME.jpg")
-    try:
-        reader = create_reader("", root=str(folder), class_map=_numbered(names), **arguments)
-    except RuntimeError as error:
-        raise ClassificationDataError(f"{folder}: no picture in folders of "
-                                      f"{'the given classes' if names else 'classes'}; expected: "
-                                      f"{folder}/CLASS/NAME.jpg") from error
-    seen = {name.partition("/")[0] for name in reader.filenames()}
-    lacking = sorted(path.name for path in folder.iterdir()
-                     if path.is_dir() and not path.name.startswith(".") and path.name not in seen)
-    unknown = [name for name in lacking if names is not None and name not in names]
-    if unknown:
-        raise ClassificationDataError(f"{folder}: {len(unknown)} folders that are not among the {len(names)} classes: "
-                                      f"{some(unknown)}")
+    key = arguments.get("input_key")
+    suffixes = set(key.split(";")) if key else get_img_extensions(as_set=True)
+    pictures: dict[str, list[str]] = {}  # by the folder below the root, '.' for itself
+    for place, _, files in os.walk(folder, followlinks=True):
+        found = [name for name in files if os.path.splitext(name)[1].lower() in suffixes]
+        if found:
+            pictures[os.path.relpath(place, folder)] = found
+    for wrong, what in ((lambda parts: parts == ["."], "lie in no class folder"),
+                        (lambda parts: parts[0] != "." and any(part.startswith(".") for part in parts),
+                         "lie in hidden folders"),
+                        (lambda parts: len(parts) > 1, "lie in folders inside class folders")):
+        lost = sorted(inside for inside in pictures if wrong(inside.split(os.sep)))
+        if lost:
+            count = sum(len(pictures[inside]) for inside in lost)
+            example = os.path.normpath(os.path.join(lost[0], min(pictures[lost[0]])))
+            raise ClassificationDataError(f"{folder}: {count} pictures that {what}, such as {example}; expected: "
+                                          f"{folder}/CLASS/NAME.jpg")
+    classes = sorted((path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")),
+                     key=natural_key)
+    _refuse_unknown(folder, [name for name in classes if names is not None and name not in names], names or ())
+    if not pictures:
+        raise ClassificationDataError(f"{folder}: no picture in folders of classes; expected: {folder}/CLASS/NAME.jpg")
+    lacking = [name for name in classes if name not in pictures]
     if lacking:
         raise ClassificationDataError(f"{folder}: {len(lacking)} class folders without a picture: {some(lacking)}; "
                                       "fill or remove them")
-    if "" in reader.class_to_idx:
-        raise ClassificationDataError(f"{folder}: pictures that lie in no class folder, such as "
-                                      f"{next(name for name in reader.filenames() if '/' not in name)}; expected: "
-                                      f"{folder}/CLASS/NAME.jpg")
-    return reader
+    if training:
+        _refuse_absent(folder, names, pictures)
+    return create_reader("", root=str(folder), class_map=_numbered(classes if names is None else names), **arguments)
 
 
-def _tar_reader(root: Path, split: str, names: Sequence[str] | None, arguments: Mapping[str, Any]) -> Reader:
+def _tar_reader(root: Path, split: str, names: Sequence[str] | None, arguments: Mapping[str, Any],
+                training: bool) -> Reader:
     path = root / split if split else root
     if not path.exists() and path.with_name(path.name + ".tar").is_file():
         path = path.with_name(path.name + ".tar")
     if not path.exists():
         raise ClassificationDataError(f"{path}: there is no such tar file or folder of tar files")
-    reader = ReaderImageInTar(str(path), class_map=_numbered(names) or "", **arguments)
-    if not len(reader):
-        raise ClassificationDataError(f"{path}: no picture in it")
-    reader.class_to_idx = reader.class_name_to_idx
+    reader = TarReader(path, names, **arguments)
+    if training and names is not None:
+        _refuse_absent(path, names, {names[index] for index in set(reader.targets.tolist())})
+    return reader
+
+
+def _hugging_face_reader(root: str, split: str, names: Sequence[str] | None, numbered: bool,
+                         arguments: Mapping[str, Any]) -> Reader:
+    """timm's reader of Hugging Face's data sets, whose labels are those of ``names``.
+
+    Args:
+        root: name or folder of the data set.
+        split: of it.
+        names: classes in the order that labels are to have, None for the data set's.
+        numbered: ``names`` are numbers: labels stay as they are.
+        arguments: ReaderHfds'.
+    """
+    reader = create_reader(f"hfds/{root}", split=split, **arguments)
+    where = f"{root}, split {split!r}, column {reader.label_key!r}"
+    own = [name for name, _ in sorted(reader.class_to_idx.items(), key=lambda pair: pair[1])]
+    if names is None and not own:
+        raise ClassificationDataError(f"{where}: its labels have no names (no ClassLabel); give classes=<their number, "
+                                      "their names in the order of the labels, or a file of names>")
+    columns = reader.dataset.column_names
+    labels = set(reader.dataset.unique(reader.label_key) if reader.label_key in columns else reader.iter_targets())
+    known = range(len(own) if own and not numbered else len(names))
+    mapped = names is not None and not numbered and (own or all(isinstance(label, str) for label in labels))
+    wrong = [label for label in labels if not (mapped and not own) and (type(label) is not int or label not in known)]
+    if wrong:
+        raise ClassificationDataError(f"{where}: {len(wrong)} labels such as {wrong[0]!r}; allowed: integers from 0 to "
+                                      f"{len(known) - 1} ({len(known)} classes)")
+    if mapped:
+        beyond = sorted({own[label] if own else label for label in labels} - set(names))
+        if beyond:
+            raise ClassificationDataError(f"{where}: {len(beyond)} classes that are not among the {len(names)}: "
+                                          f"{some(beyond)}")
+        reader.class_to_idx, reader.remap_class = _numbered(names), True  # timm's own mapping, by name
     return reader
 
 

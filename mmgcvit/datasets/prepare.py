@@ -175,9 +175,11 @@ def check_imagenet(folder: Path) -> Report:
         empty = sorted(name for name in synsets & counts.keys() if not counts[name])
         if loose:
             report.problems.append(f"{path}: {loose} pictures outside class folders, whose classes nothing tells")
-            if split == "val":
-                report.advice.append(f"the archive of val has no class folders; in {path} run the commands of "
-                                     f"{VAL_SCRIPT}, which make them and move the pictures")
+            report.advice.append(
+                f"the archive of val has no class folders; in {path} run the commands of {VAL_SCRIPT}, which make them "
+                "and move the pictures" if split == "val" else
+                f"move the pictures that lie in {path} itself into their class folders (names begin with the class), "
+                "or away")
         if tars:
             report.problems.append(f"{path}: {tars} .tar files that are not unpacked")
             report.advice.append(f"in {path}: for f in *.tar; do mkdir -p ${{f%.tar}} && tar -xf $f -C ${{f%.tar}} && "
@@ -186,16 +188,21 @@ def check_imagenet(folder: Path) -> Report:
                             (beyond, "folders are no classes of ImageNet-1k")):
             if names:
                 report.problems.append(f"{path}: {len(names)} {what}: {some(names)}")
+        if beyond:
+            report.advice.append(f"move folders that are no classes out of {path}; the thousand classes are named like "
+                                 "n01440764")
         found = sum(counts[name] for name in synsets & counts.keys())
         uneven = sorted(name for name in synsets & counts.keys() if counts[name] not in (0, IMAGENET_PER_CLASS))
         if split == "val" and uneven:
             report.problems.append(f"{path}: {len(uneven)} class folders without their "
                                    f"{IMAGENET_PER_CLASS} pictures: {some(uneven)}")
+            report.advice.append(f"pictures of val lie in other classes' folders, or are missing: unpack {archive} "
+                                 f"into an empty {path} again, and there run the commands of {VAL_SCRIPT}")
         if found != expected:
             report.problems.append(f"{path}: {found} pictures in class folders; expected {expected}")
-            if not loose and not tars:
-                report.advice.append(f"unpack {archive} (from {IMAGENET_URL}) into {path} again")
-        elif not (lacking or beyond or empty):
+        if (found != expected or lacking or empty) and not loose and not tars:
+            report.advice.append(f"unpack {archive} (from {IMAGENET_URL}) into {path} again")
+        if found == expected and not (lacking or beyond or empty):
             report.lines.append(f"{path}: {found} pictures in {len(counts)} class folders")
     return report
 

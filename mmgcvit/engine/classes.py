@@ -9,9 +9,11 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import nn
 
-from mmgcvit.checkpoint.errors import some
-from mmgcvit.datasets.classification import ClassificationDataset
+from mmgcvit.checkpoint.layouts import take_apart, weights_of
+from mmgcvit.classification import GCViTClassifier
+from mmgcvit.datasets.classification import ClassificationDataset, check_names
 from mmgcvit.datasets.errors import ClassificationDataError
 
 
@@ -25,11 +27,13 @@ class ClassificationHook(Hook):
     at alone.
 
     Raises:
-        ClassificationDataError: before the run: classes that differ, or more of them than the head has.
+        ClassificationDataError: before the run: classes that differ, or more of them than the head has; before a test:
+            a checkpoint that has nothing for the head, whose answers would be drawn by lot.
     """
 
     def __init__(self) -> None:
         self.trained: tuple[str, ...] | None = None
+        self.headless = ""  # why the head that is to be tested has not been trained
         self.begin = self.pictures = 0
 
     def before_run(self, runner: Runner) -> None:
@@ -42,25 +46,40 @@ class ClassificationHook(Hook):
             val = runner.val_dataloader.dataset
             _check_count("val", val, runner)
             if isinstance(val, ClassificationDataset) and not val.given_classes:
-                _check_names("the validation data", val.metainfo["classes"], "the training data's",
-                             train.metainfo["classes"])
+                check_names("the validation data", val.metainfo["classes"], "the training data's",
+                            train.metainfo["classes"])
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the names that the checkpoint was trained for."""
+        """Keep the names that the checkpoint was trained for, and whether it has a head."""
         self.trained = ((checkpoint.get("meta") or {}).get("dataset_meta") or {}).get("classes")
+        if isinstance(_model(runner), GCViTClassifier):
+            own = set(_model(runner).backbone.state_dict())
+            head = take_apart(weights_of(checkpoint), also=own).backbone.get("head.weight")
+            if head is None:
+                self.headless = "no head"
+            elif len(head) != _model(runner).num_classes:
+                self.headless = f"a head of {len(head)} classes"
 
-    def before_val_epoch(self, runner: Runner) -> None:
-        """Tell the metrics the pictures' names."""
+    def before_train(self, runner: Runner) -> None:
+        """A head that is trained now is no longer the checkpoint's."""
+        self.headless = ""
+
+    def before_val(self, runner: Runner) -> None:
+        """Tell the metrics the pictures' names, before any evaluation: that of the raw weights comes first."""
         _name_pictures(runner.val_loop)
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Compare checkpoint and data, and start the clock."""
         dataset = runner.test_dataloader.dataset
         _check_count("test", dataset, runner)
+        if self.headless:
+            raise ClassificationDataError(f"the checkpoint has {self.headless}; allowed in a test: one with a head of "
+                                          f"model.num_classes={_classes(runner)}, as the answers of another would be "
+                                          "drawn by lot")
         if isinstance(dataset, ClassificationDataset) and not dataset.given_classes:
             names = dataset.metainfo["classes"]
             if self.trained:
-                _check_names("the test data", names, "the checkpoint's", self.trained)
+                check_names("the test data", names, "the checkpoint's", self.trained)
             elif len(names) != _classes(runner):
                 raise ClassificationDataError(
                     f"the test data ({dataset.root}) has {len(names)} class folders; the head has {_classes(runner)} "
@@ -83,9 +102,12 @@ class ClassificationHook(Hook):
                                f"({self.pictures} in {seconds:.1f} s, without the first batch)")
 
 
+def _model(runner: Runner) -> nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
 def _classes(runner: Runner) -> int:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return model.num_classes
+    return _model(runner).num_classes
 
 
 def _check_count(split: str, dataset: Any, runner: Runner) -> None:
@@ -95,19 +117,6 @@ def _check_count(split: str, dataset: Any, runner: Runner) -> None:
     if count > allowed:
         raise ClassificationDataError(f"the {split} data ({dataset.root}) has {count} classes; allowed: at most "
                                       f"model.num_classes={allowed}")
-
-
-def _check_names(what: str, names: tuple[str, ...], whose: str, expected: tuple[str, ...]) -> None:
-    if tuple(names) == tuple(expected):
-        return
-    lacking = [name for name in expected if name not in names]
-    beyond = [name for name in names if name not in expected]
-    parts = [f"{len(lacking)} class folders are missing: {some(lacking)}"] if lacking else []
-    parts += [f"{len(beyond)} are not among {whose} {len(expected)}: {some(beyond)}"] if beyond else []
-    raise ClassificationDataError(
-        f"{what}: {'; '.join(parts) or f'the classes are in another order than {whose}'}. The labels of all that "
-        "follow would be shifted. Add or remove folders, or give the data set their order: "
-        "classes=<file with a name a line>")
 
 
 def _name_pictures(loop: Any) -> None:

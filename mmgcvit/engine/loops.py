@@ -10,9 +10,12 @@ import torch
 from mmengine.hooks import EMAHook
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, Runner, ValLoop
+from torch import nn
 from torch.utils.data import DataLoader
 
 from mmgcvit.datasets.errors import ClassificationDataError
+
+EPOCH_LENGTH = "epoch_length"  # in the message hub: iterations
 
 
 @LOOPS.register_module()
@@ -21,10 +24,12 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
 
     Of a checkpoint that was written by iterations (``CheckpointHook`` with ``by_epoch=False``) mmengine begins the
     epoch anew. Here the batches that were seen are left out without being loaded, each of the others is seen once.
-    With another number of processes or another batch size the rest of that epoch is not the same samples.
+    That, and a schedule by iterations, hold for epochs of one length: it is kept in checkpoints (in the message hub),
+    and a run whose epochs are of another, with other processes, batches or pictures, is not resumed.
 
     Raises:
-        ClassificationDataError: there are fewer pictures than a batch, and smaller batches are dropped: no iteration.
+        ClassificationDataError: there are fewer pictures than a batch, and smaller batches are dropped: no iteration;
+            or from a resumed run whose epochs had another number of iterations.
     """
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, max_epochs: int, **others: Any) -> None:
@@ -34,6 +39,20 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
                 f"{len(self.dataloader.dataset)} training pictures make no batch of batch_size="
                 f"{self.dataloader.batch_size} per process, as drop_last leaves out what does not fill one; allowed: "
                 "a smaller one")
+
+    def run(self) -> nn.Module:
+        """Train, where the epochs are those of the run that is resumed."""
+        hub, length = self.runner.message_hub, len(self.dataloader)
+        done = self._iter - self._epoch * length
+        before = hub.get_info(EPOCH_LENGTH, None) if self._iter else None
+        if (before or length) != length or not 0 <= done <= length:
+            raise ClassificationDataError(
+                f"the run that is resumed stands at epoch {self._epoch}, iteration {self._iter}, with "
+                f"{before or 'another number of'} iterations an epoch; here an epoch has {length}. Resume with as many "
+                "processes, pictures a batch and pictures as before; or begin a run with others from its weights: "
+                "load_from=<the checkpoint>, in another work directory")
+        hub.update_info(EPOCH_LENGTH, length)
+        return super().run()
 
     def run_epoch(self) -> None:
         """Run one epoch, or what is left of it."""
@@ -66,10 +85,10 @@ class EMAValLoop(ValLoop):
 
     def run(self) -> dict:
         """Validate, twice where there are averaged weights."""
-        raw = {}
-        if any(isinstance(hook, EMAHook) for hook in self.runner.hooks):
-            raw = {f"{name}_raw": value for name, value in self._evaluate_raw().items()}
         self.runner.call_hook("before_val")
+        raw = {}
+        if any(isinstance(hook, EMAHook) for hook in self.runner.hooks):  # it swaps the weights before the epoch
+            raw = {f"{name}_raw": value for name, value in self._evaluate_raw().items()}
         self.runner.call_hook("before_val_epoch")
         self.runner.model.eval()
         for index, batch in enumerate(self.dataloader):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -115,16 +116,21 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def train(folder: Path, config: str, work_dir: str, *arguments: str, **environment: str) -> int:
-    command = [sys.executable, ROOT / "tools/train.py", f"{config}.py", "--work-dir", work_dir, *arguments]
+def train(folder: Path, config: str, work_dir: str, *arguments: str, processes: int = 1, **environment: str) -> int:
+    launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=29531"]
+    command = [sys.executable, *(launch if processes > 1 else []), ROOT / "tools/train.py", f"{config}.py",
+               "--work-dir", work_dir, *(["--launcher", "pytorch"] if processes > 1 else []), *arguments]
     log = folder / "log.txt"
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, start_new_session=True,
-                                   env=os.environ | environment | {"PYTHONPATH": str(folder)})
+                                   env=os.environ | environment | {"PYTHONPATH": os.pathsep.join(
+                                       [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])})
         code = process.wait()
     # torch's workers may outlive a killed run: what they have for it does not fit into a pipe that nobody reads
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    if code == 1 and re.search(r"Signal 9 \(SIGKILL\) received|exitcode +: -9", log.read_text()):
+        code = -signal.SIGKILL  # torch's launcher says so of its processes
     assert code in (0, -signal.SIGKILL), log.read_text()[-3000:]
     return code
 
@@ -158,6 +164,24 @@ def test_killed_and_resumed(folder: Path, config: str, last: str, kill: dict[str
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
     first = weights(sorted(whole.glob("*.pth"), key=lambda p: p.stat().st_mtime)[0])
     assert any(not torch.equal(first[name], expected[name]) for name in expected if name.startswith("backbone."))
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_resumed(folder: Path):
+    """A classifier, in the middle of an epoch: 180 digits for each process, in 5 batches; the checkpoint is of 6."""
+    options = ("--cfg-options", "train_dataloader.batch_size=32")
+    assert train(folder, "classifies", "two_whole", *options, processes=2) == 0
+    assert train(folder, "classifies", "two_killed", *options, processes=2, KILL_AT="8") == -signal.SIGKILL
+    assert sorted(path.name for path in (folder / "two_killed").glob("*.pth")) == ["iter_3.pth", "iter_6.pth"]
+    assert train(folder, "classifies", "two_killed", "--resume", *options, processes=2) == 0
+    expected, found = weights(folder / "two_whole/iter_10.pth"), weights(folder / "two_killed/iter_10.pth")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+    # one process has ten batches of this size an epoch: it does not go on
+    log = folder / "log.txt"
+    with pytest.raises(AssertionError):
+        train(folder, "classifies", "two_killed", "--resume", "two_killed/iter_6.pth", *options)
+    assert "iteration 6, with 5 iterations an epoch; here an epoch has 11" in log.read_text()
 
 
 def save(path: Path, time: int) -> None:

@@ -8,7 +8,7 @@ from conftest import TINY, randomise
 from mmengine.registry import MODELS
 from test_gcvit import PUBLISHED_PARAMETERS
 
-from mmgcvit import GCViTClassifier
+from mmgcvit import GCViTClassifier, load_pretrained
 
 
 @pytest.mark.parametrize("arch", PUBLISHED_PARAMETERS)
@@ -35,6 +35,29 @@ def test_every_parameter_learns():
     model = randomise(GCViTClassifier(dict(arch=TINY), num_classes=5, drop_rate=0.5))
     model(torch.randn(2, 3, 64, 64), torch.tensor([1, 2]), mode="loss")["loss"].backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_in_mmpretrains_classifier(classifier, files):
+    """The backbone under mmpretrain's neck and head: its loss, and with the same weights the same answers."""
+    pytest.importorskip("mmpretrain")
+    from mmpretrain.models import build_classifier
+    from mmpretrain.structures import DataSample
+
+    model = build_classifier(dict(
+        type="ImageClassifier", backbone=dict(type="GCViT", arch=TINY, out_indices=(3,)),
+        neck=dict(type="GlobalAveragePooling"),
+        head=dict(type="LinearClsHead", num_classes=5, in_channels=128, loss=dict(type="CrossEntropyLoss"))))
+    report = load_pretrained(model, files["nvidia"])
+    assert "head.weight" in report.loaded
+    pictures, targets = torch.randn(3, 3, 64, 64), torch.tensor([0, 4, 2])
+    samples = [DataSample().set_gt_label(int(target)) for target in targets]
+    with torch.no_grad():
+        expected = classifier(pictures, targets, mode="loss")["loss"]
+        assert torch.allclose(model.eval()(pictures, samples, mode="loss")["loss"], expected, atol=1e-5)
+        found = torch.stack([sample.pred_score for sample in model(pictures, samples, mode="predict")])
+        assert torch.allclose(found, classifier(pictures, mode="predict"), atol=1e-5)
+    model.train()(pictures, samples, mode="loss")["loss"].backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_bad_arguments():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.data.loader import PrefetchLoader
+from timm.data.mixup import FastCollateMixup
 
 from mmgcvit import ClassificationPreprocessor
 
@@ -42,6 +46,28 @@ def test_erases_and_mixes_in_training_only():
     changed = (erased["inputs"] != plain["inputs"]).any(1).float().mean((1, 2))
     assert ((changed > 0.01) & (changed < 0.5)).all()
     assert torch.equal(erased["targets"], plain["targets"])
+
+
+@pytest.mark.parametrize("seed", range(6))  # some mix, some cut
+def test_mixes_normalises_and_erases_in_timms_order(seed: int):
+    """timm's own collating and prefetcher, on the same draws; they round the mixture to bytes."""
+    data = batch()
+    collate = FastCollateMixup(**MIX, num_classes=3)
+    pairs = [(picture.numpy(), int(target)) for picture, target in zip(data["inputs"], data["targets"], strict=True)]
+    np.random.seed(seed)
+    random.seed(seed)
+    loader = PrefetchLoader([collate(pairs)], device=torch.device("cpu"), re_prob=1.0, re_mode="const")
+    wanted, targets = next(iter(loader))
+
+    processor = ClassificationPreprocessor(num_classes=3, erasing=dict(probability=1.0, mode="const"), mixup=MIX)
+    np.random.seed(seed)
+    random.seed(seed)
+    found = processor(data, training=True)
+    assert torch.allclose(found["targets"], targets)
+    assert torch.equal(found["inputs"] == 0, wanted == 0)  # one rectangle of each picture, and no other's
+    assert (wanted == 0).any()
+    half = (0.51 / 255 / torch.tensor([0.229, 0.224, 0.225])).view(1, 3, 1, 1)
+    assert ((found["inputs"] - wanted).abs() <= half).all()
 
 
 def test_an_odd_batch_cannot_be_mixed():

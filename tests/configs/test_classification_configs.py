@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -22,19 +24,27 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import CenterCropOrPad, RandomResizedCropAndInterpolation
 from torchvision import transforms
 
+from mmgcvit import apis
 from mmgcvit.checkpoint.weights import WEIGHTS
 from mmgcvit.datasets.classification import TimmTransform
+from mmgcvit.engine import EMAValLoop, ResumableTrainLoop
 from mmgcvit.optim import WarmupCosineLR
 
 FOLDER = ROOT / "configs" / "classification"
 CONFIGS = sorted(path.name for path in FOLDER.glob("*.py"))
 CENTRE_875 = ("xtiny", "tiny2", "small", "small2")
+DROP_PATH = dict(xxtiny=0.2, xtiny=0.2, tiny=0.2, tiny2=0.25, small=0.3, small2=0.35, base=0.5, large=0.5)
 
 
 def read(name: str) -> Config:
     cfg = Config.fromfile(str(FOLDER / name))
     init_default_scope(cfg.default_scope)
     return cfg
+
+
+def drop_paths(model: torch.nn.Module) -> list[float]:
+    """The rate of each block, from the first to the last."""
+    return [block.drop_path_rate for stage in model.backbone.stages for block in stage.blocks]
 
 
 def on_meta(cfg: Config) -> torch.nn.Module:
@@ -145,7 +155,13 @@ def test_averages_and_seed(runner: Runner):
     assert type(average.ema_model).__name__ == "ExponentialMovingAverage"
     assert average.ema_model.momentum == pytest.approx(1 - 0.9998)
     assert average.ema_model.interval == 1
+    assert runner.seed == 42
     assert read("gcvit-tiny_32xb128_in1k.py").randomness == dict(seed=42, diff_rank_seed=True)
+
+
+def test_both_weights_are_evaluated(runner: Runner):
+    assert type(runner.build_val_loop(runner._val_loop)) is EMAValLoop
+    assert type(runner._train_loop) is ResumableTrainLoop
 
 
 @pytest.mark.parametrize("arch", PUBLISHED_PARAMETERS)
@@ -154,6 +170,8 @@ def test_variants(arch: str):
     model = on_meta(cfg)
     assert sum(p.numel() for p in model.parameters()) == PUBLISHED_PARAMETERS[arch]
     assert cfg.auto_scale_lr.base_batch_size == 32 * 128
+    rates = drop_paths(model)
+    assert rates == pytest.approx(np.linspace(0, DROP_PATH[arch], len(rates)).tolist())
     arguments = dict(cfg.test_dataloader.dataset.pipeline[1])
     arguments.pop("type")
     steps = TimmTransform(**arguments).transform.transforms
@@ -175,7 +193,9 @@ def test_larger_pictures(size: int, windows: tuple[int, ...]):
     for loader, training in ((cfg.train_dataloader, True), (cfg.test_dataloader, False)):
         transform = loader.dataset.pipeline[1]
         assert (transform.input_size, transform.is_training) == (size, training)
-        assert training or transform.crop_mode == "squash"
+        assert training or (transform.crop_mode, transform.crop_pct) == ("squash", 1.0)
+    rates = drop_paths(model)
+    assert rates == pytest.approx(np.linspace(0, 0.1, len(rates)).tolist())
     assert WEIGHTS[cfg.model.init_cfg.checkpoint].arch == "large"
     assert model.data_preprocessor.mix is None
 
@@ -225,6 +245,24 @@ def test_deltas():
     second = read("gcvit-tiny_imagenet-v2.py").test_dataloader.dataset
     assert (second.classes, second.split) == (1000, "")
     assert read("gcvit-tiny_imagenet-real.py").test_evaluator.real_labels == "timm"
+
+
+@pytest.mark.parametrize("arch", PUBLISHED_PARAMETERS)
+def test_other_validation_data_of_any_variant(arch: str):
+    """The README's lines, as a shell and the tools read them; the crop stays the variant's."""
+    text = (FOLDER / "README.md").read_text()
+    parser = argparse.ArgumentParser()
+    apis.add_runner_arguments(parser)
+    own = read(f"gcvit-{arch}_32xb128_in1k.py")
+    for line, name in zip(re.findall("`(--cfg-options test_.*?)`", text), ("v2", "real"), strict=True):
+        path = str(FOLDER / f"gcvit-{arch}_32xb128_in1k.py")
+        cfg = apis.config_from_arguments(parser.parse_args([path, *shlex.split(line)]))
+        delta = read(f"gcvit-tiny_imagenet-{name}.py")
+        found, wanted = cfg.test_dataloader.dataset, delta.test_dataloader.dataset
+        assert (found.data_root, found.split, found.get("classes")) == (
+            wanted.data_root, wanted.split, wanted.get("classes"))
+        assert cfg.test_evaluator == delta.test_evaluator
+        assert found.pipeline == own.test_dataloader.dataset.pipeline
 
 
 @pytest.mark.parametrize("arch", ["tiny", "small"])

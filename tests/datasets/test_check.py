@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from PIL import Image
 pytest.importorskip("mmcv")
 pytest.importorskip("mmdet")
 
+from runs import COLOURS, make_tree
+from runs import config as classification
 from test_annotations import content, dataset, write
 
 from mmengine.config import Config  # isort: skip
@@ -125,6 +129,49 @@ def test_voc(tmp_path: Path):
     (tmp_path / "Annotations/one.xml").write_text("<annotation><object><name>dog</name></object></annotation>")
     report, = check_data(cfg, progress=False)
     assert f"{tmp_path}/Annotations/one.xml: object 0 has no name or no bndbox" in report.problems[0].what
+
+
+def test_a_classifiers_folders(tmp_path: Path, capsys):
+    tree = make_tree(tmp_path / "colours", train=70, val=2)  # more than are opened at a time
+    cfg = classification(tree, tmp_path / "run")
+    reports = check_data(cfg, progress=False)
+    assert [(report.name, report.pictures, report.kept, report.problems) for report in reports] == [
+        ("train", 210, 210, []), ("val", 6, 6, [])]
+    assert reports[0].classes == dict.fromkeys(COLOURS, 70)
+    assert reports[1].sizes == {(48, 40): 6}
+    print_reports(reports)
+    assert "labels by class" in capsys.readouterr().out
+
+    broken = tree / "train" / "red" / "69.png"
+    broken.write_bytes(broken.read_bytes()[:-500])
+    (tree / "val" / "green").rename(tree / "val" / "cyan")
+    cfg.model.num_classes = 2
+    train, val = check_data(cfg, progress=False)
+    assert train.broken
+    assert val.broken
+    assert [problem.kind for problem in train.problems] == ["classes", "picture"]
+    assert "3 classes; allowed: at most model.num_classes=2" in str(train.problems[0])
+    assert str(train.problems[1]).startswith("red/69.png: cannot be decoded")
+    assert (train.pictures, train.kept) == (210, 209)
+    assert "the val data: 1 class folders are missing: green; 1 are not among the training data's 3: cyan" in str(
+        val.problems[0])
+    shutil.rmtree(tree / "val")
+    _, val = check_data(cfg, progress=False)
+    assert [str(problem) for problem in val.problems] == [
+        f"{tree}/val: {tree}/val: there is no such folder; expected: {tree}/val/CLASS/NAME.jpg"]
+
+
+def test_classes_that_are_given(tmp_path: Path):
+    tree = make_tree(tmp_path / "colours", train=1, val=1)
+    shutil.rmtree(tree / "val" / "green")
+    with tarfile.open(tree / "val.tar", "w") as tar:
+        tar.add(tree / "val", arcname=".")
+    cfg = classification(tree, tmp_path / "run")
+    cfg.val_dataloader.dataset.update(classes=list(COLOURS), reader="tar", split="val.tar")
+    report = check_data(cfg, progress=False)[1]
+    assert report.classes == dict(blue=1, green=0, red=1)
+    assert not report.broken
+    assert [problem.what for problem in report.problems] == ["no picture of class 'green'"]
 
 
 def test_the_command(tmp_path: Path):

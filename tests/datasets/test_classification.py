@@ -57,14 +57,16 @@ def test_folders_in_numeric_order(tree: Path):
 
 def test_numbers_are_labels_where_classes_are_a_count(tree: Path):
     """As of ImageNet-V2: folder 10 is class 10, whatever folders there are."""
-    dataset = ClassificationDataset(str(tree), "train", pipeline=PIPELINE, classes=11)
+    dataset = ClassificationDataset(str(tree), "train", pipeline=PIPELINE, classes=11, test_mode=True)
     assert [label for _, label in greys(dataset)] == [1, 1, 2, 2, 10, 10]
 
 
 def test_classes_in_an_order_of_ones_own(tree: Path):
     (tree / "names.txt").write_text("10\n1\n2\n3\n")
     for classes in (("10", "1", "2", "3"), str(tree / "names.txt")):
-        dataset = ClassificationDataset(str(tree), "train", pipeline=PIPELINE, classes=classes)
+        dataset = ClassificationDataset(str(tree), "train", pipeline=PIPELINE, classes=classes, test_mode=True)
+        with pytest.raises(ClassificationDataError, match=r"1 of the 4 classes without a picture to train on: 3"):
+            ClassificationDataset(str(tree), "train", classes=classes)
         assert dict(greys(dataset)) == {10: 1, 11: 1, 20: 2, 21: 2, 100: 0, 101: 0}
     with pytest.raises(ClassificationDataError, match=r"1 folders that are not among the 2 classes: 2"):
         ClassificationDataset(str(tree), "train", classes=("10", "1"))
@@ -79,11 +81,65 @@ def test_tar(tree: Path):
         dataset = ClassificationDataset(str(tree), split, reader="tar", pipeline=PIPELINE)
         assert sorted(greys(dataset)) == EXPECTED
         assert dataset.metainfo == {"classes": ("1", "2", "10")}
+    assert [dataset.name(i) for i in (0, 5)] == ["1/0.png", "10/1.png"]
+    dataset = ClassificationDataset(str(tree), "all", reader="tar", pipeline=PIPELINE, classes=("10", "2", "1"))
+    assert sorted(greys(dataset)) == [(10, 2), (11, 2), (20, 1), (21, 1), (100, 0), (101, 0)]
     with pytest.raises(ClassificationDataError, match="nothing: there is no such tar file"):
         ClassificationDataset(str(tree), "nothing", reader="tar")
+    with pytest.raises(ClassificationDataError, match=r"all.tar: 2 folders that are not among the 1 classes: 1, 10"):
+        ClassificationDataset(str(tree), "all", reader="tar", classes=("2",))
+    with pytest.raises(ClassificationDataError, match=r"all.tar: 1 of the 4 classes without a picture to train on: 3"):
+        ClassificationDataset(str(tree), "all", reader="tar", classes=("1", "2", "3", "10"))
+
+
+def test_folders_of_tars(tmp_path: Path):
+    """One for each class, in the order of their names whatever the file system's, pictures named by their tar too."""
+    for name in ("b10", "b9", "a"):
+        shard(tmp_path / "train" / f"{name}.tar", {"1.png": png(len(name)), "./0.png": png(10 + len(name))})
+    dataset = ClassificationDataset(str(tmp_path), "train", reader="tar", pipeline=PIPELINE)
+    assert dataset.metainfo == {"classes": ("a", "b9", "b10")}
+    assert [dataset.name(i) for i in range(6)] == ["a.tar/0.png", "a.tar/1.png", "b9.tar/0.png", "b9.tar/1.png",
+                                                  "b10.tar/0.png", "b10.tar/1.png"]
+    assert greys(dataset) == [(11, 0), (1, 0), (12, 1), (2, 1), (13, 2), (3, 2)]
+    # the same as tar files in a tar file
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        for path in (tmp_path / "train").iterdir():
+            tar.add(path, arcname=path.name)
+    dataset = ClassificationDataset(str(tmp_path), "all", reader="tar", pipeline=PIPELINE)
+    assert greys(dataset) == [(11, 0), (1, 0), (12, 1), (2, 1), (13, 2), (3, 2)]
+    assert dataset.name(5) == "b10.tar/1.png"
+
+
+@pytest.mark.parametrize(("members", "said"), [
+    ({}, "x.tar: no picture in it"),
+    ({"notes.txt": b""}, "x.tar: no picture in it"),
+    ({"0.png": b""}, r"x.tar: pictures in no class folder, such as 0.png"),
+    ({"./0.png": b"", "a/0.png": b""}, r"x.tar: pictures in no class folder, such as 0.png"),
+    ({"a/.ipynb_checkpoints/0.png": b"", "a/0.png": b""}, r"hidden folders, such as a/.ipynb_checkpoints/0"),
+    ({"a/0.png": b"", "a/b/0.png": b""}, r"a/b/0.png lies in a folder inside the class folder a;"),
+    ({"train/a/0.png": b"", "val/a/0.png": b""}, r"two folders of one class, train/a and val/a"),
+])  # fmt: skip
+def test_what_is_wrong_with_a_tar(tmp_path: Path, members: dict[str, bytes], said: str):
+    shard(tmp_path / "x.tar", members)
+    with pytest.raises(ClassificationDataError, match=said):
+        ClassificationDataset(str(tmp_path), "x", reader="tar")
+
+
+def test_what_is_no_tar(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ClassificationDataError, match=r"empty: no \*.tar in this folder"):
+        ClassificationDataset(str(tmp_path), "empty", reader="tar")
+    (tmp_path / "page.tar").write_text("<html>not found</html>")
+    with pytest.raises(ClassificationDataError, match=r"page.tar: no tar file, or cut off at its beginning"):
+        ClassificationDataset(str(tmp_path), "page", reader="tar")
+    shard(tmp_path / "cut.tar", {"a/0.png": bytes(5000), "b/0.png": png(1)})
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "cut.tar").read_bytes()[:3000])
+    with pytest.raises(ClassificationDataError, match=r"cut.tar: cannot be read: unexpected end of data"):
+        ClassificationDataset(str(tmp_path), "cut", reader="tar")
 
 
 def shard(path: Path, samples: dict[str, bytes]) -> None:
+    path.parent.mkdir(exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for name, content in samples.items():
             info = tarfile.TarInfo(name)
@@ -104,7 +160,7 @@ def test_shards(tmp_path: Path):
                                     pipeline=PIPELINE)
     assert greys(dataset) == [(10, 0), (11, 0), (20, 1)]
     assert dataset.name(2).endswith("a-1.tar:0")
-    assert len(ShardReader([str(tmp_path / "a-0.tar"), str(tmp_path / "a-1.tar")])) == 3
+    assert len(ShardReader([str(tmp_path / "a-0.tar"), str(tmp_path / "a-1.tar")], 2)) == 3
     # any order, as shuffling asks for
     assert [int(dataset[i]["inputs"].max()) for i in (2, 0, 1, 2)] == [20, 10, 11, 20]
 
@@ -118,6 +174,17 @@ def test_shards(tmp_path: Path):
     shard(tmp_path / "d.tar", {"0.txt": b"1"})
     with pytest.raises(ClassificationDataError, match=r"d.tar: no picture; allowed: .*\.png"):
         ClassificationDataset(str(tmp_path), "d.tar", reader="shards", classes=2)
+    for content in ("2", "-1", "cat", ""):
+        shard(tmp_path / "e.tar", {"x/7.png": png(20), "x/7.cls": content.encode()})
+        with pytest.raises(ClassificationDataError, match=rf"shard .*e.tar: x/7.cls holds b'{content}'; allowed: an "
+                                                          r"integer from 0 to 1 \(2 classes\)"):
+            ClassificationDataset(str(tmp_path), "e.tar", reader="shards", classes=2)
+    shard(tmp_path / "f.tar", {"0.png": png(20), "0.jpg": png(20), "0.cls": b"1"})
+    with pytest.raises(ClassificationDataError, match=r"f.tar: two pictures of the key 0"):
+        ClassificationDataset(str(tmp_path), "f.tar", reader="shards", classes=2)
+    (tmp_path / "g.tar").write_bytes((tmp_path / "a-0.tar").read_bytes()[:700])
+    with pytest.raises(ClassificationDataError, match=r"g.tar: no tar file, or cut off"):
+        ClassificationDataset(str(tmp_path), "g.tar", reader="shards", classes=2)
 
 
 def test_hugging_face(tree: Path):
@@ -126,6 +193,46 @@ def test_hugging_face(tree: Path):
     assert sorted(value for value, _ in greys(dataset)) == [10, 11, 20, 21, 100, 101]
     names = dataset.metainfo["classes"]
     assert all(names[label] == str(value // 10) for value, label in greys(dataset))
+    # names map its own, whatever their order
+    names = ("2", "1", "3", "10")
+    dataset = ClassificationDataset(str(tree), "train", reader="hfds", pipeline=PIPELINE, classes=names)
+    assert sorted(greys(dataset)) == [(10, 1), (11, 1), (20, 0), (21, 0), (100, 3), (101, 3)]
+    with pytest.raises(ClassificationDataError, match=r"column 'label': 1 classes that are not among the 2: 2"):
+        ClassificationDataset(str(tree), "train", reader="hfds", classes=("1", "10"))
+
+
+def parquet(folder: Path, labels: list, names: list[str] | None = None) -> str:
+    """A Hugging Face data set of small pictures with these labels, as a folder."""
+    datasets = pytest.importorskip("datasets.load") and __import__("sys").modules["datasets"]
+    kind = datasets.Value("string" if isinstance(labels[0], str) else "int64")
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names) if names else kind)
+    images = [dict(bytes=png(index), path=None) for index in range(len(labels))]
+    folder.mkdir()
+    datasets.Dataset.from_dict(dict(image=images, label=labels), features).to_parquet(folder / "train.parquet")
+    return str(folder)
+
+
+def test_hugging_faces_labels(tmp_path: Path):
+    def labels(root: str, classes: object) -> list[int]:
+        dataset = ClassificationDataset(root, "train", reader="hfds", pipeline=PIPELINE, classes=classes)
+        assert dataset.name(1) == "1"  # a picture without a path
+        return [label for _, label in greys(dataset)]
+
+    plain = parquet(tmp_path / "plain", [0, 2, 1])
+    with pytest.raises(ClassificationDataError, match=r"plain, split 'train', column 'label': .*no names"):
+        labels(plain, None)
+    assert labels(plain, 3) == labels(plain, ("a", "b", "c")) == [0, 2, 1]
+    with pytest.raises(ClassificationDataError, match=r"'label': 1 labels such as 2; allowed: integers from 0 to 1"):
+        labels(plain, ("a", "b"))
+    unlabelled = parquet(tmp_path / "unlabelled", [0, -1], ["a", "b"])
+    with pytest.raises(ClassificationDataError, match=r"'label': 1 labels such as -1; allowed: integers from 0 to 1"):
+        labels(unlabelled, None)
+    words = parquet(tmp_path / "words", ["cat", "dog", "cat"])
+    assert labels(words, ("dog", "cat")) == [1, 0, 1]
+    with pytest.raises(ClassificationDataError, match=r"'label': 1 classes that are not among the 1: dog"):
+        labels(words, ("cat",))
+    with pytest.raises(ClassificationDataError, match=r"'label': 2 labels such as '(cat|dog)'; allowed: integers"):
+        labels(words, 2)
 
 
 def test_what_is_wrong_with_a_tree(tree: Path):
@@ -138,9 +245,21 @@ def test_what_is_wrong_with_a_tree(tree: Path):
     with pytest.raises(ClassificationDataError, match="1 class folders without a picture: 7; fill or remove them"):
         ClassificationDataset(str(tree), "train")
     (tree / "train" / "7").rmdir()
-    write(tree / "train" / "loose.png", 3)
-    with pytest.raises(ClassificationDataError, match=r"pictures that lie in no class folder, such as loose.png"):
-        ClassificationDataset(str(tree), "train")
+    for lost, where in (("loose.png", "no class folder"), ("1/indoor/9.png", "folders inside class folders"),
+                        ("1/2/9.png", "folders inside class folders"),
+                        (".ipynb_checkpoints/9.png", "hidden folders"), (".x/1/9.png", "hidden folders"),
+                        ("1/.ipynb_checkpoints/9-checkpoint.png", "hidden folders")):
+        write(tree / "train" / lost, 3)
+        for classes in (None, ("1", "2", "10")):
+            with pytest.raises(ClassificationDataError, match=rf"1 pictures that lie in {where}, such as {lost};"):
+                ClassificationDataset(str(tree), "train", classes=classes)
+        (tree / "train" / lost).unlink()
+        if (tree / "train" / lost).parent.name not in ("train", "1"):
+            (tree / "train" / lost).parent.rmdir()
+    (tree / "train" / ".cache").mkdir()
+    assert len(ClassificationDataset(str(tree), "train")) == 6
+    with pytest.raises(ClassificationDataError, match="classes: names that are there more than once: 1"):
+        ClassificationDataset(str(tree), "train", classes=("1", "2", "10", "1"))
     with pytest.raises(ClassificationDataError, match="reader='wds'; allowed: folder, tar, shards, hfds"):
         ClassificationDataset(str(tree), "train", reader="wds")
 

@@ -101,6 +101,8 @@ def test_the_published_figures():
         ("train2017", 118287, 860001), ("val2017", 5000, 36781)]
     assert [split.count for split in module.ADE_SPLITS] == [20210, 2000]
     assert [split.count for split in module.CITYSCAPES_SPLITS] == [2975, 500]
+    assert [(split, count) for split, count, _ in module.IMAGENET_SPLITS] == [("train", 1281167), ("val", 50000)]
+    assert module.IMAGENET_PER_CLASS * 1000 == 50000
 
 
 @pytest.fixture(params=["ade20k", "cityscapes"])
@@ -188,6 +190,32 @@ def test_imagenet(imagenet: Path, tmp_path: Path):
     assert report.problems == []
     assert report.lines[1].endswith("val: 2000 pictures in 1000 class folders")
     assert (tmp_path / "data/imagenet").resolve() == imagenet
+
+
+@pytest.mark.parametrize(("harm", "problem", "advice"), [
+    (lambda t: (t / "train/more").mkdir(), "train: 1 folders are no classes of ImageNet-1k: more",
+     "move folders that are no classes out of"),
+    (lambda t: (t / "train/n01440764/0.JPEG").rename(t / "train/n01440764_0.JPEG"),
+     "train: 1 pictures outside class folders", "into their class folders"),
+    (lambda t: (t / "val/n01440764/0.JPEG").rename(t / "val/0.JPEG"), "val: 1 pictures outside class folders",
+     "valprep.sh"),
+    (lambda t: (t / "val/n01443537/0.JPEG").rename(t / "val/n01484850/9.JPEG"),
+     "val: 2 class folders without their 2 pictures", "unpack val.tar into an empty"),
+    (lambda t: (t / "val/n01443537/0.JPEG").unlink(), "val: 1999 pictures in class folders; expected 2000",
+     "unpack val.tar (from"),
+    (lambda t: (t / "train/n01443537/0.JPEG").rename(t / "train/n01484850/9.JPEG"), "train: 1 class folders are empty",
+     "unpack train.tar (from"),
+    (lambda t: shutil.rmtree(t / "train/n01443537"), "train: 1 class folders are missing: n01443537",
+     "unpack train.tar (from"),
+    (lambda t: (t / "train/n01443537.tar").touch(), "train: 1 .tar files that are not unpacked", "tar -xf"),
+    (lambda t: shutil.rmtree(t / "val"), "val: no such folder; expected 1000 class folders", "download val.tar from"),
+])  # fmt: skip
+def test_every_problem_of_imagenet_has_its_advice(imagenet: Path, tmp_path: Path, harm, problem: str, advice: str):
+    harm(imagenet)
+    report = prepare("imagenet", imagenet, tmp_path / "data")
+    assert any(problem in line for line in report.problems), report.problems
+    assert any(advice in line for line in report.advice), report.advice
+    assert not (tmp_path / "data").exists()
 
 
 def test_what_imagenet_lacks(imagenet: Path, tmp_path: Path):

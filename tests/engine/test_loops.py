@@ -69,6 +69,32 @@ def test_resumes_in_the_middle_of_an_epoch(tmp_path: Path, tree: Path, workers: 
         assert all(torch.equal(value, averages[1][name]) for name, value in averages[0].items())
 
 
+@pytest.mark.parametrize(("batch_size", "length", "known"), [
+    (2, 12, True), (6, 4, True), (12, 2, True), (2, 12, False), (12, 2, False)])
+def test_epochs_of_another_length_are_not_resumed(tmp_path: Path, tree: Path, batch_size: int, length: int,
+                                                  known: bool):
+    """With half or twice as many iterations an epoch what is left of it would be other samples, or none at all."""
+    run(tree, tmp_path / "run", at=9, workers=0)
+    path = tmp_path / "run" / "iter_8.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    assert checkpoint["message_hub"]["runtime_info"]["epoch_length"] == 6
+    if not known:  # a checkpoint of before: one epoch and a part of 8 iterations are of 4 to 8 an epoch
+        del checkpoint["message_hub"]["runtime_info"]["epoch_length"]
+        torch.save(checkpoint, path)
+    with pytest.raises(apis.UsageError, match=rf"epoch 1, iteration 8, with {'6' if known else 'another number of'} "
+                                              rf"iterations an epoch; here an epoch has {length}\. Resume with"):
+        run(tree, tmp_path / "run", resume=True, workers=0, batch_size=batch_size)
+
+
+def test_the_pictures_names_are_known_to_both_evaluations(tmp_path: Path, tree: Path):
+    """ReaL's labels are found by the pictures' names, of the raw weights' evaluation too, which comes first."""
+    cfg = config(tree, tmp_path / "run", workers=0)
+    cfg.val_evaluator.update(out_csv=str(tmp_path / "table.csv"), real_labels="timm")
+    with pytest.raises(ValueError, match=r"real_labels: 9 pictures such as blue/0.png; allowed: the 50000"):
+        apis.train(cfg)
+    assert (tmp_path / "table.csv").read_text().splitlines()[1].startswith("blue/0.png,blue,")
+
+
 def test_raw_weights_are_evaluated_beside_the_averaged(tmp_path: Path, tree: Path):
     def metrics(**more) -> dict:
         cfg = config(tree, tmp_path / f"run{len(more)}", epochs=4, **more)

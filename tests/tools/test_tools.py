@@ -263,6 +263,43 @@ def test_two_processes_train_a_classifier(colours: Path):
         assert one.split(",")[:3] == other.split(",")[:3]
 
 
+SRUN = """#!/usr/bin/env bash
+echo "srun $*" >>srun.log
+while [ "$1" != python ]; do shift; done
+for rank in 0 1; do
+  SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_NTASKS=2 SLURM_NODELIST='node[1-2]' "$@" & pids+=($!)
+done
+for pid in "${pids[@]}"; do wait "$pid" || exit 1; done
+"""
+SCONTROL = """#!/usr/bin/env bash
+[ "$*" = 'show hostname node[1-2]' ] || exit 1
+echo 127.0.0.1
+echo elsewhere
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs the processes join through mmengine and NCCL")
+def test_slurm(colours: Path, tmp_path: Path):
+    """With stand-ins for srun, which starts two processes, and scontrol, which names the nodes."""
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}", "GPUS": "2",
+           "MASTER_PORT": "29523", "OMP_NUM_THREADS": "1"}
+    env.pop("MASTER_ADDR", None)
+    for command in (["slurm_train.sh", "part", "name", "mine.py", "slurm"],
+                    ["slurm_test.sh", "part", "name", "mine.py", "slurm/epoch_3.pth", "--work-dir", "slurm",
+                     "--out", "slurm.csv"]):
+        done = subprocess.run([str(ROOT / "tools" / command[0]), *command[1:]], cwd=colours, capture_output=True,
+                              text=True, env=env)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert "-p part --job-name=name --gres=gpu:2 --ntasks=2 --ntasks-per-node=2" in (colours / "srun.log").read_text()
+    state = torch.load(colours / "slurm/epoch_3.pth", weights_only=False)
+    assert state["message_hub"]["runtime_info"]["epoch_length"] == 3  # 27 pictures, 2 processes, batches of 4
+    assert len((colours / "slurm.csv").read_text().splitlines()) == 10
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here mixed precision works")
 def test_amp_without_a_gpu_says_so(trained: Path):
     done = run("train.py", CONFIG, "--work-dir", "amp", "--amp", *SHORT, cwd=trained, ok=False)
@@ -333,7 +370,7 @@ def test_a_config_of_the_package_by_name():
 
 
 def test_scripts_say_how_they_are_used():
-    for script in ("dist_train.sh", "dist_test.sh", "slurm_train.sh", "install.sh"):
+    for script in ("dist_train.sh", "dist_test.sh", "slurm_train.sh", "slurm_test.sh", "install.sh"):
         done = subprocess.run([str(ROOT / "tools" / script)], capture_output=True, text=True)
         assert done.returncode != 0
         assert "usage:" in done.stderr

@@ -1,0 +1,225 @@
+"""What apis.train and apis.test make of a config and of a checkpoint, before and beside mmengine."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from PIL import Image
+from runs import config, make_tree
+from safetensors.torch import load_file
+
+from mmgcvit import apis
+from mmgcvit.apis import UsageError, runs
+from mmgcvit.checkpoint.weights import WEIGHTS
+from mmgcvit.classification import ClassificationPreprocessor
+from mmgcvit.datasets.classification import TimmTransform
+
+CLASSES = ["blue", "green", "red", "x", "y"]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    return make_tree(tmp_path_factory.mktemp("colours"))
+
+
+def for_classes(tree: Path, folder: Path, **more) -> Config:
+    """A test on nine pictures for the five classes of the tests' classifier, with an EMAHook, as the recipe has one."""
+    cfg = config(tree, folder, workers=0, test_evaluator=dict(type="TopKAccuracy", topk=(1, 5)), **more)
+    cfg.model.num_classes = 5
+    cfg.test_dataloader.dataset.classes = CLASSES
+    assert "EMAHook" in {hook.type for hook in cfg.custom_hooks}
+    return cfg
+
+
+def probabilities(table: Path) -> torch.Tensor:
+    """(pictures, 5), in the order of the classes."""
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return torch.tensor([[next(float(row[f"probability_{k}"]) for k in range(1, 6) if row[f"class_{k}"] == name)
+                          for name in CLASSES] for row in rows])
+
+
+@pytest.fixture(scope="module")
+def expected(tree: Path, classifier) -> torch.Tensor:
+    """What the classifier itself makes of the pictures."""
+    transform = TimmTransform(is_training=False, input_size=32).transform
+    pictures = [Image.open(path).convert("RGB") for path in sorted((tree / "val").glob("*/*.png"))]
+    inputs = torch.stack([torch.as_tensor(transform(picture)) for picture in pictures])
+    with torch.no_grad():
+        return classifier(**ClassificationPreprocessor()(dict(inputs=inputs)), mode="predict")
+
+
+@pytest.mark.parametrize("kind", ["nvidia", "timm", "timm bare", "timm://", "gcvit://", "mmgcvit", "keras"])
+def test_every_publishers_file(tmp_path: Path, tree: Path, files, expected, kind: str, monkeypatch):
+    """With an EMAHook in the config: bare state dicts, safetensors, h5, and names, the head taken too."""
+    if kind in ("timm bare", "timm://", "gcvit://"):
+        path = tmp_path / "bare.pth"
+        torch.save(load_file(files["timm"]), path)
+        if kind != "timm bare":
+            name = "timm://gcvit_tiny.in1k" if kind == "timm://" else "gcvit://tiny_in1k"
+            monkeypatch.setitem(WEIGHTS, name, dataclasses.replace(WEIGHTS[name], sha256=""))
+            monkeypatch.setenv("MMGCVIT_MIRROR", str(tmp_path))
+            monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+            path.rename(tmp_path / WEIGHTS[name].filename)
+            path = name
+    elif kind not in files:
+        pytest.skip("h5py is not installed")
+    else:
+        path = files[kind]
+    apis.test(for_classes(tree, tmp_path / "run"), str(path), out=str(tmp_path / "table.csv"))
+    found = probabilities(tmp_path / "table.csv")
+    assert found.std() > 0.01
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
+def test_a_runs_averaged_weights_are_tested(tmp_path: Path, tree: Path):
+    runner = apis.train(config(tree, tmp_path / "run", workers=0))
+    saved = torch.load(tmp_path / "run/iter_12.pth", weights_only=False)
+    assert "ema_state_dict" in saved
+    apis.test(config(tree, tmp_path / "test", workers=0), str(tmp_path / "run/iter_12.pth"),
+              out=str(tmp_path / "table.csv"))
+    with (tmp_path / "table.csv").open(newline="") as file:
+        found = [float(row["probability_1"]) for row in csv.DictReader(file)]
+    runner.model.load_state_dict(saved["state_dict"])
+    batches = [runner.model.val_step(batch) for batch in runner.val_dataloader]
+    assert found == pytest.approx(torch.cat(batches).max(1).values.tolist(), abs=2e-6)
+
+
+def test_a_checkpoint_that_cannot_be_tested(tmp_path: Path, tree: Path, files, classifier):
+    with pytest.raises(UsageError, match=r"the checkpoint has no head; allowed in a test: .*num_classes=5"):
+        apis.test(for_classes(tree, tmp_path / "run"), str(files["nvidia-detection"]))
+    cfg = for_classes(tree, tmp_path / "other")
+    cfg.model.num_classes = 6
+    with pytest.raises(UsageError, match=r"the checkpoint has a head of 5 classes; allowed in a test: .*num_classes=6"):
+        apis.test(cfg, str(files["mmgcvit"]))
+    (tmp_path / "half.pth").write_bytes(files["mmgcvit"].read_bytes()[:3000])
+    with pytest.raises(UsageError, match=r"half.pth' \(3,000 bytes\): cut off or damaged"):
+        apis.test(for_classes(tree, tmp_path / "half"), str(tmp_path / "half.pth"))
+    with pytest.raises(UsageError, match=r"weights 'gcvit://huge'; allowed: gcvit://xxtiny_in1k"):
+        apis.test(for_classes(tree, tmp_path / "name"), "gcvit://huge")
+
+
+@HOOKS.register_module()
+class Steps(Hook):
+    """Keeps the weights, and the learning rate, before the run and after each iteration."""
+
+    kept: list[dict]
+    rates: list[float]
+
+    def before_train(self, runner) -> None:
+        Steps.kept, Steps.rates = [{k: v.clone() for k, v in runner.model.state_dict().items()}], []
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        Steps.kept.append({k: v.clone() for k, v in runner.model.state_dict().items()})
+        Steps.rates += runner.optim_wrapper.get_lr()["lr"][:1]
+
+
+def steps(tree: Path, folder: Path, count: int) -> tuple[list[dict], list[float], dict]:
+    """Two epochs in which nothing is random, eight pictures a step, in ``count`` batches; the averaged weights too."""
+    cfg = config(tree, folder, batch_size=8 // count, workers=0, auto_scale_lr=dict(base_batch_size=16),
+                 param_scheduler=None)
+    cfg.model.backbone = dict(type="GCViT", arch=TINY)
+    cfg.model.data_preprocessor = dict(type="ClassificationPreprocessor")
+    cfg.train_dataloader.dataset.pipeline[1] = dict(type="TimmTransform", is_training=False, input_size=32)
+    cfg.optim_wrapper = dict(accumulative_counts=count, optimizer=dict(type="SGD", lr=0.02, momentum=0.9))
+    cfg.custom_hooks[0].interval = count
+    cfg.custom_hooks.append(dict(type="Steps"))
+    apis.train(cfg, auto_scale_lr=True)
+    last = torch.load(folder / f"iter_{6 * count}.pth", weights_only=False)
+    return Steps.kept, Steps.rates, last["state_dict"]
+
+
+def test_added_up_gradients_are_those_of_a_doubled_batch(tmp_path: Path, tree: Path):
+    """The rate that --auto-scale-lr makes, the weights of every step, and an average that moves once a step."""
+    whole, rates, _ = steps(tree, tmp_path / "whole", 1)
+    parts, rates_of_parts, average = steps(tree, tmp_path / "parts", 2)
+    assert set(rates) == set(rates_of_parts) == {0.02 * 8 / 16}
+    assert len(parts) == 1 + 2 * (len(whole) - 1) == 13
+    for one, other, between in zip(whole, parts[::2], parts[1::2], strict=False):
+        for name, value in one.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6)
+            assert torch.equal(between[name], other[name])  # the first of two batches changes nothing
+    assert any(not torch.equal(value, whole[-1][name]) for name, value in whole[0].items())
+    # The average looks at the first batch of each step: at the weights of the step before.
+    expected = {name: value.clone() for name, value in parts[0].items()}
+    for state in parts[2:-1:2]:
+        for name, value in expected.items():
+            value.lerp_(state[name], 0.2)
+    for name, value in expected.items():
+        torch.testing.assert_close(average[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def built(monkeypatch) -> list[Config]:
+    """The configs of the runners that would have been built; none is, and no data is looked at."""
+    found: list[Config] = []
+
+    class Nothing:
+        def train(self) -> None:
+            pass
+
+    monkeypatch.setattr(runs, "_build_runner", lambda cfg: found.append(cfg) or Nothing())
+    monkeypatch.setattr(runs, "_check_data", lambda *_: None)
+    return found
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_scaled_rate_counts_all_batches_of_a_step(tmp_path: Path, built: list[Config], flag: bool):
+    """By the flag, and by a config that asks for it itself."""
+    name = f"gcvit-tiny_upernet_8xb2-160k_ade20k-512x512{'' if flag else '_1gpu'}.py"
+    cfg = apis.load_config(ROOT / "configs/segmentation" / name, str(tmp_path),
+                           {"optim_wrapper.accumulative_counts": 4})
+    assert cfg.auto_scale_lr.enable != flag
+    whole = cfg.auto_scale_lr.base_batch_size
+    apis.train(cfg, auto_scale_lr=flag)
+    assert built[0].auto_scale_lr.enable
+    assert built[0].auto_scale_lr.base_batch_size == whole / 4
+    del cfg.auto_scale_lr["base_batch_size"]
+    with pytest.raises(UsageError, match=r"the config has no auto_scale_lr.base_batch_size"):
+        apis.train(cfg)
+
+
+@pytest.mark.parametrize(("given", "configured", "becomes"), [
+    (None, "skip", "skip"), (None, None, None), ("stop", "skip", "stop"), ("skip", None, "skip")])
+@pytest.mark.parametrize("loading", ["LoadPillowImage", "LoadCheckedImage", "LoadImageFromFile"])
+def test_what_a_broken_picture_does(tmp_path: Path, tree: Path, built: list[Config], loading: str, given: str | None,
+                                    configured: str | None, becomes: str | None):
+    """The config's word, unless another is given. (None: the class's own, which stops.)"""
+    cfg = config(tree, tmp_path)
+    transform = cfg.train_dataloader.dataset.pipeline[0]
+    transform.update(type=loading, **({} if configured is None else dict(corrupt=configured)))
+    apis.train(cfg, corrupt=given)
+    found = built[0].train_dataloader.dataset.pipeline[0]
+    assert found.get("corrupt") == becomes
+    assert found.type == ("LoadPillowImage" if loading == "LoadPillowImage" else "LoadCheckedImage")
+
+
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+def test_mixed_precision_on_a_gpu(tmp_path: Path, built: list[Config], kind: str, monkeypatch):
+    monkeypatch.setattr(runs, "get_device", lambda: "cuda")
+    cfg = apis.load_config(ROOT / "configs/classification/gcvit-tiny_32xb128_in1k.py", str(tmp_path))
+    apis.train(cfg, amp=kind)
+    found = built[0].optim_wrapper
+    assert (found.type, found.dtype) == ("AmpOptimWrapper", "bfloat16" if kind == "bf16" else "float16")
+    assert found.clip_grad == dict(max_norm=5.0, norm_type=2)
+    cfg = apis.load_config(ROOT / "configs/classification/gcvit-tiny_32xb128_in1k_fsdp.py", str(tmp_path))
+    apis.train(cfg, amp=kind)
+    assert built[1].optim_wrapper.type == "FSDPAmpOptimWrapper"
+    monkeypatch.setattr(runs, "get_device", lambda: "cpu")
+    apis.train(cfg)
+    assert built[2].optim_wrapper.type == "FSDPOptimWrapper"
+
+
+def test_slurm_without_slurm(tmp_path: Path, tree: Path, monkeypatch):
+    monkeypatch.setattr(runs, "get_device", lambda: "cpu")
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    with pytest.raises(UsageError, match=r"launcher='slurm': SLURM_PROCID, .*start processes by srun"):
+        apis.train(config(tree, tmp_path, launcher="slurm"))
