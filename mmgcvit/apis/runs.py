@@ -231,7 +231,7 @@ def _check_data(cfg: Config, *loaders: str) -> None:
             check_before_run(cfg.get(loader))
             for dataset in data_sets((cfg.get(loader) or {}).get("dataset")):
                 if has_label_maps(dataset) and not dataset.get("backend_args"):
-                    check_label_maps(dataset, cfg.get("model"))
+                    check_label_maps(dataset, cfg.get("model"), cfg.get(loader.replace("dataloader", "evaluator")))
     except AnnotationError as error:
         raise UsageError(str(error)) from error
 

@@ -68,7 +68,8 @@ def check_data(cfg: Config, workers: int = 8, progress: bool = True) -> list[Dat
                     if name == "train":
                         trained = tuple(reports[-1].classes) or None
                 elif labels.has_label_maps(dataset):
-                    reports.append(labels.check_labels(name, dataset, cfg.get("model"), workers, advance))
+                    reports.append(labels.check_labels(name, dataset, cfg.get("model"), workers, advance,
+                                                       cfg.get(f"{name}_evaluator")))
                 else:
                     reports.append(_check(name, dataset, workers, advance))
                 bar.remove_task(task)
