@@ -18,12 +18,18 @@ DEMO_SEG_CONFIG := configs/segmentation/gcvit-nano_fpn_digits-160x160.py
 DEMO_CLS := work_dirs/demo_cls
 DEMO_CLS_CONFIG := configs/classification/gcvit-nano_digits.py
 
-.PHONY: help install digits demo demo-seg demo-cls test test-all test-openmmlab lint clean
+# GC ViT-T as published, the authors' form for dense prediction, and others' backbones. BENCH: e.g. `--device cuda`.
+BENCH ?=
+W24 := gcvit-tiny,pad=window,window_size=24/24/24/24,global_query_reductions=3/2/1/0
+DENSE := gcvit-tiny,pad=window gcvit-tiny $(W24) swin-t
+
+.PHONY: help install digits demo demo-seg demo-cls bench test test-all test-openmmlab lint clean
 
 help:
 	@echo 'make demo            train a GC ViT Mask R-CNN on digit scenes, evaluate it, draw what it finds'
 	@echo 'make demo-seg        the same with a segmentor'
 	@echo 'make demo-cls        the same with a classifier of single digits'
+	@echo 'make bench           time and memory beside other backbones (ten minutes, with nothing else running)'
 	@echo 'make test            the tests'
 	@echo 'make test-all        the tests, those marked slow too'
 	@echo 'make test-openmmlab  the tests in a second environment with OpenMMLab'"'"'s own packages'
@@ -60,6 +66,13 @@ demo-cls: digits
 	@echo
 	@echo 'digits that it was not trained on, with the five most probable classes; the first of $(DEMO_CLS)/predictions.csv:'
 	@head -n 6 $(DEMO_CLS)/predictions.csv
+
+bench: install
+	$(RUN) tools/benchmark.py --models $(DENSE) --shapes 800x1344 --out work_dirs/bench/forward.json $(BENCH)
+	$(RUN) tools/benchmark.py --models $(DENSE) --modes train --shapes 800x1344 --isolate --rounds 3 --out work_dirs/bench/train.json $(BENCH)
+	$(RUN) tools/benchmark.py --models gcvit-tiny,window_size=8 swin-t --modes forward train --shapes 512x512 --out work_dirs/bench/crops.json $(BENCH)
+	$(RUN) tools/benchmark.py --models gcvit-tiny timm-gcvit-tiny --shapes 224x224 --batch 4 --out work_dirs/bench/classifier.json $(BENCH)
+	$(RUN) tools/benchmark.py --models gcvit-tiny --shapes 224x224 448x448 896x896 1792x1792 --isolate --rounds 3 --out work_dirs/bench/pixels.json $(BENCH)
 
 test: install
 	$(PYTEST) -m 'not slow'

@@ -1,0 +1,405 @@
+"""Time and memory of the backbone beside others', measured in turns, and what share of the machine's rate it reaches.
+
+Needs torch, timm and mmengine; mmdet's backbones only where they are asked for.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+NOISY = 0.15  # spread over median, from which on nothing is concluded
+MODES = ("forward", "train")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PEERS = ("swin-t", "resnet-50", "timm-gcvit-tiny", "timm-convnext-tiny")
+ALLOWED = ("gcvit-ARCH and arguments of GCViT, as in gcvit-tiny,pad=window,window_size=24/24/24/24; or "
+           + ", ".join(PEERS))
+
+
+class BenchmarkError(Exception):
+    """A measurement that cannot be taken as asked; the message names what is allowed."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, but for the model, the mode and the picture's shape.
+
+    Args:
+        batch: pictures.
+        dtype: of the computation: float32, or autocast's type.
+        device: torch's name.
+        compile: whether the model goes through torch.compile.
+        channels_last: whether the pictures are laid out channels last.
+        rounds: how often each model has its turn.
+        warmup: runs before the first that counts.
+        isolate: each turn in a process of its own, whose peak of memory is read.
+        threads: of torch on a CPU; None for its own choice.
+    """
+
+    batch: int = 1
+    dtype: str = "float32"
+    device: str = "cpu"
+    compile: bool = False
+    channels_last: bool = False
+    rounds: int = 5
+    warmup: int = 1
+    isolate: bool = False
+    threads: int | None = None
+
+
+@dataclass
+class Result:
+    """Of one model, mode and shape, for each turn: seconds, and the machine's matrix rate before, operations a second.
+
+    ``rates`` are of the fastest way to multiply matrices, ``torch_rates`` of torch's own (:func:`matrix_rates`). With
+    ``isolate`` also the most memory that a process had, and the most beyond what it had before the first run, in bytes.
+    ``forward_flop`` are the operations of a forward pass.
+    """
+
+    model: str
+    mode: str
+    shape: tuple[int, int]
+    seconds: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    torch_rates: list[float] = field(default_factory=list)
+    peak_bytes: int | None = None
+    run_bytes: int | None = None
+    forward_flop: int | None = None
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Distance of the quartiles of the seconds over their median."""
+        return spread(self.seconds)
+
+    def share(self, rates: Sequence[float]) -> float | None:
+        """Of a forward pass: its operations a second over a matrix rate's; None where either is unsteady."""
+        if self.mode != "forward" or not self.forward_flop or max(self.spread, spread(rates)) > NOISY:
+            return None
+        return statistics.median(self.forward_flop / s / rate for s, rate in zip(self.seconds, rates, strict=True))
+
+
+def spread(values: Sequence[float]) -> float:
+    """Distance of the quartiles over the median; with three values, of the least and the greatest."""
+    if len(values) < 2:
+        return math.inf
+    low, _, high = statistics.quantiles(values, n=4)
+    return (high - low) / statistics.median(values)
+
+
+def build(name: str) -> nn.Module:
+    """A backbone by its name on the command line.
+
+    Raises:
+        BenchmarkError: an unknown name, a missing package, or arguments that the model refuses.
+    """
+    base, *pairs = name.split(",")
+    options: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise BenchmarkError(f"model {name!r}: {pair!r} is not key=value; allowed: {ALLOWED}")
+        options[key] = _value(value)
+    try:
+        if base.startswith("gcvit-"):
+            from mmgcvit.backbone import GCViT
+
+            return GCViT(base.removeprefix("gcvit-"), **options)
+        if base == "timm-gcvit-tiny":
+            import timm
+
+            return timm.create_model("gcvit_tiny", num_classes=0, global_pool="", **options)
+        if base == "timm-convnext-tiny":
+            import timm
+
+            return timm.create_model("convnext_tiny", features_only=True, **options)
+        if base == "swin-t":
+            from mmdet.models.backbones import SwinTransformer
+
+            return SwinTransformer(**options)
+        if base == "resnet-50":
+            from mmdet.models.backbones import ResNet
+
+            return ResNet(50, norm_eval=False, **options)
+    except ImportError as error:
+        raise BenchmarkError(f"model {name!r} needs a package that is not here: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise BenchmarkError(f"model {name!r}: {error}") from error
+    raise BenchmarkError(f"model {name!r} is unknown; allowed: {ALLOWED}")
+
+
+def _value(text: str) -> object:
+    """'7' -> 7, '7/7/14/7' -> (7, 7, 14, 7), 'true' -> True; else the text."""
+    if re.fullmatch(r"\d+(/\d+)+", text):
+        return tuple(map(int, text.split("/")))
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+class Measurement:
+    """One model, ready to be run again and again.
+
+    Args:
+        name: as :func:`build` takes it.
+        mode: 'forward' (evaluation, no gradients) or 'train' (forward, and backward from the maps' means).
+        shape: height and width of the pictures.
+        settings: the rest.
+    """
+
+    def __init__(self, name: str, mode: str, shape: Sequence[int], settings: Settings) -> None:
+        torch.manual_seed(0)
+        self.settings, self.mode = settings, mode
+        self.device = torch.device(settings.device)
+        model = build(name).to(self.device)
+        model.train(mode == "train")  # of which mmdet's return nothing
+        self.pictures = torch.randn(settings.batch, 3, *shape, device=self.device)
+        if settings.channels_last:
+            self.pictures = self.pictures.contiguous(memory_format=torch.channels_last)
+        self.parameters = list(model.parameters())
+        self.model: Callable = torch.compile(model) if settings.compile else model
+
+    def run(self) -> float:
+        """One run, in seconds; a training step's gradients are dropped within it, as optimizers do."""
+        self._wait()
+        start = time.perf_counter()
+        dtype = DTYPES[self.settings.dtype]
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
+            if self.mode == "forward":
+                with torch.no_grad():
+                    self.model(self.pictures)
+            else:
+                _loss(self.model(self.pictures)).backward()
+                for parameter in self.parameters:
+                    parameter.grad = None
+        self._wait()
+        return time.perf_counter() - start
+
+    def count(self) -> int:
+        """Operations of a forward pass, two for each multiply-add, those of attention included."""
+        from mmgcvit.analysis import count_flops
+
+        model = getattr(self.model, "_orig_mod", self.model)
+        return 2 * self.settings.batch * count_flops(model, tuple(self.pictures.shape[2:])).total.macs
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _loss(maps: Tensor | Sequence[Tensor]) -> Tensor:
+    return sum(m.float().mean() for m in ([maps] if isinstance(maps, Tensor) else maps))
+
+
+def matrix_rates(settings: Settings) -> tuple[float, float]:
+    """Operations a second of a product of two large square matrices, on the settings' device and in its type.
+
+    Returns:
+        The rate of the fastest way there is here, and that of torch's own. On a CPU the first may be that of a
+        convolution with a kernel of one pixel, which oneDNN computes.
+    """
+    device, dtype = torch.device(settings.device), DTYPES[settings.dtype]
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    picture, weight = a.view(1, side, 1, side).permute(0, 3, 1, 2), b[:, :, None, None]
+
+    def rate(way: Callable[[], Tensor]) -> float:
+        best = math.inf
+        for _ in range(4):
+            start = time.perf_counter()
+            way()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            best = min(best, time.perf_counter() - start)
+        return 2 * side**3 / best
+
+    own = rate(lambda: a @ b)
+    return (own if device.type == "cuda" else max(own, rate(lambda: F.conv2d(picture, weight)))), own
+
+
+def measure(models: Sequence[str], modes: Sequence[str], shapes: Sequence[tuple[int, int]], settings: Settings,
+            progress: Callable[[str], None] = lambda _: None) -> list[Result]:
+    """Every model, mode and shape; the models take turns (A B A B), so that a slow minute hits all of them.
+
+    Raises:
+        BenchmarkError: a model that cannot be built, a device that is not there.
+    """
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise BenchmarkError(f"device {settings.device!r}: torch sees no GPU; allowed: cpu")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    results = []
+    for mode in modes:
+        for shape in shapes:
+            group = [Result(name, mode, tuple(shape)) for name in models]
+            ready = {} if settings.isolate else {
+                r.model: _prepared(r.model, mode, shape, settings) for r in group}
+            for turn in range(settings.rounds):
+                for result in group:
+                    rate, own = matrix_rates(settings)
+                    result.rates.append(rate)
+                    result.torch_rates.append(own)
+                    progress(f"{mode} {shape[0]} x {shape[1]}, round {turn + 1} of {settings.rounds}: {result.model}")
+                    if settings.isolate:
+                        seconds, peak, before = _in_a_process(result.model, mode, shape, settings)
+                        result.peak_bytes = max(peak, result.peak_bytes or 0)
+                        result.run_bytes = max(peak - before, result.run_bytes or 0)
+                    else:
+                        seconds = ready[result.model].run()
+                    result.seconds.append(seconds)
+            ready.clear()
+            gc.collect()
+            results += group
+    for result in results:
+        if result.model.startswith("gcvit-"):
+            with torch.device("meta"):
+                counted = Measurement(result.model, "forward", result.shape, Settings(device="meta"))
+            result.forward_flop = counted.count() * settings.batch
+    return results
+
+
+def _prepared(name: str, mode: str, shape: Sequence[int], settings: Settings) -> Measurement:
+    measurement = Measurement(name, mode, shape, settings)
+    for _ in range(settings.warmup):
+        measurement.run()
+    return measurement
+
+
+def _in_a_process(name: str, mode: str, shape: Sequence[int], settings: Settings) -> tuple[float, int, int]:
+    # Not forked: the parent's memory would count.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_isolated, name, mode, shape, settings).result()
+
+
+def _isolated(name: str, mode: str, shape: Sequence[int], settings: Settings) -> tuple[float, int, int]:
+    """Seconds of one run behind the warm-up, the process's peak memory, and its memory before, in bytes.
+
+    On CUDA, memory is what torch allocated.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    cuda = settings.device.startswith("cuda")
+    measurement = Measurement(name, mode, shape, settings)
+    # Before the first run: a model's weights and its package are not what a run needs.
+    before = torch.cuda.memory_allocated(settings.device) if cuda else resident("VmRSS")
+    for _ in range(settings.warmup):
+        measurement.run()
+    seconds = measurement.run()
+    return seconds, torch.cuda.max_memory_allocated(settings.device) if cuda else resident("VmHWM"), before
+
+
+def resident(which: str) -> int:
+    """Bytes of memory that this process has ('VmRSS') or had at most ('VmHWM').
+
+    Raises:
+        BenchmarkError: where the system is not Linux, which alone tells both.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        raise BenchmarkError("isolate: memory is read from /proc/self/status, which is not here; allowed: Linux")
+    return 1024 * int(re.search(rf"{which}:\s+(\d+) kB", status.read_text()).group(1))
+
+
+def machine(settings: Settings) -> str:
+    """One line on what this was measured on."""
+    if settings.device.startswith("cuda"):
+        return f"{torch.cuda.get_device_name(settings.device)}, CUDA {torch.version.cuda}, torch {torch.__version__}"
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"model name\s*:\s*(.+)", info.read_text())
+        model = found.group(1) if found else model
+    threads = settings.threads or torch.get_num_threads()
+    return f"{model}, {os.cpu_count()} processors, {threads} threads, torch {torch.__version__}"
+
+
+def exponent(results: Sequence[Result], key: Callable[[Result], float]) -> float:
+    """The power of the number of pixels with which a model's cost grows (least squares of the logarithms)."""
+    x = [math.log(r.shape[0] * r.shape[1]) for r in results]
+    return statistics.linear_regression(x, [math.log(key(r)) for r in results]).slope
+
+
+def print_results(results: Sequence[Result], settings: Settings, baseline: str | None) -> None:
+    """The table: medians with their spread, ratios to the baseline, and the share of the machine's matrix rate."""
+    console = Console(width=None if Console().is_terminal else 160)
+    console.print(f"{machine(settings)}; {settings.dtype}, batch {settings.batch}"
+                  + (", compiled" if settings.compile else "") + (", channels last" if settings.channels_last else ""))
+    for which, rates in (("the fastest way", [rate for result in results for rate in result.rates]),
+                         ("torch's", [rate for result in results for rate in result.torch_rates])):
+        console.print(f"matrix products, {which}: {statistics.median(rates) / 1e9:.0f} GFLOP/s "
+                      f"(lowest {min(rates) / 1e9:.0f}, highest {max(rates) / 1e9:.0f})", highlight=False)
+    table = Table()
+    for title in ("mode", "shape", "model"):
+        table.add_column(title, overflow="fold")
+    titles = ["seconds", "spread", "peak GiB", "GiB of the run", f"time / {baseline}", f"GiB / {baseline}",
+              "of the matrix rate", "of torch's"]
+    unwanted = (set() if settings.isolate else {"peak GiB", "GiB of the run", f"GiB / {baseline}"}) | (
+        set() if baseline else {f"time / {baseline}", f"GiB / {baseline}"})
+    for title in titles:
+        if title not in unwanted:
+            table.add_column(title, justify="right")
+    for result in results:
+        base = next((r for r in results if (r.model, r.mode, r.shape) == (baseline, result.mode, result.shape)), None)
+        cells = [f"{result.median:.3f}", f"{result.spread:.0%}" if len(result.seconds) > 1 else "?",
+                 f"{(result.peak_bytes or 0) / 2**30:.2f}", f"{(result.run_bytes or 0) / 2**30:.2f}",
+                 ratio(result, base),
+                 f"{result.run_bytes / base.run_bytes:.2f}" if base and base.run_bytes else "",
+                 *("" if share is None else f"{share:.2f}"
+                   for share in (result.share(result.rates), result.share(result.torch_rates)))]
+        row = [result.mode, "{} x {}".format(*result.shape), result.model,
+               *(cell for title, cell in zip(titles, cells, strict=True) if title not in unwanted)]
+        table.add_row(*row)
+    console.print(table)
+    for name, mode in dict.fromkeys((r.model, r.mode) for r in results):
+        own = [r for r in results if (r.model, r.mode) == (name, mode)]
+        if len(own) > 2:
+            noisy = any(r.spread > NOISY for r in own)
+            line = f"{name}, {mode}: time grows with pixels to the power of "
+            line += "?, noisy" if noisy else f"{exponent(own, lambda r: r.median):.3f}"
+            if settings.isolate:
+                line += f", memory of the run to that of {exponent(own, lambda r: r.run_bytes):.3f}"
+            console.print(line, highlight=False)
+    if any(r.spread > NOISY for r in results):
+        console.print(f"noisy: the quartiles lie further apart than {NOISY:.0%} of the median; nothing follows from "
+                      "these figures. Let nothing else run, and take more --rounds.")
+
+
+def ratio(result: Result, base: Result | None) -> str:
+    """Time over the baseline's, where both are steady enough to say."""
+    if base is None:
+        return ""
+    if result.spread > NOISY or base.spread > NOISY:
+        return "noisy"
+    return f"{result.median / base.median:.2f}"
+
+
+def write_json(path: Path, results: Sequence[Result], settings: Settings) -> None:
+    """Everything measured, for another program; written under another name first."""
+    data = dict(machine=machine(settings), settings=asdict(settings),
+                results=[asdict(r) | dict(median=r.median, noisy=r.spread > NOISY) for r in results])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(data, indent=1) + "\n")
+    temporary.replace(path)
