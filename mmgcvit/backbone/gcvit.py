@@ -14,17 +14,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmgcvit.backbone.arch import Arch, resolve_arch
-from mmgcvit.backbone.attention import WindowAttention
+from mmgcvit.backbone.attention import Bias, WindowAttention
 from mmgcvit.backbone.checks import STAGES, check_choice, check_four, check_integer, check_rate, check_stages
+from mmgcvit.backbone.eager import eager_on_cpu
 from mmgcvit.backbone.initial import SafePretrainedInit
-from mmgcvit.backbone.layers import Downsample, GlobalQuery, Mlp, PointwiseConv, Stem, drop_path, layer_norm
-from mmgcvit.backbone.windows import PAD_MODES, WindowGrid, pad_to_multiple
+from mmgcvit.backbone.layers import Downsample, GlobalQuery, Mlp, PointwiseConv, Stem, layer_norm
+from mmgcvit.backbone.windows import PAD_MODES, Region, WindowGrid, pad_to_multiple
 
 INTERPOLATIONS = ("bicubic", "bilinear")
+# Elements of a map that a block works on at a time on a CPU.
+CHUNK = 2**18
 
 
 class Block(nn.Module):
-    """x + drop_path(gamma1 * attention(norm1(x))), then the same with the MLP.
+    """x + gamma1 * attention(norm1(x)), with stochastic depth, then the same with the MLP.
 
     Args:
         channels: C.
@@ -49,30 +52,41 @@ class Block(nn.Module):
             scale = None if layer_scale is None else nn.Parameter(torch.full((channels,), float(layer_scale)))
             self.register_parameter(name, scale)
 
-    def forward(self, x: Tensor, global_query: Tensor, grid: WindowGrid) -> Tensor:
+    def forward(self, x: Tensor, global_query: Tensor | None, bias: Bias,
+                keep: Tensor | None = None) -> Tensor:
         """One block.
 
         Args:
-            x: (windows, tokens, pictures, C) where the windows divide the map, else the map (B, H, W, C), which is
-                then padded and cut for the attention alone.
-            global_query: (B, heads, tokens, C // heads).
-            grid: how the map is cut.
+            x: (windows, tokens, pictures, C), windows of one size.
+            global_query: (B, heads, tokens, C // heads), for the tokens of these windows.
+            bias: of the attention, for windows of this size.
+            keep: of :meth:`draw`, so shaped that each half of it multiplies x.
 
         Returns:
             Tensor of x's shape.
         """
-        # A map, cut or not, has its pictures first, but for maps of several windows: there they are third.
-        picture_axis = 2 if grid.divides and not grid.single else 0
-        y = self.norm1(x)
-        windows = self.attn(y if grid.divides else grid.partition(y), global_query)
-        y = windows if grid.divides else grid.merge(windows)
-        x = x + drop_path(self._scale(y, self.gamma1), self.drop_path_rate, picture_axis, self.training)
-        y = self.mlp(self.norm2(x))
-        return x + drop_path(self._scale(y, self.gamma2), self.drop_path_rate, picture_axis, self.training)
+        keep_attention, keep_mlp = (None, None) if keep is None else keep
+        x = _add(x, self.attn(self.norm1(x), global_query, bias), self.gamma1, keep_attention)
+        return _add(x, self.mlp(self.norm2(x)), self.gamma2, keep_mlp)
 
-    @staticmethod
-    def _scale(y: Tensor, gamma: Tensor | None) -> Tensor:
-        return y if gamma is None else y * gamma
+    def draw(self, pictures: int, x: Tensor) -> Tensor | None:
+        """Stochastic depth: by what each picture is multiplied in either half, (2, pictures, 1); None in evaluation.
+
+        0 with probability ``drop_path_rate``, else 1 / (1 - rate). Drawn once for all windows of a picture; x tells
+        type and device.
+        """
+        if not self.training or not self.drop_path_rate:
+            return None
+        keep = 1 - self.drop_path_rate
+        # All windows of a picture are dropped, or none: hence drawn before the map is cut.
+        return x.new_empty(2, pictures, 1).bernoulli_(keep).div_(keep) if keep else x.new_zeros(2, pictures, 1)
+
+
+def _add(x: Tensor, y: Tensor, gamma: Tensor | None, keep: Tensor | None) -> Tensor:
+    """x + y * gamma * keep."""
+    if keep is not None:
+        y = y * keep
+    return x + y if gamma is None else torch.addcmul(x, y, gamma)
 
 
 class Stage(nn.Module):
@@ -112,17 +126,34 @@ class Stage(nn.Module):
         if self.pad == "stage":
             x = pad_to_multiple(x, self.window)
         query = self.query(x) if self.query is not None else None
+        keeps = [block.draw(len(x), x) for block in self.blocks]
         grid = WindowGrid(x.shape[1], x.shape[2], self.window)
-        if grid.divides:
-            x = grid.partition(x)
-        for block in self.blocks:
-            if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(block, x, query, grid, use_reentrant=False)
-            else:
-                x = block(x, query, grid)
-        if grid.divides:
-            x = grid.merge(x)
+        x = grid.merge([self._region(grid.cut(x, region), query, region, keeps) for region in grid.regions])
         return x[:, :height, :width]
+
+    def _region(self, x: Tensor, query: Tensor | None, region: Region, keeps: Sequence[Tensor | None]) -> Tensor:
+        """All blocks on the windows of one region, (windows, tokens, pictures, C)."""
+        if query is not None:
+            # (B, heads, window * window, d) -> (B, heads, height * width, d): a smaller window has the first of each
+            query = query.unflatten(2, (self.window, -1))[:, :, : region.height, : region.width].flatten(2, 3)
+        single = region.rows * region.columns == 1  # then the pictures lie where else the windows do
+        parts, step = [x], len(x)
+        if eager_on_cpu(x):
+            # Some windows at a time: what lies between a block's input and output then stays in the caches, and in
+            # memory that the process already has (large tensors are new pages each time).
+            step = max(1, CHUNK // x[0].numel())
+            parts = list(x.split(step))
+        for block, keep in zip(self.blocks, keeps, strict=True):
+            bias = block.attn.bias(region.height, region.width, pictures=x.shape[2])
+            for n, part in enumerate(parts):
+                some = slice(n * step, (n + 1) * step) if single and len(parts) > 1 else slice(None)  # pictures
+                own = None if query is None else query[some]
+                drop = keep if keep is None or not single else keep[:, some, None, None]
+                if self.with_cp and torch.is_grad_enabled():
+                    parts[n] = checkpoint(block, part, own, bias, drop, use_reentrant=False)
+                else:
+                    parts[n] = block(part, own, bias, drop)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @MODELS.register_module()
@@ -139,8 +170,9 @@ class GCViT(SafePretrainedInit, BaseModule):
       the maps are cropped.
     - ``pad='stage'`` (tfgcvit): each stage's map is zero-padded, global query and blocks see it, it is cropped at the
       stage's end.
-    - ``pad='window'`` (the authors' detection models): each block zero-pads what its attention sees and crops what
-      comes back; the global query comes from the unpadded map.
+    - ``pad='window'`` (the authors' detection models): attention alone sees its windows zero-padded; the global query
+      comes from the unpadded map. Nothing is computed for the padding: see
+      :class:`~mmgcvit.backbone.attention.WindowAttention`.
 
     Args:
         arch: 'xxtiny', 'xtiny', 'tiny', 'tiny2', 'small', 'small2', 'base', 'large', 'large-384', 'large-512', or a
@@ -243,7 +275,7 @@ class GCViT(SafePretrainedInit, BaseModule):
             raise ValueError(f"GCViT: input of shape {tuple(x.shape)}; "
                              f"allowed: (B, {self.in_channels}, H, W) with B, H, W >= 1")
         height, width = x.shape[2:]
-        x = x.permute(0, 2, 3, 1)  # NHWC from here to the maps
+        x = x.permute(0, 2, 3, 1).contiguous()  # NHWC from here to the maps
         if self.pad == "input":
             x = pad_to_multiple(x, self.pad_multiple)
         x = self.stem(x)
@@ -252,9 +284,9 @@ class GCViT(SafePretrainedInit, BaseModule):
             x = stage(x)
             if i in self.out_indices:
                 stride = 4 * 2**i
-                y = x[:, : -(-height // stride), : -(-width // stride)]
+                y = getattr(self, f"norm{i}")(x)[:, : -(-height // stride), : -(-width // stride)]
                 # Contiguous NCHW, as what follows may read raw memory (mmcv's RoIAlign does).
-                maps.append(getattr(self, f"norm{i}")(y).permute(0, 3, 1, 2).contiguous())
+                maps.append(y.permute(0, 3, 1, 2).contiguous())
         return tuple(maps)
 
     def train(self, mode: bool = True) -> GCViT:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mmengine.logging import MMLogger
 from torch import nn
 
-from mmgcvit.backbone import ARCHS, GCViT
+from mmgcvit.backbone import ARCHS, GCViT, gcvit
 from mmgcvit.backbone.windows import PAD_MODES
 
 PUBLISHED_PARAMETERS = {  # of the classifiers with 1000 classes
@@ -153,7 +153,8 @@ def test_with_cp_gives_the_same_outputs_and_gradients(tiny_model, pad: str):
     saving.load_state_dict(plain.state_dict())
     pictures = torch.randn(2, 3, 50, 70)
     results = []
-    for model, expected in ((plain, 8), (saving, 16)):  # eight blocks; in the backward pass once more, or not
+    forward = 0
+    for model, times in ((plain, 1), (saving, 2)):  # in the backward pass once more, or not
         runs = 0
         for stage in model.stages:
             for block in stage.blocks:
@@ -161,8 +162,9 @@ def test_with_cp_gives_the_same_outputs_and_gradients(tiny_model, pad: str):
         torch.manual_seed(3)
         x = pictures.clone().requires_grad_()
         maps = model(x)
+        forward = forward or runs
         loss_of(maps).backward()
-        assert runs == expected
+        assert runs == times * forward
         results.append((maps, [x.grad] + [p.grad for p in model.parameters()]))
     for a, b in zip(results[0][0], results[1][0], strict=True):
         assert torch.equal(a, b)
@@ -244,6 +246,42 @@ def test_drop_path_drops_whole_pictures(size: tuple[int, int], pad: str):
     assert 5 <= sum(same) < 16  # 0.9 ** 2 of 16 are expected to skip both halves of the block
 
 
+@pytest.mark.parametrize("rate", [0.25, 1.0])
+def test_drop_path_is_drawn_per_picture(rate: float):
+    block = GCViT(TINY).stages[0].blocks[0]
+    block.drop_path_rate = rate
+    assert block.eval().draw(3, torch.zeros(1)) is None
+    keep = block.train().draw(4000, torch.zeros(1, dtype=torch.double))
+    assert keep.shape == (2, 4000, 1)
+    assert keep.dtype == torch.double
+    assert keep.unique().tolist() == pytest.approx([0.0, 1 / 0.75] if rate < 1 else [0.0])
+    assert ((keep == 0).double().mean((1, 2)) - rate).abs().max() < 0.03
+    block.drop_path_rate = 0.0
+    assert block.draw(3, torch.zeros(1)) is None
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("pad", PAD_MODES)
+def test_how_much_is_worked_on_at_a_time_does_not_matter(tiny_model, monkeypatch, pad: str, batch: int):
+    model = tiny_model(pad=pad, drop_path_rate=0.5).train()
+    pictures = torch.randn(batch, 3, 100, 132)
+    results = []
+    for chunk in (2**30, 500, 1):
+        monkeypatch.setattr(gcvit, "CHUNK", chunk)
+        torch.manual_seed(1)
+        model.zero_grad()
+        maps = model(pictures)
+        loss_of(maps).backward()
+        results.append([m.detach() for m in maps] + [p.grad.clone() for p in model.parameters()])
+        model.eval()
+        with torch.no_grad():
+            results[-1] += model(pictures)
+        model.train()
+    for other in results[1:]:
+        for a, b in zip(other, results[0], strict=True):
+            assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("pad", PAD_MODES)
 def test_autocast(tiny_model, dtype: torch.dtype, pad: str):
@@ -282,6 +320,47 @@ def test_compile_a_training_step_with_cp(tiny_model):
     loss_of(model(pictures)).backward()
     for name, parameter in model.named_parameters():
         assert relative_error(got[name], parameter.grad) < 1e-4, name
+
+
+@pytest.mark.skipif(TORCH < (2, 6), reason="older compilers fix more sizes than they must")
+def test_compile_once_for_many_sizes(tiny_model):
+    """At most three compilations of ten sizes."""
+    model, compilations = tiny_model(arch={**TINY, "depths": (1, 2, 1, 1)}), 0
+
+    def count(graph, inputs):
+        nonlocal compilations
+        compilations += 1
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=count)
+    with torch.no_grad():
+        for i in range(10):
+            pictures = torch.randn(2, 3, 100 + 37 * i, 300 - 13 * i)
+            for got, wanted in zip(compiled(pictures), model(pictures), strict=True):
+                assert relative_error(got, wanted) < 1e-5
+    assert 1 <= compilations <= 3
+
+
+@pytest.mark.skipif(TORCH < (2, 6), reason="older exporters fix more sizes than they must")
+@pytest.mark.parametrize("pad", PAD_MODES)
+def test_export(tiny_model, pad: str):
+    model, pictures = tiny_model(pad=pad), torch.randn(2, 3, 100, 132)
+    with torch.no_grad():
+        program = torch.export.export(model, (pictures,))
+        for got, wanted in zip(program.module()(pictures), model(pictures), strict=True):
+            assert relative_error(got, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("pad", PAD_MODES)
+def test_trace(tiny_model, tmp_path, pad: str):
+    model, pictures = tiny_model(pad=pad), torch.randn(2, 3, 100, 132)
+    with torch.no_grad():
+        torch.jit.trace(model, pictures, check_trace=False).save(tmp_path / "traced.pt")
+        traced = torch.jit.load(tmp_path / "traced.pt")
+        for other in (pictures, torch.randn(2, 3, 100, 132)):
+            for got, wanted in zip(traced(other), model(other), strict=True):
+                assert relative_error(got, wanted) < 1e-5
 
 
 @pytest.mark.slow

@@ -13,24 +13,37 @@ from mmgcvit.backbone.windows import WindowGrid, pad_to_multiple
 @settings(max_examples=60, deadline=None)
 @given(batch=st.integers(1, 3), height=st.integers(1, 20), width=st.integers(1, 20), window=st.integers(1, 8))
 def test_every_token_is_where_it_belongs_and_comes_back(batch: int, height: int, width: int, window: int):
-    x = torch.arange(1, batch * height * width * 2 + 1).float().reshape(batch, height, width, 2)
+    x = torch.arange(batch * height * width * 2).float().reshape(batch, height, width, 2)
     grid = WindowGrid(height, width, window)
-    windows = grid.partition(x)
-    rows, columns = -(-height // window), -(-width // window)
-    single = rows == columns == 1
-    assert windows.shape == ((batch, window**2, 1, 2) if single else (rows * columns, window**2, batch, 2))
-    assert grid.divides == (height % window == 0 and width % window == 0)
+    parts = [grid.cut(x, region) for region in grid.regions]
+    assert sum(part.numel() for part in parts) == x.numel()  # nothing is padded
     for b, i, j in [(0, 0, 0), (batch - 1, height - 1, width - 1), (batch // 2, height // 2, width // 3)]:
-        token = i % window * window + j % window
-        place = (b, token, 0) if single else (i // window * columns + j // window, token, b)
-        assert torch.equal(windows[place], x[b, i, j])
-    assert (windows == 0).sum() == batch * 2 * ((rows * columns * window**2) - height * width)  # the padding
-    assert torch.equal(grid.merge(windows), x)
+        (n,) = (n for n, r in enumerate(grid.regions)
+                if 0 <= i - r.top < r.rows * r.height and 0 <= j - r.left < r.columns * r.width)
+        region = grid.regions[n]
+        # a window is smaller than the others where an edge cuts it off
+        assert region.height == min(window, height - i // window * window)
+        assert region.width == min(window, width - j // window * window)
+        row, y = divmod(i - region.top, region.height)
+        column, z = divmod(j - region.left, region.width)
+        token = y * region.width + z
+        single = region.rows * region.columns == 1
+        place = (b, token, 0) if single else (row * region.columns + column, token, b)
+        assert torch.equal(parts[n][place], x[b, i, j])
+    assert torch.equal(grid.merge(parts), x)
 
 
-def test_a_map_of_one_window_is_not_copied():
-    x = torch.randn(3, 4, 4, 5)
-    assert WindowGrid(4, 4, 4).partition(x).data_ptr() == x.data_ptr()
+@pytest.mark.parametrize(("size", "regions"), [((8, 12), 1), ((9, 12), 2), ((8, 13), 2), ((9, 13), 4), ((3, 2), 1)])
+def test_regions(size: tuple[int, int], regions: int):
+    assert len(WindowGrid(*size, 4).regions) == regions
+
+
+@pytest.mark.parametrize("size", [(4, 4), (3, 2)])
+def test_a_map_of_one_window_is_not_copied(size: tuple[int, int]):
+    x = torch.randn(3, *size, 5)
+    grid = WindowGrid(*size, 4)
+    windows = grid.cut(x, grid.regions[0])
+    assert windows.data_ptr() == grid.merge([windows]).data_ptr() == x.data_ptr()
 
 
 @pytest.mark.parametrize(("size", "padded"), [((1, 1), (4, 4)), ((4, 8), (4, 8)), ((5, 3), (8, 4))])
