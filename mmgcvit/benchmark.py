@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -290,7 +291,11 @@ def _prepared(name: str, mode: str, shape: Sequence[int], settings: Settings) ->
 def _in_a_process(name: str, mode: str, shape: Sequence[int], settings: Settings) -> tuple[float, int, int]:
     # Not forked: the parent's memory would count.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_isolated, name, mode, shape, settings).result()
+        try:
+            return pool.submit(_isolated, name, mode, shape, settings).result()
+        except BrokenProcessPool as error:
+            raise BenchmarkError(f"{mode} of {name} at {shape[0]} x {shape[1]} was killed, as where memory ran out; "
+                                 "allowed: what fits, by a smaller --batch or smaller --shapes") from error
 
 
 def _isolated(name: str, mode: str, shape: Sequence[int], settings: Settings) -> tuple[float, int, int]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mmgcvit.backbone.eager import eager_on_cpu
-from mmgcvit.backbone.linear import Linear
+from mmgcvit.backbone.linear import linear
 
 # Elements of a product of queries and keys that are worked on at a time on a CPU, so that they stay in its caches.
 SCORES = 2**19
@@ -68,22 +68,22 @@ def padding_bias(table: Tensor, window: int, height: int, width: int) -> Tensor:
     """
     grid = table.T.reshape(-1, 2 * window - 1, 2 * window - 1).flip(1, 2)  # [h, k - i + w - 1, l - j + w - 1]
     grid = grid.to(torch.promote_types(grid.dtype, torch.float32))
-    largest = grid.detach().amax((1, 2), keepdim=True)
-    grid = (grid - largest).exp()
 
     def total(rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
-        """Sum over the keys in ``rows`` and ``columns`` (first, last + 1), for each query: (heads, height, width)."""
+        """Over the keys in ``rows`` and ``columns`` (first, last + 1), for each query: (heads, height, width)."""
         sums = grid
         for axis, (first, last), queries in ((1, rows, height), (2, columns, width)):
             # A query in row i finds these keys first - i to last - 1 - i rows below it. The last query comes first.
             part = sums.narrow(axis, first - queries + window, last - first + queries - 1)
-            sums = part.unfold(axis, last - first, 1).sum(-1).flip(axis)
+            sums = part.unfold(axis, last - first, 1).logsumexp(-1).flip(axis)
         return sums
 
-    below = total((height, window), (0, window)) if height < window else 0
-    beside = total((0, height), (width, window)) if width < window else 0
-    logarithm = (below + beside).clamp_min(torch.finfo(grid.dtype).tiny).log() + largest
-    return logarithm.flatten(1)[..., None]
+    parts = []
+    if height < window:  # below, and in the corner
+        parts.append(total((height, window), (0, window)))
+    if width < window:  # beside
+        parts.append(total((0, height), (width, window)))
+    return torch.stack(parts).logsumexp(0).flatten(1)[..., None]
 
 
 class Bias(NamedTuple):
@@ -99,13 +99,16 @@ class Bias(NamedTuple):
     outside: Tensor | None = None
     whole: Tensor | None = None
 
-    def groups(self, rows: int, dtype: torch.dtype, limit: float) -> Iterator[tuple[int, int, Tensor]]:
-        """(first row of queries, last + 1, their bias (rows, queries, keys)), of at most ``limit`` elements a head."""
+    def groups(self, rows: int, dtype: torch.dtype, limit: int | None) -> Iterator[tuple[int, int, Tensor]]:
+        """(first row of queries, last + 1, their bias (rows, queries, keys)).
+
+        Of at most ``limit`` elements, or of one row of queries; None for all of them at once.
+        """
         heads, width, height = *self.columns.shape[:2], (self.columns.shape[2] + 1) // 2
         if self.whole is not None:
             yield 0, height, self.whole.to(dtype)
             return
-        step = int(max(1, min(height, limit // (heads * width * height * width))))
+        step = height if limit is None else max(1, limit // (rows * width * height * width))
         for first in range(0, height, step):
             last = min(first + step, height)
             bias = bias_rows(self.columns, first, last)
@@ -188,7 +191,7 @@ class _Attention(torch.autograd.Function):
                 d_bias += d_scores.unflatten(0, shape).sum(0, dtype=wide)
                 put(d_k[some], (d_scores.mT @ qs).unflatten(0, shape))
                 d_qs = (d_scores @ ks).mul_(scale).unflatten(0, shape)
-                if query is None or len(query) == windows:
+                if query is None or query.shape[0] == windows:
                     d_q[some, :, queries] = d_qs
                 else:
                     d_query[0, :, queries] += d_qs.sum(0, dtype=wide)
@@ -212,10 +215,10 @@ def _split(parts: Tensor, query: Tensor | None, tokens: int) -> tuple[Tensor, Te
         q, k, v = parts.unbind(3)
         return q[:, :, :tokens], k, v
     k, v = parts.unbind(3)
-    return query.expand(len(parts), -1, -1, -1), k, v
+    return query.expand(parts.shape[0], -1, -1, -1), k, v
 
 
-def _fused(parts: Tensor, query: Tensor | None, bias: Bias, dropout: float = 0.0, limit: float = BIAS) -> Tensor:
+def _fused(parts: Tensor, query: Tensor | None, bias: Bias, dropout: float = 0.0, limit: int | None = None) -> Tensor:
     """:func:`attend` by torch's fused attention."""
     width, height = bias.columns.shape[1], (bias.columns.shape[2] + 1) // 2
     q, k, v = _split(parts, query, height * width)
@@ -241,7 +244,7 @@ def attend(parts: Tensor, query: Tensor | None, bias: Bias, dropout: float) -> T
         (windows, tokens, rows, d).
     """
     if dropout or not eager_on_cpu(parts):
-        return _fused(parts, query, bias._replace(whole=None), dropout, limit=math.inf)
+        return _fused(parts, query, bias._replace(whole=None), dropout)
     if torch.is_grad_enabled() and bias.columns.requires_grad:
         return _Attention.apply(parts, query, *bias)
     return _fused(parts, query, bias, limit=BIAS)
@@ -276,11 +279,11 @@ class WindowAttention(nn.Module):
         self.num_heads, self.window, self.is_global = num_heads, window, is_global
         self.attn_drop_rate, self.drop_rate = attn_drop_rate, drop_rate
         if is_global:
-            self.kv = Linear(channels, 2 * channels, bias=qkv_bias)
+            self.kv = nn.Linear(channels, 2 * channels, bias=qkv_bias)
         else:
-            self.qkv = Linear(channels, 3 * channels, bias=qkv_bias)
+            self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
-        self.proj = Linear(channels, channels)
+        self.proj = nn.Linear(channels, channels)
 
     def bias(self, height: int, width: int, pictures: int = 1) -> Bias:
         """What :func:`attend` needs for windows of this size, which lie beside those of so many pictures."""
@@ -290,17 +293,21 @@ class WindowAttention(nn.Module):
                     padding_bias(table, self.window, height, width) if padded else None)
         if eager_on_cpu(table) and self.num_heads * pictures * (height * width) ** 2 <= BIAS:
             with torch.no_grad():  # once for all calls; the gradient goes through the other two
-                (_, _, whole), = bias.groups(self.num_heads * pictures, table.dtype, math.inf)
+                (_, _, whole), = bias.groups(self.num_heads * pictures, table.dtype, None)
             bias = bias._replace(whole=whole)
         return bias
 
-    def forward(self, x: Tensor, global_query: Tensor | None, bias: Bias) -> Tensor:
+    def forward(self, x: Tensor, global_query: Tensor | None, size: tuple[int, int], shared: list[Bias] | None = None
+                ) -> Tensor:
         """Attend within each window.
 
         Args:
             x: (windows, tokens, pictures, C), as :class:`~mmgcvit.backbone.windows.WindowGrid` lays them out.
             global_query: (B, heads, tokens, C // heads), for global attention.
-            bias: of :meth:`bias`, for windows of this size.
+            size: height and width of these windows; tokens is their product.
+            shared: where several calls are for windows of one size beside equally many pictures, an empty list: the
+                first call leaves its bias there. (It is computed in here, not by the caller, because weights may be
+                there only while this module is called, as with sharding and offloading.)
 
         Returns:
             Tensor of x's shape.
@@ -308,11 +315,14 @@ class WindowAttention(nn.Module):
         windows, tokens, pictures, channels = x.shape
         head_dim = channels // self.num_heads
         rows = pictures * self.num_heads  # what the attention takes for its heads
+        bias = shared[0] if shared else self.bias(*size, pictures)
+        if shared is not None and not shared:
+            shared.append(bias)
         if bias.outside is not None:
             x = F.pad(x, (0, 0, 0, 0, 0, 1))  # the padding's token
         # (windows, tokens, pictures, heads * (2 or 3) * d) -> (windows, tokens, rows, 2 or 3, d)
-        parts = (self.kv if self.is_global else self.qkv)(x).reshape(windows, -1, rows, 2 if self.is_global else 3,
-                                                                     head_dim)
+        parts = linear(self.kv if self.is_global else self.qkv, x)
+        parts = parts.reshape(windows, x.shape[1], rows, 2 if self.is_global else 3, head_dim)
         if self.is_global:
             # (B, heads, tokens, d) -> (1, rows, tokens, d). Where a region is a single window, `windows` counts
             # pictures and the query has one for each.
@@ -320,4 +330,5 @@ class WindowAttention(nn.Module):
         x = attend(parts, global_query if self.is_global else None, bias,
                    dropout=self.attn_drop_rate if self.training else 0.0)
         # (windows, tokens, rows, d) -> (windows, tokens, pictures, C)
-        return F.dropout(self.proj(x.reshape(windows, tokens, pictures, channels)), self.drop_rate, self.training)
+        x = linear(self.proj, x.reshape(windows, tokens, pictures, channels))
+        return F.dropout(x, self.drop_rate, self.training)

@@ -52,21 +52,22 @@ class Block(nn.Module):
             scale = None if layer_scale is None else nn.Parameter(torch.full((channels,), float(layer_scale)))
             self.register_parameter(name, scale)
 
-    def forward(self, x: Tensor, global_query: Tensor | None, bias: Bias,
-                keep: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, global_query: Tensor | None, size: tuple[int, int], keep: Tensor | None = None,
+                shared: list[Bias] | None = None) -> Tensor:
         """One block.
 
         Args:
             x: (windows, tokens, pictures, C), windows of one size.
             global_query: (B, heads, tokens, C // heads), for the tokens of these windows.
-            bias: of the attention, for windows of this size.
+            size: height and width of these windows.
             keep: of :meth:`draw`, so shaped that each half of it multiplies x.
+            shared: see :meth:`WindowAttention.forward`.
 
         Returns:
             Tensor of x's shape.
         """
         keep_attention, keep_mlp = (None, None) if keep is None else keep
-        x = _add(x, self.attn(self.norm1(x), global_query, bias), self.gamma1, keep_attention)
+        x = _add(x, self.attn(self.norm1(x), global_query, size, shared), self.gamma1, keep_attention)
         return _add(x, self.mlp(self.norm2(x)), self.gamma2, keep_mlp)
 
     def draw(self, pictures: int, x: Tensor) -> Tensor | None:
@@ -126,7 +127,7 @@ class Stage(nn.Module):
         if self.pad == "stage":
             x = pad_to_multiple(x, self.window)
         query = self.query(x) if self.query is not None else None
-        keeps = [block.draw(len(x), x) for block in self.blocks]
+        keeps = [block.draw(x.shape[0], x) for block in self.blocks]
         grid = WindowGrid(x.shape[1], x.shape[2], self.window)
         x = grid.merge([self._region(grid.cut(x, region), query, region, keeps) for region in grid.regions])
         return x[:, :height, :width]
@@ -137,22 +138,24 @@ class Stage(nn.Module):
             # (B, heads, window * window, d) -> (B, heads, height * width, d): a smaller window has the first of each
             query = query.unflatten(2, (self.window, -1))[:, :, : region.height, : region.width].flatten(2, 3)
         single = region.rows * region.columns == 1  # then the pictures lie where else the windows do
-        parts, step = [x], len(x)
+        size = (region.height, region.width)
+        parts, step = [x], x.shape[0]
         if eager_on_cpu(x):
             # Some windows at a time: what lies between a block's input and output then stays in the caches, and in
             # memory that the process already has (large tensors are new pages each time).
             step = max(1, CHUNK // x[0].numel())
             parts = list(x.split(step))
         for block, keep in zip(self.blocks, keeps, strict=True):
-            bias = block.attn.bias(region.height, region.width, pictures=x.shape[2])
+            shared: list[Bias] = []
             for n, part in enumerate(parts):
                 some = slice(n * step, (n + 1) * step) if single and len(parts) > 1 else slice(None)  # pictures
                 own = None if query is None else query[some]
                 drop = keep if keep is None or not single else keep[:, some, None, None]
                 if self.with_cp and torch.is_grad_enabled():
-                    parts[n] = checkpoint(block, part, own, bias, drop, use_reentrant=False)
+                    # Nothing is shared: what one part leaves for others would not be there when it is computed anew.
+                    parts[n] = checkpoint(block, part, own, size, drop, use_reentrant=False)
                 else:
-                    parts[n] = block(part, own, bias, drop)
+                    parts[n] = block(part, own, size, drop, shared)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mmgcvit.backbone.eager import eager_on_cpu, is_plain
-from mmgcvit.backbone.linear import GeluLinear, Linear, product, weight_gradient
+from mmgcvit.backbone.linear import linear, product, weight_gradient
 
 LAYER_NORM_EPS = 1e-5
 PIECE = 2**18  # elements of a map that are worked on at a time
@@ -22,7 +22,7 @@ def layer_norm(channels: int) -> nn.LayerNorm:
     return nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
 
 
-class PointwiseConv(Linear):
+class PointwiseConv(nn.Linear):
     """A 1x1 convolution without bias on channels-last maps: a linear map, with a convolution's initial values."""
 
     def __init__(self, channels: int) -> None:
@@ -61,7 +61,7 @@ class MBConv(nn.Module):
         """See the class."""
         y = conv_channels_last(self.depthwise, x)
         # Where the map is larger than the weight, channel attention may scale the weight.
-        if y.shape[1] * y.shape[2] > y.shape[3] and self._is_plain(x, y):
+        if self._is_plain(x, y) and y.shape[1] * y.shape[2] > y.shape[3]:
             weights = self.pointwise.weight, self.se.fc1.weight, self.se.fc2.weight
             x, y = x.contiguous(), y.contiguous()  # as they are, but where torch has no oneDNN
             if torch.is_grad_enabled():
@@ -203,13 +203,17 @@ class Mlp(nn.Module):
 
     def __init__(self, channels: int, hidden: int, drop_rate: float) -> None:
         super().__init__()
-        self.fc1 = Linear(channels, hidden)
-        self.fc2 = GeluLinear(hidden, channels, drop_rate)
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
         self.drop_rate = drop_rate
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return F.dropout(self.fc2(self.fc1(x)), self.drop_rate, self.training)
+        x = linear(self.fc1, x)
+        if not self.drop_rate:
+            return linear(self.fc2, x, gelu=True)
+        x = F.dropout(F.gelu(x), self.drop_rate, self.training)
+        return F.dropout(linear(self.fc2, x), self.drop_rate, self.training)
 
 
 def conv_channels_last(conv: nn.Conv2d, x: Tensor) -> Tensor:

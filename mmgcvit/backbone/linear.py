@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmgcvit.backbone.eager import eager_on_cpu
+from mmgcvit.backbone.eager import autocasts_on_cpu, eager_on_cpu, is_ordinary, is_plain
 
 SMALL = 2**15  # elements of an input from which on a convolution pays; torch gives oneDNN none with 20480 or fewer
 
@@ -31,9 +31,10 @@ def onednn_is_faster() -> bool:
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether x's product with a weight is for oneDNN: both plain float32, neither small nor under autocast."""
-    return (x.dtype == weight.dtype == torch.float32 and x.numel() > SMALL and type(weight) in (Tensor, nn.Parameter)
-            and onednn_is_faster() and torch._C._get_mkldnn_enabled() and eager_on_cpu(x)
-            and not torch.is_autocast_cpu_enabled())
+    # First of all, as compilers are to see nothing of the rest.
+    return (eager_on_cpu(x) and x.dtype == weight.dtype == torch.float32 and x.numel() > SMALL
+            and is_ordinary(weight) and onednn_is_faster() and torch._C._get_mkldnn_enabled()
+            and not autocasts_on_cpu())
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -65,37 +66,18 @@ def _picture(x: Tensor) -> Tensor:
     return x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
 
 
-class Linear(nn.Linear):
-    """torch's, by :func:`product`."""
+def linear(module: nn.Linear, x: Tensor, gelu: bool = False) -> Tensor:
+    """module(x), or module(GELU(x)): (..., C) -> (..., C').
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C')."""
-        if not by_onednn(x, self.weight):
-            return super().forward(x)
-        return _Linear.apply(x, self.weight, self.bias, False)
-
-
-class GeluLinear(Linear):
-    """An exact GELU, dropout, and a linear map: (..., C) -> (..., C').
-
-    Autograd would keep the activation beside its input. In training on a CPU, without dropout, it is computed anew: of
-    what a block keeps, that is a fifth, and memory is what CPUs wait for.
-
-    Args:
-        channels: C.
-        out_channels: C'.
-        drop_rate: of the dropout.
+    Not called, but worked out by :func:`product`, where the module is plain and that is faster. In training on a CPU
+    the activation is computed anew, too, while autograd would keep it beside its input: of what a block keeps, that is
+    a fifth, and memory is what CPUs wait for.
     """
-
-    def __init__(self, channels: int, out_channels: int, drop_rate: float = 0.0) -> None:
-        super().__init__(channels, out_channels)
-        self.drop_rate = drop_rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
-        if eager_on_cpu(x) and torch.is_grad_enabled() and not self.drop_rate and x.dtype == self.weight.dtype:
-            return _Linear.apply(x, self.weight, self.bias, True)
-        return super().forward(F.dropout(F.gelu(x), self.drop_rate, self.training))
+    if eager_on_cpu(x) and is_plain(module, nn.Linear):
+        recompute = gelu and torch.is_grad_enabled() and x.dtype == module.weight.dtype
+        if recompute or by_onednn(x, module.weight):
+            return _Linear.apply(x, module.weight, module.bias, gelu)
+    return module(F.gelu(x) if gelu else x)
 
 
 class _Linear(torch.autograd.Function):
@@ -122,5 +104,5 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             d_weight = weight_gradient(gradient, F.gelu(x) if ctx.gelu else x)
         if ctx.needs_input_grad[2]:
-            d_bias = gradient.flatten(0, -2).sum(0)
+            d_bias = gradient.reshape(-1, gradient.shape[-1]).sum(0)
         return d_x, d_weight, d_bias, None

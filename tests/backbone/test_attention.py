@@ -60,7 +60,7 @@ def run(attention: WindowAttention, x: torch.Tensor, query: torch.Tensor | None,
     """The attention on windows of height x width, of whose query it gets what belongs to their tokens."""
     if query is not None:
         query = query.unflatten(2, (WINDOW, WINDOW))[:, :, :height, :width].flatten(2, 3)
-    return attention(x, query, attention.bias(height, width, pictures=x.shape[2]))
+    return attention(x, query, (height, width))
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -100,6 +100,33 @@ def test_padding_far_less_likely_than_the_rest_gives_no_nan():
     assert table.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("size", [(2, 3), (3, 2), (1, 1)])
+@pytest.mark.parametrize("entry", [-300.0, 110.0, 300.0])
+def test_a_table_of_any_spread(entry: float, size: tuple[int, int]):
+    """What the padding's token weighs is told by its own places, not by the table's largest entry."""
+    attention = randomise(WindowAttention(CHANNELS, HEADS, WINDOW, False)).double()
+    with torch.no_grad():
+        attention.relative_position_bias_table.zero_()
+        attention.relative_position_bias_table[0] = entry
+    x = torch.randn(2, size[0] * size[1], 1, CHANNELS, dtype=torch.double)
+    assert relative_error(run(attention, x, None, *size), formula(attention, x, None, *size)) < 1e-12
+
+
+def test_calls_that_share_a_bias(monkeypatch):
+    attention = randomise(WindowAttention(CHANNELS, HEADS, WINDOW, False))
+    x = torch.randn(6, TOKENS, 2, CHANNELS)
+    wanted = run(attention, x, None, WINDOW, WINDOW)
+    made, real, shared = [], WindowAttention.bias, []
+    monkeypatch.setattr(WindowAttention, "bias", lambda *args: made.append(args) or real(*args))
+    got = torch.cat([attention(part, None, (WINDOW, WINDOW), shared) for part in x.split(2)])
+    assert len(made) == 1
+    assert relative_error(got, wanted) < 1e-6
+    gradients = [torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), attention.parameters())
+                 for y in (got, wanted)]
+    for a, b in zip(*gradients, strict=True):
+        assert relative_error(a, b) < 1e-5
+
+
 def test_the_gradient_of_the_bias_keeps_no_scores():
     """What is kept for the backward pass does not grow with the square of the window."""
     kept = []
@@ -111,7 +138,7 @@ def test_the_gradient_of_the_bias_keeps_no_scores():
     window = 24
     attention = WindowAttention(CHANNELS, HEADS, window, False)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        attention(torch.randn(2, window**2, 1, CHANNELS), None, attention.bias(window, window))
+        attention(torch.randn(2, window**2, 1, CHANNELS), None, (window, window))
     assert max(kept) < window**4 * HEADS * 4 / 2
 
 
@@ -126,7 +153,7 @@ def test_the_global_query_is_not_copied_per_window(monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     attention = WindowAttention(CHANNELS, HEADS, WINDOW, is_global=True)
     query = torch.randn(2, HEADS, TOKENS, HEAD_DIM)
-    attention(torch.randn(7, TOKENS, 2, CHANNELS), query, attention.bias(WINDOW, WINDOW, pictures=2))
+    attention(torch.randn(7, TOKENS, 2, CHANNELS), query, (WINDOW, WINDOW))
     assert seen["query"].shape == seen["key"].shape == (7, 2 * HEADS, TOKENS, HEAD_DIM)
     assert seen["query"].data_ptr() == query.data_ptr()
     assert seen["query"].stride(0) == 0

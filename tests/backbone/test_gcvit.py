@@ -342,14 +342,90 @@ def test_compile_once_for_many_sizes(tiny_model):
     assert 1 <= compilations <= 3
 
 
+@pytest.mark.skipif(TORCH < (2, 6), reason="older compilers fix more sizes than they must")
+def test_compile_each_block(tiny_model):
+    model, pictures = tiny_model(pad="window"), torch.randn(2, 3, 100, 132)
+    with torch.no_grad():
+        wanted = model(pictures)
+        torch._dynamo.reset()
+        for stage in model.stages:
+            for block in stage.blocks:
+                block.compile(backend="aot_eager")
+        for a, b in zip(model(pictures), wanted, strict=True):
+            assert relative_error(a, b) < 1e-5
+
+
 @pytest.mark.skipif(TORCH < (2, 6), reason="older exporters fix more sizes than they must")
 @pytest.mark.parametrize("pad", PAD_MODES)
 def test_export(tiny_model, pad: str):
+    """For any batch."""
     model, pictures = tiny_model(pad=pad), torch.randn(2, 3, 100, 132)
     with torch.no_grad():
-        program = torch.export.export(model, (pictures,))
-        for got, wanted in zip(program.module()(pictures), model(pictures), strict=True):
-            assert relative_error(got, wanted) < 1e-5
+        program = torch.export.export(model, (pictures,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        for other in (pictures, torch.randn(5, 3, 100, 132), torch.randn(64, 3, 100, 132)):
+            for got, wanted in zip(program.module()(other), model(other), strict=True):
+                assert relative_error(got, wanted) < 1e-5
+
+
+@pytest.mark.skipif(TORCH < (2, 6), reason="older exporters fix more sizes than they must")
+def test_export_for_any_size(tiny_model):
+    model, auto = tiny_model(), torch.export.Dim.AUTO
+    with torch.no_grad():
+        pictures = torch.randn(2, 3, 100, 132)
+        program = torch.export.export(model, (pictures,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
+        for shape in ((3, 3, 200, 150), (1, 3, 90, 260)):
+            pictures = torch.randn(shape)
+            for got, wanted in zip(program.module()(pictures), model(pictures), strict=True):
+                assert relative_error(got, wanted) < 1e-5
+
+
+def test_weights_that_are_there_only_in_a_block(tiny_model):
+    """As with offloading: whatever a block needs of its weights, it takes while it is called."""
+    model, pictures = tiny_model(pad="window"), torch.randn(2, 3, 50, 70)
+    with torch.no_grad():
+        wanted = model(pictures)
+    for stage in model.stages:
+        for block in stage.blocks:
+            for module in block.modules():
+                kept = {name: p.detach().clone() for name, p in module.named_parameters(recurse=False)}
+                for p in module.parameters(recurse=False):
+                    p.data.fill_(torch.nan)
+
+                def bring(module, _, kept=kept):
+                    for name, value in kept.items():
+                        getattr(module, name).data.copy_(value)
+
+                def take(module, *_):
+                    for p in module.parameters(recurse=False):
+                        p.data.fill_(torch.nan)
+
+                module.register_forward_pre_hook(bring)
+                module.register_forward_hook(take)
+    # The norms' and maps' own, too: each is called while its own weights are there.
+    with torch.no_grad():
+        for got, w in zip(model(pictures), wanted, strict=True):
+            assert relative_error(got, w) < 1e-5
+
+
+@pytest.mark.skipif(TORCH < (2, 6), reason="torch has no fully_shard at this name")
+def test_sharded_blocks(tiny_model, tmp_path):
+    from torch.distributed.fsdp import fully_shard
+
+    model, pictures = tiny_model(pad="window").train(), torch.randn(2, 3, 50, 70)
+    loss_of(model(pictures)).backward()
+    wanted = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for stage in model.stages:
+            for block in stage.blocks:
+                fully_shard(block, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+        loss_of(model(pictures)).backward()
+        for name, p in model.named_parameters():
+            gradient = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
+            assert relative_error(gradient, wanted[name]) < 1e-5, name
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("pad", PAD_MODES)

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import randomise, relative_error
+from torch import nn
 from torch.nn.utils import prune
 
 from mmgcvit.backbone import layers
-from mmgcvit.backbone.layers import Downsample, GeluLinear, GlobalQuery, MBConv, Stem
+from mmgcvit.backbone.layers import Downsample, GlobalQuery, MBConv, Mlp, Stem
 
 
 @pytest.mark.parametrize("size", [(5, 7), (2, 3)])
@@ -69,32 +70,64 @@ def test_mbconv_on_a_map_larger_than_its_weight(monkeypatch, piece: int, frozen:
         assert relative_error(a, b) < 1e-10
 
 
-def test_gelu_linear_keeps_its_input_alone():
+def test_mlp_keeps_no_activation():
     kept = []
-    linear = randomise(GeluLinear(6, 4)).double()
+    mlp = randomise(Mlp(6, 12, 0.0)).double()
     x = torch.randn(3, 5, 6, dtype=torch.double, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        got = linear(x)
-    assert sorted(t.data_ptr() for t in kept) == sorted([x.data_ptr(), linear.weight.data_ptr()])
-    wanted = F.linear(F.gelu(x), linear.weight, linear.bias)
+        got = mlp(x)
+    hidden = [t for t in kept if t.shape == (3, 5, 12)]
+    assert len({t.data_ptr() for t in hidden}) == 1  # the activation's input alone
+    wanted = mlp_formula(mlp, x)
     assert torch.equal(got, wanted)
-    inputs = [x, *linear.parameters()]
+    inputs = [x, *mlp.parameters()]
     weight = torch.randn_like(got)
     for a, b in zip(torch.autograd.grad((got * weight).sum(), inputs),
                     torch.autograd.grad((wanted * weight).sum(), inputs), strict=True):
         assert relative_error(a, b) < 1e-12
-    linear.requires_grad_(False)
-    linear(x).sum().backward()
+    mlp.requires_grad_(False)
+    mlp(x).sum().backward()
     assert x.grad is not None
-    assert linear.weight.grad is None
+    assert mlp.fc2.weight.grad is None
 
 
-def test_gelu_linear_drops_out_in_training_only():
-    linear = GeluLinear(6, 4, drop_rate=0.5)
+def mlp_formula(mlp: Mlp, x: torch.Tensor) -> torch.Tensor:
+    return mlp.fc2(F.gelu(mlp.fc1(x)))
+
+
+def test_mlp_drops_out_in_training_only():
+    mlp = randomise(Mlp(6, 12, 0.5))
     x = torch.randn(3, 6)
-    assert not torch.equal(linear(x), linear(x))
-    linear.eval()
-    assert torch.equal(linear(x), linear(x))
+    assert not torch.equal(mlp(x), mlp(x))
+    mlp.eval()
+    assert torch.equal(mlp(x), mlp(x))
+    assert relative_error(mlp(x), mlp_formula(mlp, x)) < 1e-6
+
+
+class LowRank(nn.Module):
+    """A linear map with a low-rank one beside it, as adapters wrap them."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.a, self.b = nn.Parameter(torch.randn(2, base.in_features)), nn.Parameter(torch.randn(base.out_features, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + x @ self.a.T @ self.b.T
+
+
+@pytest.mark.parametrize("name", ["fc1", "fc2"])
+def test_a_low_rank_map_merges_into_an_mlp(name: str):
+    mlp = randomise(Mlp(6, 12, 0.0))
+    base = getattr(mlp, name)
+    adapted = LowRank(base)
+    setattr(mlp, name, adapted)
+    x = torch.randn(3, 5, 6)
+    unmerged = mlp(x)
+    with torch.no_grad():
+        base.weight += adapted.b @ adapted.a
+    setattr(mlp, name, base)
+    assert relative_error(mlp(x), unmerged) < 1e-5
 
 
 def test_mbconv_gives_gradients_to_what_it_was_computed_with():
@@ -119,6 +152,40 @@ def test_hooks_on_weights_run_once():
     mbconv(x).sum().backward()
     for name, parameter in mbconv.named_parameters():
         assert relative_error(parameter.grad, 0.5 * wanted[name]) < 1e-5, name
+
+
+def test_whatever_alters_a_module_is_heard():
+    """As offloading, sharding, pruning, quantising and watching do it."""
+    x = torch.randn(2, 5, 7, 8, requires_grad=True)
+
+    def heard(alter) -> int:
+        mbconv, calls = randomise(MBConv(8)), []
+        alter(mbconv, lambda *args: calls.append(args))
+        mbconv(x).sum().backward()
+        return len(calls)
+
+    def patched(mbconv: MBConv, call) -> None:
+        forward = mbconv.pointwise.forward
+        mbconv.pointwise.forward = lambda y: call() or forward(y)
+
+    assert heard(lambda mbconv, call: None) == 0
+    assert heard(patched) == 1
+    assert heard(lambda mbconv, call: mbconv.pointwise.register_full_backward_hook(call)) == 1
+    assert heard(lambda mbconv, call: mbconv.se.fc1.register_full_backward_pre_hook(call)) == 1
+    assert heard(lambda mbconv, call: mbconv.depthwise.register_forward_pre_hook(call)) == 1
+
+
+def test_a_hook_on_all_modules_may_keep_what_it_sees():
+    """In evaluation memory is used again, but not where someone may hold it."""
+    mbconv, seen = randomise(MBConv(8)), {}
+    x = torch.randn(2, 5, 7, 8)
+    hook = nn.modules.module.register_module_forward_hook(lambda module, _, out: seen.update({module: out}))
+    with torch.no_grad():
+        mbconv(x)
+        hook.remove()
+        assert torch.equal(seen[mbconv.depthwise], mbconv.depthwise(x.permute(0, 3, 1, 2)))
+        plain = mbconv(x)
+    assert relative_error(plain, mbconv(x)) < 1e-6  # with gradients, and so not in place
 
 
 @pytest.mark.parametrize("size", [(5, 7), (2, 3)])

@@ -10,7 +10,7 @@ from torch import nn
 
 from mmgcvit import GCViT
 from mmgcvit.backbone import linear as linear_module
-from mmgcvit.backbone.linear import GeluLinear, Linear, by_onednn, product
+from mmgcvit.backbone.linear import by_onednn, linear, product
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -37,9 +37,9 @@ def onednn(monkeypatch) -> list:
 @pytest.mark.parametrize("gelu", [False, True])
 def test_equals_torchs(onednn, shape: tuple[int, ...], bias: bool, gelu: bool):
     x = torch.randn(*shape, 12, requires_grad=True)
-    module = randomise(GeluLinear(12, 20) if gelu else Linear(12, 20, bias=bias))
+    module = randomise(nn.Linear(12, 20, bias=bias))
     inputs = [x, *module.parameters()]
-    got = module(x)
+    got = linear(module, x, gelu)
     assert len(onednn) == 1
     wanted = F.linear(F.gelu(x) if gelu else x, module.weight, module.bias)
     assert got.shape == wanted.shape
@@ -51,7 +51,16 @@ def test_equals_torchs(onednn, shape: tuple[int, ...], bias: bool, gelu: bool):
         assert a.shape == b.shape
         assert relative_error(a, b) < 1e-5
     with torch.no_grad():
-        assert torch.equal(module(x), got)
+        assert torch.equal(linear(module, x, gelu), got)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_one_row_without_a_batch(onednn, gelu: bool):
+    module, x = nn.Linear(12, 20), torch.randn(12, requires_grad=True)
+    got = linear(module, x, gelu)
+    assert relative_error(got, module(F.gelu(x) if gelu else x)) < 1e-6
+    got.sum().backward()
+    assert module.bias.grad.shape == (20,)
 
 
 def test_inputs_that_lie_elsewhere_in_memory(onednn):
@@ -61,9 +70,9 @@ def test_inputs_that_lie_elsewhere_in_memory(onednn):
 
 
 def test_only_the_gradients_that_are_wanted(onednn):
-    module, x = Linear(12, 20), torch.randn(3, 4, 12)
+    module, x = nn.Linear(12, 20), torch.randn(3, 4, 12)
     module.weight.requires_grad_(False)
-    module(x).sum().backward()
+    linear(module, x).sum().backward()
     assert module.weight.grad is None
     assert torch.equal(module.bias.grad, torch.full((20,), 12.0))
 
@@ -78,7 +87,7 @@ def test_what_is_left_to_torch(onednn, monkeypatch):
         assert not by_onednn(x, weight)
     with torch.autocast("cpu", torch.bfloat16):
         assert not by_onednn(x, weight)
-        assert Linear(12, 20)(x).dtype is torch.bfloat16
+        assert linear(nn.Linear(12, 20), x).dtype is torch.bfloat16
 
     class Quantised(torch.Tensor):
         """A weight that computes in its own way."""
@@ -112,8 +121,15 @@ def test_the_backbone_by_either(onednn, pad: str, monkeypatch):
     assert not onednn
 
 
-def test_a_hook_on_the_map_sees_its_output(onednn):
-    module, seen = Linear(12, 20), []
-    module.register_forward_hook(lambda *args: seen.append(args[2]))
-    assert module(torch.randn(100, 12)) is seen[0]
-    assert isinstance(module, nn.Linear)  # what low-rank adaptation and quantisation look for
+def test_a_module_that_is_not_plain_is_called(onednn):
+    module, seen = nn.Linear(12, 20), []
+    x = torch.randn(100, 12)
+    linear(module, x)
+    assert len(onednn) == 1
+    module.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out)))
+    got = linear(module, x)
+    assert got is seen[0][1]
+    assert seen[0][0] is x
+    assert len(onednn) == 1
+    quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(12, 20)), {nn.Linear})
+    assert relative_error(linear(quantised[0], x), quantised(x)) == 0
