@@ -68,11 +68,11 @@ demo-cls: digits
 	@head -n 6 $(DEMO_CLS)/predictions.csv
 
 bench: install
-	$(RUN) tools/benchmark.py --models $(DENSE) --shapes 800x1344 --out work_dirs/bench/forward.json $(BENCH)
+	$(RUN) tools/benchmark.py --models $(DENSE) --shapes 800x1344 --isolate --rounds 7 --out work_dirs/bench/forward.json $(BENCH)
 	$(RUN) tools/benchmark.py --models $(DENSE) --modes train --shapes 800x1344 --isolate --rounds 3 --out work_dirs/bench/train.json $(BENCH)
-	$(RUN) tools/benchmark.py --models gcvit-tiny,window_size=8 swin-t --modes forward train --shapes 512x512 --out work_dirs/bench/crops.json $(BENCH)
-	$(RUN) tools/benchmark.py --models gcvit-tiny timm-gcvit-tiny --shapes 224x224 --batch 4 --out work_dirs/bench/classifier.json $(BENCH)
-	$(RUN) tools/benchmark.py --models gcvit-tiny --shapes 224x224 448x448 896x896 1792x1792 --isolate --rounds 3 --out work_dirs/bench/pixels.json $(BENCH)
+	$(RUN) tools/benchmark.py --models gcvit-tiny,window_size=8 swin-t --modes forward train --shapes 512x512 --rounds 9 --out work_dirs/bench/crops.json $(BENCH)
+	$(RUN) tools/benchmark.py --models gcvit-tiny timm-gcvit-tiny --shapes 224x224 --batch 4 --rounds 15 --out work_dirs/bench/classifier.json $(BENCH)
+	$(RUN) tools/benchmark.py --models gcvit-tiny --shapes 224x224 448x448 896x896 1792x1792 --isolate --rounds 7 --out work_dirs/bench/pixels.json $(BENCH)
 
 test: install
 	$(PYTEST) -m 'not slow'

@@ -358,24 +358,12 @@ def test_compile_each_block(tiny_model):
 @pytest.mark.skipif(TORCH < (2, 6), reason="older exporters fix more sizes than they must")
 @pytest.mark.parametrize("pad", PAD_MODES)
 def test_export(tiny_model, pad: str):
-    """For any batch."""
+    """For any batch of two or more; the size is that of the export."""
     model, pictures = tiny_model(pad=pad), torch.randn(2, 3, 100, 132)
     with torch.no_grad():
         program = torch.export.export(model, (pictures,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
         for other in (pictures, torch.randn(5, 3, 100, 132), torch.randn(64, 3, 100, 132)):
             for got, wanted in zip(program.module()(other), model(other), strict=True):
-                assert relative_error(got, wanted) < 1e-5
-
-
-@pytest.mark.skipif(TORCH < (2, 6), reason="older exporters fix more sizes than they must")
-def test_export_for_any_size(tiny_model):
-    model, auto = tiny_model(), torch.export.Dim.AUTO
-    with torch.no_grad():
-        pictures = torch.randn(2, 3, 100, 132)
-        program = torch.export.export(model, (pictures,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
-        for shape in ((3, 3, 200, 150), (1, 3, 90, 260)):
-            pictures = torch.randn(shape)
-            for got, wanted in zip(program.module()(pictures), model(pictures), strict=True):
                 assert relative_error(got, wanted) < 1e-5
 
 
