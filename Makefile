@@ -29,7 +29,7 @@ help:
 	@echo 'make demo            train a GC ViT Mask R-CNN on digit scenes, evaluate it, draw what it finds'
 	@echo 'make demo-seg        the same with a segmentor'
 	@echo 'make demo-cls        the same with a classifier of single digits'
-	@echo 'make bench           time and memory beside other backbones (ten minutes, with nothing else running)'
+	@echo 'make bench           time and memory beside other backbones (let nothing else run)'
 	@echo 'make test            the tests'
 	@echo 'make test-all        the tests, those marked slow too'
 	@echo 'make test-openmmlab  the tests in a second environment with OpenMMLab'"'"'s own packages'

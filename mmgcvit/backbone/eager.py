@@ -10,6 +10,10 @@ try:
 except AttributeError:  # torch 2.1
     from torch._dynamo.external_utils import is_compiling as _is_compiling
 
+# Where torch keeps the hooks of a module, and those of all modules.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = tuple(getattr(torch.nn.modules.module, f"_global{name}") for name in _HOOKS)
+
 
 def eager_on_cpu(x: Tensor) -> bool:
     """Whether x lies on a CPU and is computed with at once: not compiled, exported, traced, or under torch.func."""
@@ -38,7 +42,3 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 def is_ordinary(tensor: Tensor) -> bool:
     """Whether a tensor is of no class that computes in its own way."""
     return type(tensor) in (Tensor, nn.Parameter)
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = tuple(getattr(torch.nn.modules.module, f"_global{name}") for name in _HOOKS)
