@@ -30,8 +30,10 @@ except (ImportError, OSError, RuntimeError) as _error:
 
     def __getattr__(name: str) -> object:
         if name in __all__:
-            raise ImportError(f"mmgcvit.{name} cannot be imported: {_reason}. "
-                              "`python -m mmgcvit doctor` says what is missing and how to mend it.") from _reason
+            raise ImportError(
+                f"mmgcvit.{name} cannot be imported: {_reason}. "
+                "`python -m mmgcvit doctor` says what is missing and how to mend it."
+            ) from _reason
         raise AttributeError(f"module 'mmgcvit' has no attribute {name!r}")
 else:
     from mmgcvit.datasets.classification import ClassificationDataset  # noqa: F401

@@ -136,8 +136,13 @@ def _forward(model: nn.Module, picture: Tensor) -> None:
     if not hasattr(model, "data_preprocessor"):
         model(picture)
         return
-    meta = dict(img_shape=picture.shape[2:], ori_shape=picture.shape[2:], pad_shape=picture.shape[2:],
-                batch_input_shape=tuple(picture.shape[2:]), scale_factor=(1.0, 1.0))
+    meta = dict(
+        img_shape=picture.shape[2:],
+        ori_shape=picture.shape[2:],
+        pad_shape=picture.shape[2:],
+        batch_input_shape=tuple(picture.shape[2:]),
+        scale_factor=(1.0, 1.0),
+    )
     if not hasattr(model, "roi_head"):
         samples = _samples(model, meta)
         if not hasattr(model, "decode_head"):
@@ -210,8 +215,11 @@ def part_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     if backbone is not model:
         for name, child in model.named_children():
             inner = child.named_children() if name == "roi_head" else [("", child)]
-            parts += [(f"{name}.{key}".rstrip("."), module) for key, module in inner
-                      if name != "backbone" and any(True for _ in module.parameters())]
+            parts += [
+                (f"{name}.{key}".rstrip("."), module)
+                for key, module in inner
+                if name != "backbone" and any(True for _ in module.parameters())
+            ]
     unrolled: list[tuple[str, nn.Module]] = []
     for name, module in parts:  # a list of heads is never called itself
         heads = isinstance(module, nn.ModuleList)
@@ -315,18 +323,23 @@ def print_flops(flops: Flops, beside: Published | None = None) -> None:
         table.add_column(title, justify="right")
     inside = [part for part in flops.parts if part.name.startswith("backbone.")]  # a neck or heads are beside it
     for parts in ((inside, [_together("backbone", inside)]) if inside else ()) + (
-            [part for part in flops.parts if part not in inside], [flops.total]):
+        [part for part in flops.parts if part not in inside],
+        [flops.total],
+    ):
         for part in parts:
-            table.add_row(part.name, f"{part.macs / 1e9:.2f}", f"{part.attention / 1e9:.2f}",
-                          f"{part.parameters / 1e6:.2f}")
+            table.add_row(
+                part.name, f"{part.macs / 1e9:.2f}", f"{part.attention / 1e9:.2f}", f"{part.parameters / 1e6:.2f}"
+            )
         table.add_section()
     if beside:
         table.add_row(f"published, table {beside.table}", f"{beside.gflops:g}", "", f"{beside.parameters:g}")
     console = Console()
     console.print(table)
-    console.print("A multiply-add counts as one, as in papers. Counted: convolutions, linear maps, matrix products, "
-                  "the attention's too. Not counted: norms, activations, pooling, resampling, RoIAlign, NMS."
-                  + (f" Box heads see {PROPOSALS} proposals, mask heads {MASKS}." if _two_stage(flops) else ""))
+    console.print(
+        "A multiply-add counts as one, as in papers. Counted: convolutions, linear maps, matrix products, "
+        "the attention's too. Not counted: norms, activations, pooling, resampling, RoIAlign, NMS."
+        + (f" Box heads see {PROPOSALS} proposals, mask heads {MASKS}." if _two_stage(flops) else "")
+    )
 
 
 def print_parameter_groups(cfg: Config) -> bool:
@@ -336,21 +349,30 @@ def print_parameter_groups(cfg: Config) -> bool:
         Whether all custom keys match.
     """
     groups, frozen, unmatched = parameter_groups(cfg)
-    table = Table(title=f"{cfg.optim_wrapper.optimizer.type}: parameters by learning rate and weight decay",
-                  title_justify="left")
+    table = Table(
+        title=f"{cfg.optim_wrapper.optimizer.type}: parameters by learning rate and weight decay", title_justify="left"
+    )
     for title, width in (("lr", 8), ("decay", 6), ("tensors", 7), ("parameters, M", 13)):
         table.add_column(title, justify="right", min_width=width)
     table.add_column("the first", no_wrap=True, overflow="ellipsis")
     for group in groups:
-        table.add_row(f"{group.lr:.2e}", f"{group.weight_decay:g}", str(len(group.names)),
-                      f"{group.parameters / 1e6:.3f}", group.names[0])
+        table.add_row(
+            f"{group.lr:.2e}",
+            f"{group.weight_decay:g}",
+            str(len(group.names)),
+            f"{group.parameters / 1e6:.3f}",
+            group.names[0],
+        )
     console = Console()
     console.print(table)
     if frozen:
         console.print(f"not trained: {len(frozen)} tensors, the first {frozen[0]}", markup=False)
     for key in unmatched:
-        console.print(f"warning: optim_wrapper.paramwise_cfg.custom_keys: {key!r} matches no parameter", markup=False,
-                      soft_wrap=True)
+        console.print(
+            f"warning: optim_wrapper.paramwise_cfg.custom_keys: {key!r} matches no parameter",
+            markup=False,
+            soft_wrap=True,
+        )
     return not unmatched
 
 

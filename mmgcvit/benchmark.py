@@ -30,8 +30,9 @@ NOISY = 0.15  # spread over median, from which on nothing is concluded
 MODES = ("forward", "train")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PEERS = ("swin-t", "resnet-50", "timm-gcvit-tiny", "timm-convnext-tiny")
-ALLOWED = ("gcvit-ARCH and arguments of GCViT, as in gcvit-tiny,pad=window,window_size=24/24/24/24; or "
-           + ", ".join(PEERS))
+ALLOWED = "gcvit-ARCH and arguments of GCViT, as in gcvit-tiny,pad=window,window_size=24/24/24/24; or " + ", ".join(
+    PEERS
+)
 
 
 class BenchmarkError(Exception):
@@ -240,8 +241,13 @@ def matrix_rates(settings: Settings) -> tuple[float, float]:
     return (own if device.type == "cuda" else max(own, rate(lambda: F.conv2d(picture, weight)))), own
 
 
-def measure(models: Sequence[str], modes: Sequence[str], shapes: Sequence[tuple[int, int]], settings: Settings,
-            progress: Callable[[str], None] = lambda _: None) -> list[Result]:
+def measure(
+    models: Sequence[str],
+    modes: Sequence[str],
+    shapes: Sequence[tuple[int, int]],
+    settings: Settings,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Result]:
     """Every model, mode and shape; the models take turns (A B A B), so that a slow minute hits all of them.
 
     Raises:
@@ -255,8 +261,7 @@ def measure(models: Sequence[str], modes: Sequence[str], shapes: Sequence[tuple[
     for mode in modes:
         for shape in shapes:
             group = [Result(name, mode, tuple(shape)) for name in models]
-            ready = {} if settings.isolate else {
-                r.model: _prepared(r.model, mode, shape, settings) for r in group}
+            ready = {} if settings.isolate else {r.model: _prepared(r.model, mode, shape, settings) for r in group}
             for turn in range(settings.rounds):
                 for result in group:
                     rate, own = matrix_rates(settings)
@@ -294,8 +299,10 @@ def _in_a_process(name: str, mode: str, shape: Sequence[int], settings: Settings
         try:
             return pool.submit(_isolated, name, mode, shape, settings).result()
         except BrokenProcessPool as error:
-            raise BenchmarkError(f"{mode} of {name} at {shape[0]} x {shape[1]} was killed, as where memory ran out; "
-                                 "allowed: what fits, by a smaller --batch or smaller --shapes") from error
+            raise BenchmarkError(
+                f"{mode} of {name} at {shape[0]} x {shape[1]} was killed, as where memory ran out; "
+                "allowed: what fits, by a smaller --batch or smaller --shapes"
+            ) from error
 
 
 def _isolated(name: str, mode: str, shape: Sequence[int], settings: Settings) -> tuple[float, int, int]:
@@ -349,32 +356,59 @@ def exponent(results: Sequence[Result], key: Callable[[Result], float]) -> float
 def print_results(results: Sequence[Result], settings: Settings, baseline: str | None) -> None:
     """The table: medians with their spread, ratios to the baseline, and the share of the machine's matrix rate."""
     console = Console(width=None if Console().is_terminal else 160)
-    console.print(f"{machine(settings)}; {settings.dtype}, batch {settings.batch}"
-                  + (", compiled" if settings.compile else "") + (", channels last" if settings.channels_last else ""))
-    for which, rates in (("the fastest way", [rate for result in results for rate in result.rates]),
-                         ("torch's", [rate for result in results for rate in result.torch_rates])):
-        console.print(f"matrix products, {which}: {statistics.median(rates) / 1e9:.0f} GFLOP/s "
-                      f"(lowest {min(rates) / 1e9:.0f}, highest {max(rates) / 1e9:.0f})", highlight=False)
+    console.print(
+        f"{machine(settings)}; {settings.dtype}, batch {settings.batch}"
+        + (", compiled" if settings.compile else "")
+        + (", channels last" if settings.channels_last else "")
+    )
+    for which, rates in (
+        ("the fastest way", [rate for result in results for rate in result.rates]),
+        ("torch's", [rate for result in results for rate in result.torch_rates]),
+    ):
+        console.print(
+            f"matrix products, {which}: {statistics.median(rates) / 1e9:.0f} GFLOP/s "
+            f"(lowest {min(rates) / 1e9:.0f}, highest {max(rates) / 1e9:.0f})",
+            highlight=False,
+        )
     table = Table()
     for title in ("mode", "shape", "model"):
         table.add_column(title, overflow="fold")
-    titles = ["seconds", "spread", "peak GiB", "GiB of the run", f"time / {baseline}", f"GiB / {baseline}",
-              "of the matrix rate", "of torch's"]
+    titles = [
+        "seconds",
+        "spread",
+        "peak GiB",
+        "GiB of the run",
+        f"time / {baseline}",
+        f"GiB / {baseline}",
+        "of the matrix rate",
+        "of torch's",
+    ]
     unwanted = (set() if settings.isolate else {"peak GiB", "GiB of the run", f"GiB / {baseline}"}) | (
-        set() if baseline else {f"time / {baseline}", f"GiB / {baseline}"})
+        set() if baseline else {f"time / {baseline}", f"GiB / {baseline}"}
+    )
     for title in titles:
         if title not in unwanted:
             table.add_column(title, justify="right")
     for result in results:
         base = next((r for r in results if (r.model, r.mode, r.shape) == (baseline, result.mode, result.shape)), None)
-        cells = [f"{result.median:.3f}", f"{result.spread:.0%}" if len(result.seconds) > 1 else "?",
-                 f"{(result.peak_bytes or 0) / 2**30:.2f}", f"{(result.run_bytes or 0) / 2**30:.2f}",
-                 ratio(result, base),
-                 f"{result.run_bytes / base.run_bytes:.2f}" if base and base.run_bytes else "",
-                 *("" if share is None else f"{share:.2f}"
-                   for share in (result.share(result.rates), result.share(result.torch_rates)))]
-        row = [result.mode, "{} x {}".format(*result.shape), result.model,
-               *(cell for title, cell in zip(titles, cells, strict=True) if title not in unwanted)]
+        cells = [
+            f"{result.median:.3f}",
+            f"{result.spread:.0%}" if len(result.seconds) > 1 else "?",
+            f"{(result.peak_bytes or 0) / 2**30:.2f}",
+            f"{(result.run_bytes or 0) / 2**30:.2f}",
+            ratio(result, base),
+            f"{result.run_bytes / base.run_bytes:.2f}" if base and base.run_bytes else "",
+            *(
+                "" if share is None else f"{share:.2f}"
+                for share in (result.share(result.rates), result.share(result.torch_rates))
+            ),
+        ]
+        row = [
+            result.mode,
+            "{} x {}".format(*result.shape),
+            result.model,
+            *(cell for title, cell in zip(titles, cells, strict=True) if title not in unwanted),
+        ]
         table.add_row(*row)
     console.print(table)
     for name, mode in dict.fromkeys((r.model, r.mode) for r in results):
@@ -387,8 +421,10 @@ def print_results(results: Sequence[Result], settings: Settings, baseline: str |
                 line += f", memory of the run to that of {exponent(own, lambda r: r.run_bytes):.3f}"
             console.print(line, highlight=False)
     if any(r.spread > NOISY for r in results):
-        console.print(f"noisy: the quartiles lie further apart than {NOISY:.0%} of the median; nothing follows from "
-                      "these figures. Let nothing else run, and take more --rounds.")
+        console.print(
+            f"noisy: the quartiles lie further apart than {NOISY:.0%} of the median; nothing follows from "
+            "these figures. Let nothing else run, and take more --rounds."
+        )
 
 
 def ratio(result: Result, base: Result | None) -> str:
@@ -402,8 +438,11 @@ def ratio(result: Result, base: Result | None) -> str:
 
 def write_json(path: Path, results: Sequence[Result], settings: Settings) -> None:
     """Everything measured, for another program; written under another name first."""
-    data = dict(machine=machine(settings), settings=asdict(settings),
-                results=[asdict(r) | dict(median=r.median, noisy=r.spread > NOISY) for r in results])
+    data = dict(
+        machine=machine(settings),
+        settings=asdict(settings),
+        results=[asdict(r) | dict(median=r.median, noisy=r.spread > NOISY) for r in results],
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(json.dumps(data, indent=1) + "\n")

@@ -113,8 +113,10 @@ def _install_ops(stack: str) -> str:
     """How mmcv is built with its ops: from source, against the torch that is there, past pip's cache."""
     mmcv = MODULES["mmcv"][stack]
     tools = "setuptools>=77,<82" if stack == "onedl" else "setuptools==69.5.1"
-    return (f'pip install "{tools}" wheel ninja psutil && MMCV_WITH_OPS=1 pip install --no-cache-dir '
-            f'--no-build-isolation --no-deps --force-reinstall --no-binary {mmcv} "{_asked(mmcv, stack)}"')
+    return (
+        f'pip install "{tools}" wheel ninja psutil && MMCV_WITH_OPS=1 pip install --no-cache-dir '
+        f'--no-build-isolation --no-deps --force-reinstall --no-binary {mmcv} "{_asked(mmcv, stack)}"'
+    )
 
 
 def _asked(distribution: str, stack: str) -> str:
@@ -134,8 +136,11 @@ def _requirements(distribution: str, stack: str) -> list[Requirement]:
     except (ImportError, metadata.PackageNotFoundError):
         return []
     # The bounds between the mm packages stand under the extras 'mim' (OpenMMLab) and 'mminstall' (OneDL).
-    return [r for r in requirements if r.marker is None
-            or any(r.marker.evaluate({"extra": extra}) for extra in ("", stack, "mim", "mminstall"))]
+    return [
+        r
+        for r in requirements
+        if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in ("", stack, "mim", "mminstall"))
+    ]
 
 
 def _module(name: str, stack: str) -> Finding:
@@ -191,16 +196,26 @@ def _doubles() -> Iterator[Finding]:
     for name, of in MODULES.items():
         if of["onedl"] != of["openmmlab"] and _version(of["onedl"]) and _version(of["openmmlab"]):
             both = f"{of['onedl']} {of['openmmlab']}"
-            yield Finding(f"{name} twice", both, "wrong", f"two distributions install the folder {name}",
-                          f"pip uninstall -y {both} && {_install(_asked(of['onedl'], 'onedl'))}")
+            yield Finding(
+                f"{name} twice",
+                both,
+                "wrong",
+                f"two distributions install the folder {name}",
+                f"pip uninstall -y {both} && {_install(_asked(of['onedl'], 'onedl'))}",
+            )
 
 
 def _ops(stack: str) -> Finding:
     try:
         importlib.import_module("mmcv._ext")
     except ImportError as error:
-        return Finding("mmcv._ext", "-", "wrong", "mmcv's compiled ops (RoIAlign, NMS, ...) are missing or were built "
-                       f"against another torch: {error}", _install_ops(stack))
+        return Finding(
+            "mmcv._ext",
+            "-",
+            "wrong",
+            f"mmcv's compiled ops (RoIAlign, NMS, ...) are missing or were built against another torch: {error}",
+            _install_ops(stack),
+        )
     return Finding("mmcv._ext", "compiled ops")
 
 
@@ -230,10 +245,19 @@ def _backbone(stack: str) -> Finding:
     except Exception as error:
         return Finding("mmgcvit", "-", "wrong", f"the backbone cannot be imported: {error}", "see above")
     if not registered:
-        return Finding("mmgcvit", mmgcvit.__version__, "wrong", "another GCViT stands in mmengine's registry under its "
-                       f"name: {MODELS.get('GCViT')}", "do not import that one")
+        return Finding(
+            "mmgcvit",
+            mmgcvit.__version__,
+            "wrong",
+            f"another GCViT stands in mmengine's registry under its name: {MODELS.get('GCViT')}",
+            "do not import that one",
+        )
     if not _requirements("mmgcvit", stack):
-        return Finding("mmgcvit", mmgcvit.__version__, "wrong",
-                       "the versions that it asks for could not be checked: it is on the path but not installed",
-                       "pip install packaging && pip install --no-deps -e .  # in its folder")
+        return Finding(
+            "mmgcvit",
+            mmgcvit.__version__,
+            "wrong",
+            "the versions that it asks for could not be checked: it is on the path but not installed",
+            "pip install packaging && pip install --no-deps -e .  # in its folder",
+        )
     return Finding("mmgcvit", mmgcvit.__version__)

@@ -47,8 +47,7 @@ def test_linear_maps_by_hand():
     """What a block's matrices cost grows with its tokens; norms and activations cost nothing."""
     model = GCViT(TINY, window_size=4)
     stage = {part.name: part for part in count_flops(model, (128, 128)).parts}["stages.3"]
-    weights = sum(m.weight.numel() for m in model.stages[3].blocks.modules()
-                  if isinstance(m, torch.nn.Linear))
+    weights = sum(m.weight.numel() for m in model.stages[3].blocks.modules() if isinstance(m, torch.nn.Linear))
     assert stage.macs - stage.attention > 16 * weights  # 4 x 4 tokens, and the downsampling
     larger = {part.name: part for part in count_flops(model, (256, 256)).parts}["stages.3"]
     assert abs(larger.macs / stage.macs / 4 - 1) < 0.01
@@ -75,8 +74,15 @@ def test_counting_leaves_the_model_as_it_was():
     assert not any(p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize("config", ["_base_/mask-rcnn_gcvit-nano_fpn.py", "_base_/cascade-mask-rcnn_gcvit-nano_fpn.py",
-                                    "_base_/retinanet_gcvit-nano_fpn.py", "_base_/faster-rcnn_gcvit-nano_fpn.py"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        "_base_/mask-rcnn_gcvit-nano_fpn.py",
+        "_base_/cascade-mask-rcnn_gcvit-nano_fpn.py",
+        "_base_/retinanet_gcvit-nano_fpn.py",
+        "_base_/faster-rcnn_gcvit-nano_fpn.py",
+    ],
+)
 def test_heads_of_detectors(config: str):
     pytest.importorskip("mmcv._ext")
     model = build_model(Config.fromfile(DETECTION / config))
@@ -131,7 +137,8 @@ def test_padding_is_what_whole_windows_cost_more():
     query = {size: count_flops(alone, size).total.macs for size in ((64, 30), (64, 32))}
     model.stages = model.stages[:1]
     assert padding(model, (256, 120)) == (
-        counted["stage"]["stages.0"] - counted["window"]["stages.0"] - mlp - query[64, 32] + query[64, 30])
+        counted["stage"]["stages.0"] - counted["window"]["stages.0"] - mlp - query[64, 32] + query[64, 30]
+    )
 
 
 class _Alone(torch.nn.Module):
@@ -146,9 +153,15 @@ class _Alone(torch.nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [
-    "mask-rcnn_gcvit-tiny_fpn_1x_coco", "cascade-mask-rcnn_gcvit-tiny_fpn_ms-crop-3x_coco",
-    "cascade-mask-rcnn_gcvit-small_fpn_ms-crop-3x_coco", "cascade-mask-rcnn_gcvit-base_fpn_ms-crop-3x_coco"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        "mask-rcnn_gcvit-tiny_fpn_1x_coco",
+        "cascade-mask-rcnn_gcvit-tiny_fpn_ms-crop-3x_coco",
+        "cascade-mask-rcnn_gcvit-small_fpn_ms-crop-3x_coco",
+        "cascade-mask-rcnn_gcvit-base_fpn_ms-crop-3x_coco",
+    ],
+)
 def test_published_detectors(config: str):
     """Paper, table 3, whose input size is not stated: at 800 x 1344, mmdet's size at test time, within 1 %."""
     pytest.importorskip("mmcv._ext")
@@ -182,12 +195,18 @@ def test_published_figures_stand_beside_ours(capsys):
     assert (paper.gflops, paper.parameters) == (947, 58)
     assert published(f"{config}.py", (512, 512)) is None
     assert published(f"{config}_slide.py", (512, 2048)) is None
-    parts = [Part("backbone.stem", 10**9, 0, 10**6), Part("backbone.stages.0", 2 * 10**9, 10**9, 3 * 10**6),
-             Part("decode_head", 5 * 10**9, 0, 7 * 10**6)]
+    parts = [
+        Part("backbone.stem", 10**9, 0, 10**6),
+        Part("backbone.stages.0", 2 * 10**9, 10**9, 3 * 10**6),
+        Part("decode_head", 5 * 10**9, 0, 7 * 10**6),
+    ]
     print_flops(Flops((512, 2048), parts), paper)
     rows = [re.findall(r"[\w.]+(?:, table \d)?", line) for line in capsys.readouterr().out.splitlines()]
-    for row in (["backbone", "3.00", "1.00", "4.00"], ["total", "8.00", "1.00", "11.00"],
-                ["published, table 5", "947", "58"]):
+    for row in (
+        ["backbone", "3.00", "1.00", "4.00"],
+        ["total", "8.00", "1.00", "11.00"],
+        ["published, table 5", "947", "58"],
+    ):
         assert row in rows, row
     print_flops(Flops((64, 64), [Part("stem", 1, 0, 1), Part("other")]))  # a backbone by itself
     printed = capsys.readouterr().out
@@ -229,18 +248,24 @@ def test_a_custom_key_that_matches_nothing_is_told(capsys):
 def test_commands(tmp_path):
     pytest.importorskip("mmcv._ext")
     config = DETECTION / "_base_/retinanet_gcvit-nano_fpn.py"
-    done = subprocess.run([sys.executable, ROOT / "tools/get_flops.py", config, "--shape", "96", "160"], cwd=tmp_path,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/get_flops.py", config, "--shape", "96", "160"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert "96 x 160" in done.stdout
     assert "bbox_head" in done.stdout
     assert "published" not in done.stdout
     assert "attention" in done.stdout
-    done = subprocess.run([sys.executable, "-m", "mmgcvit", "params", config], cwd=tmp_path, capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mmgcvit", "params", config], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "1.00e-03" in done.stdout
-    done = subprocess.run([sys.executable, "-m", "mmgcvit", "params", "nowhere.py"], cwd=tmp_path, capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mmgcvit", "params", "nowhere.py"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert done.stderr.strip() == "error: config 'nowhere.py': there is no such file"

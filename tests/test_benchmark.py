@@ -28,12 +28,15 @@ def test_names_become_models():
     assert benchmark.build("timm-gcvit-tiny").num_classes == 0
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("swin", r"model 'swin' is unknown; allowed: gcvit-ARCH"),
-    ("gcvit-huge", r"model 'gcvit-huge': arch='huge' is unknown"),
-    ("gcvit-tiny,pad", r"'pad' is not key=value"),
-    ("gcvit-tiny,padding=window", r"unknown argument padding='window'"),
-])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("swin", r"model 'swin' is unknown; allowed: gcvit-ARCH"),
+        ("gcvit-huge", r"model 'gcvit-huge': arch='huge' is unknown"),
+        ("gcvit-tiny,pad", r"'pad' is not key=value"),
+        ("gcvit-tiny,padding=window", r"unknown argument padding='window'"),
+    ],
+)
 def test_bad_names(name: str, message: str):
     with pytest.raises(BenchmarkError, match=message):
         benchmark.build(name)
@@ -60,7 +63,8 @@ def test_models_take_turns(monkeypatch):
     assert [pad for pad, *_ in turns] == 2 * (["input", "window"] + 3 * ["input", "window"])  # warm-up, then rounds
     assert [training for _, training, _ in turns] == 8 * [False] + 8 * [True]
     assert [(r.model, r.mode, len(r.seconds)) for r in results] == [
-        (m, mode, 3) for mode in benchmark.MODES for m in models]
+        (m, mode, 3) for mode in benchmark.MODES for m in models
+    ]
     assert all((r.rates, r.torch_rates) == (3 * [2e11], 3 * [1e11]) for r in results)
     # two operations for a multiply-add, for each of two pictures
     from mmgcvit.analysis import count_flops
@@ -116,8 +120,22 @@ def test_growth_with_pixels(capsys):
 
 def test_the_tool_in_fresh_processes(tmp_path):
     """Peak memory is that process's own, not that of the one that asked."""
-    command = [sys.executable, ROOT / "tools" / "benchmark.py", "--models", SMALL, SMALL + ",pad=stage", "--shapes",
-               "40x50", "--isolate", "--rounds", "2", "--threads", "1", "--out", tmp_path / "made" / "it.json"]
+    command = [
+        sys.executable,
+        ROOT / "tools" / "benchmark.py",
+        "--models",
+        SMALL,
+        SMALL + ",pad=stage",
+        "--shapes",
+        "40x50",
+        "--isolate",
+        "--rounds",
+        "2",
+        "--threads",
+        "1",
+        "--out",
+        tmp_path / "made" / "it.json",
+    ]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert "peak GiB" in run.stdout
@@ -131,12 +149,15 @@ def test_the_tool_in_fresh_processes(tmp_path):
     assert [p.name for p in (tmp_path / "made").iterdir()] == ["it.json"]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--shapes", "800"], "'800'; allowed: HEIGHTxWIDTH"),
-    (["--rounds", "0"], "'0'; allowed: a whole number of at least 1"),
-    (["--baseline", "resnet-50"], "--baseline resnet-50; allowed: one of --models"),
-    (["--models", "vit"], "model 'vit' is unknown"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shapes", "800"], "'800'; allowed: HEIGHTxWIDTH"),
+        (["--rounds", "0"], "'0'; allowed: a whole number of at least 1"),
+        (["--baseline", "resnet-50"], "--baseline resnet-50; allowed: one of --models"),
+        (["--models", "vit"], "model 'vit' is unknown"),
+    ],
+)
 def test_bad_arguments_of_the_tool(arguments: list[str], message: str, monkeypatch, capsys):
     tool = ROOT / "tools" / "benchmark.py"
     monkeypatch.setattr(sys, "argv", [str(tool), *arguments])

@@ -51,7 +51,16 @@ def test_a_sound_stack(capsys):
     assert doctor.main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:9]] == [
-        "Python", "torch", "torchvision", "timm", "mmengine", "mmcv", "mmdet", "mmseg", "mmcv._ext"]
+        "Python",
+        "torch",
+        "torchvision",
+        "timm",
+        "mmengine",
+        "mmcv",
+        "mmdet",
+        "mmseg",
+        "mmcv._ext",
+    ]
     assert lines[-1] == "all that is needed is there"
 
 
@@ -219,8 +228,13 @@ from mmengine.registry import MODELS
 model = MODELS.build(dict(type='GCViT', arch='xxtiny'))
 print([tuple(m.shape) for m in model(torch.zeros(2, 3, 32, 32))])
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-                          env={"PYTHONPATH": str(ROOT), "PATH": ""})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+    )
     assert done.stdout.strip() == "[(2, 64, 8, 8), (2, 128, 4, 4), (2, 256, 2, 2), (2, 512, 1, 1)]", done.stderr
 
 

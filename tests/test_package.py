@@ -25,8 +25,16 @@ def wheel(tmp_path_factory) -> Path:
     """The wheel, built from a copy of what git would pack, so that no earlier build's leavings are in it."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    files = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
-                           capture_output=True, check=True).stdout.decode().split("\0")
+    files = (
+        subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+        )
+        .stdout.decode()
+        .split("\0")
+    )
     for name in filter(None, files):
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -66,8 +74,10 @@ def test_the_wheel_holds_configs_and_tools_as_openmmlab_packages_do(wheel: Path)
 
 def test_configs_are_found_from_the_installed_wheel(python: Path, tmp_path: Path):
     pytest.importorskip("mmdet")
-    (tmp_path / "mine.py").write_text("_base_ = 'mmgcvit::detection/mask-rcnn_gcvit-tiny_fpn_1x_coco.py'\n"
-                                      "model = dict(backbone=dict(arch='xxtiny'))\n")
+    (tmp_path / "mine.py").write_text(
+        "_base_ = 'mmgcvit::detection/mask-rcnn_gcvit-tiny_fpn_1x_coco.py'\n"
+        "model = dict(backbone=dict(arch='xxtiny'))\n"
+    )
     code = """
 import sys, mmgcvit
 from mmengine.config import Config
@@ -97,8 +107,22 @@ def test_mim_trains_from_the_installed_wheel(python: Path, tmp_path: Path):
     from mmgcvit.datasets.digit_scenes import make_digit_scenes
 
     make_digit_scenes(tmp_path / "data/digit_scenes", images=20, size=128)
-    done = run(python, "-m", "mim", "train", "mmgcvit", "mask-rcnn_gcvit-nano_fpn_digits.py", "--gpus", "0",
-               "--work-dir", "work", "--cfg-options", "train_cfg.max_iters=2", "train_cfg.val_interval=2",
-               cwd=tmp_path, HOME=str(tmp_path))
+    done = run(
+        python,
+        "-m",
+        "mim",
+        "train",
+        "mmgcvit",
+        "mask-rcnn_gcvit-nano_fpn_digits.py",
+        "--gpus",
+        "0",
+        "--work-dir",
+        "work",
+        "--cfg-options",
+        "train_cfg.max_iters=2",
+        "train_cfg.val_interval=2",
+        cwd=tmp_path,
+        HOME=str(tmp_path),
+    )
     assert "Training finished successfully" in done.stdout
     assert (tmp_path / "work/iter_2.pth").is_file()

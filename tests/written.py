@@ -40,8 +40,9 @@ def authors_names(state: dict[str, Tensor], arch: dict) -> dict[str, Tensor]:
         if name.endswith("relative_position_bias_table"):
             window = arch["window_size"][int(name[7])]
             places = [(y, x) for y in range(window) for x in range(window)]
-            index = [[(a - c + window - 1) * (2 * window - 1) + b - d + window - 1 for c, d in places]
-                     for a, b in places]
+            index = [
+                [(a - c + window - 1) * (2 * window - 1) + b - d + window - 1 for c, d in places] for a, b in places
+            ]
             theirs[name.replace("bias_table", "index")] = torch.tensor(index)
     return theirs
 
@@ -49,8 +50,18 @@ def authors_names(state: dict[str, Tensor], arch: dict) -> dict[str, Tensor]:
 def write_authors(path: Path, state: dict[str, Tensor], **more: object) -> Path:
     """As timm's saver does: with an optimizer, and arguments that torch's safe loader refuses."""
     optimizer = dict(state={0: dict(step=3)}, param_groups=[dict(lr=0.1)])
-    torch.save(dict(epoch=310, arch="gc_vit_tiny", state_dict=state, optimizer=optimizer, metric=83.4,
-                    args=argparse.Namespace(lr=0.005, data=Path("imagenet")), **more), path)
+    torch.save(
+        dict(
+            epoch=310,
+            arch="gc_vit_tiny",
+            state_dict=state,
+            optimizer=optimizer,
+            metric=83.4,
+            args=argparse.Namespace(lr=0.005, data=Path("imagenet")),
+            **more,
+        ),
+        path,
+    )
     return path
 
 
@@ -94,8 +105,9 @@ def write_all(folder: Path, ours: dict[str, Tensor], authors: dict[str, Tensor],
         "timm": folder / "timm.safetensors",
         "mmgcvit": folder / "ours.pth",
     }
-    save_file({k: v.contiguous() for k, v in convert_back(take_apart(authors).backbone, "timm")[0].items()},
-              found["timm"])
+    save_file(
+        {k: v.contiguous() for k, v in convert_back(take_apart(authors).backbone, "timm")[0].items()}, found["timm"]
+    )
     torch.save({"state_dict": ours, "meta": {}}, found["mmgcvit"])
     try:
         import h5py  # noqa: F401

@@ -25,14 +25,16 @@ def positive(text: str) -> int:
 def main() -> None:
     """Read the arguments, measure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=["gcvit-tiny", "swin-t"], metavar="MODEL",
-                        help=benchmark.ALLOWED)
+    parser.add_argument(
+        "--models", nargs="+", default=["gcvit-tiny", "swin-t"], metavar="MODEL", help=benchmark.ALLOWED
+    )
     parser.add_argument("--baseline", help="the model that the others' times are divided by; the last if not given")
     parser.add_argument("--modes", nargs="+", default=["forward"], choices=benchmark.MODES)
     parser.add_argument("--shapes", nargs="+", type=shape, default=[(800, 1344)], metavar="HxW")
     parser.add_argument("--batch", type=positive, default=1)
-    parser.add_argument("--dtype", choices=benchmark.DTYPES, default="float32",
-                        help="float32, or what autocast computes in")
+    parser.add_argument(
+        "--dtype", choices=benchmark.DTYPES, default="float32", help="float32, or what autocast computes in"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="through torch.compile")
     parser.add_argument("--channels-last", action="store_true")
@@ -45,8 +47,17 @@ def main() -> None:
     baseline = args.baseline or args.models[-1]
     if baseline not in args.models:
         sys.exit(f"benchmark: --baseline {baseline}; allowed: one of --models, {', '.join(args.models)}")
-    settings = benchmark.Settings(args.batch, args.dtype, args.device, args.compile, args.channels_last, args.rounds,
-                                  args.warmup, args.isolate, args.threads)
+    settings = benchmark.Settings(
+        args.batch,
+        args.dtype,
+        args.device,
+        args.compile,
+        args.channels_last,
+        args.rounds,
+        args.warmup,
+        args.isolate,
+        args.threads,
+    )
 
     def progress(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -10,8 +10,14 @@ def main() -> None:
     """Read the arguments, count, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     apis.add_config_arguments(parser)
-    parser.add_argument("--shape", type=int, nargs=2, required=True, metavar=("H", "W"),
-                        help="height and width of the picture, e.g. 800 1344 (COCO), 512 2048 (ADE20K)")
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=2,
+        required=True,
+        metavar=("H", "W"),
+        help="height and width of the picture, e.g. 800 1344 (COCO), 512 2048 (ADE20K)",
+    )
     args = parser.parse_args()
     if min(args.shape) < 1:
         sys.exit(f"get_flops: --shape {args.shape[0]} {args.shape[1]}; allowed: whole numbers of at least 1")

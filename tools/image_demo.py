@@ -12,28 +12,49 @@ def main() -> None:
     parser.add_argument("inputs", nargs="+", help="pictures, videos, or folders of them")
     parser.add_argument("config", help="config file, or mmgcvit::detection/... and the like for the package's own")
     parser.add_argument("checkpoint", help="checkpoint file or URL")
-    parser.add_argument("--out-dir", default="outputs",
-                        help="gets drawings in vis/; of a detector predictions.json and images.json in COCO's formats, "
-                             "of a segmentor label maps in labels/ and areas.json (outputs)")
+    parser.add_argument(
+        "--out-dir",
+        default="outputs",
+        help="gets drawings in vis/; of a detector predictions.json and images.json in COCO's formats, "
+        "of a segmentor label maps in labels/ and areas.json (outputs)",
+    )
     parser.add_argument("--device", help="cpu, cuda:0, ... (a GPU where there is one)")
     parser.add_argument("--score-thr", type=float, default=0.3, help="boxes under this score are not drawn (0.3)")
     parser.add_argument("--batch-size", type=int, default=1, help="pictures, frames or tiles at a time (1)")
     parser.add_argument("--tta", action="store_true", help="merge what is found at several scales and in mirror images")
-    parser.add_argument("--tile", type=int, metavar="PIXELS",
-                        help="cut larger pictures into overlapping square tiles of this side, merge what is found")
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="cut larger pictures into overlapping square tiles of this side, merge what is found",
+    )
     parser.add_argument("--overlap", type=float, default=0.25, help="of neighbouring tiles, of their side (0.25)")
     parser.add_argument("--ann-file", help="COCO file whose image and category ids a detector is to use")
     parser.add_argument("--no-draw", action="store_true", help="write the predictions only")
     args = parser.parse_args()
     try:
-        found = apis.predict(args.config, args.checkpoint, args.inputs, args.out_dir, args.device, args.score_thr,
-                             args.batch_size, args.tta, args.tile, args.overlap, args.ann_file, not args.no_draw)
+        found = apis.predict(
+            args.config,
+            args.checkpoint,
+            args.inputs,
+            args.out_dir,
+            args.device,
+            args.score_thr,
+            args.batch_size,
+            args.tta,
+            args.tile,
+            args.overlap,
+            args.ann_file,
+            not args.no_draw,
+        )
     except apis.UsageError as error:
         sys.exit(f"image_demo: {error}")
     counts = [f"{count} {word}" for count, word in ((found.pictures, "pictures"), (found.frames, "frames")) if count]
     objects = f", {found.objects} objects" if found.file.endswith("predictions.json") else ""
-    print(f"{' and '.join(counts)}{objects}: predictions in {found.file}"
-          + ("" if args.no_draw else f", drawings in {args.out_dir}/vis"))
+    print(
+        f"{' and '.join(counts)}{objects}: predictions in {found.file}"
+        + ("" if args.no_draw else f", drawings in {args.out_dir}/vis")
+    )
 
 
 if __name__ == "__main__":

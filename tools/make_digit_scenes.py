@@ -19,7 +19,7 @@ def main() -> None:
     try:
         from mmgcvit.datasets.digit_scenes import make_digit_scenes
     except ModuleNotFoundError as error:
-        sys.exit(f'make_digit_scenes: {error}; pip install scikit-learn pillow rich')
+        sys.exit(f"make_digit_scenes: {error}; pip install scikit-learn pillow rich")
     try:
         out = make_digit_scenes(args.out, args.images, args.size, args.seed, args.force)
     except (ValueError, FileExistsError) as error:

@@ -10,19 +10,36 @@ def main() -> None:
     """Read the arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     apis.add_runner_arguments(parser)
-    parser.add_argument("--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT",
-                        help="go on from this checkpoint; without one, from the newest of the work directory")
-    parser.add_argument("--amp", nargs="?", const="fp16", default=False, choices=("fp16", "bf16"),
-                        help="mixed precision, on a GPU; without a word behind it fp16")
-    parser.add_argument("--auto-scale-lr", action="store_true",
-                        help="scale the learning rate by the global batch size over the config's base_batch_size")
-    parser.add_argument("--corrupt", choices=("stop", "skip"),
-                        help="a picture that cannot be decoded stops the run, or is left out and counted (what the "
-                             "config says, else stop)")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="CHECKPOINT",
+        help="go on from this checkpoint; without one, from the newest of the work directory",
+    )
+    parser.add_argument(
+        "--amp",
+        nargs="?",
+        const="fp16",
+        default=False,
+        choices=("fp16", "bf16"),
+        help="mixed precision, on a GPU; without a word behind it fp16",
+    )
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate by the global batch size over the config's base_batch_size",
+    )
+    parser.add_argument(
+        "--corrupt",
+        choices=("stop", "skip"),
+        help="a picture that cannot be decoded stops the run, or is left out and counted (what the "
+        "config says, else stop)",
+    )
     args = parser.parse_args()
     try:
-        apis.train(apis.config_from_arguments(args), args.resume, args.amp, args.auto_scale_lr,
-                   args.corrupt)
+        apis.train(apis.config_from_arguments(args), args.resume, args.amp, args.auto_scale_lr, args.corrupt)
     except apis.UsageError as error:
         sys.exit(f"train: {error}")
 

@@ -9,10 +9,10 @@
 # list`); take size = 224 with them, and --auto-scale-lr:
 #   ./gcvit-tiny_32xb128_in1k.py, or any other ImageNet-1k config here
 # (With a copy elsewhere: _base_ = 'mmgcvit::classification/_base_/gcvit-nano.py')
-_base_ = './_base_/gcvit-nano.py'
+_base_ = "./_base_/gcvit-nano.py"
 
-data_root = 'data/my_data/'
-classes = ('cat', 'dog')  # the folders' names, in the order of the classes
+data_root = "data/my_data/"
+classes = ("cat", "dog")  # the folders' names, in the order of the classes
 
 size = 128  # pictures are brought to this size, in pixels, with a multiple of 32 nothing is padded
 scale = (0.5, 1.0)  # shares of the picture that training sees at a time
@@ -24,7 +24,7 @@ load = None
 # Nothing below needs a change.
 model = dict(num_classes=len(classes))
 if load is not None:
-    model['init_cfg'] = dict(type='Pretrained', checkpoint=load)
+    model["init_cfg"] = dict(type="Pretrained", checkpoint=load)
 train_dataloader, val_dataloader = _base_.train_dataloader, _base_.val_dataloader
 for loader in (train_dataloader, val_dataloader):
     loader.batch_size = batch_size
@@ -35,6 +35,6 @@ train_dataloader.dataset.pipeline[1].update(scale=scale, **flips)
 test_dataloader = val_dataloader
 param_scheduler = dict(warmup=max(max_epochs // 15, 1), T_max=max_epochs, end=max_epochs)
 train_cfg = dict(max_epochs=max_epochs, val_interval=max(max_epochs // 3, 1))
-custom_hooks = [dict(type='ClassificationHook')]  # over few steps, averaged weights are the first ones
+custom_hooks = [dict(type="ClassificationHook")]  # over few steps, averaged weights are the first ones
 if _base_.default_hooks.checkpoint.by_epoch:
     default_hooks = dict(checkpoint=dict(interval=max(max_epochs // 3, 1)))

@@ -1,3 +1,3 @@
-_base_ = './_base_/gcvit-tiny_in1k.py'
+_base_ = "./_base_/gcvit-tiny_in1k.py"
 
-model = dict(backbone=dict(arch='base'))
+model = dict(backbone=dict(arch="base"))

@@ -1,3 +1,3 @@
-_base_ = './_base_/gcvit-tiny_in1k.py'
+_base_ = "./_base_/gcvit-tiny_in1k.py"
 
-model = dict(backbone=dict(arch='large'))
+model = dict(backbone=dict(arch="large"))

@@ -1,3 +1,3 @@
-_base_ = './_base_/gcvit-tiny_in1k_crop-0.875.py'
+_base_ = "./_base_/gcvit-tiny_in1k_crop-0.875.py"
 
-model = dict(backbone=dict(arch='small2'))
+model = dict(backbone=dict(arch="small2"))

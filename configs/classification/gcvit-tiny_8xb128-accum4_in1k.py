@@ -1,5 +1,5 @@
 # The same 4096 pictures a step with 8 GPUs: gradients of four batches are added up.
-_base_ = './gcvit-tiny_32xb128_in1k.py'
+_base_ = "./gcvit-tiny_32xb128_in1k.py"
 
 optim_wrapper = dict(accumulative_counts=4)
 custom_hooks = _base_.custom_hooks

@@ -14,10 +14,10 @@
 #   ./mask-rcnn_gcvit-tiny_fpn_1x_coco.py, ./faster-rcnn_gcvit-tiny_fpn_1x_coco.py, or any other COCO config here
 # (their first 1000 iterations are warm-up: with some hundred pictures set param_scheduler and train_cfg.max_epochs too)
 # (With a copy elsewhere: _base_ = 'mmgcvit::detection/_base_/mask-rcnn_gcvit-nano_fpn.py')
-_base_ = './_base_/mask-rcnn_gcvit-nano_fpn.py'
+_base_ = "./_base_/mask-rcnn_gcvit-nano_fpn.py"
 
-data_root = 'data/my_data/'
-classes = ('cat', 'dog')  # the categories of train.json, in its order; one class: ('cat', )
+data_root = "data/my_data/"
+classes = ("cat", "dog")  # the categories of train.json, in its order; one class: ('cat', )
 
 scale = (480, 320)  # pictures are brought inside this: long and short side, in pixels
 max_iters = 600  # of a nano base; some hundred pictures or more deserve more (the others count epochs)
@@ -27,47 +27,52 @@ model = _base_.model
 parts = [model]
 for part in parts:
     parts += [value for value in (part if isinstance(part, list) else part.values()) if isinstance(value, (dict, list))]
-    if 'num_classes' in part:
+    if "num_classes" in part:
         part.num_classes = len(classes)
 del parts, part
 
-with_mask = bool(model.get('roi_head', {}).get('mask_head'))
+with_mask = bool(model.get("roi_head", {}).get("mask_head"))
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=with_mask),
-    dict(type='RandomResize', scale=scale, ratio_range=(0.7, 1.2), keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=with_mask),
+    dict(type="RandomResize", scale=scale, ratio_range=(0.7, 1.2), keep_ratio=True),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="PackDetInputs"),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=with_mask),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=scale, keep_ratio=True),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=with_mask),
+    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 train_dataloader = dict(
     dataset=dict(
         data_root=data_root,
-        ann_file='train.json',
-        data_prefix=dict(img='images/'),
+        ann_file="train.json",
+        data_prefix=dict(img="images/"),
         metainfo=dict(classes=classes),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    )
+)
 val_dataloader = dict(
     dataset=dict(
         data_root=data_root,
-        ann_file='val.json',
-        data_prefix=dict(img='images/'),
+        ann_file="val.json",
+        data_prefix=dict(img="images/"),
         metainfo=dict(classes=classes),
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    )
+)
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root.rstrip('/') + '/val.json')
+val_evaluator = dict(ann_file=data_root.rstrip("/") + "/val.json")
 test_evaluator = val_evaluator
 
-if 'max_iters' in _base_.train_cfg:
+if "max_iters" in _base_.train_cfg:
     train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 3)
     param_scheduler = [
-        dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-        dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters, T_max=max_iters - 50,
-             eta_min_ratio=0.01),
+        dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
+        dict(
+            type="CosineAnnealingLR", by_epoch=False, begin=50, end=max_iters, T_max=max_iters - 50, eta_min_ratio=0.01
+        ),
     ]
 del max_iters

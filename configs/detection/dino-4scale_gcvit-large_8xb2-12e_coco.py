@@ -1,7 +1,9 @@
 # DINO, four scales, with GC ViT-L pre-trained at 384 on ImageNet-21k; blocks are recomputed to fit a GPU.
-_base_ = './dino-4scale_gcvit-tiny_8xb2-12e_coco.py'
+_base_ = "./dino-4scale_gcvit-tiny_8xb2-12e_coco.py"
 
 model = dict(
     backbone=dict(
-        arch='large-384', drop_path_rate=0.3, with_cp=True, init_cfg=dict(checkpoint='gcvit://large_in21k-384')),
-    neck=dict(in_channels=[384, 768, 1536]))
+        arch="large-384", drop_path_rate=0.3, with_cp=True, init_cfg=dict(checkpoint="gcvit://large_in21k-384")
+    ),
+    neck=dict(in_channels=[384, 768, 1536]),
+)

@@ -1,15 +1,21 @@
 # RetinaNet with GC ViT-T on COCO, boxes only, 12 epochs, 8 GPUs with 2 pictures each.
 _base_ = [
-    'mmdet::_base_/models/retinanet_r50_fpn.py',
-    'mmdet::_base_/datasets/coco_detection.py',
-    './_base_/schedule_1x.py',
-    'mmdet::_base_/default_runtime.py',
+    "mmdet::_base_/models/retinanet_r50_fpn.py",
+    "mmdet::_base_/datasets/coco_detection.py",
+    "./_base_/schedule_1x.py",
+    "mmdet::_base_/default_runtime.py",
 ]
-custom_imports = dict(imports=['mmgcvit'], allow_failed_imports=False)
+custom_imports = dict(imports=["mmgcvit"], allow_failed_imports=False)
 
 model = dict(
     backbone=dict(
-        _delete_=True, type='GCViT', arch='tiny', drop_path_rate=0.2, out_indices=(1, 2, 3),
-        init_cfg=dict(type='Pretrained', checkpoint='gcvit://tiny_in1k')),
+        _delete_=True,
+        type="GCViT",
+        arch="tiny",
+        drop_path_rate=0.2,
+        out_indices=(1, 2, 3),
+        init_cfg=dict(type="Pretrained", checkpoint="gcvit://tiny_in1k"),
+    ),
     # RetinaNet begins at stride 8: a map that nobody reads would have a norm that never learns
-    neck=dict(in_channels=[128, 256, 512], start_level=0))
+    neck=dict(in_channels=[128, 256, 512], start_level=0),
+)

@@ -16,8 +16,9 @@ class UsageError(ValueError):
     """Something that the user gave cannot be used; the message is for the user, without a traceback."""
 
 
-def load_config(config: str | Path, work_dir: str | None = None, cfg_options: dict | None = None,
-                launcher: str = "none") -> Config:
+def load_config(
+    config: str | Path, work_dir: str | None = None, cfg_options: dict | None = None, launcher: str = "none"
+) -> Config:
     """Read a config and set what the commands let a user choose.
 
     Args:
@@ -59,8 +60,13 @@ def existing(what: str, path: str) -> str:
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the config, and values to put over its own."""
     parser.add_argument("config", help="config file, or mmgcvit::detection/... and the like for the package's own")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE",
-                        help="values to put over the config's, e.g. train_dataloader.batch_size=4")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="values to put over the config's, e.g. train_dataloader.batch_size=4",
+    )
 
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:

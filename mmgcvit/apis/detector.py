@@ -24,9 +24,17 @@ class Detector:
     Args: those of :func:`~mmgcvit.apis.predict`.
     """
 
-    def __init__(self, cfg: Config, checkpoint: str, device: str | None = None, tta: bool = False,
-                 tile: int | None = None, overlap: float = 0.25, batch_size: int = 1,
-                 ann_file: str | None = None) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        checkpoint: str,
+        device: str | None = None,
+        tta: bool = False,
+        tile: int | None = None,
+        overlap: float = 0.25,
+        batch_size: int = 1,
+        ann_file: str | None = None,
+    ) -> None:
         from mmdet.apis import DetInferencer
 
         self.ids, self.results = _Ids(ann_file), []
@@ -90,8 +98,9 @@ class Detector:
         _, kept = batched_nms(merged.bboxes, merged.scores, merged.labels, dict(type="nms", iou_threshold=0.5))
         merged = merged[kept]
         if "masks" in merged:
-            merged.masks = [_run_lengths(coco_mask.decode(mask), corner, (height, width))
-                            for mask, corner in merged.masks]
+            merged.masks = [
+                _run_lengths(coco_mask.decode(mask), corner, (height, width)) for mask, corner in merged.masks
+            ]
         return merged
 
     def draw(self, source: Source, instances: Any, score_thr: float) -> np.ndarray:
@@ -105,8 +114,13 @@ class Detector:
             height, width = source.pixels.shape[:2]
             shown.masks = np.stack(masks).astype(bool) if masks else np.zeros((0, height, width), bool)
         visualizer = self.inferencer.visualizer
-        visualizer.add_datasample(source.name, source.pixels[..., ::-1].copy(), DetDataSample(pred_instances=shown),
-                                  draw_gt=False, pred_score_thr=score_thr)
+        visualizer.add_datasample(
+            source.name,
+            source.pixels[..., ::-1].copy(),
+            DetDataSample(pred_instances=shown),
+            draw_gt=False,
+            pred_score_thr=score_thr,
+        )
         return visualizer.get_image()
 
     def keep(self, source: Source, instances: Any, _: Path) -> int:
@@ -150,15 +164,19 @@ class _Ids:
         by_name = {category["name"]: category["id"] for category in self.categories}
         missing = [name for name in classes if name not in by_name]
         if missing:
-            raise UsageError(f"{self.file}: has no category {', '.join(map(repr, missing))} of the model's classes; it "
-                             f"has {', '.join(map(repr, by_name))}")
+            raise UsageError(
+                f"{self.file}: has no category {', '.join(map(repr, missing))} of the model's classes; it "
+                f"has {', '.join(map(repr, by_name))}"
+            )
         self.category_ids = [by_name[name] for name in classes]
 
     def check(self, pictures: Sequence[Path]) -> None:
         missing = [path.name for path in pictures if path.name not in self.known] if self.file else []
         if missing:
-            raise UsageError(f"{self.file}: has no image of file name {missing[0]!r}"
-                             + (f", nor of {len(missing) - 1} others" if missing[1:] else ""))
+            raise UsageError(
+                f"{self.file}: has no image of file name {missing[0]!r}"
+                + (f", nor of {len(missing) - 1} others" if missing[1:] else "")
+            )
 
     def results(self, source: Source, instances: Any) -> list[dict]:
         """COCO results of one picture, which gets its id here."""
@@ -172,8 +190,12 @@ class _Ids:
         found = []
         boxes, scores, labels = instances.bboxes.tolist(), instances.scores.tolist(), instances.labels.tolist()
         for i, (x1, y1, x2, y2) in enumerate(boxes):
-            result = dict(image_id=image["id"], category_id=self.category_ids[labels[i]],
-                          bbox=[round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)], score=round(scores[i], 5))
+            result = dict(
+                image_id=image["id"],
+                category_id=self.category_ids[labels[i]],
+                bbox=[round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
+                score=round(scores[i], 5),
+            )
             if "masks" in instances:
                 mask = instances.masks[i]
                 result["segmentation"] = dict(size=list(mask["size"]), counts=mask["counts"].decode())

@@ -26,9 +26,20 @@ class Summary:
     results: list[dict] = field(default_factory=list)
 
 
-def predict(config: str | Config, checkpoint: str, inputs: Sequence[str | Path], out_dir: str,
-            device: str | None = None, score_thr: float = 0.3, batch_size: int = 1, tta: bool = False,
-            tile: int | None = None, overlap: float = 0.25, ann_file: str | None = None, draw: bool = True) -> Summary:
+def predict(
+    config: str | Config,
+    checkpoint: str,
+    inputs: Sequence[str | Path],
+    out_dir: str,
+    device: str | None = None,
+    score_thr: float = 0.3,
+    batch_size: int = 1,
+    tta: bool = False,
+    tile: int | None = None,
+    overlap: float = 0.25,
+    ann_file: str | None = None,
+    draw: bool = True,
+) -> Summary:
     """Detect or segment on pictures, on every picture of folders, on videos; write drawings and predictions.
 
     ``out_dir`` gets drawings in ``vis``, videos as ``.mp4``, and
@@ -91,8 +102,9 @@ def predict(config: str | Config, checkpoint: str, inputs: Sequence[str | Path],
     return summary
 
 
-def _video(path: Path, folder: Path, draw: bool, model: Detector | Segmentor, summary: Summary,
-           score_thr: float) -> None:
+def _video(
+    path: Path, folder: Path, draw: bool, model: Detector | Segmentor, summary: Summary, score_thr: float
+) -> None:
     """Go through a video's frames and write it again with drawings."""
     import cv2
 
@@ -132,7 +144,9 @@ def _distinct(paths: list[Path]) -> list[Path]:
     for path in paths:
         name = f"{path.stem}.mp4" if path.suffix.lower() in VIDEOS else path.name
         if name in first:
-            raise UsageError(f"inputs: the drawings of {str(path)!r} and {str(first[name])!r} would go into one file, "
-                             f"{name}; give them in two calls with two --out-dir")
+            raise UsageError(
+                f"inputs: the drawings of {str(path)!r} and {str(first[name])!r} would go into one file, "
+                f"{name}; give them in two calls with two --out-dir"
+            )
         first[name] = path
     return paths

@@ -36,8 +36,13 @@ READER = "mmgcvit-reader://"  # before a checkpoint's name: mmengine is to have 
 SCALES = (0.8, 1.0, 1.2)  # of the test pipeline's, under test-time augmentation
 
 
-def train(cfg: Config, resume: str | bool = False, amp: str | bool = False, auto_scale_lr: bool = False,
-          corrupt: str | None = None) -> Runner:
+def train(
+    cfg: Config,
+    resume: str | bool = False,
+    amp: str | bool = False,
+    auto_scale_lr: bool = False,
+    corrupt: str | None = None,
+) -> Runner:
     """Train the config's model.
 
     The run stops at a loss that is not finite, with the last good checkpoint's name; with
@@ -70,8 +75,10 @@ def train(cfg: Config, resume: str | bool = False, amp: str | bool = False, auto
             cfg.optim_wrapper.pop(key, None)
     if auto_scale_lr or (cfg.get("auto_scale_lr") or {}).get("enable"):
         if "base_batch_size" not in (cfg.get("auto_scale_lr") or {}):
-            raise UsageError("--auto-scale-lr: the config has no auto_scale_lr.base_batch_size; add "
-                             "auto_scale_lr = dict(base_batch_size=<global batch that its learning rate is meant for>)")
+            raise UsageError(
+                "--auto-scale-lr: the config has no auto_scale_lr.base_batch_size; add "
+                "auto_scale_lr = dict(base_batch_size=<global batch that its learning rate is meant for>)"
+            )
         cfg.auto_scale_lr.enable = True
         # mmengine compares a single batch of all processes with it
         cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get("accumulative_counts", 1)
@@ -97,8 +104,9 @@ def train(cfg: Config, resume: str | bool = False, amp: str | bool = False, auto
     return runner
 
 
-def test(cfg: Config, checkpoint: str, show_dir: str | None = None, tta: bool = False,
-         out: str | None = None) -> dict[str, float]:
+def test(
+    cfg: Config, checkpoint: str, show_dir: str | None = None, tta: bool = False, out: str | None = None
+) -> dict[str, float]:
     """Evaluate a checkpoint on the config's test data.
 
     The checkpoint is read by :func:`~mmgcvit.checkpoint.reader.read_checkpoint`, which runs nothing that is in it. Of a
@@ -138,8 +146,10 @@ def test(cfg: Config, checkpoint: str, show_dir: str | None = None, tta: bool = 
             hook.interval = 1  # OpenMMLab's draws one in 50
             cfg.visualizer.vis_backends = [dict(type="LocalVisBackend", img_save_dir=folder)]
         else:
-            raise UsageError(f"--show-dir: default_hooks.visualization of the config is {hook.get('type')!r}; "
-                             "allowed: 'DetVisualizationHook', 'SegVisualizationHook'")
+            raise UsageError(
+                f"--show-dir: default_hooks.visualization of the config is {hook.get('type')!r}; "
+                "allowed: 'DetVisualizationHook', 'SegVisualizationHook'"
+            )
         hook.draw = True
     if tta:
         use_tta(cfg)
@@ -170,13 +180,16 @@ def use_tta(cfg: Config) -> None:
             raise UsageError("--tta: the config is no detector's and has no tta_model with a tta_pipeline; add them")
         resize = [t for t in cfg.test_dataloader.dataset.pipeline if t["type"].endswith("Resize") and "scale" in t]
         if not resize:
-            raise UsageError("--tta: test_dataloader.dataset.pipeline has no Resize with a scale, and the config no "
-                             "tta_pipeline; add tta_model and tta_pipeline")
+            raise UsageError(
+                "--tta: test_dataloader.dataset.pipeline has no Resize with a scale, and the config no "
+                "tta_pipeline; add tta_model and tta_pipeline"
+            )
         base = Config.fromfile(SHIPPED / "detection" / "_base_" / "tta.py")
         scale = resize[0]["scale"]
         scale = (scale, scale) if isinstance(scale, int) else scale
         base.tta_pipeline[-1].transforms[0] = [
-            dict(resize[0], scale=tuple(round(side * factor) for side in scale)) for factor in SCALES]
+            dict(resize[0], scale=tuple(round(side * factor) for side in scale)) for factor in SCALES
+        ]
         cfg.tta_model, cfg.tta_pipeline = base.tta_model, base.tta_pipeline
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     if str(cfg.tta_model.type).endswith("BoxTTAModel"):
@@ -255,13 +268,19 @@ def _take_slurms_word() -> None:
     """Tell torch what Slurm says of the processes, by mmengine's rules."""
     lacking = [name for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST") if name not in os.environ]
     if lacking:
-        raise UsageError(f"launcher='slurm': {', '.join(lacking)} not in the environment; start processes by srun, as "
-                         "tools/slurm_train.sh does")
-    os.environ.update(RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=os.environ["SLURM_NTASKS"],
-                      LOCAL_RANK=os.environ.get("SLURM_LOCALID", "0"))
+        raise UsageError(
+            f"launcher='slurm': {', '.join(lacking)} not in the environment; start processes by srun, as "
+            "tools/slurm_train.sh does"
+        )
+    os.environ.update(
+        RANK=os.environ["SLURM_PROCID"],
+        WORLD_SIZE=os.environ["SLURM_NTASKS"],
+        LOCAL_RANK=os.environ.get("SLURM_LOCALID", "0"),
+    )
     if "MASTER_ADDR" not in os.environ:
-        nodes = subprocess.run(["scontrol", "show", "hostname", os.environ["SLURM_NODELIST"]], capture_output=True,
-                               text=True, check=True).stdout.split()
+        nodes = subprocess.run(
+            ["scontrol", "show", "hostname", os.environ["SLURM_NODELIST"]], capture_output=True, text=True, check=True
+        ).stdout.split()
         os.environ["MASTER_ADDR"] = nodes[0]
     os.environ.setdefault("MASTER_PORT", "29500")
 

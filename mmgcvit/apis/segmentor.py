@@ -25,9 +25,17 @@ class Segmentor:
     Args: those of :func:`~mmgcvit.apis.predict`.
     """
 
-    def __init__(self, cfg: Config, checkpoint: str, device: str | None = None, tta: bool = False,
-                 tile: int | None = None, overlap: float = 0.25, batch_size: int = 1,
-                 ann_file: str | None = None) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        checkpoint: str,
+        device: str | None = None,
+        tta: bool = False,
+        tile: int | None = None,
+        overlap: float = 0.25,
+        batch_size: int = 1,
+        ann_file: str | None = None,
+    ) -> None:
         from mmseg.apis import MMSegInferencer
 
         if ann_file is not None:
@@ -38,8 +46,10 @@ class Segmentor:
             for transform in cfg.test_dataloader.dataset.pipeline:  # mmseg's inferencer looks at the outer ones only
                 if "transforms" in transform:
                     transform.transforms = [
-                        kept for step in transform.transforms
-                        if (kept := [t for t in step if t.type != "LoadAnnotations"])]
+                        kept
+                        for step in transform.transforms
+                        if (kept := [t for t in step if t.type != "LoadAnnotations"])
+                    ]
         if tile is not None:
             step = max(1, round(tile * (1 - overlap)))
             cfg.model.test_cfg = dict(mode="slide", crop_size=(tile, tile), stride=(step, step))
@@ -74,8 +84,10 @@ class Segmentor:
         first: dict[str, Path] = {}
         for path in pictures:
             if path.stem in first:
-                raise UsageError(f"inputs: the label maps of {str(path)!r} and {str(first[path.stem])!r} would go into "
-                                 f"one file, {path.stem}.png; give them in two calls with two --out-dir")
+                raise UsageError(
+                    f"inputs: the label maps of {str(path)!r} and {str(first[path.stem])!r} would go into "
+                    f"one file, {path.stem}.png; give them in two calls with two --out-dir"
+                )
             first[path.stem] = path
 
     def __call__(self, sources: Iterator[Source]) -> Iterator[tuple[Source, np.ndarray]]:
@@ -108,8 +120,11 @@ class Segmentor:
         write_picture(folder / name, labels)
         height, width = labels.shape
         counts = np.bincount(labels.ravel(), minlength=len(self.classes))
-        areas = {label: dict(pixels=int(count), share=round(count / labels.size, 5))
-                 for label, count in zip(self.classes, counts, strict=True) if count}
+        areas = {
+            label: dict(pixels=int(count), share=round(count / labels.size, 5))
+            for label, count in zip(self.classes, counts, strict=True)
+            if count
+        }
         picture = dict(file_name=source.name, width=width, height=height, label_map=name, areas=areas)
         if source.frame is not None:
             picture["frame"] = source.frame
@@ -141,10 +156,14 @@ def _meta(inferencer: Any, cfg: Config, checkpoint: str) -> tuple[tuple[str, ...
     for meta in found:
         classes, palette = meta.get("classes") or (), meta.get("palette")
         if isinstance(classes, str):
-            raise UsageError(f"test_dataloader.dataset.metainfo.classes={classes!r}; allowed: names, or a file with a "
-                             "name in each line; there is no such file")
+            raise UsageError(
+                f"test_dataloader.dataset.metainfo.classes={classes!r}; allowed: names, or a file with a "
+                "name in each line; there is no such file"
+            )
         if len(classes) == count:
             fits = palette is not None and len(palette) == count
             return tuple(classes), palette if fits else np.random.default_rng(42).integers(0, 255, (count, 3)).tolist()
-    raise UsageError(f"checkpoint {checkpoint!r}: has no names of its {count} classes, nor has the config; add "
-                     "metainfo=dict(classes=(...)) to test_dataloader.dataset of the config")
+    raise UsageError(
+        f"checkpoint {checkpoint!r}: has no names of its {count} classes, nor has the config; add "
+        "metainfo=dict(classes=(...)) to test_dataloader.dataset of the config"
+    )

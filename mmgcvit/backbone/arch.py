@@ -73,8 +73,10 @@ class Arch:
             raise ValueError(f"arch: mlp_ratio={self.mlp_ratio!r}; allowed: at least 1 / embed_dims={self.embed_dims}")
         for stage, (dim, heads) in enumerate(zip(self.dims, self.num_heads, strict=True)):
             if dim % heads:
-                raise ValueError(f"arch: num_heads={self.num_heads}: {heads} heads do not divide the {dim} channels "
-                                 f"of stage {stage} (embed_dims={self.embed_dims} doubles per stage)")
+                raise ValueError(
+                    f"arch: num_heads={self.num_heads}: {heads} heads do not divide the {dim} channels "
+                    f"of stage {stage} (embed_dims={self.embed_dims} doubles per stage)"
+                )
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -99,8 +101,10 @@ def resolve_arch(arch: str | Mapping, window_size: int | Sequence[int] | None, d
         unknown = [key for key in given if key not in known]
         missing = [key for key in known[:3] if key not in given]
         if unknown or missing:
-            raise TypeError(f"arch: a dict with unknown keys {unknown}, missing keys {missing}; "
-                            f"allowed: {', '.join(known)}, of which the first three are needed")
+            raise TypeError(
+                f"arch: a dict with unknown keys {unknown}, missing keys {missing}; "
+                f"allowed: {', '.join(known)}, of which the first three are needed"
+            )
     else:
         raise TypeError(f"arch={arch!r} is a {type(arch).__name__}; allowed: a name ({', '.join(ARCHS)}) or a dict")
     if window_size is not None:

@@ -148,8 +148,9 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, parts: Tensor, query: Tensor | None, columns: Tensor, outside: Tensor | None,
-                whole: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, parts: Tensor, query: Tensor | None, columns: Tensor, outside: Tensor | None, whole: Tensor | None
+    ) -> Tensor:
         """See :func:`attend`."""
         ctx.save_for_backward(parts, query, columns, outside)
         return _fused(parts, query, Bias(columns, outside, whole), limit=BIAS)
@@ -204,8 +205,13 @@ class _Attention(torch.autograd.Function):
             for i in range(first, last):
                 below = slice(height - 1 - i, 2 * height - 1 - i)
                 d_columns[:, :, below] += d_bias[:, i - first].unflatten(2, (height, -1))
-        return (d_parts, None if query is None else d_query.to(query.dtype), d_columns.to(columns.dtype),
-                None if outside is None else d_outside.to(outside.dtype), None)
+        return (
+            d_parts,
+            None if query is None else d_query.to(query.dtype),
+            d_columns.to(columns.dtype),
+            None if outside is None else d_outside.to(outside.dtype),
+            None,
+        )
 
 
 def _split(parts: Tensor, query: Tensor | None, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -223,8 +229,9 @@ def _fused(parts: Tensor, query: Tensor | None, bias: Bias, dropout: float = 0.0
     width, height = bias.columns.shape[1], (bias.columns.shape[2] + 1) // 2
     q, k, v = _split(parts, query, height * width)
     x = [
-        F.scaled_dot_product_attention(q[:, :, first * width : last * width], k, v, attn_mask=group[None],
-                                       dropout_p=dropout)
+        F.scaled_dot_product_attention(
+            q[:, :, first * width : last * width], k, v, attn_mask=group[None], dropout_p=dropout
+        )
         for first, last, group in bias.groups(q.shape[1], q.dtype, limit)
     ]
     return (x[0] if len(x) == 1 else torch.cat(x, dim=2)).transpose(1, 2)
@@ -273,8 +280,16 @@ class WindowAttention(nn.Module):
         drop_rate: dropout behind the projection.
     """
 
-    def __init__(self, channels: int, num_heads: int, window: int, is_global: bool, qkv_bias: bool = True,
-                 attn_drop_rate: float = 0.0, drop_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        window: int,
+        is_global: bool,
+        qkv_bias: bool = True,
+        attn_drop_rate: float = 0.0,
+        drop_rate: float = 0.0,
+    ) -> None:
         super().__init__()
         self.num_heads, self.window, self.is_global = num_heads, window, is_global
         self.attn_drop_rate, self.drop_rate = attn_drop_rate, drop_rate
@@ -289,16 +304,19 @@ class WindowAttention(nn.Module):
         """What :func:`attend` needs for windows of this size, which lie beside those of so many pictures."""
         table = self.relative_position_bias_table
         padded = height < self.window or width < self.window
-        bias = Bias(bias_columns(table, self.window, height, width),
-                    padding_bias(table, self.window, height, width) if padded else None)
+        bias = Bias(
+            bias_columns(table, self.window, height, width),
+            padding_bias(table, self.window, height, width) if padded else None,
+        )
         if eager_on_cpu(table) and self.num_heads * pictures * (height * width) ** 2 <= BIAS:
             with torch.no_grad():  # once for all calls; the gradient goes through the other two
-                (_, _, whole), = bias.groups(self.num_heads * pictures, table.dtype, None)
+                ((_, _, whole),) = bias.groups(self.num_heads * pictures, table.dtype, None)
             bias = bias._replace(whole=whole)
         return bias
 
-    def forward(self, x: Tensor, global_query: Tensor | None, size: tuple[int, int], shared: list[Bias] | None = None
-                ) -> Tensor:
+    def forward(
+        self, x: Tensor, global_query: Tensor | None, size: tuple[int, int], shared: list[Bias] | None = None
+    ) -> Tensor:
         """Attend within each window.
 
         Args:
@@ -327,8 +345,9 @@ class WindowAttention(nn.Module):
             # (B, heads, tokens, d) -> (1, rows, tokens, d). Where a region is a single window, `windows` counts
             # pictures and the query has one for each.
             global_query = global_query.to(parts.dtype).reshape(-1, rows, tokens, head_dim)
-        x = attend(parts, global_query if self.is_global else None, bias,
-                   dropout=self.attn_drop_rate if self.training else 0.0)
+        x = attend(
+            parts, global_query if self.is_global else None, bias, dropout=self.attn_drop_rate if self.training else 0.0
+        )
         # (windows, tokens, rows, d) -> (windows, tokens, pictures, C)
         x = linear(self.proj, x.reshape(windows, tokens, pictures, channels))
         return F.dropout(x, self.drop_rate, self.training)

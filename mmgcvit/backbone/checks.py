@@ -34,8 +34,13 @@ def check_windows(value: object) -> tuple[int, ...]:
 
 def check_stages(name: str, value: object) -> tuple[int, ...]:
     """``value`` as a tuple; a ValueError unless it is one or more stage numbers in rising order."""
-    if (not isinstance(value, (tuple, list)) or not value or not all(_is_integer(v, 0) for v in value)
-            or sorted(set(value)) != list(value) or value[-1] >= STAGES):
+    if (
+        not isinstance(value, (tuple, list))
+        or not value
+        or not all(_is_integer(v, 0) for v in value)
+        or sorted(set(value)) != list(value)
+        or value[-1] >= STAGES
+    ):
         raise ValueError(f"{name}={value!r}; allowed: one or more of 0 to {STAGES - 1}, rising, in a tuple or list")
     return tuple(map(int, value))
 

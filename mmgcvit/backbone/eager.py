@@ -34,9 +34,13 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     was replaced (as by offloading), where there are hooks (as for sharding or for watching), or where a weight computes
     in its own way (as a quantised one does).
     """
-    return (type(module) is kind and "forward" not in vars(module)
-            and not any(getattr(module, name) for name in _HOOKS) and not any(_GLOBAL_HOOKS)
-            and all(p is None or is_ordinary(p) for p in module._parameters.values()))
+    return (
+        type(module) is kind
+        and "forward" not in vars(module)
+        and not any(getattr(module, name) for name in _HOOKS)
+        and not any(_GLOBAL_HOOKS)
+        and all(p is None or is_ordinary(p) for p in module._parameters.values())
+    )
 
 
 def is_ordinary(tensor: Tensor) -> bool:

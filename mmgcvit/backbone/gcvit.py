@@ -40,8 +40,17 @@ class Block(nn.Module):
         **attention: further arguments of :class:`WindowAttention`.
     """
 
-    def __init__(self, channels: int, num_heads: int, window: int, is_global: bool, mlp_ratio: float,
-                 layer_scale: float | None, drop_path_rate: float, **attention: Any) -> None:
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        window: int,
+        is_global: bool,
+        mlp_ratio: float,
+        layer_scale: float | None,
+        drop_path_rate: float,
+        **attention: Any,
+    ) -> None:
         super().__init__()
         self.drop_path_rate = drop_path_rate
         self.norm1 = layer_norm(channels)
@@ -52,8 +61,14 @@ class Block(nn.Module):
             scale = None if layer_scale is None else nn.Parameter(torch.full((channels,), float(layer_scale)))
             self.register_parameter(name, scale)
 
-    def forward(self, x: Tensor, global_query: Tensor | None, size: tuple[int, int], keep: Tensor | None = None,
-                shared: list[Bias] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        global_query: Tensor | None,
+        size: tuple[int, int],
+        keep: Tensor | None = None,
+        shared: list[Bias] | None = None,
+    ) -> Tensor:
         """One block.
 
         Args:
@@ -107,9 +122,20 @@ class Stage(nn.Module):
         **block: further arguments of :class:`Block`.
     """
 
-    def __init__(self, in_channels: int | None, channels: int, depth: int, num_heads: int, window: int, pad: str,
-                 reductions: int, interpolation: str, drop_path_rates: Sequence[float], with_cp: bool,
-                 **block: Any) -> None:
+    def __init__(
+        self,
+        in_channels: int | None,
+        channels: int,
+        depth: int,
+        num_heads: int,
+        window: int,
+        pad: str,
+        reductions: int,
+        interpolation: str,
+        drop_path_rates: Sequence[float],
+        with_cp: bool,
+        **block: Any,
+    ) -> None:
         super().__init__()
         self.window, self.pad, self.with_cp = window, pad, with_cp
         self.downsample = nn.Identity() if in_channels is None else Downsample(in_channels, channels)
@@ -205,16 +231,31 @@ class GCViT(SafePretrainedInit, BaseModule):
         TypeError: an unknown argument, or one of the wrong kind.
     """
 
-    def __init__(self, arch: str | Mapping = "tiny", in_channels: int = 3,
-                 window_size: int | Sequence[int] | None = None, pad: str = "input",
-                 global_query_reductions: Sequence[int] = (3, 2, 0, 0), global_query_interpolation: str = "bicubic",
-                 drop_path_rate: float | None = None, drop_rate: float = 0.0, attn_drop_rate: float = 0.0,
-                 qkv_bias: bool = True, out_indices: Sequence[int] = (0, 1, 2, 3), frozen_stages: int = -1,
-                 with_cp: bool = False, init_cfg: dict | list | None = None, **unknown: Any) -> None:
+    def __init__(
+        self,
+        arch: str | Mapping = "tiny",
+        in_channels: int = 3,
+        window_size: int | Sequence[int] | None = None,
+        pad: str = "input",
+        global_query_reductions: Sequence[int] = (3, 2, 0, 0),
+        global_query_interpolation: str = "bicubic",
+        drop_path_rate: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        qkv_bias: bool = True,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        init_cfg: dict | list | None = None,
+        **unknown: Any,
+    ) -> None:
         if unknown:  # said here, as Python's own message does not say what is allowed
             allowed = ", ".join(list(inspect.signature(GCViT.__init__).parameters)[1:-1])
-            raise TypeError("GCViT: unknown argument " + ", ".join(f"{k}={v!r}" for k, v in unknown.items())
-                            + f"; allowed: {allowed}")
+            raise TypeError(
+                "GCViT: unknown argument "
+                + ", ".join(f"{k}={v!r}" for k, v in unknown.items())
+                + f"; allowed: {allowed}"
+            )
         super().__init__(init_cfg=init_cfg)
         self.arch: Arch = resolve_arch(arch, window_size, drop_path_rate)
         in_channels = check_integer("in_channels", in_channels, 1)
@@ -240,23 +281,25 @@ class GCViT(SafePretrainedInit, BaseModule):
         self.stem = Stem(in_channels, arch_.embed_dims)
         self.stages = nn.ModuleList()
         for i in range(out_indices[-1] + 1):
-            self.stages.append(Stage(
-                in_channels=arch_.dims[i - 1] if i else None,
-                channels=arch_.dims[i],
-                depth=arch_.depths[i],
-                num_heads=arch_.num_heads[i],
-                window=arch_.window_size[i],
-                pad=pad,
-                reductions=reductions[i],
-                interpolation=global_query_interpolation,
-                drop_path_rates=rates[sum(arch_.depths[:i]) : sum(arch_.depths[: i + 1])],
-                with_cp=with_cp,
-                mlp_ratio=arch_.mlp_ratio,
-                layer_scale=arch_.layer_scale,
-                qkv_bias=qkv_bias,
-                attn_drop_rate=attn_drop_rate,
-                drop_rate=drop_rate,
-            ))
+            self.stages.append(
+                Stage(
+                    in_channels=arch_.dims[i - 1] if i else None,
+                    channels=arch_.dims[i],
+                    depth=arch_.depths[i],
+                    num_heads=arch_.num_heads[i],
+                    window=arch_.window_size[i],
+                    pad=pad,
+                    reductions=reductions[i],
+                    interpolation=global_query_interpolation,
+                    drop_path_rates=rates[sum(arch_.depths[:i]) : sum(arch_.depths[: i + 1])],
+                    with_cp=with_cp,
+                    mlp_ratio=arch_.mlp_ratio,
+                    layer_scale=arch_.layer_scale,
+                    qkv_bias=qkv_bias,
+                    attn_drop_rate=attn_drop_rate,
+                    drop_rate=drop_rate,
+                )
+            )
         for i in out_indices:
             self.add_module(f"norm{i}", layer_norm(arch_.dims[i]))
         self._set_initial_values()
@@ -275,8 +318,9 @@ class GCViT(SafePretrainedInit, BaseModule):
             ValueError: x is not 4-D, has other channels, or is empty.
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
-            raise ValueError(f"GCViT: input of shape {tuple(x.shape)}; "
-                             f"allowed: (B, {self.in_channels}, H, W) with B, H, W >= 1")
+            raise ValueError(
+                f"GCViT: input of shape {tuple(x.shape)}; allowed: (B, {self.in_channels}, H, W) with B, H, W >= 1"
+            )
         height, width = x.shape[2:]
         x = x.permute(0, 2, 3, 1).contiguous()  # NHWC from here to the maps
         if self.pad == "input":
@@ -338,7 +382,7 @@ class GCViT(SafePretrainedInit, BaseModule):
         layers = sum(depths) + 2
         if not param_name.startswith(prefix):
             return layers - 1, layers
-        part, *rest = param_name[len(prefix):].split(".")
+        part, *rest = param_name[len(prefix) :].split(".")
         if part == "stem":
             return 0, layers
         if part == "stages":

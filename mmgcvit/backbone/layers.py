@@ -71,9 +71,16 @@ class MBConv(nn.Module):
         return x + self.pointwise(y * self.se(y.mean(dim=(1, 2))[:, None])[:, None])
 
     def _is_plain(self, x: Tensor, y: Tensor) -> bool:
-        return (eager_on_cpu(x) and x.dtype == y.dtype and x.dtype.itemsize > 2 and is_plain(self.se, SqueezeExcite)
-                and is_plain(self.depthwise, nn.Conv2d) and is_plain(self.pointwise, PointwiseConv)
-                and is_plain(self.se.fc1, nn.Linear) and is_plain(self.se.fc2, nn.Linear))
+        return (
+            eager_on_cpu(x)
+            and x.dtype == y.dtype
+            and x.dtype.itemsize > 2
+            and is_plain(self.se, SqueezeExcite)
+            and is_plain(self.depthwise, nn.Conv2d)
+            and is_plain(self.pointwise, PointwiseConv)
+            and is_plain(self.se.fc1, nn.Linear)
+            and is_plain(self.se.fc2, nn.Linear)
+        )
 
 
 def _excited(mean: Tensor, pointwise: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
@@ -117,10 +124,12 @@ class _ExcitedPointwise(torch.autograd.Function):
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]
         with torch.enable_grad():
             matrices = _excited(*inputs)
-        d_matrices = torch.stack([
-            sum(weight_gradient(g, F.gelu(rows)) for rows, g in zip(_rows(picture), _rows(grad), strict=True))
-            for picture, grad in zip(y, gradient, strict=True)
-        ])
+        d_matrices = torch.stack(
+            [
+                sum(weight_gradient(g, F.gelu(rows)) for rows, g in zip(_rows(picture), _rows(grad), strict=True))
+                for picture, grad in zip(y, gradient, strict=True)
+            ]
+        )
         d_mean, *d_weights = torch.autograd.grad(matrices, inputs, d_matrices)
         d_mean = d_mean / (y.shape[1] * y.shape[2])
         d_y = torch.empty_like(y)

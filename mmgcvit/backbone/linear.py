@@ -24,17 +24,27 @@ def onednn_is_faster() -> bool:
     figures. It goes by the processor's name, not by a measurement: results must not differ from run to run.
     """
     info = Path("/proc/cpuinfo")
-    return (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
-            and torch.backends.cpu.get_cpu_capability() == "AVX512"
-            and info.exists() and "AuthenticAMD" in info.read_text())
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.backends.mkl.is_available()
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and info.exists()
+        and "AuthenticAMD" in info.read_text()
+    )
 
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether x's product with a weight is for oneDNN: both plain float32, neither small nor under autocast."""
     # First of all, as compilers are to see nothing of the rest.
-    return (eager_on_cpu(x) and x.dtype == weight.dtype == torch.float32 and x.numel() > SMALL
-            and is_ordinary(weight) and onednn_is_faster() and torch._C._get_mkldnn_enabled()
-            and not autocasts_on_cpu())
+    return (
+        eager_on_cpu(x)
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() > SMALL
+        and is_ordinary(weight)
+        and onednn_is_faster()
+        and torch._C._get_mkldnn_enabled()
+        and not autocasts_on_cpu()
+    )
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -56,8 +66,18 @@ def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     if not by_onednn(x[:even], weight):
         return gradient.T @ x
     weight = torch.ops.aten.convolution_backward(
-        _picture(gradient[:even]), _picture(x[:even]), weight[:, :, None, None], None, [1, 1], [0, 0], [2, 2], False,
-        [0, 0], 1, [False, True, False])[1][:, :, 0, 0]
+        _picture(gradient[:even]),
+        _picture(x[:even]),
+        weight[:, :, None, None],
+        None,
+        [1, 1],
+        [0, 0],
+        [2, 2],
+        False,
+        [0, 0],
+        1,
+        [False, True, False],
+    )[1][:, :, 0, 0]
     return weight if even == rows else torch.addmm(weight, gradient[even:].T, x[even:])
 
 

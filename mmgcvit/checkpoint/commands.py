@@ -31,8 +31,9 @@ def print_weights() -> None:
     for weights in WEIGHTS.values():
         crop = "squash" if weights.squash else f"centre, {weights.crop:g}"
         top1 = "" if weights.top1 is None else f"{weights.top1}"
-        table.add_row(weights.name, weights.arch, ", ".join(map(str, weights.window_size)), str(weights.input_size),
-                      crop, top1)
+        table.add_row(
+            weights.name, weights.arch, ", ".join(map(str, weights.window_size)), str(weights.input_size), crop, top1
+        )
     console = Console()
     console.print(table)
     console.print("use: init_cfg=dict(type='Pretrained', checkpoint=NAME), or mmgcvit weights fetch NAME", markup=False)
@@ -79,8 +80,14 @@ def inspect(source: str) -> str:
     return "\n".join([*lines, "", "into a GCViT of these numbers with all maps:", *str(report).splitlines()[1:]])
 
 
-def convert_file(source: str, target: str | os.PathLike, to: str = "mmgcvit", ema: bool = False, hashed: bool = False,
-                 force: bool = False) -> tuple[Path, LoadReport]:
+def convert_file(
+    source: str,
+    target: str | os.PathLike,
+    to: str = "mmgcvit",
+    ema: bool = False,
+    hashed: bool = False,
+    force: bool = False,
+) -> tuple[Path, LoadReport]:
     """Write a checkpoint in another layout, exactly: tensors are reordered, never recomputed.
 
     Args:
@@ -151,21 +158,33 @@ def _model_for(numbers: Numbers) -> GCViT:
     """A GC ViT of the file's numbers, without memory."""
     stages = numbers.stages
     known = (numbers.depths, numbers.num_heads, numbers.windows, numbers.mlp_channels)
-    if not (numbers.embed_dims and stages) or any(bool(value) != (i < stages) for row in known
-                                                  for i, value in enumerate(row)):
-        raise CheckpointError(f"not a whole network: depths={numbers.depths}, num_heads={numbers.num_heads}, "
-                              f"windows={numbers.windows}, MLP channels={numbers.mlp_channels}, where 0 means that "
-                              "nothing of a stage is there")
+    if not (numbers.embed_dims and stages) or any(
+        bool(value) != (i < stages) for row in known for i, value in enumerate(row)
+    ):
+        raise CheckpointError(
+            f"not a whole network: depths={numbers.depths}, num_heads={numbers.num_heads}, "
+            f"windows={numbers.windows}, MLP channels={numbers.mlp_channels}, where 0 means that "
+            "nothing of a stage is there"
+        )
     # stages that are not there are not built, whatever their numbers
-    arch = dict(embed_dims=numbers.embed_dims, depths=[n or 1 for n in numbers.depths],
-                num_heads=[n or 1 for n in numbers.num_heads], mlp_ratio=numbers.mlp_ratio,
-                layer_scale=1e-5 if numbers.layer_scale else None)
+    arch = dict(
+        embed_dims=numbers.embed_dims,
+        depths=[n or 1 for n in numbers.depths],
+        num_heads=[n or 1 for n in numbers.num_heads],
+        mlp_ratio=numbers.mlp_ratio,
+        layer_scale=1e-5 if numbers.layer_scale else None,
+    )
     # one MBConv stands for 0 and for 1 halving
     reductions = tuple(count if count > 1 else 0 for count in numbers.query_mbconvs)
     try:
         with torch.device("meta"):
-            return GCViT(arch, in_channels=numbers.in_channels, window_size=[n or 1 for n in numbers.windows],
-                         global_query_reductions=reductions, qkv_bias=numbers.qkv_bias,
-                         out_indices=tuple(range(stages)))
+            return GCViT(
+                arch,
+                in_channels=numbers.in_channels,
+                window_size=[n or 1 for n in numbers.windows],
+                global_query_reductions=reductions,
+                qkv_bias=numbers.qkv_bias,
+                out_indices=tuple(range(stages)),
+            )
     except ValueError as error:
         raise CheckpointError(f"not a network that can be: {error}") from error

@@ -56,12 +56,16 @@ class LoadReport:
 
     def __str__(self) -> str:
         arch = f", arch {' or '.join(self.arch)}" if self.arch else ""
-        lines = [f"GCViT: weights from {self.source or 'a state dict'} (layout {self.layout}{arch})",
-                 f"  loaded: {len(self.loaded)} tensors"]
+        lines = [
+            f"GCViT: weights from {self.source or 'a state dict'} (layout {self.layout}{arch})",
+            f"  loaded: {len(self.loaded)} tensors",
+        ]
         if self.resized:
             windows = ", ".join(f"{old} -> {new}" for old, new in sorted(set(self.resized.values())))
-            lines.append(f"  resized: {len(self.resized)} relative position bias tables, bicubically, "
-                         f"to other windows ({windows})")
+            lines.append(
+                f"  resized: {len(self.resized)} relative position bias tables, bicubically, "
+                f"to other windows ({windows})"
+            )
         lines += [f"  adapted: {name} from {old} to {new} channels" for name, (old, new) in self.adapted.items()]
         for title, names in (("left in the file", self.left_in_file), ("left at initial values", self.left_initial)):
             if names:
@@ -87,6 +91,7 @@ class Numbers:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Numbers:
         """Read them off the tensors."""
+
         def counts(pattern: str) -> tuple[int, ...]:
             found: list[set[int]] = [set() for _ in range(STAGES)]
             for name in tensors:
@@ -146,19 +151,30 @@ class Numbers:
     def differences(self, arch: Arch, stages: int) -> list[str]:
         """In what a network of ``arch`` differs, in its first ``stages`` stages."""
         # a stage's MLP without its weights is missing, not different
-        channels = tuple(theirs and int(dim * arch.mlp_ratio)
-                         for dim, theirs in zip(arch.dims[:stages], self.mlp_channels, strict=False))
+        channels = tuple(
+            theirs and int(dim * arch.mlp_ratio)
+            for dim, theirs in zip(arch.dims[:stages], self.mlp_channels, strict=False)
+        )
         ratio = self.mlp_ratio if channels != self.mlp_channels[:stages] else arch.mlp_ratio
-        ours = (arch.embed_dims, arch.depths[:stages], arch.num_heads[:stages], arch.mlp_ratio,
-                arch.layer_scale is not None)
+        ours = (
+            arch.embed_dims,
+            arch.depths[:stages],
+            arch.num_heads[:stages],
+            arch.mlp_ratio,
+            arch.layer_scale is not None,
+        )
         theirs = (self.embed_dims, self.depths[:stages], self.num_heads[:stages], ratio, self.layer_scale)
         # a number of 0 stands for tensors that are missing, which is told elsewhere
-        return [f"{name} {_number(b)} in the file, {_number(a)} in the model"
-                for name, a, b in zip(_SAME, ours, theirs, strict=True) if a != b and (b != 0 or b is False)]
+        return [
+            f"{name} {_number(b)} in the file, {_number(a)} in the model"
+            for name, a, b in zip(_SAME, ours, theirs, strict=True)
+            if a != b and (b != 0 or b is False)
+        ]
 
 
-def fit(backbone: GCViT, converted: Converted, source: str = "", head: nn.Linear | None = None,
-        check_values: bool = True) -> tuple[dict[str, Tensor], LoadReport]:
+def fit(
+    backbone: GCViT, converted: Converted, source: str = "", head: nn.Linear | None = None, check_values: bool = True
+) -> tuple[dict[str, Tensor], LoadReport]:
     """Choose a tensor for each of the backbone's, resized or adapted where that is what it takes. Changes nothing.
 
     Args:
@@ -185,8 +201,10 @@ def fit(backbone: GCViT, converted: Converted, source: str = "", head: nn.Linear
         wanted |= {f"head.{name}": value for name, value in head.named_parameters()}
         shape = tuple(file["head.weight"].shape) if "head.weight" in file else None
         if shape not in (None, tuple(head.weight.shape)):
-            report.notes.append(f"head: {shape[0]} classes of {shape[1]} channels in the file, {head.out_features} of "
-                                f"{head.in_features} in the model: left out")
+            report.notes.append(
+                f"head: {shape[0]} classes of {shape[1]} channels in the file, {head.out_features} of "
+                f"{head.in_features} in the model: left out"
+            )
             report.left_in_file += [name for name in ("head.weight", "head.bias") if file.pop(name, None) is not None]
 
     chosen: dict[str, Tensor] = {}
@@ -217,16 +235,23 @@ def fit(backbone: GCViT, converted: Converted, source: str = "", head: nn.Linear
     needed = [name for name in wanted if is_ours(name) and not re.match(r"norm\d|head", name)]
     missing = [name for name in needed if name not in chosen]
     if len(missing) > (1 - ENOUGH) * len(needed):
-        raise CheckpointError(f"{_of(source)}only {len(needed) - len(missing)} of the backbone's {len(needed)} tensors "
-                              f"are in it, and {ENOUGH:.0%} are needed; missing: {some(missing)}")
+        raise CheckpointError(
+            f"{_of(source)}only {len(needed) - len(missing)} of the backbone's {len(needed)} tensors "
+            f"are in it, and {ENOUGH:.0%} are needed; missing: {some(missing)}"
+        )
     return chosen, report
 
 
 def grouped(names: list[str]) -> str:
     """``norm0, norm1, roi_head (12)``: tensors by the part that they belong to."""
     parts = Counter(name.split(".")[0] for name in names)
-    return some([part if part in ("head",) or re.fullmatch(r"norm\d", part) else f"{part} ({count})"
-                 for part, count in parts.items()], 12)
+    return some(
+        [
+            part if part in ("head",) or re.fullmatch(r"norm\d", part) else f"{part} ({count})"
+            for part, count in parts.items()
+        ],
+        12,
+    )
 
 
 def _same_network(backbone: GCViT, numbers: Numbers, report: LoadReport) -> None:
@@ -235,18 +260,23 @@ def _same_network(backbone: GCViT, numbers: Numbers, report: LoadReport) -> None
     queries = tuple(0 if stage.query is None else len(stage.query.mbconvs) for stage in backbone.stages)
     theirs = tuple(count if ours else 0 for ours, count in zip(queries, numbers.query_mbconvs, strict=False))
     if queries != theirs:
-        differences.append(f"MBConvs of the global query {theirs} in the file, {queries} in the model "
-                           "(global_query_reductions)")
+        differences.append(
+            f"MBConvs of the global query {theirs} in the file, {queries} in the model (global_query_reductions)"
+        )
     qkv = backbone.stages[0].blocks[0].attn.qkv
     if numbers.qkv_bias != (qkv.bias is not None):
         differences.append(f"qkv_bias {numbers.qkv_bias} in the file, {qkv.bias is not None} in the model")
     if numbers.in_channels not in (3, backbone.in_channels):
-        differences.append(f"in_channels {numbers.in_channels} in the file, {backbone.in_channels} in the model "
-                           "(allowed: the same, or 3 in the file)")
+        differences.append(
+            f"in_channels {numbers.in_channels} in the file, {backbone.in_channels} in the model "
+            "(allowed: the same, or 3 in the file)"
+        )
     if differences:
         fits = " or ".join(map(repr, report.arch)) or "none of the published ones"
-        raise CheckpointError(f"{_of(report.source)}another network than the model's: {'; '.join(differences)}. "
-                              f"The arch that the checkpoint fits: {fits}")
+        raise CheckpointError(
+            f"{_of(report.source)}another network than the model's: {'; '.join(differences)}. "
+            f"The arch that the checkpoint fits: {fits}"
+        )
 
 
 def _may_stay(name: str, backbone: GCViT) -> bool:
@@ -263,8 +293,11 @@ def _usable_values(tensors: Mapping[str, Tensor], source: str, finite: bool, may
     others = [f"{name} {value.dtype}" for name, value in tensors.items() if value.dtype not in _FLOATS]
     if others:
         raise CheckpointError(f"{_of(source)}wrong types; allowed: floating point of 16 bits or more: {some(others)}")
-    odd = [name for name, value in tensors.items()
-           if value.layout != torch.strided or value.is_nested or (value.is_meta and not may_be_meta)]
+    odd = [
+        name
+        for name, value in tensors.items()
+        if value.layout != torch.strided or value.is_nested or (value.is_meta and not may_be_meta)
+    ]
     if odd:
         raise CheckpointError(f"{_of(source)}tensors that are sparse, nested or without values: {some(odd)}")
     if finite:

@@ -136,11 +136,15 @@ def weights_of(checkpoint: object, ema: bool = False) -> dict[str, Tensor]:
         if isinstance(inner, Mapping):
             return weights_of(inner)
     if ema:
-        raise CheckpointError(f"the checkpoint has no averaged (EMA) weights: none of {', '.join(names)} among "
-                              f"{some(checkpoint)}")
+        raise CheckpointError(
+            f"the checkpoint has no averaged (EMA) weights: none of {', '.join(names)} among {some(checkpoint)}"
+        )
     # `epoch`, `steps` and the like are plain numbers beside the tensors
-    tensors = {name: torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "fiu" else value
-               for name, value in checkpoint.items() if isinstance(name, str)}
+    tensors = {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "fiu" else value
+        for name, value in checkpoint.items()
+        if isinstance(name, str)
+    }
     tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"the checkpoint holds no tensors by name; its keys: {some(checkpoint) or 'none'}")
@@ -166,11 +170,15 @@ def find_network(state_dict: Mapping[str, Tensor], prefix: str | None = None) ->
                 found.append((layout, before))
     if not found:
         where = "" if prefix is None else f" under {prefix!r}"
-        raise CheckpointError(f"no GC ViT in this checkpoint{where}; allowed: the layouts {', '.join(LAYOUTS)}. "
-                              f"Its keys: {some(state_dict)}")
+        raise CheckpointError(
+            f"no GC ViT in this checkpoint{where}; allowed: the layouts {', '.join(LAYOUTS)}. "
+            f"Its keys: {some(state_dict)}"
+        )
     if len(found) > 1:
-        raise CheckpointError(f"{len(found)} networks in this checkpoint; allowed: one, or give `prefix`: "
-                              f"{', '.join(repr(before) for _, before in found)}")
+        raise CheckpointError(
+            f"{len(found)} networks in this checkpoint; allowed: one, or give `prefix`: "
+            f"{', '.join(repr(before) for _, before in found)}"
+        )
     layout, before = found[0]
     if layout == "nvidia" and any(f"{before}norm{i}.weight" in state_dict for i in range(4)):
         layout = "nvidia-detection"
@@ -182,8 +190,7 @@ def is_ours(name: str) -> bool:
     return _renamer("mmgcvit")(name) is not None
 
 
-def take_apart(state_dict: Mapping[str, Tensor], prefix: str | None = None,
-               also: Container[str] = ()) -> Converted:
+def take_apart(state_dict: Mapping[str, Tensor], prefix: str | None = None, also: Container[str] = ()) -> Converted:
     """As :func:`convert_state_dict`, of a plain state dict, with the parts kept apart.
 
     Args:
@@ -205,7 +212,7 @@ def take_apart(state_dict: Mapping[str, Tensor], prefix: str | None = None,
             else:
                 others[name] = value
             continue
-        plain = name[len(before):].removesuffix(":0")
+        plain = name[len(before) :].removesuffix(":0")
         if layout == "timm":
             plain = re.sub(r"^stages_(\d)\.", r"stages.\1.", plain)  # of its models for features
         if _IGNORED.search(plain):

@@ -24,8 +24,14 @@ from mmgcvit.checkpoint.weights import fetch
 SCHEMES = ("gcvit://", "timm://")
 
 
-def load_pretrained(model: nn.Module, source: str | Path | Mapping[str, Any], *, ema: bool = False,
-                    map_location: str | torch.device = "cpu", prefix: str | None = None) -> LoadReport:
+def load_pretrained(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Any],
+    *,
+    ema: bool = False,
+    map_location: str | torch.device = "cpu",
+    prefix: str | None = None,
+) -> LoadReport:
     """Load published (or one's own) weights into a GC ViT or into a model that has one.
 
     Bias tables of other windows are resized bicubically, as the authors do for detection. A first convolution for RGB
@@ -74,8 +80,7 @@ def locate(source: str) -> Path:
     return Path(source)
 
 
-def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor], prefix: str,
-                       log: bool = True) -> None:
+def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor], prefix: str, log: bool = True) -> None:
     """Bring what a state dict has for the backbone into its names and shapes, in place. A load-state-dict pre-hook.
 
     Our own state dict of the same network is left untouched. With others' weights, what they do not have (norm0 to
@@ -87,9 +92,11 @@ def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor],
     parameters = backbone.state_dict()
     if not any(is_ours(name) for name in parameters):
         return  # flattened by FSDP, which loads its own way
-    given = {name[len(prefix):]: value for name, value in state_dict.items() if name.startswith(prefix)}
-    if all(name in given and getattr(given[name], "shape", None) == getattr(value, "shape", None)
-           for name, value in parameters.items()):
+    given = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
+    if all(
+        name in given and getattr(given[name], "shape", None) == getattr(value, "shape", None)
+        for name, value in parameters.items()
+    ):
         return
     if not given:
         raise CheckpointError(f"the state dict has nothing for the GCViT at {prefix.rstrip('.')!r}")
@@ -132,8 +139,11 @@ def _parent(model: nn.Module, backbone: GCViT) -> nn.Module:
 
 def _refuse_sharded(model: nn.Module) -> None:
     """A model that is spread over processes has no whole parameters to copy into."""
-    sharded = [type(part).__name__ for part in (*model.modules(), *model.parameters())
-               if type(part).__name__ in ("FullyShardedDataParallel", "DTensor", "FlatParameter")]
+    sharded = [
+        type(part).__name__
+        for part in (*model.modules(), *model.parameters())
+        if type(part).__name__ in ("FullyShardedDataParallel", "DTensor", "FlatParameter")
+    ]
     if sharded:
         raise CheckpointError(f"the model is sharded already ({sharded[0]}): load the weights before wrapping it")
 
@@ -148,7 +158,7 @@ def _move_bare_network(module: nn.Module, state_dict: MutableMapping[str, Tensor
     So that ``load_from`` and ``load_state_dict`` of a whole model take a publisher's file, which has no ``backbone.``.
     """
     names = [name for name, child in module.named_children() if isinstance(child, GCViT)]
-    given = {name[len(prefix):]: value for name, value in state_dict.items() if name.startswith(prefix)}
+    given = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
     if len(names) != 1:
         return
     if not any(name.startswith(f"{names[0]}.") for name in given):
@@ -157,8 +167,9 @@ def _move_bare_network(module: nn.Module, state_dict: MutableMapping[str, Tensor
     prepare_state_dict(getattr(module, names[0]), dict(state_dict), f"{prefix}{names[0]}.", log=False)
 
 
-def _move(module: nn.Module, backbone: str, state_dict: MutableMapping[str, Tensor], prefix: str,
-          given: Mapping[str, Any]) -> None:
+def _move(
+    module: nn.Module, backbone: str, state_dict: MutableMapping[str, Tensor], prefix: str, given: Mapping[str, Any]
+) -> None:
     try:
         tensors = weights_of(given)
         _, before = find_network(tensors)
@@ -170,14 +181,18 @@ def _move(module: nn.Module, backbone: str, state_dict: MutableMapping[str, Tens
         del state_dict[prefix + name]
     for name, value in moved.items():
         if head is None or not name.startswith(f"{before}head"):
-            state_dict[f"{prefix}{backbone}.{name[len(before):]}"] = value
+            state_dict[f"{prefix}{backbone}.{name[len(before) :]}"] = value
     if head is not None:
         theirs = take_apart(tensors, before).backbone
         own = head.state_dict()
         found = {name: theirs[f"head.{name}"] for name in own if f"head.{name}" in theirs}
         if any(value.shape != own[name].shape for name, value in found.items()):
-            print_log(f"GCViT: head of {len(found['weight'])} classes in the state dict, {head.out_features} in the "
-                      "model: left out", logger="current", level=logging.WARNING)
+            print_log(
+                f"GCViT: head of {len(found['weight'])} classes in the state dict, {head.out_features} in the "
+                "model: left out",
+                logger="current",
+                level=logging.WARNING,
+            )
             found = own
         for name, value in found.items():
             state_dict[f"{prefix}{head_name}.{name}"] = value
@@ -196,8 +211,10 @@ def register() -> None:
     register_module_module_registration_hook(_watch_parents)
     for scheme in SCHEMES:
         CheckpointLoader.register_scheme(
-            prefixes=scheme, force=True,
-            loader=lambda filename, map_location=None: read_checkpoint(fetch(filename), map_location or "cpu"))
+            prefixes=scheme,
+            force=True,
+            loader=lambda filename, map_location=None: read_checkpoint(fetch(filename), map_location or "cpu"),
+        )
 
 
 register()

@@ -164,8 +164,9 @@ def read_checkpoint(path: str | os.PathLike, map_location: str | torch.device = 
         elif head.startswith(b"\x80"):
             found = _read_torch(path)
         else:
-            raise CheckpointError("not a checkpoint; allowed: torch's .pth, .safetensors, Keras' .h5. "
-                                  f"It begins with {head[:16]!r}")
+            raise CheckpointError(
+                f"not a checkpoint; allowed: torch's .pth, .safetensors, Keras' .h5. It begins with {head[:16]!r}"
+            )
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint {str(path)!r} ({size:,} bytes): {error}") from error
     except Exception as error:  # whatever a broken file makes a reader raise: no reader lists it
@@ -191,8 +192,9 @@ def _read_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "").lower() in ("1", "y", "yes", "true"):
             reason = str(error).splitlines()[0]
-            raise CheckpointError(f"torch's safe loader refuses it ({reason}), and TORCH_FORCE_WEIGHTS_ONLY_LOAD "
-                                  "allows no other") from error
+            raise CheckpointError(
+                f"torch's safe loader refuses it ({reason}), and TORCH_FORCE_WEIGHTS_ONLY_LOAD allows no other"
+            ) from error
         found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_RESTRICTED)
     # torch 2.1 believes what a file says of its storages' lengths: tensors over memory that is not theirs.
     size = path.stat().st_size

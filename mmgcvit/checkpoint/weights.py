@@ -141,15 +141,19 @@ def fetch(source: str) -> Path:
             found = file_sha256(part)
             if not found.startswith(known):
                 part.unlink()
-                raise CheckpointError(f"{url}: another file than expected: its SHA-256 is {found}, not {known}...; "
-                                      f"removed. (Recorded at the first download: {record})")
+                raise CheckpointError(
+                    f"{url}: another file than expected: its SHA-256 is {found}, not {known}...; "
+                    f"removed. (Recorded at the first download: {record})"
+                )
             with temporary(record) as building:
                 building.write_text(f"{found}  {target.name}\n")
                 building.replace(record)
             part.replace(target)
         elif known and not (found := file_sha256(target)).startswith(known):
-            raise CheckpointError(f"{target} has changed since it was fetched: its SHA-256 is {found}, not {known}; "
-                                  "remove it to have it fetched again")
+            raise CheckpointError(
+                f"{target} has changed since it was fetched: its SHA-256 is {found}, not {known}; "
+                "remove it to have it fetched again"
+            )
     return target
 
 
@@ -200,8 +204,10 @@ def _download(url: str, part: Path) -> None:
             if error.code == 416:  # what is there is no beginning of what the server has
                 part.unlink(missing_ok=True)
             elif error.code < 500 and error.code not in (408, 429):
-                raise CheckpointError(f"{url}: the server answers {error.code} {error.reason}; "
-                                      f"{MIRROR} (a URL or folder) says where else to look") from error
+                raise CheckpointError(
+                    f"{url}: the server answers {error.code} {error.reason}; "
+                    f"{MIRROR} (a URL or folder) says where else to look"
+                ) from error
             reason: Exception = error
         except http.client.InvalidURL as error:
             raise CheckpointError(f"{url}: not a URL: {error}") from error
@@ -210,8 +216,10 @@ def _download(url: str, part: Path) -> None:
             reason = error
         if attempt < TRIES - 1:
             time.sleep(min(2**attempt / 4, 4))
-    raise CheckpointError(f"{url}: {TRIES} attempts failed, the last with {type(reason).__name__}: {reason}; "
-                          "a further call goes on from there") from reason
+    raise CheckpointError(
+        f"{url}: {TRIES} attempts failed, the last with {type(reason).__name__}: {reason}; "
+        "a further call goes on from there"
+    ) from reason
 
 
 def _transfer(url: str, part: Path) -> None:

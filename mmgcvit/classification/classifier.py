@@ -37,12 +37,20 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
         ValueError: no class, a rate that is no probability, or a backbone whose last map is not that of stage 3.
     """
 
-    def __init__(self, backbone: Mapping[str, Any], num_classes: int = 1000, drop_rate: float = 0.0,
-                 label_smoothing: float = 0.0, data_preprocessor: Mapping | nn.Module | None = None,
-                 init_cfg: Mapping | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        num_classes: int = 1000,
+        drop_rate: float = 0.0,
+        label_smoothing: float = 0.0,
+        data_preprocessor: Mapping | nn.Module | None = None,
+        init_cfg: Mapping | None = None,
+    ) -> None:
         check_integer("num_classes", num_classes, 1)
         if isinstance(data_preprocessor, Mapping) and data_preprocessor.get("type") in (
-                ClassificationPreprocessor, ClassificationPreprocessor.__name__):
+            ClassificationPreprocessor,
+            ClassificationPreprocessor.__name__,
+        ):
             data_preprocessor = {"num_classes": num_classes, **data_preprocessor}
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.num_classes = num_classes
@@ -52,14 +60,16 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
         self.soft_loss = SoftTargetCrossEntropy()
         self.backbone: GCViT = MODELS.build({"type": "GCViT", "out_indices": (3,), **backbone})
         if self.backbone.out_indices[-1] != 3:
-            raise ValueError(f"backbone: out_indices={self.backbone.out_indices}; allowed for a classifier: "
-                             "what ends with 3")
+            raise ValueError(
+                f"backbone: out_indices={self.backbone.out_indices}; allowed for a classifier: what ends with 3"
+            )
         self.head = nn.Linear(self.backbone.out_channels[-1], num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, inputs: Tensor, targets: Tensor | None = None, sample_idx: Tensor | None = None,
-                mode: str = "tensor") -> Any:
+    def forward(
+        self, inputs: Tensor, targets: Tensor | None = None, sample_idx: Tensor | None = None, mode: str = "tensor"
+    ) -> Any:
         """Logits, their loss, or probabilities.
 
         Args:
@@ -88,6 +98,8 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
             return {"loss": self.soft_loss(logits, targets)}
         # (A look at targets on a GPU would make it wait; there CUDA's own assertion speaks.)
         if not targets.is_cuda and (targets.min() < 0 or targets.max() >= self.num_classes):
-            raise ValueError(f"targets: class {int(targets.max() if targets.min() >= 0 else targets.min())}; allowed: "
-                             f"0 to {self.num_classes - 1} (num_classes={self.num_classes})")
+            raise ValueError(
+                f"targets: class {int(targets.max() if targets.min() >= 0 else targets.min())}; allowed: "
+                f"0 to {self.num_classes - 1} (num_classes={self.num_classes})"
+            )
         return {"loss": self.hard_loss(logits, targets)}

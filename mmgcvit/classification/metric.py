@@ -37,8 +37,14 @@ class TopKAccuracy(BaseMetric):
 
     default_prefix = "accuracy"
 
-    def __init__(self, topk: Sequence[int] = (1, 5), real_labels: str | None = None, out_csv: str | None = None,
-                 collect_device: str = "cpu", prefix: str | None = None) -> None:
+    def __init__(
+        self,
+        topk: Sequence[int] = (1, 5),
+        real_labels: str | None = None,
+        out_csv: str | None = None,
+        collect_device: str = "cpu",
+        prefix: str | None = None,
+    ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         if not topk or min(topk) < 1:
             raise ValueError(f"topk={topk}; allowed: integers >= 1")
@@ -54,8 +60,13 @@ class TopKAccuracy(BaseMetric):
         """
         scores = torch.stack(list(data_samples)).float()
         values, classes = scores.topk(min(max(self.topk), scores.shape[1]))  # (B, k)
-        self.results += zip(data_batch["sample_idx"].tolist(), data_batch["targets"].tolist(),
-                            classes.tolist(), values.tolist(), strict=True)
+        self.results += zip(
+            data_batch["sample_idx"].tolist(),
+            data_batch["targets"].tolist(),
+            classes.tolist(),
+            values.tolist(),
+            strict=True,
+        )
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Accuracies of all samples, in per cent.
@@ -72,8 +83,10 @@ class TopKAccuracy(BaseMetric):
             self._write(ordered)
         if self.real_labels is not None:
             return self._real(ordered)
-        return {f"top{k}": 100 * sum(label in classes[:k] for _, label, classes, _ in ordered) / len(ordered)
-                for k in self.topk}
+        return {
+            f"top{k}": 100 * sum(label in classes[:k] for _, label, classes, _ in ordered) / len(ordered)
+            for k in self.topk
+        }
 
     def _real(self, ordered: list) -> dict[str, float]:
         names = [self._name(index) for index, *_ in ordered]
@@ -86,8 +99,10 @@ class TopKAccuracy(BaseMetric):
                 scores[0, classes] = torch.tensor(values) + 1
                 real.add_result(scores)
         except (AssertionError, KeyError) as error:
-            raise ValueError(f"real_labels: {len(names)} pictures such as {names[0]}; allowed: the 50000 of "
-                             "ILSVRC2012's validation, ILSVRC2012_val_00000001.JPEG and so on") from error
+            raise ValueError(
+                f"real_labels: {len(names)} pictures such as {names[0]}; allowed: the 50000 of "
+                "ILSVRC2012's validation, ILSVRC2012_val_00000001.JPEG and so on"
+            ) from error
         return {f"real_top{k}": value for k, value in real.get_accuracy().items()}
 
     def _name(self, index: int) -> str:

@@ -29,9 +29,15 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         non_blocking: of the copy to the device.
     """
 
-    def __init__(self, mean: Sequence[float] = IMAGENET_DEFAULT_MEAN, std: Sequence[float] = IMAGENET_DEFAULT_STD,
-                 num_classes: int | None = None, erasing: Mapping[str, Any] | None = None,
-                 mixup: Mapping[str, Any] | None = None, non_blocking: bool = True) -> None:
+    def __init__(
+        self,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        num_classes: int | None = None,
+        erasing: Mapping[str, Any] | None = None,
+        mixup: Mapping[str, Any] | None = None,
+        non_blocking: bool = True,
+    ) -> None:
         super().__init__(non_blocking=non_blocking)
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, 255 * torch.tensor(values).view(1, -1, 1, 1), persistent=False)
@@ -58,8 +64,10 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         inputs = data["inputs"].float()
         if training and self.mix is not None:
             if len(inputs) % 2:
-                raise ValueError(f"a batch of {len(inputs)} pictures; allowed with mixup, which pairs them: an even "
-                                 "one. Set an even train_dataloader.batch_size, and drop_last=True")
+                raise ValueError(
+                    f"a batch of {len(inputs)} pictures; allowed with mixup, which pairs them: an even "
+                    "one. Set an even train_dataloader.batch_size, and drop_last=True"
+                )
             inputs, data["targets"] = self.mix(inputs, data["targets"])
         if not data["inputs"].is_floating_point():
             inputs = inputs.sub_(self.mean).div_(self.std)

@@ -61,8 +61,13 @@ class Annotations:
     objects: int = 0  # before anything is left out
 
 
-def read_coco(path: str | Path, classes: Sequence[str] | None = None, img_prefix: str = "",
-              with_mask: bool = False, test_mode: bool = False) -> Annotations:
+def read_coco(
+    path: str | Path,
+    classes: Sequence[str] | None = None,
+    img_prefix: str = "",
+    with_mask: bool = False,
+    test_mode: bool = False,
+) -> Annotations:
     """Read a COCO file of instances and see what mmdet's CocoDataset would make of it.
 
     Args:
@@ -145,19 +150,40 @@ def read_dataset(dataset: Mapping) -> Annotations:
     found = read_coco(path, classes, prefix, wants_masks(dataset.get("pipeline")), test_mode)
     least = (dataset.get("filter_cfg") or {}).get("min_size", 0)
     if not (dataset.get("metainfo") or {}).get("classes") and classes and not set(classes) & set(found.categories):
-        found.problems.append(Problem(
-            "classes", path, f"has {', '.join(map(repr, found.categories))}, none of which is a class of "
-            f"{dataset['type']}; set metainfo=dict(classes=(...)) in the config's data sets", breaks=True))
+        found.problems.append(
+            Problem(
+                "classes",
+                path,
+                f"has {', '.join(map(repr, found.categories))}, none of which is a class of "
+                f"{dataset['type']}; set metainfo=dict(classes=(...)) in the config's data sets",
+                breaks=True,
+            )
+        )
     elif (dataset.get("metainfo") or {}).get("classes") and [
-            name for name in found.categories if name in classes] != list(classes):
-        found.problems.append(Problem(
-            "classes", path, f"classes={tuple(classes)!r}; allowed, as {path} has them: "
-            f"{', '.join(map(repr, found.categories))}, all or some, in this order", breaks=True))
+        name for name in found.categories if name in classes
+    ] != list(classes):
+        found.problems.append(
+            Problem(
+                "classes",
+                path,
+                f"classes={tuple(classes)!r}; allowed, as {path} has them: "
+                f"{', '.join(map(repr, found.categories))}, all or some, in this order",
+                breaks=True,
+            )
+        )
     elif not test_mode and not any(
-            picture.boxes and min(picture.width, picture.height) >= least for picture in found.pictures):
-        found.problems.append(Problem(
-            "empty", path, f"none of {found.objects} annotations can be used"
-            + (f" (filter_cfg.min_size={least})" if least else "") + ": training would wait for ever", breaks=True))
+        picture.boxes and min(picture.width, picture.height) >= least for picture in found.pictures
+    ):
+        found.problems.append(
+            Problem(
+                "empty",
+                path,
+                f"none of {found.objects} annotations can be used"
+                + (f" (filter_cfg.min_size={least})" if least else "")
+                + ": training would wait for ever",
+                breaks=True,
+            )
+        )
     return found
 
 
@@ -171,8 +197,10 @@ def _classes(dataset: Mapping) -> Sequence[str] | None:
     classes = (dataset.get("metainfo") or {}).get("classes")
     if isinstance(classes, str):
         if not os.path.isfile(classes):
-            raise AnnotationError(f"metainfo.classes={classes!r}; allowed: a tuple of names, such as ({classes!r}, ), "
-                                  "or a file with a name in each line")
+            raise AnnotationError(
+                f"metainfo.classes={classes!r}; allowed: a tuple of names, such as ({classes!r}, ), "
+                "or a file with a name in each line"
+            )
         return [line.strip() for line in Path(classes).read_text().splitlines() if line.strip()]
     if classes:
         return classes
@@ -233,8 +261,10 @@ def read_lists(path: str | Path, test_mode: bool = False) -> dict:
         content.setdefault("annotations", [])
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise AnnotationError(f"annotation file {str(path)!r}: no list {key!r}; COCO's format has lists 'images', "
-                                  "'annotations' and 'categories'")
+            raise AnnotationError(
+                f"annotation file {str(path)!r}: no list {key!r}; COCO's format has lists 'images', "
+                "'annotations' and 'categories'"
+            )
     return content
 
 
@@ -243,16 +273,23 @@ def _categories(entries: list, found: Annotations) -> dict[Any, str]:
     names: dict[Any, str] = {}
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), int) or "name" not in entry:
-            found.problems.append(Problem("category", f"{found.path}: categories[{i}]",
-                                          f"{entry!r}; allowed: an object with a whole number id and a name", True))
+            found.problems.append(
+                Problem(
+                    "category",
+                    f"{found.path}: categories[{i}]",
+                    f"{entry!r}; allowed: an object with a whole number id and a name",
+                    True,
+                )
+            )
         elif entry["id"] in names:
             found.problems.append(Problem("category", f"{found.path}: category id {entry['id']}", "there twice", True))
         else:
             names[entry["id"]] = entry["name"]
     for name, count in Counter(names.values()).items():
         if count > 1:
-            found.problems.append(Problem("category", f"{found.path}: category {name!r}",
-                                          f"{count} categories of this name", True))
+            found.problems.append(
+                Problem("category", f"{found.path}: category {name!r}", f"{count} categories of this name", True)
+            )
     return names
 
 
@@ -277,8 +314,15 @@ def _pictures(entries: list, prefix: str, found: Annotations) -> dict[Any, Pictu
     return pictures
 
 
-def _object(annotation: Any, where: str, pictures: Mapping, categories: Mapping, classes: Sequence[str],
-            with_mask: bool, seen: set) -> Iterator[Problem]:
+def _object(
+    annotation: Any,
+    where: str,
+    pictures: Mapping,
+    categories: Mapping,
+    classes: Sequence[str],
+    with_mask: bool,
+    seen: set,
+) -> Iterator[Problem]:
     """What is wrong with one annotation, worst first."""
     if not isinstance(annotation, dict) or not {"id", "image_id", "category_id"} <= annotation.keys():
         yield Problem("annotation", where, "needs id, image_id and category_id", True)
@@ -307,11 +351,13 @@ def _object(annotation: Any, where: str, pictures: Mapping, categories: Mapping,
     if annotation["area"] <= 0:
         yield Problem("area", where, f"area={annotation['area']}; allowed: more than 0", False)
     if annotation["category_id"] not in categories:
-        yield Problem("category", where, f"category_id={annotation['category_id']!r} is not among the file's "
-                      "categories", False)
+        yield Problem(
+            "category", where, f"category_id={annotation['category_id']!r} is not among the file's categories", False
+        )
     elif categories[annotation["category_id"]] not in classes:
-        yield Problem("category", where, f"{categories[annotation['category_id']]!r} is not among the config's classes",
-                      False)
+        yield Problem(
+            "category", where, f"{categories[annotation['category_id']]!r} is not among the config's classes", False
+        )
     if with_mask:
         yield from _mask(annotation, where)
 

@@ -68,8 +68,11 @@ def check_data(cfg: Config, workers: int = 8, progress: bool = True) -> list[Dat
                     if name == "train":
                         trained = tuple(reports[-1].classes) or None
                 elif labels.has_label_maps(dataset):
-                    reports.append(labels.check_labels(name, dataset, cfg.get("model"), workers, advance,
-                                                       cfg.get(f"{name}_evaluator")))
+                    reports.append(
+                        labels.check_labels(
+                            name, dataset, cfg.get("model"), workers, advance, cfg.get(f"{name}_evaluator")
+                        )
+                    )
                 else:
                     reports.append(_check(name, dataset, workers, advance))
                 bar.remove_task(task)
@@ -103,14 +106,26 @@ def _check(name: str, dataset: Mapping, workers: int, advance: Callable[[int], N
             elif size:
                 report.sizes[size] += 1
                 if picture.width and size != (picture.width, picture.height):
-                    report.problems.append(Problem(
-                        "size", picture.path, f"is {size[0]} x {size[1]} (width x height), its annotations say "
-                        f"{picture.width} x {picture.height}", True))
+                    report.problems.append(
+                        Problem(
+                            "size",
+                            picture.path,
+                            f"is {size[0]} x {size[1]} (width x height), its annotations say "
+                            f"{picture.width} x {picture.height}",
+                            True,
+                        )
+                    )
     return report
 
 
-def _check_classes(name: str, dataset: Mapping, model: Mapping | None, workers: int, advance: Callable[[int], None],
-                   trained: tuple[str, ...] | None) -> DatasetReport:
+def _check_classes(
+    name: str,
+    dataset: Mapping,
+    model: Mapping | None,
+    workers: int,
+    advance: Callable[[int], None],
+    trained: tuple[str, ...] | None,
+) -> DatasetReport:
     """Look at every picture of a classifier's data set, whatever it is stored in.
 
     Args:
@@ -134,8 +149,11 @@ def _check_classes(name: str, dataset: Mapping, model: Mapping | None, workers: 
             return report
     heads = (model or {}).get("num_classes")
     if heads is not None and len(report.classes) > heads:
-        report.problems.append(Problem("classes", source, f"{len(report.classes)} classes; allowed: at most "
-                                       f"model.num_classes={heads}", True))
+        report.problems.append(
+            Problem(
+                "classes", source, f"{len(report.classes)} classes; allowed: at most model.num_classes={heads}", True
+            )
+        )
     report.pictures = report.objects = len(built)
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(built), CHUNK):
@@ -153,8 +171,11 @@ def _check_classes(name: str, dataset: Mapping, model: Mapping | None, workers: 
                 else:
                     report.kept += 1
                     report.sizes[size] += 1
-    report.problems += [Problem("class", source, f"no picture of class {label!r}", False)
-                        for label, count in report.classes.items() if not count]
+    report.problems += [
+        Problem("class", source, f"no picture of class {label!r}", False)
+        for label, count in report.classes.items()
+        if not count
+    ]
     return report
 
 

@@ -77,8 +77,13 @@ class ShardReader(Reader):
             lacking = [key for key in pictures if key not in labels]
             if lacking or not pictures:
                 raise ClassificationDataError(
-                    f"shard {shard}: " + (f"{len(lacking)} pictures without a .cls, the first {lacking[0]}" if lacking
-                                          else f"no picture; allowed: {', '.join(sorted(suffixes))}"))
+                    f"shard {shard}: "
+                    + (
+                        f"{len(lacking)} pictures without a .cls, the first {lacking[0]}"
+                        if lacking
+                        else f"no picture; allowed: {', '.join(sorted(suffixes))}"
+                    )
+                )
             places += [(number, *place, labels[key]) for key, place in pictures.items()]
             self.keys += pictures
         self.places = np.array(places, dtype=np.int64)
@@ -126,8 +131,10 @@ class TarReader(ReaderImageInTar):
         except (tarfile.TarError, EOFError, OSError) as error:
             raise ClassificationDataError(f"{path}: cannot be read: {error}") from error
         except (ValueError, AssertionError) as error:  # of timm, with nothing to sort; of a list that it has kept
-            raise ClassificationDataError(f"{path}: no picture in it, or timm's list of its members "
-                                          f"(_*_tarinfos.pickle) is of other tar files: {error}") from error
+            raise ClassificationDataError(
+                f"{path}: no picture in it, or timm's list of its members "
+                f"(_*_tarinfos.pickle) is of other tar files: {error}"
+            ) from error
         keys = [[natural_key(part) for part in _in_tar(*sample)] for sample in self.samples]
         self.samples = self.samples[sorted(range(len(keys)), key=keys.__getitem__)]
         folders = [_folder_in_tar(*sample) for sample in self.samples]
@@ -146,16 +153,20 @@ class TarReader(ReaderImageInTar):
             hidden = any(part.startswith(".") for part in folder.parts)
             if hidden or not folder.name:
                 kind = "hidden folders" if hidden else "no class folder"
-                raise ClassificationDataError(f"{path}: pictures in {kind}, such as {picture}; expected: "
-                                              "CLASS/NAME.jpg")
+                raise ClassificationDataError(
+                    f"{path}: pictures in {kind}, such as {picture}; expected: CLASS/NAME.jpg"
+                )
             outer = [parent for parent in folder.parents if (tar, parent) in known]
             if outer:
-                raise ClassificationDataError(f"{path}: {picture} lies in a folder inside the class folder {outer[0]}; "
-                                              "expected: CLASS/NAME.jpg")
+                raise ClassificationDataError(
+                    f"{path}: {picture} lies in a folder inside the class folder {outer[0]}; expected: CLASS/NAME.jpg"
+                )
             other = by_name.setdefault((tar, folder.name), folder)
             if other != folder:
-                raise ClassificationDataError(f"{path}: two folders of one class, {other} and {folder}; allowed in a "
-                                              "tar file: one (a tar file for each split)")
+                raise ClassificationDataError(
+                    f"{path}: two folders of one class, {other} and {folder}; allowed in a "
+                    "tar file: one (a tar file for each split)"
+                )
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         parts = _in_tar(*self.samples[index])
@@ -201,22 +212,34 @@ class ClassificationDataset(Dataset):
             class; labels that are no class; two classes of one name.
     """
 
-    def __init__(self, data_root: str | Sequence[str], split: str = "", reader: str = "folder",
-                 pipeline: Sequence[dict] = (), classes: Sequence[str] | str | int | None = None,
-                 test_mode: bool = False, **reader_args: Any) -> None:
+    def __init__(
+        self,
+        data_root: str | Sequence[str],
+        split: str = "",
+        reader: str = "folder",
+        pipeline: Sequence[dict] = (),
+        classes: Sequence[str] | str | int | None = None,
+        test_mode: bool = False,
+        **reader_args: Any,
+    ) -> None:
         if reader not in READERS:
-            raise ClassificationDataError(f"reader={reader!r}; allowed: {', '.join(READERS)} (those that stream would "
-                                          "lose or double samples among processes, and cannot be resumed)")
+            raise ClassificationDataError(
+                f"reader={reader!r}; allowed: {', '.join(READERS)} (those that stream would "
+                "lose or double samples among processes, and cannot be resumed)"
+            )
         self.root, self.test_mode = data_root, test_mode
         names = _class_names(classes)
         if reader == "shards":
             if names is None:
-                raise ClassificationDataError("classes=None; allowed with reader='shards': their number, their names, "
-                                              "or a file of names, as shards hold numbers")
+                raise ClassificationDataError(
+                    "classes=None; allowed with reader='shards': their number, their names, "
+                    "or a file of names, as shards hold numbers"
+                )
             self.reader: Reader = ShardReader(str(Path(str(data_root)) / split) if split else data_root, len(names))
         elif reader == "hfds":
-            self.reader = _hugging_face_reader(str(data_root), split or "train", names, isinstance(classes, int),
-                                               reader_args)
+            self.reader = _hugging_face_reader(
+                str(data_root), split or "train", names, isinstance(classes, int), reader_args
+            )
         else:
             build = _folder_reader if reader == "folder" else _tar_reader
             self.reader = build(Path(str(data_root)), split, names, reader_args, not test_mode)
@@ -243,13 +266,16 @@ class ClassificationDataset(Dataset):
         for _ in range(MAX_REFETCH):
             file, label = self.reader[index][:2]
             with file:
-                result = self.pipeline({"file": file, "img_path": self.name(index), "targets": int(label),
-                                        "sample_idx": index})
+                result = self.pipeline(
+                    {"file": file, "img_path": self.name(index), "targets": int(label), "sample_idx": index}
+                )
             if result is not None:
                 return result
             if self.test_mode:
-                raise ClassificationDataError(f"{self.name(index)}: the pipeline leaves this sample out; allowed in "
-                                              "evaluation: one that stops (corrupt='stop')")
+                raise ClassificationDataError(
+                    f"{self.name(index)}: the pipeline leaves this sample out; allowed in "
+                    "evaluation: one that stops (corrupt='stop')"
+                )
             index = int(np.random.randint(len(self)))
         raise ClassificationDataError(f"{self.root}: {MAX_REFETCH} pictures one after another cannot be decoded")
 
@@ -269,7 +295,8 @@ def check_names(what: str, names: Sequence[str], whose: str, expected: Sequence[
     raise ClassificationDataError(
         f"{what}: {'; '.join(parts) or f'the classes are in another order than {whose}'}. The labels of all that "
         "follow would be shifted. Add or remove folders, or give the data set their order: "
-        "classes=<file with a name a line>")
+        "classes=<file with a name a line>"
+    )
 
 
 def _class_names(classes: Sequence[str] | str | int | None) -> tuple[str, ...] | None:
@@ -301,26 +328,30 @@ def _label(content: bytes, where: str, classes: int) -> int:
     except ValueError:
         label = -1
     if not 0 <= label < classes:
-        raise ClassificationDataError(f"{where} holds {content[:20]!r}; allowed: an integer from 0 to {classes - 1} "
-                                      f"({classes} classes)")
+        raise ClassificationDataError(
+            f"{where} holds {content[:20]!r}; allowed: an integer from 0 to {classes - 1} ({classes} classes)"
+        )
     return label
 
 
 def _refuse_unknown(where: Path, unknown: Sequence[str], names: Iterable[str]) -> None:
     if unknown:
-        raise ClassificationDataError(f"{where}: {len(unknown)} folders that are not among the {len(list(names))} "
-                                      f"classes: {some(unknown)}")
+        raise ClassificationDataError(
+            f"{where}: {len(unknown)} folders that are not among the {len(list(names))} classes: {some(unknown)}"
+        )
 
 
 def _refuse_absent(where: Path, names: Sequence[str] | None, there: Iterable[str]) -> None:
     absent = [name for name in names or () if name not in there]
     if absent:
-        raise ClassificationDataError(f"{where}: {len(absent)} of the {len(names)} classes without a picture to train "
-                                      f"on: {some(absent)}")
+        raise ClassificationDataError(
+            f"{where}: {len(absent)} of the {len(names)} classes without a picture to train on: {some(absent)}"
+        )
 
 
-def _folder_reader(root: Path, split: str, names: Sequence[str] | None, arguments: Mapping[str, Any],
-                   training: bool) -> Reader:
+def _folder_reader(
+    root: Path, split: str, names: Sequence[str] | None, arguments: Mapping[str, Any], training: bool
+) -> Reader:
     """timm's reader, of a tree in which it takes every picture, and by the folder that lies under the root.
 
     (By itself it takes the last folder for the class, wherever that lies, and leaves out what is no given class.)
@@ -335,32 +366,37 @@ def _folder_reader(root: Path, split: str, names: Sequence[str] | None, argument
         found = [name for name in files if os.path.splitext(name)[1].lower() in suffixes]
         if found:
             pictures[os.path.relpath(place, folder)] = found
-    for wrong, what in ((lambda parts: parts == ["."], "lie in no class folder"),
-                        (lambda parts: parts[0] != "." and any(part.startswith(".") for part in parts),
-                         "lie in hidden folders"),
-                        (lambda parts: len(parts) > 1, "lie in folders inside class folders")):
+    for wrong, what in (
+        (lambda parts: parts == ["."], "lie in no class folder"),
+        (lambda parts: parts[0] != "." and any(part.startswith(".") for part in parts), "lie in hidden folders"),
+        (lambda parts: len(parts) > 1, "lie in folders inside class folders"),
+    ):
         lost = sorted(inside for inside in pictures if wrong(inside.split(os.sep)))
         if lost:
             count = sum(len(pictures[inside]) for inside in lost)
             example = os.path.normpath(os.path.join(lost[0], min(pictures[lost[0]])))
-            raise ClassificationDataError(f"{folder}: {count} pictures that {what}, such as {example}; expected: "
-                                          f"{folder}/CLASS/NAME.jpg")
-    classes = sorted((path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")),
-                     key=natural_key)
+            raise ClassificationDataError(
+                f"{folder}: {count} pictures that {what}, such as {example}; expected: {folder}/CLASS/NAME.jpg"
+            )
+    classes = sorted(
+        (path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")), key=natural_key
+    )
     _refuse_unknown(folder, [name for name in classes if names is not None and name not in names], names or ())
     if not pictures:
         raise ClassificationDataError(f"{folder}: no picture in folders of classes; expected: {folder}/CLASS/NAME.jpg")
     lacking = [name for name in classes if name not in pictures]
     if lacking:
-        raise ClassificationDataError(f"{folder}: {len(lacking)} class folders without a picture: {some(lacking)}; "
-                                      "fill or remove them")
+        raise ClassificationDataError(
+            f"{folder}: {len(lacking)} class folders without a picture: {some(lacking)}; fill or remove them"
+        )
     if training:
         _refuse_absent(folder, names, pictures)
     return create_reader("", root=str(folder), class_map=_numbered(classes if names is None else names), **arguments)
 
 
-def _tar_reader(root: Path, split: str, names: Sequence[str] | None, arguments: Mapping[str, Any],
-                training: bool) -> Reader:
+def _tar_reader(
+    root: Path, split: str, names: Sequence[str] | None, arguments: Mapping[str, Any], training: bool
+) -> Reader:
     path = root / split if split else root
     if not path.exists() and path.with_name(path.name + ".tar").is_file():
         path = path.with_name(path.name + ".tar")
@@ -372,8 +408,9 @@ def _tar_reader(root: Path, split: str, names: Sequence[str] | None, arguments: 
     return reader
 
 
-def _hugging_face_reader(root: str, split: str, names: Sequence[str] | None, numbered: bool,
-                         arguments: Mapping[str, Any]) -> Reader:
+def _hugging_face_reader(
+    root: str, split: str, names: Sequence[str] | None, numbered: bool, arguments: Mapping[str, Any]
+) -> Reader:
     """timm's reader of Hugging Face's data sets, whose labels are those of ``names``.
 
     Args:
@@ -387,21 +424,26 @@ def _hugging_face_reader(root: str, split: str, names: Sequence[str] | None, num
     where = f"{root}, split {split!r}, column {reader.label_key!r}"
     own = [name for name, _ in sorted(reader.class_to_idx.items(), key=lambda pair: pair[1])]
     if names is None and not own:
-        raise ClassificationDataError(f"{where}: its labels have no names (no ClassLabel); give classes=<their number, "
-                                      "their names in the order of the labels, or a file of names>")
+        raise ClassificationDataError(
+            f"{where}: its labels have no names (no ClassLabel); give classes=<their number, "
+            "their names in the order of the labels, or a file of names>"
+        )
     columns = reader.dataset.column_names
     labels = set(reader.dataset.unique(reader.label_key) if reader.label_key in columns else reader.iter_targets())
     known = range(len(own) if own and not numbered else len(names))
     mapped = names is not None and not numbered and (own or all(isinstance(label, str) for label in labels))
     wrong = [label for label in labels if not (mapped and not own) and (type(label) is not int or label not in known)]
     if wrong:
-        raise ClassificationDataError(f"{where}: {len(wrong)} labels such as {wrong[0]!r}; allowed: integers from 0 to "
-                                      f"{len(known) - 1} ({len(known)} classes)")
+        raise ClassificationDataError(
+            f"{where}: {len(wrong)} labels such as {wrong[0]!r}; allowed: integers from 0 to "
+            f"{len(known) - 1} ({len(known)} classes)"
+        )
     if mapped:
         beyond = sorted({own[label] if own else label for label in labels} - set(names))
         if beyond:
-            raise ClassificationDataError(f"{where}: {len(beyond)} classes that are not among the {len(names)}: "
-                                          f"{some(beyond)}")
+            raise ClassificationDataError(
+                f"{where}: {len(beyond)} classes that are not among the {len(names)}: {some(beyond)}"
+            )
         reader.class_to_idx, reader.remap_class = _numbered(names), True  # timm's own mapping, by name
     return reader
 
@@ -432,8 +474,10 @@ class LoadPillowImage:
         except Exception as error:  # Pillow's decoders raise a dozen kinds
             said = f"picture {results['img_path']}: cannot be decoded: {error}"
             if self.corrupt == "stop":
-                raise CorruptPictureError(f"{said}. It stops the run; with `tools/train.py --corrupt skip` it would be "
-                                          "left out of training and counted") from error
+                raise CorruptPictureError(
+                    f"{said}. It stops the run; with `tools/train.py --corrupt skip` it would be "
+                    "left out of training and counted"
+                ) from error
             self.skipped += 1
             # An error, as of the processes but the first mmengine shows nothing less.
             print_log(f"skipped {said}", logger="current", level=logging.ERROR)
@@ -455,11 +499,16 @@ class TimmTransform:
     """
 
     def __init__(self, **arguments: Any) -> None:
-        others = [name for name in arguments if name.startswith("re_") or name in ("mean", "std", "normalize",
-                                                                                   "use_prefetcher")]
+        others = [
+            name
+            for name in arguments
+            if name.startswith("re_") or name in ("mean", "std", "normalize", "use_prefetcher")
+        ]
         if others:
-            raise ValueError(f"TimmTransform: {', '.join(others)}; allowed: what is not normalising or erasing, which "
-                             "are the data_preprocessor's (mean, std, erasing)")
+            raise ValueError(
+                f"TimmTransform: {', '.join(others)}; allowed: what is not normalising or erasing, which "
+                "are the data_preprocessor's (mean, std, erasing)"
+            )
         self.transform = create_transform(**arguments, use_prefetcher=True)
 
     def __call__(self, results: dict) -> dict:

@@ -118,8 +118,9 @@ def _write_all(root: Path, images: int, size: int, seed: int) -> None:
     (root / "README.txt").write_text(README.format(images=images, size=size, seed=seed, single=SINGLE_SIZE))
 
 
-def draw_scene(rng: np.random.Generator, strokes: np.ndarray, labels: np.ndarray, photographs: tuple[np.ndarray, ...],
-               size: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+def draw_scene(
+    rng: np.random.Generator, strokes: np.ndarray, labels: np.ndarray, photographs: tuple[np.ndarray, ...], size: int
+) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """One scene of up to nine digits.
 
     Args:
@@ -242,15 +243,17 @@ def _coco(scenes: list[list[tuple[int, np.ndarray]]], size: int) -> dict:
         for label, mask in placed:
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             x, y = int(columns[0]), int(rows[0])
-            annotations.append({
-                "id": len(annotations) + 1,
-                "image_id": image_id,
-                "category_id": label,
-                "bbox": [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
-                "area": int(mask.sum()),
-                "segmentation": {"size": [size, size], "counts": run_lengths(mask)},
-                "iscrowd": 0,
-            })
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": label,
+                    "bbox": [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
+                    "area": int(mask.sum()),
+                    "segmentation": {"size": [size, size], "counts": run_lengths(mask)},
+                    "iscrowd": 0,
+                }
+            )
     return {
         "info": {"description": "digit scenes of mmgcvit"},
         "images": [{"id": i, "file_name": f"{i:06d}.jpg", "width": size, "height": size} for i in range(len(scenes))],

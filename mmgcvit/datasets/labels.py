@@ -89,8 +89,10 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
             raise AnnotationError(f"{os.path.join(root, path)}: there is no such file or folder")
     name = (dataset.get("metainfo") or {}).get("classes")
     if isinstance(name, str) and not os.path.isfile(name):
-        raise AnnotationError(f"metainfo.classes={name!r}; allowed: a tuple of names, such as ({name!r}, ), or a file "
-                              "with a name in each line")
+        raise AnnotationError(
+            f"metainfo.classes={name!r}; allowed: a tuple of names, such as ({name!r}, ), or a file "
+            "with a name in each line"
+        )
     try:
         built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": False, "serialize_data": False})
         infos = [built.get_data_info(i) for i in range(len(built))]
@@ -105,7 +107,8 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
         raise AnnotationError(
             f"no pictures *{built.img_suffix} in {folder}; there are "
             f"{', '.join(f'{count} *{suffix}' for suffix, count in there.items()) or 'none at all'} (img_suffix of the "
-            "data set): training would wait for ever")
+            "data set): training would wait for ever"
+        )
     ignored = {f"model.{name}": head.get("ignore_index", IGNORED) for name, head in _heads(model)}
     for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []:
         if str(metric.get("type")).endswith("IoUMetric"):
@@ -113,10 +116,15 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
     ignored = ignored or {"mmseg's losses": IGNORED}
     crop, resize = _crop(dataset.get("pipeline") or ())
     return LabelMaps(
-        [(info["img_path"], info["seg_map_path"]) for info in infos], classes,
+        [(info["img_path"], info["seg_map_path"]) for info in infos],
+        classes,
         _meaning(len(classes), built.reduce_zero_label, built.label_map, next(iter(ignored.values()))),
         ignored | {"the data set": built.ignore_index},
-        "" if dataset.get("ann_file") else built.data_prefix["seg_map_path"], built.seg_map_suffix, crop, resize)
+        "" if dataset.get("ann_file") else built.data_prefix["seg_map_path"],
+        built.seg_map_suffix,
+        crop,
+        resize,
+    )
 
 
 def check_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = None) -> None:
@@ -130,8 +138,14 @@ def check_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = N
     refuse([*_outputs(model, found), *_partners(found, extra=False)])
 
 
-def check_labels(name: str, dataset: Mapping, model: Mapping | None, workers: int, advance: Callable[[int], None],
-                 evaluator: Any = None) -> DatasetReport:
+def check_labels(
+    name: str,
+    dataset: Mapping,
+    model: Mapping | None,
+    workers: int,
+    advance: Callable[[int], None],
+    evaluator: Any = None,
+) -> DatasetReport:
     """Look at every picture and label map of a data set.
 
     Args:
@@ -172,18 +186,30 @@ def check_labels(name: str, dataset: Mapping, model: Mapping | None, workers: in
     value = next(iter(found.ignored.values()))
     report.ignored = {f"ignored ({value})": int(counts[IGNORED])}
     if not report.kept:
-        report.problems.append(Problem(
-            "empty", source, f"none of {report.objects} pixels has a label: the loss would be 0 or NaN, "
-            f"{counts[IGNORED]} are ignored ({value})"
-            + (", with reduce_zero_label=True 0 is ignored" if dataset.get("reduce_zero_label") else ""), True))
+        report.problems.append(
+            Problem(
+                "empty",
+                source,
+                f"none of {report.objects} pixels has a label: the loss would be 0 or NaN, "
+                f"{counts[IGNORED]} are ignored ({value})"
+                + (", with reduce_zero_label=True 0 is ignored" if dataset.get("reduce_zero_label") else ""),
+                True,
+            )
+        )
     elif report.empty:
-        report.problems.append(Problem(
-            "ignored", source, f"{report.empty} of {report.pictures} label maps have no label at all", False))
+        report.problems.append(
+            Problem("ignored", source, f"{report.empty} of {report.pictures} label maps have no label at all", False)
+        )
     if empty_crops and report.kept:
-        report.problems.append(Problem(
-            "ignored", source, f"{empty_crops} of {crops} crops of {found.crop[0]} x {found.crop[1]} (height x width"
-            f"{', of resized pictures' if found.resize else ''}) have no label at all: nothing is learnt from such",
-            False))
+        report.problems.append(
+            Problem(
+                "ignored",
+                source,
+                f"{empty_crops} of {crops} crops of {found.crop[0]} x {found.crop[1]} (height x width"
+                f"{', of resized pictures' if found.resize else ''}) have no label at all: nothing is learnt from such",
+                False,
+            )
+        )
     return report
 
 
@@ -198,17 +224,31 @@ def compare_splits(reports: Sequence[DatasetReport]) -> None:
         for label, count in report.classes.items():
             if report.name == "train":
                 if not learnt[label]:
-                    report.problems.append(Problem("class", report.source, f"no pixel of class {label!r}: its IoU will "
-                                                   "be 0, or NaN", True))
+                    report.problems.append(
+                        Problem("class", report.source, f"no pixel of class {label!r}: its IoU will be 0, or NaN", True)
+                    )
             elif not count:
-                report.problems.append(Problem("class", report.source, f"no pixel of class {label!r}: its IoU will be "
-                                               "NaN, or 0 if anything is taken for it", True))
+                report.problems.append(
+                    Problem(
+                        "class",
+                        report.source,
+                        f"no pixel of class {label!r}: its IoU will be NaN, or 0 if anything is taken for it",
+                        True,
+                    )
+                )
         without = [label for label, count in report.classes.items() if not count]
         for label, count in report.ignored.items():
             if count and without:
-                report.problems.append(Problem("class", report.source, f"{count} pixels are {label}, while class "
-                                               f"{without[0]!r} has none: classes are numbered 0, 1, ..., so in a mask "
-                                               "of 0 and 255 it is 1 that must stand for 255", False))
+                report.problems.append(
+                    Problem(
+                        "class",
+                        report.source,
+                        f"{count} pixels are {label}, while class "
+                        f"{without[0]!r} has none: classes are numbered 0, 1, ..., so in a mask "
+                        "of 0 and 255 it is 1 that must stand for 255",
+                        False,
+                    )
+                )
 
 
 def _meaning(classes: int, reduce_zero_label: bool, label_map: Mapping | None, ignored: int) -> np.ndarray:
@@ -237,11 +277,21 @@ def _outputs(model: Mapping | None, found: LabelMaps) -> Iterator[Problem]:
     """Heads of other classes than the data set's, and labels that not all ignore."""
     for name, head in _heads(model):
         if head.get("num_classes") == 1 and head.get("out_channels") is None:
-            yield Problem("classes", f"model.{name}", "num_classes=1: with one class there is nothing to tell "
-                          "apart, and the loss is 0; name the background too", True)
+            yield Problem(
+                "classes",
+                f"model.{name}",
+                "num_classes=1: with one class there is nothing to tell "
+                "apart, and the loss is 0; name the background too",
+                True,
+            )
         if head.get("num_classes") != len(found.classes):
-            yield Problem("classes", f"model.{name}", f"num_classes={head.get('num_classes')}; the data set has "
-                          f"{len(found.classes)}: {', '.join(map(repr, found.classes))}", True)
+            yield Problem(
+                "classes",
+                f"model.{name}",
+                f"num_classes={head.get('num_classes')}; the data set has "
+                f"{len(found.classes)}: {', '.join(map(repr, found.classes))}",
+                True,
+            )
     first, *others = found.ignored.items()
     for name, value in others:
         if value != first[1]:
@@ -255,11 +305,18 @@ def _partners(found: LabelMaps, extra: bool = True) -> Iterator[Problem]:
         known |= {os.path.abspath(label_map), os.path.abspath(picture)}  # they may share a folder
         if not os.path.isfile(label_map):
             yield Problem("partner", picture, f"no label map {label_map}", True)
-    alone = [path for path in sorted(Path(found.folder).rglob(f"*{found.suffix}"))
-             if os.path.abspath(path) not in known] if extra and found.folder else []
+    alone = (
+        [path for path in sorted(Path(found.folder).rglob(f"*{found.suffix}")) if os.path.abspath(path) not in known]
+        if extra and found.folder
+        else []
+    )
     if alone:
-        yield Problem("partner", found.folder, f"{len(alone)} label maps are of no picture of this data set, the first "
-                      f"{alone[0].name}", False)
+        yield Problem(
+            "partner",
+            found.folder,
+            f"{len(alone)} label maps are of no picture of this data set, the first {alone[0].name}",
+            False,
+        )
 
 
 def _look(picture: str, label_map: str, found: LabelMaps) -> _Looked:
@@ -274,24 +331,54 @@ def _look(picture: str, label_map: str, found: LabelMaps) -> _Looked:
     except Exception as error:  # Pillow's decoders raise a dozen kinds
         return _Looked(size, problems=(Problem("label map", label_map, f"cannot be decoded: {error}", True),))
     if mode not in GREY + DEEP:
-        return _Looked(size, problems=(Problem(
-            "mode", label_map, f"is of mode {mode!r}; allowed: one value of 8 bits a pixel, modes "
-            f"{', '.join(GREY)}", True),))
+        return _Looked(
+            size,
+            problems=(
+                Problem(
+                    "mode",
+                    label_map,
+                    f"is of mode {mode!r}; allowed: one value of 8 bits a pixel, modes {', '.join(GREY)}",
+                    True,
+                ),
+            ),
+        )
     if mode in DEEP and (values.min() < 0 or values.max() > IGNORED):
-        return _Looked(size, problems=(Problem(
-            "depth", label_map, f"has values from {values.min()} to {values.max()} ({mode!r}); allowed: 0 to "
-            f"{IGNORED}, as others are cut to 8 bits without a word", True),))
+        return _Looked(
+            size,
+            problems=(
+                Problem(
+                    "depth",
+                    label_map,
+                    f"has values from {values.min()} to {values.max()} ({mode!r}); allowed: 0 to "
+                    f"{IGNORED}, as others are cut to 8 bits without a word",
+                    True,
+                ),
+            ),
+        )
     problems = []
     if values.shape[::-1] != size:
-        problems.append(Problem("size", label_map, f"is {values.shape[1]} x {values.shape[0]} (width x height), its "
-                                f"picture {size[0]} x {size[1]}", True))
+        problems.append(
+            Problem(
+                "size",
+                label_map,
+                f"is {values.shape[1]} x {values.shape[0]} (width x height), its picture {size[0]} x {size[1]}",
+                True,
+            )
+        )
     labels = found.meaning[values.astype(np.uint8)]  # (height, width)
     counts = np.bincount(labels.ravel(), minlength=OUTSIDE + 1)
     if counts[OUTSIDE]:
         wrong = np.unique(values[labels == OUTSIDE])
-        problems.append(Problem("value", label_map, f"{counts[OUTSIDE]} pixels of value "
-                                f"{', '.join(map(str, wrong[:8]))}{', ...' if len(wrong) > 8 else ''}; allowed: "
-                                f"{_ranges(np.flatnonzero(found.meaning != OUTSIDE))}", True))
+        problems.append(
+            Problem(
+                "value",
+                label_map,
+                f"{counts[OUTSIDE]} pixels of value "
+                f"{', '.join(map(str, wrong[:8]))}{', ...' if len(wrong) > 8 else ''}; allowed: "
+                f"{_ranges(np.flatnonzero(found.meaning != OUTSIDE))}",
+                True,
+            )
+        )
     crops = _crops(labels == IGNORED, found.crop, _resized(labels.shape, found.resize)) if found.crop else (0, 0)
     return _Looked(size, counts, crops, tuple(problems))
 
@@ -343,8 +430,10 @@ def _crops(ignored: np.ndarray, crop: tuple[int, int], resized: tuple[int, int])
     height, width = (max(1, side // step) for side, step in zip(resized, crop, strict=True))
     if not ignored.any():
         return 0, height * width
-    rows, columns = (np.minimum(np.arange(side) * after // (side * step), count - 1) for side, after, step, count in
-                     zip(ignored.shape, resized, crop, (height, width), strict=True))
+    rows, columns = (
+        np.minimum(np.arange(side) * after // (side * step), count - 1)
+        for side, after, step, count in zip(ignored.shape, resized, crop, (height, width), strict=True)
+    )
     labelled = np.zeros((height, width), np.int64)
     np.add.at(labelled, (rows[:, None], columns[None, :]), ~ignored)
     return int((labelled == 0).sum()), height * width

@@ -97,8 +97,10 @@ class LoadCheckedImage(LoadImageFromFile):
 
     def _corrupt(self, path: str, reason: str) -> None:
         if self.corrupt == "stop" and not self.ignore_empty:
-            raise CorruptPictureError(f"picture {path}: {reason}. It stops the run; with `tools/train.py --corrupt "
-                                      "skip` it would be left out and counted")
+            raise CorruptPictureError(
+                f"picture {path}: {reason}. It stops the run; with `tools/train.py --corrupt "
+                "skip` it would be left out and counted"
+            )
         self.skipped += 1
         # An error, as of the processes but the first mmengine shows nothing less.
         print_log(f"skipped picture {path}: {reason}", logger="current", level=logging.ERROR)

@@ -60,12 +60,15 @@ class Pairs:
 
 
 ADE_URL = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
-ADE_SPLITS = tuple(Pairs(f"images/{name}", ".jpg", f"annotations/{name}", ".png", count)
-                   for name, count in (("training", 20210), ("validation", 2000)))
+ADE_SPLITS = tuple(
+    Pairs(f"images/{name}", ".jpg", f"annotations/{name}", ".png", count)
+    for name, count in (("training", 20210), ("validation", 2000))
+)
 CITYSCAPES_URL = "https://www.cityscapes-dataset.com/downloads"
 CITYSCAPES_SPLITS = tuple(
     Pairs(f"leftImg8bit/{name}", "_leftImg8bit.png", f"gtFine/{name}", "_gtFine_labelTrainIds.png", count)
-    for name, count in (("train", 2975), ("val", 500)))
+    for name, count in (("train", 2975), ("val", 500))
+)
 
 IMAGENET_URL = "https://image-net.org/download-images.php"
 IMAGENET_SPLITS = (("train", 1281167, "ILSVRC2012_img_train.tar"), ("val", 50000, "ILSVRC2012_img_val.tar"))
@@ -150,11 +153,15 @@ def check_cityscapes(folder: Path) -> Report:
             raw = len(_names(folder / split.labels, "_gtFine_labelIds.png")) == split.count
             report.advice.append(
                 "the label maps have Cityscapes' own ids; its tools number the training classes: pip install "
-                f"cityscapesscripts && CITYSCAPES_DATASET={folder} csCreateTrainIdLabelImgs" if raw else
-                f"download gtFine_trainvaltest.zip from {CITYSCAPES_URL} (needs an account) and unpack it in {folder}")
+                f"cityscapesscripts && CITYSCAPES_DATASET={folder} csCreateTrainIdLabelImgs"
+                if raw
+                else f"download gtFine_trainvaltest.zip from {CITYSCAPES_URL} (needs an account), unpack in {folder}"
+            )
         if len(_names(folder / split.images, split.image_suffix)) != split.count:
-            report.advice.append(f"download leftImg8bit_trainvaltest.zip from {CITYSCAPES_URL} (needs an account) and "
-                                 f"unpack it in {folder}")
+            report.advice.append(
+                f"download leftImg8bit_trainvaltest.zip from {CITYSCAPES_URL} (needs an account) and "
+                f"unpack it in {folder}"
+            )
     return report
 
 
@@ -168,8 +175,9 @@ def check_imagenet(folder: Path) -> Report:
             report.problems.append(f"{path}: no such folder; expected {len(synsets)} class folders")
             report.advice.append(f"download {archive} from {IMAGENET_URL} (needs an account) and unpack it into {path}")
             continue
-        counts = {entry.name: _count(Path(entry.path), (".jpeg", ".jpg")) for entry in os.scandir(path)
-                  if entry.is_dir()}
+        counts = {
+            entry.name: _count(Path(entry.path), (".jpeg", ".jpg")) for entry in os.scandir(path) if entry.is_dir()
+        }
         loose, tars = _count(path, (".jpeg", ".jpg")), _count(path, (".tar",))
         lacking, beyond = sorted(synsets - counts.keys()), sorted(counts.keys() - synsets)
         empty = sorted(name for name in synsets & counts.keys() if not counts[name])
@@ -177,27 +185,36 @@ def check_imagenet(folder: Path) -> Report:
             report.problems.append(f"{path}: {loose} pictures outside class folders, whose classes nothing tells")
             report.advice.append(
                 f"the archive of val has no class folders; in {path} run the commands of {VAL_SCRIPT}, which make them "
-                "and move the pictures" if split == "val" else
-                f"move the pictures that lie in {path} itself into their class folders (names begin with the class), "
-                "or away")
+                "and move the pictures"
+                if split == "val"
+                else f"move the images in {path} itself into their class folders (names begin with the class), or away"
+            )
         if tars:
             report.problems.append(f"{path}: {tars} .tar files that are not unpacked")
-            report.advice.append(f"in {path}: for f in *.tar; do mkdir -p ${{f%.tar}} && tar -xf $f -C ${{f%.tar}} && "
-                                 "rm $f; done")
-        for names, what in ((lacking, "class folders are missing"), (empty, "class folders are empty"),
-                            (beyond, "folders are no classes of ImageNet-1k")):
+            report.advice.append(
+                f"in {path}: for f in *.tar; do mkdir -p ${{f%.tar}} && tar -xf $f -C ${{f%.tar}} && rm $f; done"
+            )
+        for names, what in (
+            (lacking, "class folders are missing"),
+            (empty, "class folders are empty"),
+            (beyond, "folders are no classes of ImageNet-1k"),
+        ):
             if names:
                 report.problems.append(f"{path}: {len(names)} {what}: {some(names)}")
         if beyond:
-            report.advice.append(f"move folders that are no classes out of {path}; the thousand classes are named like "
-                                 "n01440764")
+            report.advice.append(
+                f"move folders that are no classes out of {path}; the thousand classes are named like n01440764"
+            )
         found = sum(counts[name] for name in synsets & counts.keys())
         uneven = sorted(name for name in synsets & counts.keys() if counts[name] not in (0, IMAGENET_PER_CLASS))
         if split == "val" and uneven:
-            report.problems.append(f"{path}: {len(uneven)} class folders without their "
-                                   f"{IMAGENET_PER_CLASS} pictures: {some(uneven)}")
-            report.advice.append(f"pictures of val lie in other classes' folders, or are missing: unpack {archive} "
-                                 f"into an empty {path} again, and there run the commands of {VAL_SCRIPT}")
+            report.problems.append(
+                f"{path}: {len(uneven)} class folders without their {IMAGENET_PER_CLASS} pictures: {some(uneven)}"
+            )
+            report.advice.append(
+                f"pictures of val lie in other classes' folders, or are missing: unpack {archive} "
+                f"into an empty {path} again, and there run the commands of {VAL_SCRIPT}"
+            )
         if found != expected:
             report.problems.append(f"{path}: {found} pictures in class folders; expected {expected}")
         if (found != expected or lacking or empty) and not loose and not tars:
@@ -210,8 +227,10 @@ def check_imagenet(folder: Path) -> Report:
 def _pairs(folder: Path, split: Pairs, report: Report) -> None:
     pictures = _names(folder / split.images, split.image_suffix)
     labels = _names(folder / split.labels, split.label_suffix)
-    for kind, place, suffix, names in (("pictures", split.images, split.image_suffix, pictures),
-                                       ("label maps", split.labels, split.label_suffix, labels)):
+    for kind, place, suffix, names in (
+        ("pictures", split.images, split.image_suffix, pictures),
+        ("label maps", split.labels, split.label_suffix, labels),
+    ):
         found = f"{len(names)} {kind} *{suffix}" if (folder / place).is_dir() else "no such folder"
         if len(names) != split.count:
             report.problems.append(f"{folder / place}: {found}; expected {split.count}")
@@ -219,12 +238,14 @@ def _pairs(folder: Path, split: Pairs, report: Report) -> None:
             report.lines.append(f"{folder / place}: {found}")
         empty = [path for name in sorted(names) if not os.path.getsize(path := folder / place / f"{name}{suffix}")]
         if empty:
-            report.problems.append(f"{folder / place}: {len(empty)} files of 0 bytes, such as {empty[0].name}: unpack "
-                                   "the archive again")
+            report.problems.append(
+                f"{folder / place}: {len(empty)} files of 0 bytes, such as {empty[0].name}: unpack the archive again"
+            )
     alone = sorted(pictures - labels)
     if alone and labels:
-        report.problems.append(f"{folder / split.labels}: lacks the label maps of {len(alone)} pictures, such as "
-                               f"{alone[0]}")
+        report.problems.append(
+            f"{folder / split.labels}: lacks the label maps of {len(alone)} pictures, such as {alone[0]}"
+        )
 
 
 def _names(folder: Path, suffix: str) -> set[str]:
@@ -251,15 +272,18 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
     expected = (split.pictures, split.annotations, COCO_CATEGORIES)
     names = {image.get("file_name") for image in instances["images"] if isinstance(image, dict)}
     if counts != expected:
-        report.problems.append(f"{path}: {counts[0]} images, {counts[1]} annotations, {counts[2]} categories; expected "
-                               f"{expected[0]}, {expected[1]}, {expected[2]}")
+        report.problems.append(
+            f"{path}: {counts[0]} images, {counts[1]} annotations, {counts[2]} categories; expected "
+            f"{expected[0]}, {expected[1]}, {expected[2]}"
+        )
         report.advice.append(_download(COCO_ANNOTATIONS[0], "annotations"))
         return
     pictures = folder / split.name
     missing = sorted(str(name) for name in names - set(os.listdir(pictures))) if pictures.is_dir() else []
     if missing:
-        report.problems.append(f"{pictures}: lacks {len(missing)} pictures that {path.name} names, "
-                               f"such as {missing[0]}")
+        report.problems.append(
+            f"{pictures}: lacks {len(missing)} pictures that {path.name} names, such as {missing[0]}"
+        )
         return
     same = ""
     if archive is not None:
@@ -268,8 +292,9 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
                 report.problems.append(f"{path}: differs from its copy in {archive}; unpack it again")
                 return
         same = f", as in {archive.name}"
-    report.lines.append(f"{path}: {counts[0]} images, {counts[1]} annotations{same}, "
-                        f"SHA-256 {hashlib.sha256(content).hexdigest()}")
+    report.lines.append(
+        f"{path}: {counts[0]} images, {counts[1]} annotations{same}, SHA-256 {hashlib.sha256(content).hexdigest()}"
+    )
 
 
 def _archive(folder: Path, name: str, md5: str, kind: str, report: Report, needed: bool = False) -> Path | None:

@@ -47,11 +47,14 @@ def print_reports(reports: Sequence[DatasetReport]) -> None:
     for title in ("pictures", "empty", unit, "used"):
         table.add_column(title, justify="right")
     for report in reports:
-        table.add_row(report.name, report.source, str(report.pictures), str(report.empty), str(report.objects),
-                      str(report.kept))
+        table.add_row(
+            report.name, report.source, str(report.pictures), str(report.empty), str(report.objects), str(report.kept)
+        )
     console.print(table)
-    for title, rows in ((f"{unit} by class", [report.classes | report.ignored for report in reports]),
-                        ("pictures by longer side, in pixels", [_binned(report.sizes) for report in reports])):
+    for title, rows in (
+        (f"{unit} by class", [report.classes | report.ignored for report in reports]),
+        ("pictures by longer side, in pixels", [_binned(report.sizes) for report in reports]),
+    ):
         if any(rows):
             console.print(_histogram(title, [report.name for report in reports], rows))
     for report in reports:
@@ -62,15 +65,22 @@ def print_reports(reports: Sequence[DatasetReport]) -> None:
                     kinds[problem.kind].append(problem)
             for kind, problems in kinds.items():
                 word = "error" if breaks else "warning"
-                console.print(f"{word}: {report.name}: {kind}: {len(problems)}"
-                              + ("" if breaks else ", left out or used as it is"), markup=False, soft_wrap=True)
+                console.print(
+                    f"{word}: {report.name}: {kind}: {len(problems)}"
+                    + ("" if breaks else ", left out or used as it is"),
+                    markup=False,
+                    soft_wrap=True,
+                )
                 for problem in problems[:EXAMPLES]:
                     console.print(f"  {problem}", markup=False, soft_wrap=True)
                 if len(problems) > EXAMPLES:
                     console.print(f"  ... and {len(problems) - EXAMPLES} more", markup=False)
     broken = [report.name for report in reports if report.broken]
-    console.print(f"would break training or make a metric meaningless: {', '.join(broken)}" if broken else
-                  "nothing that would break training")
+    console.print(
+        f"would break training or make a metric meaningless: {', '.join(broken)}"
+        if broken
+        else "nothing that would break training"
+    )
 
 
 def _binned(sizes: Counter) -> dict[str, int]:

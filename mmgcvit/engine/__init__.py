@@ -5,5 +5,14 @@ from mmgcvit.engine.hooks import CorruptPictureHook, InvalidLossError, InvalidLo
 from mmgcvit.engine.loops import EMAValLoop, ResumableTrainLoop
 from mmgcvit.engine.sharding import FSDPAmpOptimWrapper, FSDPOptimWrapper
 
-__all__ = ["ClassificationHook", "CorruptPictureHook", "EMAValLoop", "FSDPAmpOptimWrapper", "FSDPOptimWrapper",
-           "InvalidLossError", "InvalidLossHook", "ReproducibleHook", "ResumableTrainLoop"]
+__all__ = [
+    "ClassificationHook",
+    "CorruptPictureHook",
+    "EMAValLoop",
+    "FSDPAmpOptimWrapper",
+    "FSDPOptimWrapper",
+    "InvalidLossError",
+    "InvalidLossHook",
+    "ReproducibleHook",
+    "ResumableTrainLoop",
+]

@@ -46,8 +46,9 @@ class ClassificationHook(Hook):
             val = runner.val_dataloader.dataset
             _check_count("val", val, runner)
             if isinstance(val, ClassificationDataset) and not val.given_classes:
-                check_names("the validation data", val.metainfo["classes"], "the training data's",
-                            train.metainfo["classes"])
+                check_names(
+                    "the validation data", val.metainfo["classes"], "the training data's", train.metainfo["classes"]
+                )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the names that the checkpoint was trained for, and whether it has a head."""
@@ -73,9 +74,11 @@ class ClassificationHook(Hook):
         dataset = runner.test_dataloader.dataset
         _check_count("test", dataset, runner)
         if self.headless:
-            raise ClassificationDataError(f"the checkpoint has {self.headless}; allowed in a test: one with a head of "
-                                          f"model.num_classes={_classes(runner)}, as the answers of another would be "
-                                          "drawn by lot")
+            raise ClassificationDataError(
+                f"the checkpoint has {self.headless}; allowed in a test: one with a head of "
+                f"model.num_classes={_classes(runner)}, as the answers of another would be "
+                "drawn by lot"
+            )
         if isinstance(dataset, ClassificationDataset) and not dataset.given_classes:
             names = dataset.metainfo["classes"]
             if self.trained:
@@ -83,7 +86,8 @@ class ClassificationHook(Hook):
             elif len(names) != _classes(runner):
                 raise ClassificationDataError(
                     f"the test data ({dataset.root}) has {len(names)} class folders; the head has {_classes(runner)} "
-                    "classes. Where the data has a part of them, give their order: classes=<file with a name a line>")
+                    "classes. Where the data has a part of them, give their order: classes=<file with a name a line>"
+                )
         _name_pictures(runner.test_loop)
         self.pictures = 0
 
@@ -98,8 +102,10 @@ class ClassificationHook(Hook):
         """Tell the throughput of this process."""
         if self.pictures:
             seconds = time.perf_counter() - self.begin
-            runner.logger.info(f"throughput, loading included: {self.pictures / seconds:.1f} pictures/s "
-                               f"({self.pictures} in {seconds:.1f} s, without the first batch)")
+            runner.logger.info(
+                f"throughput, loading included: {self.pictures / seconds:.1f} pictures/s "
+                f"({self.pictures} in {seconds:.1f} s, without the first batch)"
+            )
 
 
 def _model(runner: Runner) -> nn.Module:
@@ -115,8 +121,9 @@ def _check_count(split: str, dataset: Any, runner: Runner) -> None:
         return
     count, allowed = len(dataset.metainfo["classes"]), _classes(runner)
     if count > allowed:
-        raise ClassificationDataError(f"the {split} data ({dataset.root}) has {count} classes; allowed: at most "
-                                      f"model.num_classes={allowed}")
+        raise ClassificationDataError(
+            f"the {split} data ({dataset.root}) has {count} classes; allowed: at most model.num_classes={allowed}"
+        )
 
 
 def _name_pictures(loop: Any) -> None:

@@ -35,11 +35,13 @@ class InvalidLossHook(Hook):
 
     priority = "VERY_HIGH"  # before the checkpoint hook
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: dict | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
         """Look at the losses that the iteration returned."""
-        losses = {name: float(torch.as_tensor(value).detach())
-                  for name, value in (outputs or {}).items() if "loss" in name}
+        losses = {
+            name: float(torch.as_tensor(value).detach()) for name, value in (outputs or {}).items() if "loss" in name
+        }
         if all(map(math.isfinite, losses.values())):
             return
         values = ", ".join(f"{name}={value:g}" for name, value in losses.items())
@@ -47,7 +49,8 @@ class InvalidLossHook(Hook):
         raise InvalidLossError(
             f"iteration {runner.iter + 1}: the loss is not finite: {values}. Last good checkpoint: {good or 'none yet'}"
             ". A lower learning rate, a longer warm-up, optim_wrapper.clip_grad or bf16 in place of fp16 may help; "
-            "tools/check_data.py looks for broken annotations")
+            "tools/check_data.py looks for broken annotations"
+        )
 
 
 def _last_good_checkpoint(folder: Path) -> str | None:
@@ -79,8 +82,12 @@ class CorruptPictureHook(Hook):
 
     @staticmethod
     def _tell(runner: Runner) -> None:
-        count = sum(int(transform.skipped) for dataset in _inner(runner.train_dataloader.dataset)
-                    for transform in _transforms(dataset) if hasattr(transform, "skipped"))
+        count = sum(
+            int(transform.skipped)
+            for dataset in _inner(runner.train_dataloader.dataset)
+            for transform in _transforms(dataset)
+            if hasattr(transform, "skipped")
+        )
         if get_world_size() > 1:
             total = torch.tensor(count, device=get_comm_device(None))
             all_reduce(total)

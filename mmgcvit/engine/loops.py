@@ -38,7 +38,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
             raise ClassificationDataError(
                 f"{len(self.dataloader.dataset)} training pictures make no batch of batch_size="
                 f"{self.dataloader.batch_size} per process, as drop_last leaves out what does not fill one; allowed: "
-                "a smaller one")
+                "a smaller one"
+            )
 
     def run(self) -> nn.Module:
         """Train, where the epochs are those of the run that is resumed."""
@@ -50,7 +51,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
                 f"the run that is resumed stands at epoch {self._epoch}, iteration {self._iter}, with "
                 f"{before or 'another number of'} iterations an epoch; here an epoch has {length}. Resume with as many "
                 "processes, pictures a batch and pictures as before; or begin a run with others from its weights: "
-                "load_from=<the checkpoint>, in another work directory")
+                "load_from=<the checkpoint>, in another work directory"
+            )
         hub.update_info(EPOCH_LENGTH, length)
         return super().run()
 
@@ -70,9 +72,16 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         loader = self.dataloader
         batches = list(islice(loader.batch_sampler, done, None))
         return DataLoader(
-            loader.dataset, batch_sampler=batches, num_workers=loader.num_workers, collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory, worker_init_fn=loader.worker_init_fn, timeout=loader.timeout,
-            multiprocessing_context=loader.multiprocessing_context, prefetch_factor=loader.prefetch_factor)
+            loader.dataset,
+            batch_sampler=batches,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            worker_init_fn=loader.worker_init_fn,
+            timeout=loader.timeout,
+            multiprocessing_context=loader.multiprocessing_context,
+            prefetch_factor=loader.prefetch_factor,
+        )
 
 
 @LOOPS.register_module()

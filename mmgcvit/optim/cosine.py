@@ -31,8 +31,9 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
         ValueError: ``warmup`` that is not from 0 to under ``T_max``.
     """
 
-    def __init__(self, optimizer: Any, *, warmup: int, T_max: int, warmup_start: float = 0.0, eta_min: float = 0.0,
-                 **others: Any) -> None:
+    def __init__(
+        self, optimizer: Any, *, warmup: int, T_max: int, warmup_start: float = 0.0, eta_min: float = 0.0, **others: Any
+    ) -> None:
         if not 0 <= warmup < T_max:
             raise ValueError(f"warmup={warmup}; allowed: 0 to under T_max={T_max}")
         self.warmup, self.T_max, self.warmup_start, self.eta_min = warmup, T_max, warmup_start, eta_min

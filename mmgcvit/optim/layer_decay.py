@@ -49,8 +49,11 @@ class GCViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ValueError(f"model: {len(backbones)} GCViT in a {type(module).__name__}; allowed: one")
         ((prefix, backbone),) = backbones.items()
         prefix += "." if prefix else ""
-        own = {f"{name}.{key}" if name else key: child for name, child in module.named_modules()
-               for key, _ in child.named_parameters(recurse=False)}
+        own = {
+            f"{name}.{key}" if name else key: child
+            for name, child in module.named_modules()
+            for key, _ in child.named_parameters(recurse=False)
+        }
         groups: dict[tuple[int, float], dict] = {}
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
@@ -66,10 +69,11 @@ class GCViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _decay_mult(self, name: str, parameter: nn.Parameter, owner: nn.Module) -> float:
         for key, default, hit in (
-                ("norm_decay_mult", 0.0, "Norm" in type(owner).__name__),
-                ("table_decay_mult", 0.0, name.endswith("relative_position_bias_table")),
-                ("embedding_decay_mult", 1.0, isinstance(owner, nn.Embedding)),
-                ("bias_decay_mult", 0.0, parameter.ndim == 1)):
+            ("norm_decay_mult", 0.0, "Norm" in type(owner).__name__),
+            ("table_decay_mult", 0.0, name.endswith("relative_position_bias_table")),
+            ("embedding_decay_mult", 1.0, isinstance(owner, nn.Embedding)),
+            ("bias_decay_mult", 0.0, parameter.ndim == 1),
+        ):
             if hit:
                 return self.paramwise_cfg.get(key, default)
         return 1.0

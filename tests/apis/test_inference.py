@@ -62,8 +62,9 @@ def folder(tmp_path_factory) -> Path:
     for name in ("mask-rcnn", "cascade-mask-rcnn", "retinanet"):
         torch.manual_seed(0)
         model = MODELS.build(config(name).model)
-        torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=CLASSES))),
-                   folder / f"{name}.pth")
+        torch.save(
+            dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=CLASSES))), folder / f"{name}.pth"
+        )
     return folder
 
 
@@ -76,7 +77,10 @@ def call(folder: Path, tmp_path: Path, inputs: list, name: str = "mask-rcnn", **
 def test_a_folder_in_batches(folder: Path, tmp_path: Path, name: str):
     results, images = call(folder, tmp_path, [folder / "pictures"], name, batch_size=2)
     assert [(image["file_name"], image["height"], image["width"]) for image in images["images"]] == [
-        ("a.jpg", 60, 90), ("b.png", 97, 51), ("c.jpg", 64, 64)]
+        ("a.jpg", 60, 90),
+        ("b.png", 97, 51),
+        ("c.jpg", 64, 64),
+    ]
     assert images["categories"] == [dict(id=1, name="cat"), dict(id=2, name="dog")]
     coco = COCO(str(tmp_path / "out/images.json"))
     found = coco.loadRes(str(tmp_path / "out/predictions.json"))
@@ -102,15 +106,21 @@ def test_a_folder_in_batches(folder: Path, tmp_path: Path, name: str):
 
 def test_the_picture_is_drawn_in_its_colours(folder: Path, tmp_path: Path):
     call(folder, tmp_path, [folder / "pictures/c.jpg"], score_thr=1.1)
-    drawn, source = (cv2.imread(str(path)).astype(int) for path in (
-        tmp_path / "out/vis/c.jpg", folder / "pictures/c.jpg"))
+    drawn, source = (
+        cv2.imread(str(path)).astype(int) for path in (tmp_path / "out/vis/c.jpg", folder / "pictures/c.jpg")
+    )
     assert abs(drawn - source).mean() < 6  # JPEG twice
 
 
 def test_a_video(folder: Path, tmp_path: Path):
     results, images = call(folder, tmp_path, [folder / "clip.avi", folder / "pictures/a.jpg"], batch_size=3)
     assert [(image["id"], image["file_name"], image.get("frame")) for image in images["images"]] == [
-        (1, "a.jpg", None), (2, "clip.avi", 0), (3, "clip.avi", 1), (4, "clip.avi", 2), (5, "clip.avi", 3)]
+        (1, "a.jpg", None),
+        (2, "clip.avi", 0),
+        (3, "clip.avi", 1),
+        (4, "clip.avi", 2),
+        (5, "clip.avi", 3),
+    ]
     assert {result["image_id"] for result in results} == {1, 2, 3, 4, 5}
     capture = cv2.VideoCapture(str(tmp_path / "out/vis/clip.mp4"))
     assert (capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)) == (4, 8)
@@ -119,9 +129,14 @@ def test_a_video(folder: Path, tmp_path: Path):
 
 
 def test_ids_of_an_annotation_file(folder: Path, tmp_path: Path):
-    ann = dict(images=[dict(id=70 + i, file_name=f"sub/{name}", width=1, height=1) for i, name in
-                       enumerate(("c.jpg", "a.jpg", "b.png"))], annotations=[],
-               categories=[dict(id=18, name="dog"), dict(id=17, name="cat"), dict(id=1, name="person")])
+    ann = dict(
+        images=[
+            dict(id=70 + i, file_name=f"sub/{name}", width=1, height=1)
+            for i, name in enumerate(("c.jpg", "a.jpg", "b.png"))
+        ],
+        annotations=[],
+        categories=[dict(id=18, name="dog"), dict(id=17, name="cat"), dict(id=1, name="person")],
+    )
     path = tmp_path / "ann.json"
     path.write_text(json.dumps(ann))
     results, _ = call(folder, tmp_path, [folder / "pictures"], ann_file=str(path), draw=False)
@@ -169,14 +184,21 @@ def test_tiles_are_put_back_where_they_were(folder: Path):
             mask = torch.zeros(1, height, width, dtype=torch.bool)
             mask[:, height // 2 - 4 : height // 2 + 4, width // 2 - 6 : width // 2 + 6] = True
             box = [[width / 2 - 6, height / 2 - 4, width / 2 + 6, height / 2 + 4]]
-            samples.append(DetDataSample(pred_instances=InstanceData(
-                bboxes=torch.tensor(box), scores=torch.tensor([0.9]), labels=torch.tensor([0]), masks=mask)))
+            samples.append(
+                DetDataSample(
+                    pred_instances=InstanceData(
+                        bboxes=torch.tensor(box), scores=torch.tensor([0.9]), labels=torch.tensor([0]), masks=mask
+                    )
+                )
+            )
         return dict(predictions=samples)
 
-    detector.inferencer.__class__.__call__, original = lambda self, pictures, **k: middle(pictures), \
-        detector.inferencer.__class__.__call__
+    detector.inferencer.__class__.__call__, original = (
+        lambda self, pictures, **k: middle(pictures),
+        detector.inferencer.__class__.__call__,
+    )
     try:
-        (_, found), = detector(iter([Source("x", picture)]))
+        ((_, found),) = detector(iter([Source("x", picture)]))
     finally:
         detector.inferencer.__class__.__call__ = original
     corners = [(y, x) for y in (0, 32, 36) for x in (0, 32, 64, 66)]
@@ -190,8 +212,10 @@ def test_tiles_are_put_back_where_they_were(folder: Path):
         assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == box
 
 
-@pytest.mark.parametrize(("length", "tile", "step", "starts"), [
-    (10, 64, 32, [0]), (64, 64, 32, [0]), (65, 64, 32, [0, 1]), (128, 64, 64, [0, 64]), (130, 64, 48, [0, 48, 66])])
+@pytest.mark.parametrize(
+    ("length", "tile", "step", "starts"),
+    [(10, 64, 32, [0]), (64, 64, 32, [0]), (65, 64, 32, [0, 1]), (128, 64, 64, [0, 64]), (130, 64, 48, [0, 48, 66])],
+)
 def test_tiles_cover_a_side(length: int, tile: int, step: int, starts: list[int]):
     assert _starts(length, tile, step) == starts
     assert {i for start in starts for i in range(start, min(start + tile, length))} == set(range(length))

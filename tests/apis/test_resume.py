@@ -118,13 +118,28 @@ def folder(tmp_path_factory) -> Path:
 
 def train(folder: Path, config: str, work_dir: str, *arguments: str, processes: int = 1, **environment: str) -> int:
     launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=29531"]
-    command = [sys.executable, *(launch if processes > 1 else []), ROOT / "tools/train.py", f"{config}.py",
-               "--work-dir", work_dir, *(["--launcher", "pytorch"] if processes > 1 else []), *arguments]
+    command = [
+        sys.executable,
+        *(launch if processes > 1 else []),
+        ROOT / "tools/train.py",
+        f"{config}.py",
+        "--work-dir",
+        work_dir,
+        *(["--launcher", "pytorch"] if processes > 1 else []),
+        *arguments,
+    ]
     log = folder / "log.txt"
     with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, start_new_session=True,
-                                   env=os.environ | environment | {"PYTHONPATH": os.pathsep.join(
-                                       [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])})
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=os.environ
+            | environment
+            | {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])},
+        )
         code = process.wait()
     # torch's workers may outlive a killed run: what they have for it does not fit into a pipe that nobody reads
     with contextlib.suppress(ProcessLookupError):

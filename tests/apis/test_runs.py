@@ -43,8 +43,12 @@ def probabilities(table: Path) -> torch.Tensor:
     """(pictures, 5), in the order of the classes."""
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return torch.tensor([[next(float(row[f"probability_{k}"]) for k in range(1, 6) if row[f"class_{k}"] == name)
-                          for name in CLASSES] for row in rows])
+    return torch.tensor(
+        [
+            [next(float(row[f"probability_{k}"]) for k in range(1, 6) if row[f"class_{k}"] == name) for name in CLASSES]
+            for row in rows
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +88,9 @@ def test_a_runs_averaged_weights_are_tested(tmp_path: Path, tree: Path):
     runner = apis.train(config(tree, tmp_path / "run", workers=0))
     saved = torch.load(tmp_path / "run/iter_12.pth", weights_only=False)
     assert "ema_state_dict" in saved
-    apis.test(config(tree, tmp_path / "test", workers=0), str(tmp_path / "run/iter_12.pth"),
-              out=str(tmp_path / "table.csv"))
+    apis.test(
+        config(tree, tmp_path / "test", workers=0), str(tmp_path / "run/iter_12.pth"), out=str(tmp_path / "table.csv")
+    )
     with (tmp_path / "table.csv").open(newline="") as file:
         found = [float(row["probability_1"]) for row in csv.DictReader(file)]
     runner.model.load_state_dict(saved["state_dict"])
@@ -124,8 +129,9 @@ class Steps(Hook):
 
 def steps(tree: Path, folder: Path, count: int) -> tuple[list[dict], list[float], dict]:
     """Two epochs in which nothing is random, eight pictures a step, in ``count`` batches; the averaged weights too."""
-    cfg = config(tree, folder, batch_size=8 // count, workers=0, auto_scale_lr=dict(base_batch_size=16),
-                 param_scheduler=None)
+    cfg = config(
+        tree, folder, batch_size=8 // count, workers=0, auto_scale_lr=dict(base_batch_size=16), param_scheduler=None
+    )
     cfg.model.backbone = dict(type="GCViT", arch=TINY)
     cfg.model.data_preprocessor = dict(type="ClassificationPreprocessor")
     cfg.train_dataloader.dataset.pipeline[1] = dict(type="TimmTransform", is_training=False, input_size=32)
@@ -175,8 +181,9 @@ def built(monkeypatch) -> list[Config]:
 def test_a_scaled_rate_counts_all_batches_of_a_step(tmp_path: Path, built: list[Config], flag: bool):
     """By the flag, and by a config that asks for it itself."""
     name = f"gcvit-tiny_upernet_8xb2-160k_ade20k-512x512{'' if flag else '_1gpu'}.py"
-    cfg = apis.load_config(ROOT / "configs/segmentation" / name, str(tmp_path),
-                           {"optim_wrapper.accumulative_counts": 4})
+    cfg = apis.load_config(
+        ROOT / "configs/segmentation" / name, str(tmp_path), {"optim_wrapper.accumulative_counts": 4}
+    )
     assert cfg.auto_scale_lr.enable != flag
     whole = cfg.auto_scale_lr.base_batch_size
     apis.train(cfg, auto_scale_lr=flag)
@@ -187,11 +194,20 @@ def test_a_scaled_rate_counts_all_batches_of_a_step(tmp_path: Path, built: list[
         apis.train(cfg)
 
 
-@pytest.mark.parametrize(("given", "configured", "becomes"), [
-    (None, "skip", "skip"), (None, None, None), ("stop", "skip", "stop"), ("skip", None, "skip")])
+@pytest.mark.parametrize(
+    ("given", "configured", "becomes"),
+    [(None, "skip", "skip"), (None, None, None), ("stop", "skip", "stop"), ("skip", None, "skip")],
+)
 @pytest.mark.parametrize("loading", ["LoadPillowImage", "LoadCheckedImage", "LoadImageFromFile"])
-def test_what_a_broken_picture_does(tmp_path: Path, tree: Path, built: list[Config], loading: str, given: str | None,
-                                    configured: str | None, becomes: str | None):
+def test_what_a_broken_picture_does(
+    tmp_path: Path,
+    tree: Path,
+    built: list[Config],
+    loading: str,
+    given: str | None,
+    configured: str | None,
+    becomes: str | None,
+):
     """The config's word, unless another is given. (None: the class's own, which stops.)"""
     cfg = config(tree, tmp_path)
     transform = cfg.train_dataloader.dataset.pipeline[0]

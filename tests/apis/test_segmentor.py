@@ -51,7 +51,8 @@ def config(kind: str = "upernet", scale: tuple[int, int] | None = (128, 64)) -> 
     else:
         pipeline[1].scale = scale
     cfg.tta_pipeline[1].transforms[0] = [
-        dict(type="Resize", scale=side, keep_ratio=True) for side in ((96, 48), (128, 64))]
+        dict(type="Resize", scale=side, keep_ratio=True) for side in ((96, 48), (128, 64))
+    ]
     return cfg
 
 
@@ -77,7 +78,8 @@ def samples(shape: tuple[int, int], count: int) -> dict:
     generator = torch.Generator().manual_seed(0)
     return dict(
         inputs=[torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=generator) for _ in range(count)],
-        data_samples=[SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape)) for _ in range(count)])
+        data_samples=[SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape)) for _ in range(count)],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +96,10 @@ def folder(tmp_path_factory) -> Path:
         writer.write(cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (64, 48)))
     writer.release()
     for kind in ALL:
-        torch.save(dict(state_dict=model(kind).state_dict(), meta=dict(
-            dataset_meta=dict(classes=CLASSES, palette=PALETTE))), folder / f"{kind}.pth")
+        torch.save(
+            dict(state_dict=model(kind).state_dict(), meta=dict(dataset_meta=dict(classes=CLASSES, palette=PALETTE))),
+            folder / f"{kind}.pth",
+        )
     return folder
 
 
@@ -109,8 +113,9 @@ def test_a_folder_in_batches(folder: Path, tmp_path: Path, kind: str):
     assert found.file == str(tmp_path / "one/areas.json")
     assert content["values"] == {"0": "ground", "1": "cat", "2": "dog"}
     seen = set()
-    for picture, (name, shape) in zip(content["pictures"], (
-            ("a.jpg", (48, 96)), ("b.png", (60, 70)), ("c.jpg", (48, 96))), strict=True):
+    for picture, (name, shape) in zip(
+        content["pictures"], (("a.jpg", (48, 96)), ("b.png", (60, 70)), ("c.jpg", (48, 96))), strict=True
+    ):
         assert (picture["file_name"], picture["height"], picture["width"]) == (name, *shape)
         labels = cv2.imread(str(tmp_path / "two" / picture["label_map"]), cv2.IMREAD_UNCHANGED)
         assert labels.shape == shape
@@ -269,14 +274,24 @@ def test_tta_of_a_config_of_ade20k(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """All twelve views of a config as it is shipped, but for their size."""
     from mmseg.models.segmentors import SegTTAModel
 
-    cfg = load_config(BASES.parent / "gcvit-xxtiny_upernet_8xb2-160k_ade20k-512x512_1gpu.py", str(tmp_path / "work"), {
-        "test_dataloader.dataset.data_root": str(tmp_path), "test_dataloader.num_workers": 0,
-        "test_dataloader.persistent_workers": False, "model.backbone.pad": "window", "model.backbone.init_cfg": None})
+    cfg = load_config(
+        BASES.parent / "gcvit-xxtiny_upernet_8xb2-160k_ade20k-512x512_1gpu.py",
+        str(tmp_path / "work"),
+        {
+            "test_dataloader.dataset.data_root": str(tmp_path),
+            "test_dataloader.num_workers": 0,
+            "test_dataloader.persistent_workers": False,
+            "model.backbone.pad": "window",
+            "model.backbone.init_cfg": None,
+        },
+    )
     for resize in cfg.tta_pipeline[1].transforms[0]:
         resize.scale = tuple(side // 8 for side in resize.scale)
     rng = np.random.default_rng(0)
-    for name, values in (("images/validation/a.jpg", rng.integers(0, 256, (40, 64, 3), np.uint8)),
-                         ("annotations/validation/a.png", rng.integers(0, 151, (40, 64), np.uint8))):
+    for name, values in (
+        ("images/validation/a.jpg", rng.integers(0, 256, (40, 64, 3), np.uint8)),
+        ("annotations/validation/a.png", rng.integers(0, 151, (40, 64), np.uint8)),
+    ):
         (tmp_path / name).parent.mkdir(parents=True)
         cv2.imwrite(str(tmp_path / name), values)
     init_default_scope("mmseg")
@@ -290,7 +305,8 @@ def test_tta_of_a_config_of_ade20k(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(SegTTAModel, "merge_preds", spy)
     found = apis.test(cfg, str(tmp_path / "untrained.pth"), tta=True)
     assert sorted((view[0], view[2]) for view in views) == [
-        (side, flip) for side in (32, 48, 64, 80, 96, 112) for flip in (False, True)]
+        (side, flip) for side in (32, 48, 64, 80, 96, 112) for flip in (False, True)
+    ]
     assert 0 <= found["mIoU"] <= 100
 
 
@@ -307,8 +323,13 @@ def test_iou_does_not_depend_on_the_batch(kind: str):
         for start in range(0, 3, batch):
             with torch.no_grad():
                 found = segmentor.test_step({key: value[start : start + batch] for key, value in data.items()})
-            metric.process({}, [dict(pred_sem_seg=dict(data=sample.pred_sem_seg.data),
-                                     gt_sem_seg=dict(data=truth[start + i])) for i, sample in enumerate(found)])
+            metric.process(
+                {},
+                [
+                    dict(pred_sem_seg=dict(data=sample.pred_sem_seg.data), gt_sem_seg=dict(data=truth[start + i]))
+                    for i, sample in enumerate(found)
+                ],
+            )
         ious.append(metric.compute_metrics(metric.results))
     assert ious[0] == ious[1]
     assert 0 < ious[0]["mIoU"] < 100

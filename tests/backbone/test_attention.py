@@ -27,8 +27,9 @@ def test_gather_bias_is_the_table_at_each_pairs_offset():
                     assert torch.equal(bias[:, i * w + j, k * w + m], table[offset])
 
 
-def formula(attention: WindowAttention, x: torch.Tensor, query: torch.Tensor | None, height: int, width: int
-            ) -> torch.Tensor:
+def formula(
+    attention: WindowAttention, x: torch.Tensor, query: torch.Tensor | None, height: int, width: int
+) -> torch.Tensor:
     """Each window, picture and head on its own, zero-padded to the whole window; softmax(q k^T / sqrt(d) + b) v."""
     windows, _, pictures, _ = x.shape
     padded = x.new_zeros(windows, WINDOW, WINDOW, pictures, CHANNELS)
@@ -55,8 +56,9 @@ def formula(attention: WindowAttention, x: torch.Tensor, query: torch.Tensor | N
     return attention.proj(out[:, :, :height, :width].flatten(2, 3).transpose(1, 2))
 
 
-def run(attention: WindowAttention, x: torch.Tensor, query: torch.Tensor | None, height: int, width: int
-        ) -> torch.Tensor:
+def run(
+    attention: WindowAttention, x: torch.Tensor, query: torch.Tensor | None, height: int, width: int
+) -> torch.Tensor:
     """The attention on windows of height x width, of whose query it gets what belongs to their tokens."""
     if query is not None:
         query = query.unflatten(2, (WINDOW, WINDOW))[:, :, :height, :width].flatten(2, 3)
@@ -68,8 +70,17 @@ def run(attention: WindowAttention, x: torch.Tensor, query: torch.Tensor | None,
 @pytest.mark.parametrize("size", [(3, 3), (2, 3), (3, 1), (1, 2)])
 @pytest.mark.parametrize(("windows", "pictures", "queries"), [(5, 2, 2), (5, 1, 1), (3, 1, 3)])
 @pytest.mark.parametrize("is_global", [False, True])
-def test_equals_the_formula(monkeypatch, is_global: bool, windows: int, pictures: int, queries: int,
-                            size: tuple[int, int], scores: int, bias: int, grad: bool):
+def test_equals_the_formula(
+    monkeypatch,
+    is_global: bool,
+    windows: int,
+    pictures: int,
+    queries: int,
+    size: tuple[int, int],
+    scores: int,
+    bias: int,
+    grad: bool,
+):
     """With its gradients, however much is worked on at a time."""
     monkeypatch.setattr(attention_module, "SCORES", scores)
     monkeypatch.setattr(attention_module, "BIAS", bias)
@@ -83,8 +94,11 @@ def test_equals_the_formula(monkeypatch, is_global: bool, windows: int, pictures
     if grad:
         inputs = [x, *attention.parameters()] + ([query] if is_global else [])
         weight = torch.randn_like(got)
-        for a, b in zip(torch.autograd.grad((got * weight).sum(), inputs),
-                        torch.autograd.grad((wanted * weight).sum(), inputs), strict=True):
+        for a, b in zip(
+            torch.autograd.grad((got * weight).sum(), inputs),
+            torch.autograd.grad((wanted * weight).sum(), inputs),
+            strict=True,
+        ):
             assert (a - b).abs().max() < 1e-10
 
 
@@ -121,8 +135,10 @@ def test_calls_that_share_a_bias(monkeypatch):
     got = torch.cat([attention(part, None, (WINDOW, WINDOW), shared) for part in x.split(2)])
     assert len(made) == 1
     assert relative_error(got, wanted) < 1e-6
-    gradients = [torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), attention.parameters())
-                 for y in (got, wanted)]
+    gradients = [
+        torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), attention.parameters())
+        for y in (got, wanted)
+    ]
     for a, b in zip(*gradients, strict=True):
         assert relative_error(a, b) < 1e-5
 

@@ -40,8 +40,9 @@ def worker(rank: int, folder: str, arguments: dict) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("arguments", [
-    dict(), dict(with_cp=True, pad="window"), dict(out_indices=(1, 2), frozen_stages=1, pad="stage")])
+@pytest.mark.parametrize(
+    "arguments", [dict(), dict(with_cp=True, pad="window"), dict(out_indices=(1, 2), frozen_stages=1, pad="stage")]
+)
 def test_two_processes_equal_one(tmp_path: Path, arguments: dict):
     mp.spawn(worker, (str(tmp_path), arguments), nprocs=WORLD)
     single = build(arguments)

@@ -27,8 +27,9 @@ ALL_SUBSETS = [c for n in range(1, 5) for c in itertools.combinations(range(4), 
 
 
 def expected_shapes(model: GCViT, batch: int, height: int, width: int) -> list[tuple[int, ...]]:
-    return [(batch, c, -(-height // s), -(-width // s))
-            for c, s in zip(model.out_channels, model.out_strides, strict=True)]
+    return [
+        (batch, c, -(-height // s), -(-width // s)) for c, s in zip(model.out_channels, model.out_strides, strict=True)
+    ]
 
 
 def loss_of(maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -75,8 +76,13 @@ def test_sizes(tiny_model, pad: str, size: tuple[int, int], windows: tuple[int, 
 
 
 @settings(max_examples=25, deadline=None)
-@given(height=st.integers(1, 150), width=st.integers(1, 150), batch=st.integers(1, 3), pad=st.sampled_from(PAD_MODES),
-       windows=st.one_of(st.integers(1, 5), st.tuples(*[st.integers(1, 6)] * 4)))
+@given(
+    height=st.integers(1, 150),
+    width=st.integers(1, 150),
+    batch=st.integers(1, 3),
+    pad=st.sampled_from(PAD_MODES),
+    windows=st.one_of(st.integers(1, 5), st.tuples(*[st.integers(1, 6)] * 4)),
+)
 def test_any_size_and_windows(height: int, width: int, batch: int, pad: str, windows):
     torch.manual_seed(0)
     model = randomise(GCViT(TINY, window_size=windows, pad=pad)).eval()
@@ -212,8 +218,11 @@ def test_every_parameter_gets_a_gradient_or_is_frozen(out_indices: tuple[int, ..
 def test_freezing_survives_train():
     model = GCViT(TINY, frozen_stages=2, drop_path_rate=0.5)
     assert model.train() is model
-    assert not any(m.training for part in (model.stem, model.stages[0], model.stages[1], model.norm0, model.norm1)
-                   for m in part.modules())
+    assert not any(
+        m.training
+        for part in (model.stem, model.stages[0], model.stages[1], model.norm0, model.norm1)
+        for m in part.modules()
+    )
     assert all(m.training for part in (model.stages[2], model.stages[3], model.norm2) for m in part.modules())
     assert not model.eval().stages[3].training
 
@@ -456,7 +465,8 @@ def test_own_weights_load_at_other_windows(tiny_model, log):
     assert "2 -> 4, 4 -> 6" in message
     table = "stages.2.blocks.1.attn.relative_position_bias_table"
     wanted = nn.functional.interpolate(
-        before[table].T.reshape(1, 2, 7, 7), size=(11, 11), mode="bicubic", align_corners=False)
+        before[table].T.reshape(1, 2, 7, 7), size=(11, 11), mode="bicubic", align_corners=False
+    )
     assert torch.allclose(large.state_dict()[table], wanted.reshape(2, 121).T)
     for key, value in before.items():
         assert torch.equal(value, state[key])  # the caller's dict is as it was
@@ -513,42 +523,53 @@ def test_deepcopy_and_state_dict_hold_parameters_only(tiny_model):
         assert torch.equal(copy.deepcopy(model)(pictures)[3], model(pictures)[3])
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), [
-    (dict(arch="huge"), ValueError, r"arch='huge'.*xxtiny.*large-512"),
-    (dict(arch=7), TypeError, r"arch=7.*a dict"),
-    (dict(arch=dict(embed_dims=32)), TypeError, r"missing keys \['depths', 'num_heads'\]"),
-    (dict(arch={**TINY, "depth": 3}), TypeError, r"unknown keys \['depth'\]"),
-    (dict(arch={**TINY, "num_heads": (3, 2, 2, 4)}), ValueError, r"num_heads=.*3 heads do not divide the 16 channels"),
-    (dict(arch={**TINY, "depths": (2, 2, 2)}), ValueError, r"depths=\(2, 2, 2\); allowed: 4 integers >= 1"),
-    (dict(arch={**TINY, "mlp_ratio": 0}), ValueError, r"mlp_ratio=0.*> 0"),
-    (dict(arch={**TINY, "mlp_ratio": "3"}), ValueError, r"mlp_ratio='3'.*> 0"),
-    (dict(arch={**TINY, "mlp_ratio": float("inf")}), ValueError, r"mlp_ratio=inf.*> 0"),
-    (dict(arch={**TINY, "mlp_ratio": 0.01}), ValueError, r"mlp_ratio=0.01.*embed_dims=16"),
-    (dict(arch={**TINY, "layer_scale": True}), ValueError, r"layer_scale=True.*a number or None"),
-    (dict(arch={**TINY, "embed_dims": 3}), ValueError, r"embed_dims=3; allowed: an integer >= 4"),
-    (dict(arch={**TINY, "embed_dims": 16.0}), ValueError, r"embed_dims=16.0"),
-    (dict(window_size=0), ValueError, r"window_size=0; allowed: 4 integers >= 1, or one, w"),
-    (dict(window_size=(7, 7)), ValueError, r"window_size=\(7, 7\)"),
-    (dict(window_size=7.0), ValueError, r"window_size=7.0"),
-    (dict(pad="same"), ValueError, r"pad='same'; allowed: 'input', 'stage', 'window'"),
-    (dict(global_query_interpolation="nearest"), ValueError, r"global_query_interpolation='nearest'.*'bicubic'"),
-    (dict(global_query_reductions=(3, 2)), ValueError, r"global_query_reductions=\(3, 2\).*4 integers >= 0"),
-    (dict(out_indices=(3, 0)), ValueError, r"out_indices=\(3, 0\)"),
-    (dict(out_indices=(0, 4)), ValueError, r"out_indices=\(0, 4\)"),
-    (dict(out_indices=()), ValueError, r"out_indices=\(\)"),
-    (dict(out_indices=3), ValueError, r"out_indices=3; allowed: one or more of 0 to 3, rising, in a tuple or list"),
-    (dict(out_indices=(0, 0)), ValueError, r"out_indices=\(0, 0\); allowed: one or more of 0 to 3"),
-    (dict(frozen_stages=1.0), ValueError, r"frozen_stages=1.0"),
-    (dict(with_cp="False"), ValueError, r"with_cp='False'; allowed: True, False"),
-    (dict(qkv_bias=None), ValueError, r"qkv_bias=None; allowed: True, False"),
-    (dict(frozen_stages=5), ValueError, r"frozen_stages=5; allowed: -1, 0, 1, 2, 3, 4"),
-    (dict(frozen_stages=True), ValueError, r"frozen_stages=True"),
-    (dict(in_channels=0), ValueError, r"in_channels=0; allowed: an integer >= 1"),
-    (dict(drop_path_rate=1.5), ValueError, r"drop_path_rate=1.5"),
-    (dict(drop_rate=-0.1), ValueError, r"drop_rate=-0.1"),
-    (dict(attn_drop_rate="a"), ValueError, r"attn_drop_rate='a'"),
-    (dict(windowsize=7), TypeError, r"windowsize=7; allowed: arch, in_channels, window_size, .*, with_cp, init_cfg$"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(arch="huge"), ValueError, r"arch='huge'.*xxtiny.*large-512"),
+        (dict(arch=7), TypeError, r"arch=7.*a dict"),
+        (dict(arch=dict(embed_dims=32)), TypeError, r"missing keys \['depths', 'num_heads'\]"),
+        (dict(arch={**TINY, "depth": 3}), TypeError, r"unknown keys \['depth'\]"),
+        (
+            dict(arch={**TINY, "num_heads": (3, 2, 2, 4)}),
+            ValueError,
+            r"num_heads=.*3 heads do not divide the 16 channels",
+        ),
+        (dict(arch={**TINY, "depths": (2, 2, 2)}), ValueError, r"depths=\(2, 2, 2\); allowed: 4 integers >= 1"),
+        (dict(arch={**TINY, "mlp_ratio": 0}), ValueError, r"mlp_ratio=0.*> 0"),
+        (dict(arch={**TINY, "mlp_ratio": "3"}), ValueError, r"mlp_ratio='3'.*> 0"),
+        (dict(arch={**TINY, "mlp_ratio": float("inf")}), ValueError, r"mlp_ratio=inf.*> 0"),
+        (dict(arch={**TINY, "mlp_ratio": 0.01}), ValueError, r"mlp_ratio=0.01.*embed_dims=16"),
+        (dict(arch={**TINY, "layer_scale": True}), ValueError, r"layer_scale=True.*a number or None"),
+        (dict(arch={**TINY, "embed_dims": 3}), ValueError, r"embed_dims=3; allowed: an integer >= 4"),
+        (dict(arch={**TINY, "embed_dims": 16.0}), ValueError, r"embed_dims=16.0"),
+        (dict(window_size=0), ValueError, r"window_size=0; allowed: 4 integers >= 1, or one, w"),
+        (dict(window_size=(7, 7)), ValueError, r"window_size=\(7, 7\)"),
+        (dict(window_size=7.0), ValueError, r"window_size=7.0"),
+        (dict(pad="same"), ValueError, r"pad='same'; allowed: 'input', 'stage', 'window'"),
+        (dict(global_query_interpolation="nearest"), ValueError, r"global_query_interpolation='nearest'.*'bicubic'"),
+        (dict(global_query_reductions=(3, 2)), ValueError, r"global_query_reductions=\(3, 2\).*4 integers >= 0"),
+        (dict(out_indices=(3, 0)), ValueError, r"out_indices=\(3, 0\)"),
+        (dict(out_indices=(0, 4)), ValueError, r"out_indices=\(0, 4\)"),
+        (dict(out_indices=()), ValueError, r"out_indices=\(\)"),
+        (dict(out_indices=3), ValueError, r"out_indices=3; allowed: one or more of 0 to 3, rising, in a tuple or list"),
+        (dict(out_indices=(0, 0)), ValueError, r"out_indices=\(0, 0\); allowed: one or more of 0 to 3"),
+        (dict(frozen_stages=1.0), ValueError, r"frozen_stages=1.0"),
+        (dict(with_cp="False"), ValueError, r"with_cp='False'; allowed: True, False"),
+        (dict(qkv_bias=None), ValueError, r"qkv_bias=None; allowed: True, False"),
+        (dict(frozen_stages=5), ValueError, r"frozen_stages=5; allowed: -1, 0, 1, 2, 3, 4"),
+        (dict(frozen_stages=True), ValueError, r"frozen_stages=True"),
+        (dict(in_channels=0), ValueError, r"in_channels=0; allowed: an integer >= 1"),
+        (dict(drop_path_rate=1.5), ValueError, r"drop_path_rate=1.5"),
+        (dict(drop_rate=-0.1), ValueError, r"drop_rate=-0.1"),
+        (dict(attn_drop_rate="a"), ValueError, r"attn_drop_rate='a'"),
+        (
+            dict(windowsize=7),
+            TypeError,
+            r"windowsize=7; allowed: arch, in_channels, window_size, .*, with_cp, init_cfg$",
+        ),
+    ],
+)
 def test_bad_arguments(arguments: dict, error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         GCViT(**{"arch": TINY, **arguments})

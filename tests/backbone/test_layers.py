@@ -65,8 +65,11 @@ def test_mbconv_on_a_map_larger_than_its_weight(monkeypatch, piece: int, frozen:
     y = F.gelu(layers.conv_channels_last(mbconv.depthwise, x))
     wanted = x + mbconv.pointwise(y * mbconv.se(y.mean((1, 2), keepdim=True)))
     assert relative_error(got, wanted) < 1e-12
-    for a, b in zip(torch.autograd.grad((got * weight).sum(), inputs),
-                    torch.autograd.grad((wanted * weight).sum(), inputs), strict=True):
+    for a, b in zip(
+        torch.autograd.grad((got * weight).sum(), inputs),
+        torch.autograd.grad((wanted * weight).sum(), inputs),
+        strict=True,
+    ):
         assert relative_error(a, b) < 1e-10
 
 
@@ -82,8 +85,11 @@ def test_mlp_keeps_no_activation():
     assert torch.equal(got, wanted)
     inputs = [x, *mlp.parameters()]
     weight = torch.randn_like(got)
-    for a, b in zip(torch.autograd.grad((got * weight).sum(), inputs),
-                    torch.autograd.grad((wanted * weight).sum(), inputs), strict=True):
+    for a, b in zip(
+        torch.autograd.grad((got * weight).sum(), inputs),
+        torch.autograd.grad((wanted * weight).sum(), inputs),
+        strict=True,
+    ):
         assert relative_error(a, b) < 1e-12
     mlp.requires_grad_(False)
     mlp(x).sum().backward()

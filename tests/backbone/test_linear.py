@@ -46,8 +46,11 @@ def test_equals_torchs(onednn, shape: tuple[int, ...], bias: bool, gelu: bool):
     assert got.is_contiguous()
     assert relative_error(got, wanted) < 1e-6
     weight = torch.randn_like(got)
-    for a, b in zip(torch.autograd.grad((got * weight).sum(), inputs),
-                    torch.autograd.grad((wanted * weight).sum(), inputs), strict=True):
+    for a, b in zip(
+        torch.autograd.grad((got * weight).sum(), inputs),
+        torch.autograd.grad((wanted * weight).sum(), inputs),
+        strict=True,
+    ):
         assert a.shape == b.shape
         assert relative_error(a, b) < 1e-5
     with torch.no_grad():
@@ -103,8 +106,13 @@ def test_what_is_left_to_torch(onednn, monkeypatch):
 @pytest.mark.parametrize("pad", ["input", "stage", "window"])
 def test_the_backbone_by_either(onednn, pad: str, monkeypatch):
     torch.manual_seed(0)
-    model = randomise(GCViT(dict(embed_dims=8, depths=[2, 2, 3, 1], num_heads=[1, 2, 2, 4], window_size=[2, 2, 4, 2]),
-                            pad=pad, drop_path_rate=0.0))
+    model = randomise(
+        GCViT(
+            dict(embed_dims=8, depths=[2, 2, 3, 1], num_heads=[1, 2, 2, 4], window_size=[2, 2, 4, 2]),
+            pad=pad,
+            drop_path_rate=0.0,
+        )
+    )
     x = torch.randn(2, 3, 75, 90, requires_grad=True)
 
     def run() -> list[torch.Tensor]:

@@ -59,7 +59,8 @@ def test_authors_detection_at_sizes_that_need_padding():
 def test_tfgcvit_at_sizes_that_need_padding():
     pytest.importorskip("h5py")
     model = GCViTClassifier(
-        dict(arch=PEER_ARCH, pad="stage", global_query_interpolation="bilinear"), num_classes=10).eval()
+        dict(arch=PEER_ARCH, pad="stage", global_query_interpolation="bilinear"), num_classes=10
+    ).eval()
     report = load_pretrained(model, PEERS / "tfgcvit.h5")
     assert report.layout == "keras"
     assert report.is_plain

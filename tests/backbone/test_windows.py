@@ -18,8 +18,11 @@ def test_every_token_is_where_it_belongs_and_comes_back(batch: int, height: int,
     parts = [grid.cut(x, region) for region in grid.regions]
     assert sum(part.numel() for part in parts) == x.numel()  # nothing is padded
     for b, i, j in [(0, 0, 0), (batch - 1, height - 1, width - 1), (batch // 2, height // 2, width // 3)]:
-        (n,) = (n for n, r in enumerate(grid.regions)
-                if 0 <= i - r.top < r.rows * r.height and 0 <= j - r.left < r.columns * r.width)
+        (n,) = (
+            n
+            for n, r in enumerate(grid.regions)
+            if 0 <= i - r.top < r.rows * r.height and 0 <= j - r.left < r.columns * r.width
+        )
         region = grid.regions[n]
         # a window is smaller than the others where an edge cuts it off
         assert region.height == min(window, height - i // window * window)

@@ -70,8 +70,9 @@ def test_convert_there_and_back(files, authors_dict, tmp_path: Path, to: str, su
     assert report.layout == "nvidia"
     assert len(report.loaded) == 188
     back, _ = convert_file(str(once), tmp_path / f"back{suffix}", "nvidia")
-    assert_same(load_file(back) if suffix == ".safetensors" else torch.load(back, weights_only=True)["state_dict"],
-                authors_dict)
+    assert_same(
+        load_file(back) if suffix == ".safetensors" else torch.load(back, weights_only=True)["state_dict"], authors_dict
+    )
     assert not list(tmp_path.glob(".*"))
 
 
@@ -86,8 +87,9 @@ def test_a_detector_there_and_back(files, tmp_path: Path):
     index = {k for k in got if k.endswith("relative_position_index")}
     assert_same({k: got[k] for k in got.keys() - index}, {k: v for k, v in whole.items() if k not in index})
     _, report = convert_file(str(ours), tmp_path / "timm.pth", "timm")
-    assert report.notes == ["without a place in the layout 'timm', so not written: "
-                            "norm0, norm1, norm2, neck (1), roi_head (1)"]
+    assert report.notes == [
+        "without a place in the layout 'timm', so not written: norm0, norm1, norm2, neck (1), roi_head (1)"
+    ]
 
 
 def test_keras_is_converted(files, tmp_path: Path, classifier):
@@ -112,8 +114,11 @@ def test_metadata_and_hash(files, tmp_path: Path):
 
 
 def tool(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "tools/convert_checkpoint.py"), *map(str, arguments)],
-                          capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools/convert_checkpoint.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_the_tool(files, tmp_path: Path):

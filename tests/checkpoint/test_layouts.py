@@ -37,7 +37,8 @@ def test_every_layout_gives_our_tensors(files, classifier, layout: str):
         assert others == {"neck.lateral_convs.0.conv.weight", "roi_head.bbox_head.fc_cls.weight"}
         state = {name.removeprefix("backbone."): v for name, v in state.items() if name not in others}
         assert {name for name in state if name.startswith("norm")} == {
-            f"norm{i}.{p}" for i in range(4) for p in ("weight", "bias")}
+            f"norm{i}.{p}" for i in range(4) for p in ("weight", "bias")
+        }
         state = {name: value for name, value in state.items() if not name.startswith("norm")}
         wanted = {name: value for name, value in wanted.items() if not name.startswith(("norm", "head"))}
     assert_same(state, wanted)
@@ -62,8 +63,10 @@ def test_a_head_stands_beside_the_backbone(authors_dict, classifier, head: str):
 
 def test_averaged_weights(authors_dict):
     other = {name: value + 1 for name, value in authors_dict.items()}
-    for checkpoint in (dict(state_dict=authors_dict, state_dict_ema=other),
-                       dict(state_dict=authors_dict, ema_state_dict=other | {"steps": torch.tensor(3)})):
+    for checkpoint in (
+        dict(state_dict=authors_dict, state_dict_ema=other),
+        dict(state_dict=authors_dict, ema_state_dict=other | {"steps": torch.tensor(3)}),
+    ):
         assert torch.equal(weights_of(checkpoint, ema=True)["norm.bias"], other["norm.bias"])
         assert torch.equal(weights_of(checkpoint)["norm.bias"], authors_dict["norm.bias"])
     with pytest.raises(CheckpointError, match=r"no averaged .EMA. weights: none of state_dict_ema"):
@@ -82,7 +85,8 @@ def test_there_and_back(authors_dict, files):
     assert_same({f"backbone.{k}": v for k, v in theirs.items()} | converted.others, detection)
     # timm has one norm
     assert sorted(convert_back(converted.backbone, "timm")[1]) == [
-        f"norm{i}.{p}" for i in range(4) for p in ("bias", "weight") if i < 3]
+        f"norm{i}.{p}" for i in range(4) for p in ("bias", "weight") if i < 3
+    ]
 
 
 @pytest.mark.parametrize("name", ["xxtiny", "xtiny", "tiny", "small", "base"])

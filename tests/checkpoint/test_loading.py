@@ -143,8 +143,11 @@ def test_init_cfg_runs_nothing_and_fails_aloud(tmp_path, files):
 
     evil = {"state_dict": {"stem.conv.weight": torch.ones(1)}, "args": Evil(tmp_path / "ran")}
     torch.save(evil, tmp_path / "evil.pth")
-    for checkpoint, message in (("absent.pth", "there is no such file"), ("gcvit://huge", "allowed: gcvit://xxtiny"),
-                                (str(tmp_path / "evil.pth"), "refused")):
+    for checkpoint, message in (
+        ("absent.pth", "there is no such file"),
+        ("gcvit://huge", "allowed: gcvit://xxtiny"),
+        (str(tmp_path / "evil.pth"), "refused"),
+    ):
         model = GCViT(TINY, init_cfg=dict(type="Pretrained", checkpoint=checkpoint))
         for _ in range(2):  # the second call does not pass over what failed in the first
             with pytest.raises(CheckpointError, match=message):
@@ -368,9 +371,21 @@ def test_init_cfg_inside_detectors_and_segmentors(package: str, config: str | No
 
         register_all_modules()
         norm = dict(type="BN")
-        cfg = dict(type="mmseg.EncoderDecoder", backbone=backbone, train_cfg=dict(), test_cfg=dict(mode="whole"),
-                   decode_head=dict(type="UPerHead", in_channels=channels, in_index=[0, 1, 2, 3], channels=16,
-                                    num_classes=3, norm_cfg=norm, pool_scales=(1, 2)))
+        cfg = dict(
+            type="mmseg.EncoderDecoder",
+            backbone=backbone,
+            train_cfg=dict(),
+            test_cfg=dict(mode="whole"),
+            decode_head=dict(
+                type="UPerHead",
+                in_channels=channels,
+                in_index=[0, 1, 2, 3],
+                channels=16,
+                num_classes=3,
+                norm_cfg=norm,
+                pool_scales=(1, 2),
+            ),
+        )
     model = MODELS.build(cfg)
     model.init_weights()
     assert_loaded(model.backbone, classifier)

@@ -29,8 +29,11 @@ class Evil:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path: Path, zipped: bool):
-    torch.save({"state_dict": {"a": torch.ones(2)}, "args": Evil(tmp_path / "ran")}, tmp_path / "evil.pth",
-               _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"state_dict": {"a": torch.ones(2)}, "args": Evil(tmp_path / "ran")},
+        tmp_path / "evil.pth",
+        _use_new_zipfile_serialization=zipped,
+    )
     torch.load(tmp_path / "evil.pth", weights_only=False)
     assert (tmp_path / "ran").exists(), "the file does no evil: this test shows nothing"
     (tmp_path / "ran").unlink()
@@ -70,8 +73,9 @@ def test_mmengines_messages_are_no_obstacle(tmp_path: Path, zipped: bool):
     from mmengine.logging import HistoryBuffer
 
     extra = dict(message_hub=dict(log_scalars=dict(loss=HistoryBuffer([1.0], [1]))), cfg=ConfigDict(a=1))
-    torch.save(dict(state_dict=dict(a=torch.arange(3.0)), **extra), tmp_path / "run.pth",
-               _use_new_zipfile_serialization=zipped)
+    torch.save(
+        dict(state_dict=dict(a=torch.arange(3.0)), **extra), tmp_path / "run.pth", _use_new_zipfile_serialization=zipped
+    )
     assert torch.equal(read_checkpoint(tmp_path / "run.pth")["state_dict"]["a"], torch.arange(3.0))
 
 

@@ -43,10 +43,14 @@ def test_in_mmpretrains_classifier(classifier, files):
     from mmpretrain.models import build_classifier
     from mmpretrain.structures import DataSample
 
-    model = build_classifier(dict(
-        type="ImageClassifier", backbone=dict(type="GCViT", arch=TINY, out_indices=(3,)),
-        neck=dict(type="GlobalAveragePooling"),
-        head=dict(type="LinearClsHead", num_classes=5, in_channels=128, loss=dict(type="CrossEntropyLoss"))))
+    model = build_classifier(
+        dict(
+            type="ImageClassifier",
+            backbone=dict(type="GCViT", arch=TINY, out_indices=(3,)),
+            neck=dict(type="GlobalAveragePooling"),
+            head=dict(type="LinearClsHead", num_classes=5, in_channels=128, loss=dict(type="CrossEntropyLoss")),
+        )
+    )
     report = load_pretrained(model, files["nvidia"])
     assert "head.weight" in report.loaded
     pictures, targets = torch.randn(3, 3, 64, 64), torch.tensor([0, 4, 2])

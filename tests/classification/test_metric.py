@@ -30,8 +30,10 @@ class Pictures:
 
 def example(count: int, classes: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return (torch.rand(count, classes, generator=generator).softmax(1),
-            torch.randint(0, classes, (count,), generator=generator))
+    return (
+        torch.rand(count, classes, generator=generator).softmax(1),
+        torch.randint(0, classes, (count,), generator=generator),
+    )
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])

@@ -97,7 +97,10 @@ def test_optimizer_and_its_groups(runner: Runner):
     assert all(decays[name] == 0.05 for name in tables)
     cfg = read("gcvit-tiny_32xb128_in1k.py")
     assert (cfg.optim_wrapper.type, cfg.optim_wrapper.dtype, cfg.optim_wrapper.loss_scale) == (
-        "AmpOptimWrapper", "float16", "dynamic")
+        "AmpOptimWrapper",
+        "float16",
+        "dynamic",
+    )
 
 
 def test_learning_rate(runner: Runner):
@@ -144,13 +147,19 @@ def test_transforms(runner: Runner):
     assert type(processor.erase) is RandomErasing
     assert (processor.erase.probability, processor.erase.per_pixel, processor.erase.max_count) == (0.25, True, 1)
     assert type(processor.mix) is Mixup
-    assert (processor.mix.mixup_alpha, processor.mix.cutmix_alpha, processor.mix.switch_prob, processor.mix.mix_prob,
-            processor.mix.label_smoothing, processor.mix.num_classes) == (0.8, 1.0, 0.5, 1.0, 0.1, 1000)
+    assert (
+        processor.mix.mixup_alpha,
+        processor.mix.cutmix_alpha,
+        processor.mix.switch_prob,
+        processor.mix.mix_prob,
+        processor.mix.label_smoothing,
+        processor.mix.num_classes,
+    ) == (0.8, 1.0, 0.5, 1.0, 0.1, 1000)
     assert type(runner.model.soft_loss).__name__ == "SoftTargetCrossEntropy"
 
 
 def test_averages_and_seed(runner: Runner):
-    average, = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+    (average,) = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
     average.before_run(runner)
     assert type(average.ema_model).__name__ == "ExponentialMovingAverage"
     assert average.ema_model.momentum == pytest.approx(1 - 0.9998)
@@ -209,16 +218,20 @@ def test_trains_a_step_and_infers(name: str):
         arch = cfg.model.backbone.arch
         windows = tuple(stage.window for stage in full.backbone.stages)
         scale = dict(layer_scale=1e-5) if "small" in arch or "base" in arch or "large" in arch else {}
-        cfg.model.backbone.arch = dict(embed_dims=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8),
-                                       window_size=windows, **scale)
+        cfg.model.backbone.arch = dict(
+            embed_dims=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), window_size=windows, **scale
+        )
     cfg.model.backbone.pad = "window"
     cfg.model.pop("init_cfg", None)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     classes = model.head.out_features
     assert classes == cfg.model.num_classes
-    batch = dict(inputs=torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8),
-                 targets=torch.tensor([0, classes - 1]), sample_idx=torch.arange(2))
+    batch = dict(
+        inputs=torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8),
+        targets=torch.tensor([0, classes - 1]),
+        sample_idx=torch.arange(2),
+    )
     optim = dict(cfg.optim_wrapper, type="OptimWrapper")
     for key in ("dtype", "loss_scale", "use_fsdp"):
         optim.pop(key, None)
@@ -260,7 +273,10 @@ def test_other_validation_data_of_any_variant(arch: str):
         delta = read(f"gcvit-tiny_imagenet-{name}.py")
         found, wanted = cfg.test_dataloader.dataset, delta.test_dataloader.dataset
         assert (found.data_root, found.split, found.get("classes")) == (
-            wanted.data_root, wanted.split, wanted.get("classes"))
+            wanted.data_root,
+            wanted.split,
+            wanted.get("classes"),
+        )
         assert cfg.test_evaluator == delta.test_evaluator
         assert found.pipeline == own.test_dataloader.dataset.pipeline
 
@@ -273,8 +289,9 @@ def test_sharded_parameters_are_decayed_as_whole_ones(arch: str):
         cfg = read(name)
         cfg.model.backbone.arch = arch
         model = on_meta(cfg)
-        optim = dict(type="OptimWrapper", optimizer=cfg.optim_wrapper.optimizer,
-                     paramwise_cfg=cfg.optim_wrapper.paramwise_cfg)
+        optim = dict(
+            type="OptimWrapper", optimizer=cfg.optim_wrapper.optimizer, paramwise_cfg=cfg.optim_wrapper.paramwise_cfg
+        )
         groups = build_optim_wrapper(model, optim).optimizer.param_groups
         names = {id(p): n for n, p in model.named_parameters()}
         decays.append({names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]})
@@ -284,8 +301,12 @@ def test_sharded_parameters_are_decayed_as_whole_ones(arch: str):
 
 def template(folder: Path, base: str, load: str | None = None) -> Config:
     text = (FOLDER / "custom_template.py").read_text()
-    for old, new in (("_base_ = './_base_/gcvit-nano.py'", f"_base_ = '{FOLDER}/{base}'"), ("data/my_data/", "mine"),
-                     ("('cat', 'dog')", "('a', 'b', 'c')"), ("load = None", f"load = {load!r}")):
+    for old, new in (
+        ("_base_ = './_base_/gcvit-nano.py'", f"_base_ = '{FOLDER}/{base}'"),
+        ("data/my_data/", "mine"),
+        ("('cat', 'dog')", "('a', 'b', 'c')"),
+        ("load = None", f"load = {load!r}"),
+    ):
         assert old in text
         text = text.replace(old, new)
     (folder / "mine.py").write_text(text)

@@ -27,15 +27,26 @@ from mmgcvit.checkpoint.weights import WEIGHTS  # noqa: E402
 
 NORMS = (torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._BatchNorm)
 CONFIGS = sorted(
-    str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.parts)
+    str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.parts
+)
 
 
 DETECTION = [config for config in CONFIGS if config.startswith("detection/")]
 SEGMENTATION = [config for config in CONFIGS if config.startswith("segmentation/")]
 # One of each kind; the others are slow.
-QUICK = ("nano", "template", "faster-rcnn_gcvit-tiny_fpn_1x_coco", "retinanet", "dino-4scale_gcvit-tiny",
-         "mask-rcnn_gcvit-xxtiny_fpn_1x", "mask-rcnn_gcvit-xxtiny_w24", "xxtiny_upernet_8xb2-160k_ade20k-512x512.py",
-         "tiny_fpn_8xb2-80k_ade20k-512x512.py", "tiny_segformer_8xb2-160k_ade20k-512x512.py", "tiny_mask2former")
+QUICK = (
+    "nano",
+    "template",
+    "faster-rcnn_gcvit-tiny_fpn_1x_coco",
+    "retinanet",
+    "dino-4scale_gcvit-tiny",
+    "mask-rcnn_gcvit-xxtiny_fpn_1x",
+    "mask-rcnn_gcvit-xxtiny_w24",
+    "xxtiny_upernet_8xb2-160k_ade20k-512x512.py",
+    "tiny_fpn_8xb2-80k_ade20k-512x512.py",
+    "tiny_segformer_8xb2-160k_ade20k-512x512.py",
+    "tiny_mask2former",
+)
 EXACT = {"mask-rcnn_gcvit-tiny": 47.86, "cascade-mask-rcnn_gcvit-tiny": 84.72, "cascade-mask-rcnn_gcvit-small": 107.46,
          "cascade-mask-rcnn_gcvit-base": 146.56}  # the same heads over the authors' backbone  # fmt: skip
 
@@ -66,7 +77,8 @@ def inputs(with_mask: bool, classes: int, scale: int = 1) -> dict:
     """Two pictures of different odd sizes, with boxes and masks."""
     shapes = [(3, 90 * scale, 150 * scale), (3, 129 * scale, 100 * scale)]
     return mmdet_testing.demo_mm_inputs(
-        2, image_shapes=shapes, num_items=[3, 2], num_classes=classes, with_mask=with_mask)
+        2, image_shapes=shapes, num_items=[3, 2], num_classes=classes, with_mask=with_mask
+    )
 
 
 def step(cfg: Config, model: torch.nn.Module, data: dict) -> dict:
@@ -129,13 +141,17 @@ def test_segments(config: str):
             labels = labels.repeat_interleave(8, 0).repeat_interleave(8, 1)[: shape[0], : shape[1]]
             labels[:5] = 255
             sample.set_data(dict(gt_sem_seg=PixelData(data=labels[None])))
-        return dict(inputs=[torch.randint(0, 256, (3, *shape), dtype=torch.uint8) for shape in shapes],
-                    data_samples=samples)
+        return dict(
+            inputs=[torch.randint(0, 256, (3, *shape), dtype=torch.uint8) for shape in shapes], data_samples=samples
+        )
 
     losses = step(cfg, model, data((75, 101), (96, 128)))
     auxiliary = {"aux.loss_ce"} if cfg.model.get("auxiliary_head") else set()
-    wanted = {"decode.loss_cls", "decode.loss_mask", "decode.loss_dice"} if "mask2former" in config else {
-        "decode.loss_ce"} | auxiliary
+    wanted = (
+        {"decode.loss_cls", "decode.loss_mask", "decode.loss_dice"}
+        if "mask2former" in config
+        else {"decode.loss_ce"} | auxiliary
+    )
     assert wanted <= losses.keys()
     model.eval()
     with torch.no_grad():
@@ -151,8 +167,7 @@ def test_weight_decay_spares_norms_and_bias_tables(config: str):
     cfg, model = on_meta(config)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    norms = {f"{n}.{k}" for n, m in model.named_modules() if isinstance(m, NORMS)
-             for k, _ in m.named_parameters()}
+    norms = {f"{n}.{k}" for n, m in model.named_modules() if isinstance(m, NORMS) for k, _ in m.named_parameters()}
     embeddings = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, torch.nn.Embedding)}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -205,8 +220,9 @@ def test_published_parameters_of_segmentors(arch: str, exact: float):
         assert abs(millions / PUBLISHED[config].parameters - 1) < 0.02
 
 
-@pytest.mark.parametrize(("head", "exact"), [
-    ("fpn_8xb2-80k", 32.00), ("segformer_8xb2-160k", 28.30), ("mask2former_8xb2-160k", 47.55)])
+@pytest.mark.parametrize(
+    ("head", "exact"), [("fpn_8xb2-80k", 32.00), ("segformer_8xb2-160k", 28.30), ("mask2former_8xb2-160k", 47.55)]
+)
 def test_parameters_of_other_heads(head: str, exact: float):
     _, model = on_meta(f"segmentation/gcvit-tiny_{head}_ade20k-512x512.py")
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == exact
@@ -243,8 +259,9 @@ def test_mask2former_learns():
         picture[:, top : top + 30, left : left + 30] += 150
         labels[:, top : top + 30, left : left + 30], labels[:, :4] = 7, 255
         data["inputs"].append(picture)
-        data["data_samples"].append(SegDataSample(
-            metainfo=dict(img_shape=(64, 96), ori_shape=(64, 96)), gt_sem_seg=PixelData(data=labels)))
+        data["data_samples"].append(
+            SegDataSample(metainfo=dict(img_shape=(64, 96), ori_shape=(64, 96)), gt_sem_seg=PixelData(data=labels))
+        )
     seen = []
     for _ in range(30):
         loss, losses = model.parse_losses(model(**model.data_preprocessor(data, True), mode="loss"))
@@ -267,7 +284,8 @@ def test_one_gpu_variants_need_no_other():
         cfg = read(config)
         text = str(cfg.model)
         synchronised = "cascade-mask" in config or (
-            config in SEGMENTATION and not any(name in config for name in ("nano", "template", "mask2former")))
+            config in SEGMENTATION and not any(name in config for name in ("nano", "template", "mask2former"))
+        )
         assert ("SyncBN" in text) == (synchronised and "1gpu" not in config), config
         if "1gpu" in config:
             assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=8 if "_4xb2" in config else 16)
@@ -402,10 +420,13 @@ def test_narrow_segmentors_train_a_step_and_infer(tmp_path, base: str):
     test_segments(str(copy_of_the_template(tmp_path, base, "segmentation")))
 
 
-@pytest.mark.skipif(sys.modules.get("mmengine") is None or __import__("mmengine").__version__ == "0.10.7",
-                    reason="this mmengine does not find `pkg::` bases of an editable install")
+@pytest.mark.skipif(
+    sys.modules.get("mmengine") is None or __import__("mmengine").__version__ == "0.10.7",
+    reason="this mmengine does not find `pkg::` bases of an editable install",
+)
 @pytest.mark.parametrize(
-    "config", CONFIGS + [f"detection/{base}" for base in NANO] + [f"segmentation/{base}" for base in SEG_NANO])
+    "config", CONFIGS + [f"detection/{base}" for base in NANO] + [f"segmentation/{base}" for base in SEG_NANO]
+)
 def test_every_config_is_a_base_by_name(tmp_path, config: str):
     """mmengine takes `mmgcvit::` for a scope too: no type may be looked for there alone."""
     (tmp_path / "mine.py").write_text(f"_base_ = 'mmgcvit::{config}'\n")

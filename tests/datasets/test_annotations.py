@@ -23,7 +23,8 @@ def content() -> dict:
             dict(id=1, image_id=7, category_id=2, bbox=[10, 10, 10, 10], area=100, iscrowd=0, segmentation=SQUARE),
             dict(id=2, image_id=8, category_id=5, bbox=[0, 0, 48, 64], area=3072, iscrowd=0, segmentation=SQUARE),
             dict(id=3, image_id=8, category_id=2, bbox=[5.5, 5, 20, 20], area=400, iscrowd=0, segmentation=SQUARE),
-        ])
+        ],
+    )
 
 
 def write(folder: Path, coco: dict, pictures: bool = True) -> Path:
@@ -39,11 +40,21 @@ def write(folder: Path, coco: dict, pictures: bool = True) -> Path:
 
 
 def dataset(folder: Path, classes: tuple[str, ...] | None = ("dog", "cat"), with_mask: bool = True, **more) -> dict:
-    pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", with_bbox=True, with_mask=with_mask),
-                dict(type="PackDetInputs")]
+    pipeline = [
+        dict(type="LoadImageFromFile"),
+        dict(type="LoadAnnotations", with_bbox=True, with_mask=with_mask),
+        dict(type="PackDetInputs"),
+    ]
     metainfo = dict(metainfo=dict(classes=classes)) if classes else {}
-    return dict(type="CocoDataset", data_root=str(folder), ann_file="coco.json", data_prefix=dict(img="images/"),
-                pipeline=pipeline, **metainfo, **more)
+    return dict(
+        type="CocoDataset",
+        data_root=str(folder),
+        ann_file="coco.json",
+        data_prefix=dict(img="images/"),
+        pipeline=pipeline,
+        **metainfo,
+        **more,
+    )
 
 
 def test_what_is_right_has_no_problems(tmp_path: Path):
@@ -51,7 +62,9 @@ def test_what_is_right_has_no_problems(tmp_path: Path):
     assert found.problems == []
     assert found.categories == ("dog", "cat")  # in the file's order, as mmdet numbers them
     assert [picture.boxes for picture in found.pictures] == [
-        [(10.0, 10.0, 20.0, 20.0)], [(0.0, 0.0, 48.0, 64.0), (5.5, 5.0, 25.5, 25.0)]]
+        [(10.0, 10.0, 20.0, 20.0)],
+        [(0.0, 0.0, 48.0, 64.0), (5.5, 5.0, 25.5, 25.0)],
+    ]
     assert [picture.labels for picture in found.pictures] == [["cat"], ["dog", "cat"]]
     check_before_run(dict(dataset=dataset(tmp_path)))
 
@@ -73,11 +86,15 @@ def test_what_is_used_is_what_mmdet_uses(tmp_path: Path):
         names = classes or ("dog", "cat")
         built = datasets.CocoDataset(**(kwargs | dict(pipeline=[], metainfo=dict(classes=names))))
         found = read_coco(tmp_path / "coco.json", classes, with_mask=True)
-        theirs = {Path(info["img_path"]).name: [tuple(map(float, instance["bbox"])) for instance in info["instances"]]
-                  for info in map(built.get_data_info, range(len(built)))}
+        theirs = {
+            Path(info["img_path"]).name: [tuple(map(float, instance["bbox"])) for instance in info["instances"]]
+            for info in map(built.get_data_info, range(len(built)))
+        }
         assert {Path(picture.path).name: picture.boxes for picture in found.pictures} == theirs
-        labels = {Path(info["img_path"]).name: [names[instance["bbox_label"]] for instance in info["instances"]]
-                  for info in map(built.get_data_info, range(len(built)))}
+        labels = {
+            Path(info["img_path"]).name: [names[instance["bbox_label"]] for instance in info["instances"]]
+            for info in map(built.get_data_info, range(len(built)))
+        }
         assert {Path(picture.path).name: picture.labels for picture in found.pictures} == labels
         assert len(found.problems) == 13 - sum(map(len, theirs.values()))
         assert not any(problem.breaks for problem in found.problems)
@@ -137,7 +154,7 @@ def test_polygons_of_two_points_are_left_out(tmp_path: Path):
     coco = content()
     coco["annotations"][0]["segmentation"] = [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]]
     found = read_coco(write(tmp_path, coco), with_mask=True)
-    problem, = found.problems
+    (problem,) = found.problems
     assert not problem.breaks
     assert "polygons of 4, 7 numbers" in problem.what
 

@@ -27,8 +27,14 @@ from mmgcvit.datasets.report import print_reports
 
 def config(folder: Path, **more) -> Config:
     train, val = dataset(folder, **more), dataset(folder, test_mode=True, **more)
-    return Config(dict(default_scope="mmdet", train_dataloader=dict(dataset=train), val_dataloader=dict(dataset=val),
-                       test_dataloader=dict(dataset=val)))
+    return Config(
+        dict(
+            default_scope="mmdet",
+            train_dataloader=dict(dataset=train),
+            val_dataloader=dict(dataset=val),
+            test_dataloader=dict(dataset=val),
+        )
+    )
 
 
 def kinds(cfg: Config, breaks: bool = True) -> list[str]:
@@ -39,7 +45,9 @@ def test_good_data(tmp_path: Path, capsys):
     write(tmp_path, content())
     reports = check_data(config(tmp_path), progress=False)
     assert [(report.name, report.pictures, report.objects, report.kept, report.empty) for report in reports] == [
-        ("train", 2, 3, 3, 0), ("val", 2, 3, 3, 0)]  # the test set is the validation set
+        ("train", 2, 3, 3, 0),
+        ("val", 2, 3, 3, 0),
+    ]  # the test set is the validation set
     assert reports[0].classes == {"cat": 2, "dog": 1}
     assert reports[0].sizes == {(64, 48): 1, (48, 64): 1}
     assert not any(report.problems for report in reports)
@@ -111,23 +119,37 @@ def test_voc(tmp_path: Path):
     box = "<bndbox><xmin>{}</xmin><ymin>5</ymin><xmax>{}</xmax><ymax>50</ymax></bndbox>"
     item = "<object><name>dog</name><difficult>0</difficult>" + box + "</object>"
     (tmp_path / "Annotations/one.xml").write_text(
-        "<annotation><size><width>80</width><height>60</height></size>" + item.format(5, 40) + item.format(200, 300)
-        + "</annotation>")
-    voc = dict(type="VOCDataset", data_root=str(tmp_path), ann_file="ImageSets/Main/trainval.txt",
-               data_prefix=dict(sub_data_root=""), pipeline=[dict(type="LoadImageFromFile")],
-               filter_cfg=dict(filter_empty_gt=True, min_size=32))
-    cfg = Config(dict(default_scope="mmdet", train_dataloader=dict(dataset=dict(
-        type="RepeatDataset", times=3, dataset=dict(type="ConcatDataset", datasets=[voc])))))
-    report, = check_data(cfg, progress=False)
+        "<annotation><size><width>80</width><height>60</height></size>"
+        + item.format(5, 40)
+        + item.format(200, 300)
+        + "</annotation>"
+    )
+    voc = dict(
+        type="VOCDataset",
+        data_root=str(tmp_path),
+        ann_file="ImageSets/Main/trainval.txt",
+        data_prefix=dict(sub_data_root=""),
+        pipeline=[dict(type="LoadImageFromFile")],
+        filter_cfg=dict(filter_empty_gt=True, min_size=32),
+    )
+    cfg = Config(
+        dict(
+            default_scope="mmdet",
+            train_dataloader=dict(
+                dataset=dict(type="RepeatDataset", times=3, dataset=dict(type="ConcatDataset", datasets=[voc]))
+            ),
+        )
+    )
+    (report,) = check_data(cfg, progress=False)
     assert (report.pictures, report.objects, report.kept) == (1, 2, 1)
     assert report.classes["dog"] == 1
     assert [problem.kind for problem in report.problems if problem.kind != "class"] == ["box"]
     (tmp_path / "Annotations/one.xml").write_text("<annotation>")
-    report, = check_data(cfg, progress=False)
+    (report,) = check_data(cfg, progress=False)
     assert report.broken
     assert f"{tmp_path}/Annotations/one.xml: ParseError" in report.problems[0].what
     (tmp_path / "Annotations/one.xml").write_text("<annotation><object><name>dog</name></object></annotation>")
-    report, = check_data(cfg, progress=False)
+    (report,) = check_data(cfg, progress=False)
     assert f"{tmp_path}/Annotations/one.xml: object 0 has no name or no bndbox" in report.problems[0].what
 
 
@@ -136,7 +158,9 @@ def test_a_classifiers_folders(tmp_path: Path, capsys):
     cfg = classification(tree, tmp_path / "run")
     reports = check_data(cfg, progress=False)
     assert [(report.name, report.pictures, report.kept, report.problems) for report in reports] == [
-        ("train", 210, 210, []), ("val", 6, 6, [])]
+        ("train", 210, 210, []),
+        ("val", 6, 6, []),
+    ]
     assert reports[0].classes == dict.fromkeys(COLOURS, 70)
     assert reports[1].sizes == {(48, 40): 6}
     print_reports(reports)
@@ -154,11 +178,13 @@ def test_a_classifiers_folders(tmp_path: Path, capsys):
     assert str(train.problems[1]).startswith("red/69.png: cannot be decoded")
     assert (train.pictures, train.kept) == (210, 209)
     assert "the val data: 1 class folders are missing: green; 1 are not among the training data's 3: cyan" in str(
-        val.problems[0])
+        val.problems[0]
+    )
     shutil.rmtree(tree / "val")
     _, val = check_data(cfg, progress=False)
     assert [str(problem) for problem in val.problems] == [
-        f"{tree}/val: {tree}/val: there is no such folder; expected: {tree}/val/CLASS/NAME.jpg"]
+        f"{tree}/val: {tree}/val: there is no such folder; expected: {tree}/val/CLASS/NAME.jpg"
+    ]
 
 
 def test_classes_that_are_given(tmp_path: Path):
@@ -180,8 +206,11 @@ def test_the_command(tmp_path: Path):
     path = write(tmp_path / "data", coco)
     mine = tmp_path / "mine.py"
     template = (ROOT / "configs/detection/custom_coco_template.py").read_text()
-    mine.write_text(template.replace("./_base_", f"{ROOT}/configs/detection/_base_").replace(
-        "'data/my_data/'", f"'{tmp_path}/data'").replace("('cat', 'dog')", "('dog', 'cat')"))
+    mine.write_text(
+        template.replace("./_base_", f"{ROOT}/configs/detection/_base_")
+        .replace("'data/my_data/'", f"'{tmp_path}/data'")
+        .replace("('cat', 'dog')", "('dog', 'cat')")
+    )
     for name in ("train.json", "val.json"):
         (tmp_path / "data" / name).write_text(path.read_text())
     command = [sys.executable, ROOT / "tools/check_data.py", mine]

@@ -15,8 +15,10 @@ from PIL import Image
 from mmgcvit.datasets.classification import ClassificationDataset, LoadPillowImage, ShardReader, TimmTransform
 from mmgcvit.datasets.errors import ClassificationDataError, CorruptPictureError
 
-PIPELINE = [dict(type="LoadPillowImage"),
-            dict(type="TimmTransform", is_training=False, input_size=32, crop_pct=1.0, crop_mode="squash")]
+PIPELINE = [
+    dict(type="LoadPillowImage"),
+    dict(type="TimmTransform", is_training=False, input_size=32, crop_pct=1.0, crop_mode="squash"),
+]
 
 
 def picture(value: int) -> Image.Image:
@@ -98,8 +100,14 @@ def test_folders_of_tars(tmp_path: Path):
         shard(tmp_path / "train" / f"{name}.tar", {"1.png": png(len(name)), "./0.png": png(10 + len(name))})
     dataset = ClassificationDataset(str(tmp_path), "train", reader="tar", pipeline=PIPELINE)
     assert dataset.metainfo == {"classes": ("a", "b9", "b10")}
-    assert [dataset.name(i) for i in range(6)] == ["a.tar/0.png", "a.tar/1.png", "b9.tar/0.png", "b9.tar/1.png",
-                                                  "b10.tar/0.png", "b10.tar/1.png"]
+    assert [dataset.name(i) for i in range(6)] == [
+        "a.tar/0.png",
+        "a.tar/1.png",
+        "b9.tar/0.png",
+        "b9.tar/1.png",
+        "b10.tar/0.png",
+        "b10.tar/1.png",
+    ]
     assert greys(dataset) == [(11, 0), (1, 0), (12, 1), (2, 1), (13, 2), (3, 2)]
     # the same as tar files in a tar file
     with tarfile.open(tmp_path / "all.tar", "w") as tar:
@@ -156,8 +164,9 @@ def png(value: int) -> bytes:
 def test_shards(tmp_path: Path):
     shard(tmp_path / "a-0.tar", {"x/0.png": png(10), "x/0.cls": b"0", "x/1.cls": b"0\n", "x/1.png": png(11)})
     shard(tmp_path / "a-1.tar", {"0.png": png(20), "0.json": b"{}", "0.cls": b"1"})
-    dataset = ClassificationDataset(str(tmp_path), "a-*.tar", reader="shards", classes=("one", "two"),
-                                    pipeline=PIPELINE)
+    dataset = ClassificationDataset(
+        str(tmp_path), "a-*.tar", reader="shards", classes=("one", "two"), pipeline=PIPELINE
+    )
     assert greys(dataset) == [(10, 0), (11, 0), (20, 1)]
     assert dataset.name(2).endswith("a-1.tar:0")
     assert len(ShardReader([str(tmp_path / "a-0.tar"), str(tmp_path / "a-1.tar")], 2)) == 3
@@ -176,8 +185,11 @@ def test_shards(tmp_path: Path):
         ClassificationDataset(str(tmp_path), "d.tar", reader="shards", classes=2)
     for content in ("2", "-1", "cat", ""):
         shard(tmp_path / "e.tar", {"x/7.png": png(20), "x/7.cls": content.encode()})
-        with pytest.raises(ClassificationDataError, match=rf"shard .*e.tar: x/7.cls holds b'{content}'; allowed: an "
-                                                          r"integer from 0 to 1 \(2 classes\)"):
+        with pytest.raises(
+            ClassificationDataError,
+            match=rf"shard .*e.tar: x/7.cls holds b'{content}'; allowed: an "
+            r"integer from 0 to 1 \(2 classes\)",
+        ):
             ClassificationDataset(str(tmp_path), "e.tar", reader="shards", classes=2)
     shard(tmp_path / "f.tar", {"0.png": png(20), "0.jpg": png(20), "0.cls": b"1"})
     with pytest.raises(ClassificationDataError, match=r"f.tar: two pictures of the key 0"):
@@ -245,10 +257,14 @@ def test_what_is_wrong_with_a_tree(tree: Path):
     with pytest.raises(ClassificationDataError, match="1 class folders without a picture: 7; fill or remove them"):
         ClassificationDataset(str(tree), "train")
     (tree / "train" / "7").rmdir()
-    for lost, where in (("loose.png", "no class folder"), ("1/indoor/9.png", "folders inside class folders"),
-                        ("1/2/9.png", "folders inside class folders"),
-                        (".ipynb_checkpoints/9.png", "hidden folders"), (".x/1/9.png", "hidden folders"),
-                        ("1/.ipynb_checkpoints/9-checkpoint.png", "hidden folders")):
+    for lost, where in (
+        ("loose.png", "no class folder"),
+        ("1/indoor/9.png", "folders inside class folders"),
+        ("1/2/9.png", "folders inside class folders"),
+        (".ipynb_checkpoints/9.png", "hidden folders"),
+        (".x/1/9.png", "hidden folders"),
+        ("1/.ipynb_checkpoints/9-checkpoint.png", "hidden folders"),
+    ):
         write(tree / "train" / lost, 3)
         for classes in (None, ("1", "2", "10")):
             with pytest.raises(ClassificationDataError, match=rf"1 pictures that lie in {where}, such as {lost};"):

@@ -88,8 +88,9 @@ def test_pycocotools_reads_the_masks(scenes: Path):
         assert np.array_equal(coco.annToMask(annotation).astype(bool), decode(annotation["segmentation"]))
 
 
-@pytest.mark.parametrize("mask", [
-    np.zeros((3, 4), bool), np.ones((3, 4), bool), np.eye(5, dtype=bool), np.arange(12).reshape(3, 4) % 3 == 0])
+@pytest.mark.parametrize(
+    "mask", [np.zeros((3, 4), bool), np.ones((3, 4), bool), np.eye(5, dtype=bool), np.arange(12).reshape(3, 4) % 3 == 0]
+)
 def test_run_lengths(mask: np.ndarray):
     counts = run_lengths(mask)
     assert sum(counts) == mask.size

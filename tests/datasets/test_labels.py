@@ -51,29 +51,55 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def config(folder: Path, classes: tuple[str, ...] = CLASSES, heads: int = len(CLASSES), resize: dict | None = None,
-           **more) -> Config:
-    pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations"), *([resize] if resize else []),
-                dict(type="RandomCrop", crop_size=(24, 32)), dict(type="PackSegInputs")]
+def config(
+    folder: Path, classes: tuple[str, ...] = CLASSES, heads: int = len(CLASSES), resize: dict | None = None, **more
+) -> Config:
+    pipeline = [
+        dict(type="LoadImageFromFile"),
+        dict(type="LoadAnnotations"),
+        *([resize] if resize else []),
+        dict(type="RandomCrop", crop_size=(24, 32)),
+        dict(type="PackSegInputs"),
+    ]
 
     def loader(split: str) -> dict:
-        return dict(dataset=dict(
-            type="BaseSegDataset", data_root=str(folder), metainfo=dict(classes=classes), pipeline=pipeline,
-            data_prefix=dict(img_path=f"images/{split}", seg_map_path=f"annotations/{split}"), **more))
+        return dict(
+            dataset=dict(
+                type="BaseSegDataset",
+                data_root=str(folder),
+                metainfo=dict(classes=classes),
+                pipeline=pipeline,
+                data_prefix=dict(img_path=f"images/{split}", seg_map_path=f"annotations/{split}"),
+                **more,
+            )
+        )
 
-    return Config(dict(default_scope="mmseg", model=dict(decode_head=dict(num_classes=heads)),
-                       train_dataloader=loader("train"), val_dataloader=loader("val"), test_dataloader=loader("val")))
+    return Config(
+        dict(
+            default_scope="mmseg",
+            model=dict(decode_head=dict(num_classes=heads)),
+            train_dataloader=loader("train"),
+            val_dataloader=loader("val"),
+            test_dataloader=loader("val"),
+        )
+    )
 
 
 def problems(cfg: Config, breaks: bool = True) -> list[tuple[str, str]]:
-    return [(problem.kind, str(problem)) for report in check_data(cfg, progress=False)
-            for problem in report.problems if problem.breaks == breaks]
+    return [
+        (problem.kind, str(problem))
+        for report in check_data(cfg, progress=False)
+        for problem in report.problems
+        if problem.breaks == breaks
+    ]
 
 
 def test_good_data(folder: Path, capsys):
     reports = check_data(config(folder), progress=False)
     assert [(r.name, r.pictures, r.empty, r.objects, r.kept) for r in reports] == [
-        ("train", 2, 0, 2 * 48 * 64, 2 * 47 * 64), ("val", 2, 0, 2 * 48 * 64, 2 * 47 * 64)]
+        ("train", 2, 0, 2 * 48 * 64, 2 * 47 * 64),
+        ("val", 2, 0, 2 * 48 * 64, 2 * 47 * 64),
+    ]
     assert reports[0].classes == {"ground": 2 * 27 * 64, "cat": 2 * 640, "dog": 2 * 640}
     assert reports[0].sizes == {(64, 48): 2}
     assert not any(report.problems for report in reports)
@@ -97,12 +123,15 @@ def planted(kind: str) -> np.ndarray | Image.Image:
     return labels
 
 
-@pytest.mark.parametrize(("kind", "says"), [
-    ("value", "4 pixels of value 7, 254; allowed: 0 to 2, 255"),
-    ("size", "is 63 x 48 (width x height), its picture 64 x 48"),
-    ("mode", "is of mode 'RGB'; allowed: one value of 8 bits a pixel, modes 1, L, P"),
-    ("depth", "has values from 0 to 65280 ('I;16'); allowed: 0 to 255, as others are cut to 8 bits"),
-])
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("value", "4 pixels of value 7, 254; allowed: 0 to 2, 255"),
+        ("size", "is 63 x 48 (width x height), its picture 64 x 48"),
+        ("mode", "is of mode 'RGB'; allowed: one value of 8 bits a pixel, modes 1, L, P"),
+        ("depth", "has values from 0 to 65280 ('I;16'); allowed: 0 to 255, as others are cut to 8 bits"),
+    ],
+)
 def test_wrong_label_maps(folder: Path, kind: str, says: str):
     path = write(folder, "train", "c", planted(kind))
     found = problems(config(folder))
@@ -125,10 +154,10 @@ def test_files_without_a_partner(folder: Path):
     (folder / "annotations/train/a.png").unlink()
     (folder / "images/val/b.jpg").unlink()
     cfg = config(folder)
-    assert problems(cfg) == [
-        ("partner", f"{folder}/images/train/a.jpg: no label map {folder}/annotations/train/a.png")]
+    assert problems(cfg) == [("partner", f"{folder}/images/train/a.jpg: no label map {folder}/annotations/train/a.png")]
     assert problems(cfg, breaks=False) == [
-        ("partner", f"{folder}/annotations/val: 1 label maps are of no picture of this data set, the first b.png")]
+        ("partner", f"{folder}/annotations/val: 1 label maps are of no picture of this data set, the first b.png")
+    ]
 
 
 @pytest.mark.parametrize("file", ["images/train/a.jpg", "annotations/train/a.png"])
@@ -146,27 +175,42 @@ def test_ignored_maps_and_crops(folder: Path):
     assert problems(config(folder)) == []
     assert problems(config(folder), breaks=False) == [
         ("ignored", f"{folder}/annotations/train: 1 of 4 label maps have no label at all"),
-        ("ignored", f"{folder}/annotations/train: 6 of 16 crops of 24 x 32 (height x width) have no label at all: "
-         "nothing is learnt from such")]
+        (
+            "ignored",
+            f"{folder}/annotations/train: 6 of 16 crops of 24 x 32 (height x width) have no label at all: "
+            "nothing is learnt from such",
+        ),
+    ]
 
 
-@pytest.mark.parametrize(("resize", "empty", "crops"), [
-    # a picture of 48 x 64 becomes 24 x 32, one crop; 96 x 128, of which a quarter is ignored; 36 x 48
-    (dict(type="RandomResize", scale=(64, 32), ratio_range=(0.5, 1.0), keep_ratio=True), 0, 1),
-    (dict(type="RandomResize", scale=[(96, 64), (160, 128)], keep_ratio=True), 8, 16),
-    (dict(type="Resize", scale=(128, 48)), 4, 8),
-    (dict(type="Resize", scale_factor=0.75), 0, 1),
-    (dict(type="Resize", scale=36, keep_ratio=True), 0, 1),
-    (dict(type="ResizeShortestEdge", scale=96, max_size=128), None, None),
-])
+@pytest.mark.parametrize(
+    ("resize", "empty", "crops"),
+    [
+        # a picture of 48 x 64 becomes 24 x 32, one crop; 96 x 128, of which a quarter is ignored; 36 x 48
+        (dict(type="RandomResize", scale=(64, 32), ratio_range=(0.5, 1.0), keep_ratio=True), 0, 1),
+        (dict(type="RandomResize", scale=[(96, 64), (160, 128)], keep_ratio=True), 8, 16),
+        (dict(type="Resize", scale=(128, 48)), 4, 8),
+        (dict(type="Resize", scale_factor=0.75), 0, 1),
+        (dict(type="Resize", scale=36, keep_ratio=True), 0, 1),
+        (dict(type="ResizeShortestEdge", scale=96, max_size=128), None, None),
+    ],
+)
 def test_crops_are_those_of_resized_pictures(folder: Path, resize: dict, empty: int | None, crops: int | None):
     half = three()
     half[:, :32] = 255
     for name in ("a", "b"):
         write(folder, "train", name, half)
-    wanted = [] if not empty else [
-        ("ignored", f"{folder}/annotations/train: {2 * empty} of {2 * crops} crops of 24 x 32 (height x width, of "
-         "resized pictures) have no label at all: nothing is learnt from such")]
+    wanted = (
+        []
+        if not empty
+        else [
+            (
+                "ignored",
+                f"{folder}/annotations/train: {2 * empty} of {2 * crops} crops of 24 x 32 (height x width, of "
+                "resized pictures) have no label at all: nothing is learnt from such",
+            )
+        ]
+    )
     assert problems(config(folder, resize=resize), breaks=False) == wanted
     if crops:
         assert _crops(half == 255, (24, 32), _resized(half.shape, resize)) == (empty, crops)
@@ -179,7 +223,9 @@ def test_masks_of_0_and_255(folder: Path, capsys):
     cfg = config(folder, ("ground", "cat"), 2)
     assert [text for kind, text in problems(cfg, breaks=False) if kind == "class"] == [
         f"{folder}/annotations/{split}: 1280 pixels are ignored (255), while class 'cat' has none: classes are "
-        "numbered 0, 1, ..., so in a mask of 0 and 255 it is 1 that must stand for 255" for split in ("train", "val")]
+        "numbered 0, 1, ..., so in a mask of 0 and 255 it is 1 that must stand for 255"
+        for split in ("train", "val")
+    ]
     print_reports(check_data(cfg, progress=False))
     printed = capsys.readouterr().out
     assert re.search(r"ignored \(255\) +│ +1280 ", printed)
@@ -217,7 +263,9 @@ def test_the_ignored_label_is_the_losses(folder: Path):
     assert reports[0].ignored == {"ignored (2)": 2 * 640}
     cfg.model.auxiliary_head = [dict(num_classes=3)]
     assert problems(cfg)[0] == (
-        "ignore_index", "model.auxiliary_head[0]: ignore_index=255; allowed: 2, as model.decode_head has")
+        "ignore_index",
+        "model.auxiliary_head[0]: ignore_index=255; allowed: 2, as model.decode_head has",
+    )
     with pytest.raises(AnnotationError, match=r"the metric: ignore_index=255; allowed: 2, as model\.decode_head has"):
         check_label_maps(cfg.val_dataloader.dataset, cfg.model, [dict(type="IoUMetric")])
 
@@ -231,8 +279,9 @@ def test_reduce_zero_label_shifts_what_values_mean(folder: Path):
             write(folder, split, name, np.zeros((48, 64), np.uint8))
     found = problems(config(folder, reduce_zero_label=True))
     assert [kind for kind, _ in found] == ["empty", "empty"]
-    assert found[0][1].endswith("the loss would be 0 or NaN, 6144 are ignored (255), with reduce_zero_label=True 0 is "
-                                "ignored")
+    assert found[0][1].endswith(
+        "the loss would be 0 or NaN, 6144 are ignored (255), with reduce_zero_label=True 0 is ignored"
+    )
 
 
 def test_classes_that_a_split_lacks(folder: Path):
@@ -241,12 +290,15 @@ def test_classes_that_a_split_lacks(folder: Path):
     for name in ("a", "b"):
         write(folder, "val", name, no_dog)
     assert [text for _, text in problems(config(folder))] == [
-        f"{folder}/annotations/val: no pixel of class 'dog': its IoU will be NaN, or 0 if anything is taken for it"]
+        f"{folder}/annotations/val: no pixel of class 'dog': its IoU will be NaN, or 0 if anything is taken for it"
+    ]
 
 
 def test_heads_of_another_number_of_classes(folder: Path):
     assert problems(config(folder, heads=2))[0] == (
-        "classes", "model.decode_head: num_classes=2; the data set has 3: 'ground', 'cat', 'dog'")
+        "classes",
+        "model.decode_head: num_classes=2; the data set has 3: 'ground', 'cat', 'dog'",
+    )
     with pytest.raises(UsageError, match=r"model\.decode_head: num_classes=2; the data set has 3"):
         train(config(folder, heads=2))
 
@@ -255,7 +307,8 @@ def test_folders_that_are_not_there_or_hold_something_else(folder: Path):
     cfg = config(folder, img_suffix=".jpeg")
     assert problems(cfg)[0][1].endswith(
         f"no pictures *.jpeg in {folder}/images/train; there are 2 *.jpg (img_suffix of the data set): training would "
-        "wait for ever")
+        "wait for ever"
+    )
     with pytest.raises(UsageError, match=r"no pictures \*\.jpeg in"):
         train(cfg)
     cfg = config(folder / "nowhere")
@@ -273,12 +326,16 @@ def test_a_list_of_names_says_which_label_maps_are_meant(folder: Path):
 
 
 def test_one_class_is_none(folder: Path):
-    found = problems(config(folder, classes=("cat", ), heads=1))
-    assert found[0] == ("classes", "model.decode_head: num_classes=1: with one class there is nothing to tell apart, "
-                        "and the loss is 0; name the background too")
+    found = problems(config(folder, classes=("cat",), heads=1))
+    assert found[0] == (
+        "classes",
+        "model.decode_head: num_classes=1: with one class there is nothing to tell apart, "
+        "and the loss is 0; name the background too",
+    )
     found = problems(config(folder, classes="cat", heads=3))
     assert found[0][1].endswith(
-        "metainfo.classes='cat'; allowed: a tuple of names, such as ('cat', ), or a file with a name in each line")
+        "metainfo.classes='cat'; allowed: a tuple of names, such as ('cat', ), or a file with a name in each line"
+    )
 
 
 def test_classes_from_a_file(folder: Path):
@@ -297,12 +354,14 @@ def test_values_mean_what_mmseg_makes_of_them(folder: Path):
     Image.fromarray(values).save(folder / "all.png")
     for reduce in (False, True):
         for label_map in (None, {0: 1, 1: 255, 2: 0}):
-            results = dict(seg_map_path=str(folder / "all.png"), reduce_zero_label=reduce, label_map=label_map,
-                           seg_fields=[])
+            results = dict(
+                seg_map_path=str(folder / "all.png"), reduce_zero_label=reduce, label_map=label_map, seg_fields=[]
+            )
             loaded = LoadAnnotations()(results)["gt_seg_map"].ravel()
             meaning = _meaning(3, reduce, label_map, 255)
-            np.testing.assert_array_equal(meaning, np.where(loaded < 3, loaded, np.where(
-                loaded == 255, IGNORED, OUTSIDE)))
+            np.testing.assert_array_equal(
+                meaning, np.where(loaded < 3, loaded, np.where(loaded == 255, IGNORED, OUTSIDE))
+            )
 
 
 def test_crops_at_edges():
@@ -316,8 +375,9 @@ def test_crops_at_edges():
 def test_the_command(folder: Path):
     write(folder, "train", "c", planted("value"))
     (folder / "mine.py").write_text(config(folder).pretty_text)
-    done = subprocess.run([sys.executable, ROOT / "tools/check_data.py", "mine.py"], cwd=folder, capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/check_data.py", "mine.py"], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 1, done.stderr
     assert "error: train: value: 1" in done.stdout
     assert "4 pixels of value 7, 254; allowed: 0 to 2, 255" in done.stdout

@@ -75,10 +75,11 @@ def test_skipped_in_training_and_counted(tmp_path: Path, workers: int):
     init_default_scope("mmdet")
     config = dataset(tmp_path)
     config["pipeline"] = [dict(type="LoadCheckedImage", corrupt="skip"), *config["pipeline"][1:]]
-    loader = Runner.build_dataloader(dict(
-        batch_size=2, num_workers=workers, sampler=dict(type="DefaultSampler", shuffle=False),
-        dataset=config), seed=0)
-    batch, = list(loader)
+    loader = Runner.build_dataloader(
+        dict(batch_size=2, num_workers=workers, sampler=dict(type="DefaultSampler", shuffle=False), dataset=config),
+        seed=0,
+    )
+    (batch,) = list(loader)
     assert [Path(sample.img_path).name for sample in batch["data_samples"]] == ["b.jpg", "b.jpg"]
     assert int(loader.dataset.pipeline.transforms[0].skipped) >= 1
 

@@ -98,7 +98,9 @@ def test_unknown(tmp_path: Path):
 def test_the_published_figures():
     """COCO 2017, as its site and pycocotools' users know it."""
     assert [(split.name, split.pictures, split.annotations) for split in module.COCO_SPLITS] == [
-        ("train2017", 118287, 860001), ("val2017", 5000, 36781)]
+        ("train2017", 118287, 860001),
+        ("val2017", 5000, 36781),
+    ]
     assert [split.count for split in module.ADE_SPLITS] == [20210, 2000]
     assert [split.count for split in module.CITYSCAPES_SPLITS] == [2975, 500]
     assert [(split, count) for split, count, _ in module.IMAGENET_SPLITS] == [("train", 1281167), ("val", 50000)]
@@ -109,8 +111,9 @@ def test_the_published_figures():
 def pairs(request, tmp_path: Path, monkeypatch) -> tuple[str, Path, module.Pairs]:
     """Name, tree and validation split of a small stand-in."""
     table = {"ade20k": "ADE_SPLITS", "cityscapes": "CITYSCAPES_SPLITS"}[request.param]
-    splits = [dataclasses.replace(split, count=count)
-              for split, count in zip(getattr(module, table), (3, 2), strict=True)]
+    splits = [
+        dataclasses.replace(split, count=count) for split, count in zip(getattr(module, table), (3, 2), strict=True)
+    ]
     monkeypatch.setattr(module, table, splits)
     town = "aachen/" if request.param == "cityscapes" else ""
     for split in splits:
@@ -130,7 +133,7 @@ def test_a_whole_segmentation_tree_is_linked(pairs, tmp_path: Path):
     link = tmp_path / "data" / module.DATASETS[name][1]
     assert link.resolve() == tree
     # where the configs look
-    root = (ROOT / "configs/segmentation/_base_" / f"{name}_512x{'1024' if name == 'cityscapes' else '512'}.py")
+    root = ROOT / "configs/segmentation/_base_" / f"{name}_512x{'1024' if name == 'cityscapes' else '512'}.py"
     assert f"data_root = 'data/{module.DATASETS[name][1]}" in root.read_text()
 
 
@@ -143,10 +146,13 @@ def test_what_a_segmentation_tree_lacks(pairs, tmp_path: Path):
     assert report.problems == [f"{tree / split.labels}: lacks the label maps of 1 pictures, such as {stem}"]
     label.with_name("other" + split.label_suffix).unlink()
     report = prepare(name, tree, tmp_path / "data")
-    assert report.problems == [f"{tree / split.labels}: 1 label maps *{split.label_suffix}; expected 2",
-                               f"{tree / split.labels}: lacks the label maps of 1 pictures, such as {stem}"]
-    assert any("download" in line and (module.ADE_URL in line or "gtFine_trainvaltest" in line)
-               for line in report.advice)
+    assert report.problems == [
+        f"{tree / split.labels}: 1 label maps *{split.label_suffix}; expected 2",
+        f"{tree / split.labels}: lacks the label maps of 1 pictures, such as {stem}",
+    ]
+    assert any(
+        "download" in line and (module.ADE_URL in line or "gtFine_trainvaltest" in line) for line in report.advice
+    )
     assert not (tmp_path / "data").exists()
 
 
@@ -155,13 +161,15 @@ def test_empty_files_of_a_segmentation_tree(pairs, tmp_path: Path):
     path = next((tree / split.labels).rglob("*001*"))
     path.write_bytes(b"")
     assert prepare(name, tree, tmp_path / "data").problems == [
-        f"{tree / split.labels}: 1 files of 0 bytes, such as {path.name}: unpack the archive again"]
+        f"{tree / split.labels}: 1 files of 0 bytes, such as {path.name}: unpack the archive again"
+    ]
     assert not (tmp_path / "data").exists()
 
 
 def test_cityscapes_own_ids_are_told_from_none(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(module, "CITYSCAPES_SPLITS",
-                        [dataclasses.replace(split, count=1) for split in module.CITYSCAPES_SPLITS])
+    monkeypatch.setattr(
+        module, "CITYSCAPES_SPLITS", [dataclasses.replace(split, count=1) for split in module.CITYSCAPES_SPLITS]
+    )
     for split in ("train", "val"):
         for name in (f"leftImg8bit/{split}/ulm/0_leftImg8bit.png", f"gtFine/{split}/ulm/0_gtFine_labelIds.png"):
             (tmp_path / name).parent.mkdir(parents=True)
@@ -250,8 +258,9 @@ def test_what_imagenet_lacks(imagenet: Path, tmp_path: Path):
 
 def test_the_command(tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    done = subprocess.run([sys.executable, ROOT / "tools/prepare_data.py", "coco", "empty"], cwd=tmp_path,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/prepare_data.py", "coco", "empty"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert "error: empty/train2017: no such folder; expected 118287" in done.stdout
     assert "download http://images.cocodataset.org/zips/train2017.zip" in done.stdout

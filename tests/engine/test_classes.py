@@ -63,8 +63,11 @@ def test_testing_compares_with_the_checkpoint(tmp_path: Path, tree: Path, caplog
         apis.test(config(tree, tmp_path / "test", test_evaluator=dict(type="Other")), checkpoint, out=str(table))
 
     (tree / "val" / "green").rename(tree / "val" / "cyan")
-    with pytest.raises(apis.UsageError, match=r"test data: 1 class folders are missing: green; 1 are not among the "
-                                              r"checkpoint's 3: cyan"):
+    with pytest.raises(
+        apis.UsageError,
+        match=r"test data: 1 class folders are missing: green; 1 are not among the "
+        r"checkpoint's 3: cyan",
+    ):
         apis.test(cfg("other"), checkpoint)
 
 

@@ -49,13 +49,25 @@ def draw(results: dict) -> float:
 def build(folder: Path, epochs: int, hooks: list, model: nn.Module, repeat: int = 1, **more) -> Runner:
     dataset = RepeatDataset(Numbers(ann_file="", pipeline=[draw]), repeat)
     return Runner(
-        model=model, work_dir=str(folder), experiment_name=f"{folder.name}{epochs}{more.get('resume')}",
-        train_dataloader=dict(dataset=dataset, batch_size=2, num_workers=2, persistent_workers=True,
-                              sampler=dict(type="DefaultSampler", shuffle=True),
-                              collate_fn=dict(type="pseudo_collate")),
-        train_cfg=dict(by_epoch=True, max_epochs=epochs), custom_hooks=hooks,
-        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.001)), log_level="WARNING",
-        default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=1)), randomness=dict(seed=5), **more)
+        model=model,
+        work_dir=str(folder),
+        experiment_name=f"{folder.name}{epochs}{more.get('resume')}",
+        train_dataloader=dict(
+            dataset=dataset,
+            batch_size=2,
+            num_workers=2,
+            persistent_workers=True,
+            sampler=dict(type="DefaultSampler", shuffle=True),
+            collate_fn=dict(type="pseudo_collate"),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        custom_hooks=hooks,
+        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.001)),
+        log_level="WARNING",
+        default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=1)),
+        randomness=dict(seed=5),
+        **more,
+    )
 
 
 class Batched(Toy):

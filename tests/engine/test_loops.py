@@ -64,15 +64,19 @@ def test_resumes_in_the_middle_of_an_epoch(tmp_path: Path, tree: Path, workers: 
         assert expected.keys() == found.keys()
         for name, value in expected.items():
             assert torch.equal(found[name], value), name
-        averages = [torch.load(tmp_path / folder / "iter_12.pth", weights_only=False)["ema_state_dict"]
-                    for folder in ("whole", f"cut{at}")]
+        averages = [
+            torch.load(tmp_path / folder / "iter_12.pth", weights_only=False)["ema_state_dict"]
+            for folder in ("whole", f"cut{at}")
+        ]
         assert all(torch.equal(value, averages[1][name]) for name, value in averages[0].items())
 
 
-@pytest.mark.parametrize(("batch_size", "length", "known"), [
-    (2, 12, True), (6, 4, True), (12, 2, True), (2, 12, False), (12, 2, False)])
-def test_epochs_of_another_length_are_not_resumed(tmp_path: Path, tree: Path, batch_size: int, length: int,
-                                                  known: bool):
+@pytest.mark.parametrize(
+    ("batch_size", "length", "known"), [(2, 12, True), (6, 4, True), (12, 2, True), (2, 12, False), (12, 2, False)]
+)
+def test_epochs_of_another_length_are_not_resumed(
+    tmp_path: Path, tree: Path, batch_size: int, length: int, known: bool
+):
     """With half or twice as many iterations an epoch what is left of it would be other samples, or none at all."""
     run(tree, tmp_path / "run", at=9, workers=0)
     path = tmp_path / "run" / "iter_8.pth"
@@ -81,8 +85,11 @@ def test_epochs_of_another_length_are_not_resumed(tmp_path: Path, tree: Path, ba
     if not known:  # a checkpoint of before: one epoch and a part of 8 iterations are of 4 to 8 an epoch
         del checkpoint["message_hub"]["runtime_info"]["epoch_length"]
         torch.save(checkpoint, path)
-    with pytest.raises(apis.UsageError, match=rf"epoch 1, iteration 8, with {'6' if known else 'another number of'} "
-                                              rf"iterations an epoch; here an epoch has {length}\. Resume with"):
+    with pytest.raises(
+        apis.UsageError,
+        match=rf"epoch 1, iteration 8, with {'6' if known else 'another number of'} "
+        rf"iterations an epoch; here an epoch has {length}\. Resume with",
+    ):
         run(tree, tmp_path / "run", resume=True, workers=0, batch_size=batch_size)
 
 
@@ -99,8 +106,11 @@ def test_raw_weights_are_evaluated_beside_the_averaged(tmp_path: Path, tree: Pat
     def metrics(**more) -> dict:
         cfg = config(tree, tmp_path / f"run{len(more)}", epochs=4, **more)
         runner = apis.train(cfg)
-        return {key.removeprefix("val/"): runner.message_hub.get_scalar(key).current()
-                for key in runner.message_hub.log_scalars if key.startswith("val/")}, runner
+        return {
+            key.removeprefix("val/"): runner.message_hub.get_scalar(key).current()
+            for key in runner.message_hub.log_scalars
+            if key.startswith("val/")
+        }, runner
 
     found, runner = metrics()
     assert {"accuracy/top1", "accuracy/top2", "accuracy/top1_raw", "accuracy/top2_raw"} <= found.keys()

@@ -26,8 +26,9 @@ def build() -> GCViTClassifier:
 
 def step(model: torch.nn.Module, data: dict, kind: str) -> float:
     """A step of plain descent, as a runner takes it; the norm that was logged."""
-    wrapper = OPTIM_WRAPPERS.build(dict(type=kind, optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
-                                        clip_grad=dict(CLIP)))
+    wrapper = OPTIM_WRAPPERS.build(
+        dict(type=kind, optimizer=torch.optim.SGD(model.parameters(), lr=1.0), clip_grad=dict(CLIP))
+    )
     model.train_step(data, wrapper)
     return float(wrapper.message_hub.get_scalar("train/grad_norm").current())
 
@@ -60,6 +61,9 @@ def test_sharded_gradients_are_clipped_by_their_whole_norm(tmp_path: Path, kind:
         found, state = torch.load(tmp_path / f"rank{rank}.pth", weights_only=True)
         assert (found == pytest.approx(norm, rel=1e-4)) == (kind == "FSDPOptimWrapper")
         before = build().state_dict()
-        errors += [relative_error(state[name] - before[name], value - before[name])
-                   for name, value in single.state_dict().items() if value.is_floating_point()]
+        errors += [
+            relative_error(state[name] - before[name], value - before[name])
+            for name, value in single.state_dict().items()
+            if value.is_floating_point()
+        ]
     assert (max(errors) < 1e-2) == (kind == "FSDPOptimWrapper")

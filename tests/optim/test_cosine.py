@@ -19,10 +19,22 @@ def test_equals_timm():
     length, epochs = 7, 32
     ours, theirs = optimizer(), optimizer()
     schedule = PARAM_SCHEDULERS.build(
-        dict(type="WarmupCosineLR", warmup=2, T_max=31, warmup_start=1e-6, eta_min=5e-6, by_epoch=True, begin=0,
-             end=epochs, convert_to_iter_based=True), default_args=dict(optimizer=ours, epoch_length=length))
-    timm = CosineLRScheduler(theirs, t_initial=31 * length, lr_min=5e-6, warmup_t=2 * length, warmup_lr_init=1e-6,
-                             t_in_epochs=False)
+        dict(
+            type="WarmupCosineLR",
+            warmup=2,
+            T_max=31,
+            warmup_start=1e-6,
+            eta_min=5e-6,
+            by_epoch=True,
+            begin=0,
+            end=epochs,
+            convert_to_iter_based=True,
+        ),
+        default_args=dict(optimizer=ours, epoch_length=length),
+    )
+    timm = CosineLRScheduler(
+        theirs, t_initial=31 * length, lr_min=5e-6, warmup_t=2 * length, warmup_lr_init=1e-6, t_in_epochs=False
+    )
     for step in range(epochs * length):
         timm.step_update(step)
         for mine, wanted in zip(ours.param_groups, theirs.param_groups, strict=True):

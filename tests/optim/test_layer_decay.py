@@ -18,9 +18,14 @@ class Model(nn.Module):
 
 
 def groups(model: nn.Module, **paramwise) -> dict[str, tuple[float, float]]:
-    wrapper = build_optim_wrapper(model, dict(
-        optimizer=dict(type="AdamW", lr=0.1, weight_decay=0.5),
-        constructor="GCViTLayerDecayOptimWrapperConstructor", paramwise_cfg=paramwise))
+    wrapper = build_optim_wrapper(
+        model,
+        dict(
+            optimizer=dict(type="AdamW", lr=0.1, weight_decay=0.5),
+            constructor="GCViTLayerDecayOptimWrapperConstructor",
+            paramwise_cfg=paramwise,
+        ),
+    )
     found = {}
     names = {id(p): n for n, p in model.named_parameters()}
     for group in wrapper.optimizer.param_groups:

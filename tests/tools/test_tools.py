@@ -81,8 +81,18 @@ def test_test_draws_truth_beside_prediction(trained: Path):
 def test_image_demo_on_a_folder(trained: Path):
     scenes = trained / "data/digit_scenes/images/val"
     shutil.copy(scenes / "000000.jpg", trained / "another.jpg")
-    done = run("image_demo.py", scenes, "another.jpg", CONFIG, "work/iter_4.pth", "--out-dir", "found",
-               "--batch-size", "2", cwd=trained)
+    done = run(
+        "image_demo.py",
+        scenes,
+        "another.jpg",
+        CONFIG,
+        "work/iter_4.pth",
+        "--out-dir",
+        "found",
+        "--batch-size",
+        "2",
+        cwd=trained,
+    )
     assert "3 pictures, " in done.stdout
     assert "predictions in found/predictions.json, drawings in found/vis" in done.stdout
     assert sorted(p.name for p in (trained / "found/vis").iterdir()) == ["000000.jpg", "000001.jpg", "another.jpg"]
@@ -111,16 +121,34 @@ def test_a_corrupt_picture_stops_or_is_skipped(trained: Path, tmp_path: Path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(trained: Path):
-    done = run("train.py", CONFIG, "--work-dir", "nan", *SHORT, "optim_wrapper.optimizer.lr=1e30",
-               "optim_wrapper.clip_grad=None", "param_scheduler=[]", cwd=trained, ok=False)
+    done = run(
+        "train.py",
+        CONFIG,
+        "--work-dir",
+        "nan",
+        *SHORT,
+        "optim_wrapper.optimizer.lr=1e30",
+        "optim_wrapper.clip_grad=None",
+        "param_scheduler=[]",
+        cwd=trained,
+        ok=False,
+    )
     last = done.stderr.strip().splitlines()[-1]
     assert re.match(r"mmgcvit.engine.hooks.InvalidLossError: iteration [2-4]: the loss is not finite: .*loss=nan", last)
     assert "Last good checkpoint: " in last
 
 
 def test_auto_scale_lr(trained: Path):
-    run("train.py", CONFIG, "--work-dir", "scaled", "--auto-scale-lr", *SHORT, "train_dataloader.batch_size=2",
-        cwd=trained)
+    run(
+        "train.py",
+        CONFIG,
+        "--work-dir",
+        "scaled",
+        "--auto-scale-lr",
+        *SHORT,
+        "train_dataloader.batch_size=2",
+        cwd=trained,
+    )
     state = torch.load(trained / "scaled/iter_2.pth", weights_only=False)
     assert {group["initial_lr"] for group in state["optimizer"]["param_groups"]} == {0.0015}  # 0.003 is for 4
 
@@ -135,12 +163,13 @@ def test_two_pictures_of_one_name_are_refused(trained: Path):
 @pytest.mark.parametrize("classes", [("one", "two"), tuple("0123456798"), tuple("012345678x")])
 def test_classes_that_are_not_the_files_are_refused(trained: Path, tmp_path: Path, classes: tuple[str, ...]):
     config = tmp_path / "mine.py"
-    config.write_text(f"_base_ = {CONFIG!r}\n"
-                      f"train_dataloader = dict(dataset=dict(metainfo=dict(classes={classes})))\n")
+    config.write_text(f"_base_ = {CONFIG!r}\ntrain_dataloader = dict(dataset=dict(metainfo=dict(classes={classes})))\n")
     done = run("train.py", config, "--work-dir", "never", cwd=trained, ok=False)
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("train: data/digit_scenes/annotations/instances_train.json: "
-                           f"classes={classes!r}; allowed, as data/digit_scenes/annotations/")
+    assert last.startswith(
+        "train: data/digit_scenes/annotations/instances_train.json: "
+        f"classes={classes!r}; allowed, as data/digit_scenes/annotations/"
+    )
     assert last.endswith("'8', '9', all or some, in this order")
     some = load_config(CONFIG, cfg_options={"train_dataloader.dataset.metainfo.classes": ("1", "7")}).train_dataloader
     some.dataset.data_root = str(trained / some.dataset.data_root)
@@ -166,14 +195,14 @@ def test_a_segmentor(trained: Path):
     config = str(ROOT / "configs/segmentation/gcvit-nano_fpn_digits-160x160.py")
     done = run("train.py", config, "--work-dir", "seg", *SHORT, cwd=trained)
     assert re.search(r"mIoU: +\d", done.stdout)
-    done = run("test.py", config, "seg/iter_4.pth", "--work-dir", "tested", "--show-dir", "maps", "--tta",
-               cwd=trained)
+    done = run("test.py", config, "seg/iter_4.pth", "--work-dir", "tested", "--show-dir", "maps", "--tta", cwd=trained)
     assert re.search(r"mIoU: +\d", done.stdout)
     pictures = sorted((trained / "maps").iterdir())
     assert [path.name[:15] for path in pictures] == ["test_000000.jpg", "test_000001.jpg"]
     assert Image.open(pictures[0]).size == (256, 128)  # two pictures of 128 x 128 side by side
-    done = run("image_demo.py", "data/digit_scenes/images/val", config, "seg/iter_4.pth", "--batch-size", "2",
-               cwd=trained)
+    done = run(
+        "image_demo.py", "data/digit_scenes/images/val", config, "seg/iter_4.pth", "--batch-size", "2", cwd=trained
+    )
     assert done.stdout.strip().endswith("2 pictures: predictions in outputs/areas.json, drawings in outputs/vis")
     assert Image.open(trained / "outputs/labels/000001.png").size == (128, 128)
 
@@ -195,9 +224,13 @@ def test_the_template_of_segmentors(tmp_path: Path, line: str, values: tuple[int
             Image.fromarray(labels).save(tmp_path / f"annotations/{split}/{i}.png")
     template = ROOT / "configs/segmentation/custom_template.py"
     text = template.read_text().replace("'./_base_", f"'{template.parent}/_base_")
-    for old, new in (("data/my_data/", "."), ("('background', 'cat', 'dog')", "('ground', 'square')"),
-                     ("short = 192", "short = 48"), ("crop_size = (192, 256)", "crop_size = (32, 64)"),
-                     (re.search(rf"^{line.split(' = ')[0]} = .*$", text, re.MULTILINE)[0], line)):
+    for old, new in (
+        ("data/my_data/", "."),
+        ("('background', 'cat', 'dog')", "('ground', 'square')"),
+        ("short = 192", "short = 48"),
+        ("crop_size = (192, 256)", "crop_size = (32, 64)"),
+        (re.search(rf"^{line.split(' = ')[0]} = .*$", text, re.MULTILINE)[0], line),
+    ):
         assert old in text
         text = text.replace(old, new)
     (tmp_path / "mine.py").write_text(text)
@@ -206,12 +239,19 @@ def test_the_template_of_segmentors(tmp_path: Path, line: str, values: tuple[int
     done = run("test.py", "mine.py", "work/iter_4.pth", "--work-dir", "tested", "--tta", cwd=tmp_path)
     assert re.search(r"mIoU: +\d", done.stdout)
     for tta in (False, True):
-        apis.predict(str(tmp_path / "mine.py"), str(tmp_path / "work/iter_4.pth"), [tmp_path / "images/val"],
-                     str(tmp_path / "found"), "cpu", tta=tta)
+        apis.predict(
+            str(tmp_path / "mine.py"),
+            str(tmp_path / "work/iter_4.pth"),
+            [tmp_path / "images/val"],
+            str(tmp_path / "found"),
+            "cpu",
+            tta=tta,
+        )
         areas = json.loads((tmp_path / "found/areas.json").read_text())
         assert areas["values"] == {"0": "ground", "1": "square"}
         assert [sum(area["pixels"] for area in picture["areas"].values()) for picture in areas["pictures"]] == [
-            48 * 64] * 4
+            48 * 64
+        ] * 4
 
 
 @pytest.fixture(scope="module")
@@ -221,9 +261,13 @@ def colours(tmp_path_factory) -> Path:
     make_tree(folder / "colours", train=9, val=3)
     template = ROOT / "configs/classification/custom_template.py"
     text = template.read_text().replace("'./_base_", f"'{template.parent}/_base_")
-    for old, new in (("data/my_data/", "colours"), ("('cat', 'dog')", "('blue', 'green', 'red')"),
-                     ("size = 128", "size = 32"), ("batch_size = 16", "batch_size = 4"),
-                     ("max_epochs = 60", "max_epochs = 3")):
+    for old, new in (
+        ("data/my_data/", "colours"),
+        ("('cat', 'dog')", "('blue', 'green', 'red')"),
+        ("size = 128", "size = 32"),
+        ("batch_size = 16", "batch_size = 4"),
+        ("max_epochs = 60", "max_epochs = 3"),
+    ):
         assert old in text
         text = text.replace(old, new)
     (folder / "mine.py").write_text(text)
@@ -238,7 +282,8 @@ def test_a_classifier(colours: Path):
     rows = (colours / "new/table.csv").read_text().splitlines()
     assert rows[0] == "picture,class,class_1,probability_1,class_2,probability_2,class_3,probability_3"
     assert [row.split(",")[:2] for row in rows[1:]] == [
-        [f"{name}/{i}.png", name] for name in ("blue", "green", "red") for i in range(3)]
+        [f"{name}/{i}.png", name] for name in ("blue", "green", "red") for i in range(3)
+    ]
     done = run("test.py", "mine.py", "work/epoch_3.pth", "--show-dir", "x", cwd=colours, ok=False)
     assert done.stderr.strip().splitlines()[-1].startswith("test: --show-dir: default_hooks.visualization")
 
@@ -246,13 +291,30 @@ def test_a_classifier(colours: Path):
 @pytest.mark.slow
 def test_two_processes_train_a_classifier(colours: Path):
     """Shares that do not come out even: 9 pictures in batches of 2 among 2 processes, each counted once."""
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PORT": "29519",
-           "OMP_NUM_THREADS": "1"}
-    for command in (["dist_train.sh", "mine.py", "2", "--work-dir", "two"],
-                    ["dist_test.sh", "mine.py", "two/epoch_3.pth", "2", "--work-dir", "two", "--out", "two.csv",
-                     "--cfg-options", "test_dataloader.batch_size=2"]):
-        done = subprocess.run([str(ROOT / "tools" / command[0]), *command[1:]], cwd=colours, capture_output=True,
-                              text=True, env=env)
+    env = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PORT": "29519",
+        "OMP_NUM_THREADS": "1",
+    }
+    for command in (
+        ["dist_train.sh", "mine.py", "2", "--work-dir", "two"],
+        [
+            "dist_test.sh",
+            "mine.py",
+            "two/epoch_3.pth",
+            "2",
+            "--work-dir",
+            "two",
+            "--out",
+            "two.csv",
+            "--cfg-options",
+            "test_dataloader.batch_size=2",
+        ],
+    ):
+        done = subprocess.run(
+            [str(ROOT / "tools" / command[0]), *command[1:]], cwd=colours, capture_output=True, text=True, env=env
+        )
         assert done.returncode == 0, done.stderr[-3000:]
     two = float(re.findall(r"accuracy/top1: ([\d.]+)", done.stdout)[-1])
     done = run("test.py", "mine.py", "two/epoch_3.pth", "--work-dir", "one", "--out", "one.csv", cwd=colours)
@@ -285,14 +347,21 @@ def test_slurm(colours: Path, tmp_path: Path):
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    env = {**os.environ, "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}", "GPUS": "2",
-           "MASTER_PORT": "29523", "OMP_NUM_THREADS": "1"}
+    env = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "GPUS": "2",
+        "MASTER_PORT": "29523",
+        "OMP_NUM_THREADS": "1",
+    }
     env.pop("MASTER_ADDR", None)
-    for command in (["slurm_train.sh", "part", "name", "mine.py", "slurm"],
-                    ["slurm_test.sh", "part", "name", "mine.py", "slurm/epoch_3.pth", "--work-dir", "slurm",
-                     "--out", "slurm.csv"]):
-        done = subprocess.run([str(ROOT / "tools" / command[0]), *command[1:]], cwd=colours, capture_output=True,
-                              text=True, env=env)
+    for command in (
+        ["slurm_train.sh", "part", "name", "mine.py", "slurm"],
+        ["slurm_test.sh", "part", "name", "mine.py", "slurm/epoch_3.pth", "--work-dir", "slurm", "--out", "slurm.csv"],
+    ):
+        done = subprocess.run(
+            [str(ROOT / "tools" / command[0]), *command[1:]], cwd=colours, capture_output=True, text=True, env=env
+        )
         assert done.returncode == 0, done.stderr[-3000:]
     assert "-p part --job-name=name --gres=gpu:2 --ntasks=2 --ntasks-per-node=2" in (colours / "srun.log").read_text()
     state = torch.load(colours / "slurm/epoch_3.pth", weights_only=False)
@@ -307,27 +376,46 @@ def test_amp_without_a_gpu_says_so(trained: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [
-    "gcvit-nano_fpn_digits-160x160", "gcvit-xxtiny_upernet_8xb2-160k_ade20k-512x512_1gpu",
-    "gcvit-tiny_mask2former_8xb2-160k_ade20k-512x512"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gcvit-nano_fpn_digits-160x160",
+        "gcvit-xxtiny_upernet_8xb2-160k_ade20k-512x512_1gpu",
+        "gcvit-tiny_mask2former_8xb2-160k_ade20k-512x512",
+    ],
+)
 def test_mmsegs_own_tools_take_our_configs(trained: Path, name: str):
     """What is meant for ADE20K on digit scenes, at crops of 64 x 64; there 0 is ignored, and 10 of 150 classes left."""
     mmseg = pytest.importorskip("mmseg")
     tools = Path(mmseg.__file__).parent / ".mim/tools"
     config = str(ROOT / f"configs/segmentation/{name}.py")
-    smaller = [] if "digits" in name else [
-        "model.backbone.init_cfg=None", "model.backbone.pad=window", "model.data_preprocessor.size=(64,64)",
-        "train_dataloader.dataset.pipeline.2.scale=(256,64)", "train_dataloader.dataset.pipeline.3.crop_size=(64,64)",
-        *(f"{loader}_dataloader.dataset.{key}"
-          for loader, split in (("train", "train"), ("val", "val"), ("test", "val"))
-          for key in ("data_root=data/digit_scenes", f"data_prefix.img_path=images/{split}",
-                      f"data_prefix.seg_map_path=semantic/{split}")),
-        *(f"{loader}_dataloader.dataset.pipeline.1.scale=(256,64)" for loader in ("val", "test"))]
+    smaller = (
+        []
+        if "digits" in name
+        else [
+            "model.backbone.init_cfg=None",
+            "model.backbone.pad=window",
+            "model.data_preprocessor.size=(64,64)",
+            "train_dataloader.dataset.pipeline.2.scale=(256,64)",
+            "train_dataloader.dataset.pipeline.3.crop_size=(64,64)",
+            *(
+                f"{loader}_dataloader.dataset.{key}"
+                for loader, split in (("train", "train"), ("val", "val"), ("test", "val"))
+                for key in (
+                    "data_root=data/digit_scenes",
+                    f"data_prefix.img_path=images/{split}",
+                    f"data_prefix.seg_map_path=semantic/{split}",
+                )
+            ),
+            *(f"{loader}_dataloader.dataset.pipeline.1.scale=(256,64)" for loader in ("val", "test")),
+        ]
+    )
     tta = [] if smaller else ["--tta"]
     for command in (["train.py", config], ["test.py", config, f"{name}/iter_4.pth", *tta]):
         command += ["--work-dir", name, *SHORT, *smaller]
-        done = subprocess.run([sys.executable, str(tools / command[0]), *command[1:]], cwd=trained, capture_output=True,
-                              text=True)
+        done = subprocess.run(
+            [sys.executable, str(tools / command[0]), *command[1:]], cwd=trained, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         assert re.search(r"mIoU: +\d", done.stdout)
 
@@ -335,27 +423,48 @@ def test_mmsegs_own_tools_take_our_configs(trained: Path, name: str):
 @pytest.mark.slow
 def test_two_processes_train(trained: Path):
     # The tools call `python`: let it be this one.
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PORT": "29517",
-           "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([str(ROOT / "tools/dist_train.sh"), CONFIG, "2", "--work-dir", "two", *SHORT], cwd=trained,
-                          capture_output=True, text=True, env=env)
+    env = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PORT": "29517",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [str(ROOT / "tools/dist_train.sh"), CONFIG, "2", "--work-dir", "two", *SHORT],
+        cwd=trained,
+        capture_output=True,
+        text=True,
+        env=env,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (trained / "two/iter_4.pth").is_file()
-    done = subprocess.run([str(ROOT / "tools/dist_test.sh"), CONFIG, "two/iter_4.pth", "2", "--work-dir", "two"],
-                          cwd=trained, capture_output=True, text=True, env=env)
+    done = subprocess.run(
+        [str(ROOT / "tools/dist_test.sh"), CONFIG, "two/iter_4.pth", "2", "--work-dir", "two"],
+        cwd=trained,
+        capture_output=True,
+        text=True,
+        env=env,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "coco/bbox_mAP" in done.stdout
 
 
-@pytest.mark.parametrize(("tool", "arguments", "message"), [
-    ("train.py", ["nothing.py"], "train: config 'nothing.py': there is no such file"),
-    ("train.py", ["mmgcvit::detection/nothing.py"], "there is no such file"),
-    ("train.py", [CONFIG, "--resume", "no.pth"], "train: checkpoint to resume from 'no.pth': there is no such file"),
-    ("test.py", [CONFIG, "no.pth"], "test: checkpoint 'no.pth': there is no such file"),
-    ("image_demo.py", ["no.jpg", CONFIG, CONFIG], "image_demo: input 'no.jpg': there is no such picture, video"),
-    ("image_demo.py", [".", CONFIG, CONFIG], "image_demo: input '.': no pictures in this folder"),
-    ("image_demo.py", [".", CONFIG, "no.pth"], "image_demo: checkpoint 'no.pth': there is no such file"),
-])
+@pytest.mark.parametrize(
+    ("tool", "arguments", "message"),
+    [
+        ("train.py", ["nothing.py"], "train: config 'nothing.py': there is no such file"),
+        ("train.py", ["mmgcvit::detection/nothing.py"], "there is no such file"),
+        (
+            "train.py",
+            [CONFIG, "--resume", "no.pth"],
+            "train: checkpoint to resume from 'no.pth': there is no such file",
+        ),
+        ("test.py", [CONFIG, "no.pth"], "test: checkpoint 'no.pth': there is no such file"),
+        ("image_demo.py", ["no.jpg", CONFIG, CONFIG], "image_demo: input 'no.jpg': there is no such picture, video"),
+        ("image_demo.py", [".", CONFIG, CONFIG], "image_demo: input '.': no pictures in this folder"),
+        ("image_demo.py", [".", CONFIG, "no.pth"], "image_demo: checkpoint 'no.pth': there is no such file"),
+    ],
+)
 def test_what_is_not_there_is_named(tmp_path: Path, tool: str, arguments: list[str], message: str):
     done = run(tool, *arguments, cwd=tmp_path, ok=False)
     assert message in done.stderr

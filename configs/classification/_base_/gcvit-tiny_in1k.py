@@ -1,36 +1,45 @@
 # GC ViT-T on ImageNet-1k at 224 x 224 from scratch: the authors' recipe. The learning rate is for 4096 pictures a step,
 # 32 GPUs with 128 each; with others --auto-scale-lr, or the _accum4 configs, which collect gradients.
-default_scope = 'mmengine'
-custom_imports = dict(imports=['mmgcvit'], allow_failed_imports=False)
+default_scope = "mmengine"
+custom_imports = dict(imports=["mmgcvit"], allow_failed_imports=False)
 
 model = dict(
-    type='GCViTClassifier',
-    backbone=dict(type='GCViT', arch='tiny'),  # drop path is the arch's
+    type="GCViTClassifier",
+    backbone=dict(type="GCViT", arch="tiny"),  # drop path is the arch's
     num_classes=1000,
     data_preprocessor=dict(
-        type='ClassificationPreprocessor',
+        type="ClassificationPreprocessor",
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
-        erasing=dict(probability=0.25, mode='pixel'),
-        mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.5, label_smoothing=0.1)))
+        erasing=dict(probability=0.25, mode="pixel"),
+        mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.5, label_smoothing=0.1),
+    ),
+)
 
-data_root = 'data/imagenet/'
+data_root = "data/imagenet/"
 train_pipeline = [
-    dict(type='LoadPillowImage'),
+    dict(type="LoadPillowImage"),
     dict(
-        type='TimmTransform',
+        type="TimmTransform",
         is_training=True,
         input_size=224,
         scale=(0.08, 1.0),
         ratio=(3 / 4, 4 / 3),
         hflip=0.5,
-        auto_augment='rand-m9-mstd0.5-inc1',
-        interpolation='random'),
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation="random",
+    ),
 ]
 test_pipeline = [
-    dict(type='LoadPillowImage'),
-    dict(type='TimmTransform', is_training=False, input_size=224, interpolation='bicubic', crop_pct=1.0,
-         crop_mode='center'),
+    dict(type="LoadPillowImage"),
+    dict(
+        type="TimmTransform",
+        is_training=False,
+        input_size=224,
+        interpolation="bicubic",
+        crop_pct=1.0,
+        crop_mode="center",
+    ),
 ]
 # reader='folder' (split/CLASS/NAME.JPEG), 'tar', 'shards' (WebDataset's, with classes=1000) or 'hfds' (Hugging Face's)
 train_dataloader = dict(
@@ -39,56 +48,76 @@ train_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     drop_last=True,  # mixing pairs the pictures of a batch
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    collate_fn=dict(type='default_collate'),
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    collate_fn=dict(type="default_collate"),
     dataset=dict(
-        type='ClassificationDataset', data_root=data_root, split='train', reader='folder', pipeline=train_pipeline))
+        type="ClassificationDataset", data_root=data_root, split="train", reader="folder", pipeline=train_pipeline
+    ),
+)
 val_dataloader = dict(
     batch_size=128,
     num_workers=8,
     persistent_workers=True,
     pin_memory=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    collate_fn=dict(type='default_collate'),
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    collate_fn=dict(type="default_collate"),
     dataset=dict(
-        type='ClassificationDataset', data_root=data_root, split='val', reader='folder', pipeline=test_pipeline,
-        test_mode=True))
+        type="ClassificationDataset",
+        data_root=data_root,
+        split="val",
+        reader="folder",
+        pipeline=test_pipeline,
+        test_mode=True,
+    ),
+)
 test_dataloader = val_dataloader
-val_evaluator = dict(type='TopKAccuracy', topk=(1, 5))
+val_evaluator = dict(type="TopKAccuracy", topk=(1, 5))
 test_evaluator = val_evaluator
 
 # No decay for vectors (norms, layer scale) and biases; the tables of position biases are decayed.
 optim_wrapper = dict(
-    type='AmpOptimWrapper',  # float32 without a GPU; --amp bf16
-    dtype='float16',
-    loss_scale='dynamic',
-    optimizer=dict(type='AdamW', lr=5e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
+    type="AmpOptimWrapper",  # float32 without a GPU; --amp bf16
+    dtype="float16",
+    loss_scale="dynamic",
+    optimizer=dict(type="AdamW", lr=5e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
     paramwise_cfg=dict(flat_decay_mult=0.0, bias_decay_mult=0.0),
-    clip_grad=dict(max_norm=5.0, norm_type=2))
+    clip_grad=dict(max_norm=5.0, norm_type=2),
+)
 # 310 epochs of cosine, of which 20 of warm-up, and 10 of cool-down at the lowest rate
 param_scheduler = dict(
-    type='WarmupCosineLR', warmup=20, T_max=310, warmup_start=1e-6, eta_min=5e-6, by_epoch=True, begin=0, end=320,
-    convert_to_iter_based=True)
-train_cfg = dict(type='ResumableTrainLoop', max_epochs=320, val_interval=1)
-val_cfg = dict(type='EMAValLoop')
-test_cfg = dict(type='TestLoop')
+    type="WarmupCosineLR",
+    warmup=20,
+    T_max=310,
+    warmup_start=1e-6,
+    eta_min=5e-6,
+    by_epoch=True,
+    begin=0,
+    end=320,
+    convert_to_iter_based=True,
+)
+train_cfg = dict(type="ResumableTrainLoop", max_epochs=320, val_interval=1)
+val_cfg = dict(type="EMAValLoop")
+test_cfg = dict(type="TestLoop")
 auto_scale_lr = dict(enable=False, base_batch_size=4096)
 
 default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=500, max_keep_ckpts=3,
-                    save_best='accuracy/top1', rule='greater'),
-    sampler_seed=dict(type='DistSamplerSeedHook'))
+    timer=dict(type="IterTimerHook"),
+    logger=dict(type="LoggerHook", interval=50),
+    param_scheduler=dict(type="ParamSchedulerHook"),
+    checkpoint=dict(
+        type="CheckpointHook", by_epoch=False, interval=500, max_keep_ckpts=3, save_best="accuracy/top1", rule="greater"
+    ),
+    sampler_seed=dict(type="DistSamplerSeedHook"),
+)
 custom_hooks = [
-    dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=2e-4),  # 1 - 0.9998
-    dict(type='ClassificationHook'),
+    dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=2e-4),  # 1 - 0.9998
+    dict(type="ClassificationHook"),
 ]
 env_cfg = dict(
-    cudnn_benchmark=True, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl'))
-visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
+    cudnn_benchmark=True, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl")
+)
+visualizer = dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")])
 randomness = dict(seed=42, diff_rank_seed=True)
-log_level = 'INFO'
+log_level = "INFO"
 load_from = None
 resume = False

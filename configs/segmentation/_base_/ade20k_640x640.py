@@ -1,5 +1,5 @@
 # Larger crops, of larger pictures.
-_base_ = './ade20k_512x512.py'
+_base_ = "./ade20k_512x512.py"
 
 scale = (2560, 640)
 crop_size = (640, 640)
@@ -10,8 +10,9 @@ test_pipeline = _base_.test_pipeline
 test_pipeline[1].scale = scale
 tta_pipeline = _base_.tta_pipeline
 tta_pipeline[1].transforms[0] = [
-    dict(type='Resize', scale=(int(scale[0] * ratio), int(scale[1] * ratio)), keep_ratio=True)
-    for ratio in _base_.ratios]
+    dict(type="Resize", scale=(int(scale[0] * ratio), int(scale[1] * ratio)), keep_ratio=True)
+    for ratio in _base_.ratios
+]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -1,27 +1,27 @@
 # A GC ViT UPerNet that learns a small data set from scratch in minutes, on two CPU cores if need be: a narrow backbone,
 # and heads cut to match. (With UPerNet's full head the 3 x 3 convolutions at stride 4 are the cost, not the backbone.)
-_base_ = '../gcvit-tiny_upernet_8xb2-160k_ade20k-512x512.py'
+_base_ = "../gcvit-tiny_upernet_8xb2-160k_ade20k-512x512.py"
 
 width = 64
-norm_cfg = dict(_delete_=True, type='GN', num_groups=8)  # few crops at a time
+norm_cfg = dict(_delete_=True, type="GN", num_groups=8)  # few crops at a time
 model = dict(
     backbone=dict(
         _delete_=True,
-        type='GCViT',
+        type="GCViT",
         arch=dict(embed_dims=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), mlp_ratio=3),
         window_size=8,
-        pad='window'),  # small pictures: padding them to multiples of 256 would cost more than it does on ADE20K's
+        pad="window",
+    ),  # small pictures: padding them to multiples of 256 would cost more than it does on ADE20K's
     decode_head=dict(in_channels=[32, 64, 128, 256], channels=width, norm_cfg=norm_cfg),
-    auxiliary_head=dict(in_channels=128, channels=width, norm_cfg=norm_cfg))
+    auxiliary_head=dict(in_channels=128, channels=width, norm_cfg=norm_cfg),
+)
 
-optim_wrapper = dict(
-    optimizer=dict(lr=2e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=5., norm_type=2))
+optim_wrapper = dict(optimizer=dict(lr=2e-3, weight_decay=0.05), clip_grad=dict(max_norm=5.0, norm_type=2))
 max_iters = 1000
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters, T_max=max_iters - 50, eta_min_ratio=0.01),
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type="CosineAnnealingLR", by_epoch=False, begin=50, end=max_iters, T_max=max_iters - 50, eta_min_ratio=0.01),
 ]
 train_dataloader = dict(batch_size=4, num_workers=1)
 val_dataloader = dict(num_workers=1)
