@@ -1,0 +1,43 @@
+"""Every error that mmgcvit raises on purpose.
+
+Each message names the thing, its value and what is allowed. All of them derive from :class:`MMGCViTError`; the second
+base class is the built-in one that callers already catch.
+"""
+
+from __future__ import annotations
+
+
+class MMGCViTError(Exception):
+    """Base class of all errors below."""
+
+
+class UsageError(MMGCViTError, ValueError):
+    """A command-line argument, a config or a file given by the user cannot be used. Shown without a traceback."""
+
+
+class CheckpointError(MMGCViTError, ValueError):
+    """A checkpoint cannot be fetched, cannot be read, or belongs to another network. The model is left unchanged."""
+
+
+class AnnotationError(MMGCViTError, ValueError):
+    """The annotations of a detection or segmentation data set cannot be used."""
+
+
+class ClassificationDataError(MMGCViTError, ValueError):
+    """A classification data set cannot be used."""
+
+
+class CorruptImageError(MMGCViTError, OSError):
+    """An image cannot be decoded, or is truncated."""
+
+
+class PrepareError(MMGCViTError, ValueError):
+    """A downloaded data set cannot be linked to where the configs expect it."""
+
+
+class InvalidLossError(MMGCViTError, RuntimeError):
+    """The training loss is NaN or infinite."""
+
+
+class BenchmarkError(MMGCViTError):
+    """A measurement cannot be taken as requested."""

@@ -1,0 +1,6 @@
+"""Helpers without a subject of their own: files that are written atomically, hashes, text."""
+
+from mmgcvit.utils.files import atomic_path, file_sha256, write_json
+from mmgcvit.utils.text import summarize
+
+__all__ = ["atomic_path", "file_sha256", "summarize", "write_json"]

@@ -1,0 +1,17 @@
+"""Text for messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def summarize(names: Iterable[object], limit: int = 8) -> str:
+    """``a, b, c and 5 more``: the first ``limit`` names and the number of the others.
+
+    Example:
+        >>> summarize("abcde", limit=3)
+        'a, b, c and 2 more'
+    """
+    listed = list(map(str, names))
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more
