@@ -7,7 +7,7 @@ checks that each of them still exists and still means the same, so that a new re
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 try:
     is_compiling = torch.compiler.is_compiling
@@ -39,3 +39,25 @@ def onednn_is_enabled() -> bool:
 def has_own_call(module: nn.Module) -> bool:
     """Whether the ``forward`` of a module was replaced on the instance, as offloading does."""
     return "forward" in vars(module)
+
+
+def autocast_is_enabled(device: str) -> bool:
+    """Whether autocast is on for a device type; torch 2.1 has a function for each."""
+    if hasattr(torch, "get_autocast_dtype"):
+        return torch.is_autocast_enabled(device)
+    return torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled()
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that matrix products with x are computed in: x's own, or that of autocast."""
+    device = x.device.type
+    if device == "meta" or x.dtype == torch.float64 or not autocast_is_enabled(device):
+        return x.dtype
+    if hasattr(torch, "get_autocast_dtype"):
+        return torch.get_autocast_dtype(device)
+    return torch.get_autocast_cpu_dtype() if device == "cpu" else torch.get_autocast_gpu_dtype()
+
+
+def softmax_backward(gradient: Tensor, output: Tensor) -> Tensor:
+    """Gradient of a softmax over the last dimension, from that of its output."""
+    return torch._softmax_backward_data(gradient, output, -1, output.dtype)

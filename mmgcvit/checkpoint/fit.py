@@ -12,7 +12,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from mmgcvit.backbone.arch import ARCHS, Arch
-from mmgcvit.backbone.attention import resize_bias_table, table_window
+from mmgcvit.backbone.bias import resize_bias_table, table_window
 from mmgcvit.backbone.checks import STAGES
 from mmgcvit.backbone.gcvit import GCViT
 from mmgcvit.checkpoint.errors import CheckpointError, some

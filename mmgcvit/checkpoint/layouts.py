@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmgcvit.backbone.attention import table_window
+from mmgcvit.backbone.bias import table_window
 from mmgcvit.checkpoint.errors import CheckpointError, some
 
 LAYOUTS = ("nvidia", "nvidia-detection", "timm", "keras", "mmgcvit")
