@@ -1,5 +1,5 @@
-# A narrow GC ViT that learns a small data set from scratch in minutes, on two CPU cores if need be. Its backbone is
-# that of the nano bases of detectors and segmentors, which can begin with its weights.
+# A narrow GC ViT that trains from scratch on a small dataset within minutes, even on two CPU cores. The nano detectors
+# and segmentors have the same backbone and can be initialized from its weights.
 _base_ = "./gcvit-tiny_in1k.py"
 
 size = 64
@@ -14,7 +14,7 @@ model = dict(
     ),
     label_smoothing=0.1,
     data_preprocessor=dict(_delete_=True, type="ClassificationPreprocessor"),
-)  # nothing is erased or mixed
+)  # no random erasing, no mixup
 train_pipeline = [
     dict(type="LoadPillowImage"),
     dict(
