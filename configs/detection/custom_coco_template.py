@@ -69,10 +69,6 @@ test_evaluator = val_evaluator
 
 if "max_iters" in _base_.train_cfg:
     train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 3)
-    param_scheduler = [
-        dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-        dict(
-            type="CosineAnnealingLR", by_epoch=False, begin=50, end=max_iters, T_max=max_iters - 50, eta_min_ratio=0.01
-        ),
-    ]
+    param_scheduler = _base_.param_scheduler
+    param_scheduler[-1].update(end=max_iters, T_max=max_iters - 50)
 del max_iters

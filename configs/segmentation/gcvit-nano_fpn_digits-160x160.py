@@ -68,22 +68,14 @@ tta_pipeline = [
         ],
     ),
 ]
+data = dict(type="BaseSegDataset", data_root=data_root, metainfo=metainfo)
 train_dataloader = dict(
     dataset=dict(
-        type="BaseSegDataset",
-        data_root=data_root,
-        data_prefix=dict(img_path="images/train", seg_map_path="semantic/train"),
-        metainfo=metainfo,
-        pipeline=train_pipeline,
+        data_prefix=dict(img_path="images/train", seg_map_path="semantic/train"), pipeline=train_pipeline, **data
     )
 )
 val_dataloader = dict(
-    dataset=dict(
-        type="BaseSegDataset",
-        data_root=data_root,
-        data_prefix=dict(img_path="images/val", seg_map_path="semantic/val"),
-        metainfo=metainfo,
-        pipeline=test_pipeline,
-    )
+    dataset=dict(data_prefix=dict(img_path="images/val", seg_map_path="semantic/val"), pipeline=test_pipeline, **data)
 )
 test_dataloader = val_dataloader
+del data

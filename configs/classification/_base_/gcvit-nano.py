@@ -26,17 +26,8 @@ train_pipeline = [
         auto_augment="rand-m5-mstd0.5-tweights",
     ),
 ]
-test_pipeline = [
-    dict(type="LoadPillowImage"),
-    dict(
-        type="TimmTransform",
-        is_training=False,
-        input_size=size,
-        interpolation="bicubic",
-        crop_pct=1.0,
-        crop_mode="squash",
-    ),
-]
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].update(input_size=size, crop_mode="squash")
 train_dataloader = dict(batch_size=32, num_workers=1, pin_memory=False, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=32, num_workers=1, pin_memory=False, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
