@@ -100,7 +100,7 @@ def make_detection_batch(with_mask: bool, classes: int, scale: int = 1) -> dict:
     )
 
 
-def train_one_step(cfg: Config, model: torch.nn.Module, data: dict) -> dict[str, float]:
+def train_one_step(cfg: Config, model: torch.nn.Module, data: dict) -> dict[str, torch.Tensor]:
     """Run one training step, check that every trainable parameter gets a gradient, and return the losses."""
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
