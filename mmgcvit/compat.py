@@ -14,6 +14,9 @@ try:
 except AttributeError:  # torch 2.1
     from torch._dynamo.external_utils import is_compiling  # type: ignore[no-redef]  # noqa: F401
 
+#: Whether a transform of ``torch.func`` (grad, vmap, jvp, ...) is running.
+functorch_is_active = torch._C._are_functorch_transforms_active
+
 #: Attributes of a module that hold its hooks. A module with an entry in any of them must be called.
 MODULE_HOOKS = tuple(
     name for name, value in vars(nn.Module()).items() if name.endswith("_hooks") and "state_dict" not in name
@@ -26,19 +29,28 @@ GLOBAL_HOOKS = tuple(
 )
 
 
-def functorch_is_active() -> bool:
-    """Whether a transform of ``torch.func`` (grad, vmap, jvp, ...) is running."""
-    return torch._C._are_functorch_transforms_active()
+def does_more_than_forward(module: nn.Module) -> bool:
+    """Whether calling a module, or a part of it, is more than running the ``forward`` of its class.
+
+    It is with hooks (sharding, observers), with a ``forward`` replaced on the instance (offloading), and after
+    ``module.compile()``.
+    """
+    for hooks in GLOBAL_HOOKS:
+        if hooks:
+            return True
+    for part in module.modules():
+        attributes = vars(part)
+        if "forward" in attributes or attributes.get("_compiled_call_impl") is not None:
+            return True
+        for name in MODULE_HOOKS:
+            if attributes[name]:
+                return True
+    return False
 
 
 def onednn_is_enabled() -> bool:
     """Whether torch may call oneDNN (``torch.backends.mkldnn.flags`` switches it off)."""
     return torch._C._get_mkldnn_enabled()
-
-
-def has_own_call(module: nn.Module) -> bool:
-    """Whether the ``forward`` of a module was replaced on the instance, as offloading does."""
-    return "forward" in vars(module)
 
 
 def autocast_is_enabled(device: str) -> bool:

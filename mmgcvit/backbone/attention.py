@@ -19,8 +19,8 @@ class WindowAttention(nn.Module):
     Local attention computes query, key and value from the window. Global attention computes key and value from it; its
     query is the image's own, from :class:`~mmgcvit.backbone.layers.GlobalQuery`.
 
-    The output channels of ``qkv`` and ``kv`` are ordered (head, q/k/v, d), so that query, key and value of all heads are
-    views of one product.
+    The output channels of ``qkv`` and ``kv`` are ordered (head, q/k/v, d): query, key and value of all heads are views
+    of one product.
 
     Args:
         channels: C.
@@ -76,9 +76,9 @@ class WindowAttention(nn.Module):
         if biases is None:
             biases = self._biases(pack, ops, qkv.dtype)
         dropout = self.attn_drop_rate if self.training else 0.0
+        parts = [qkv] if len(pack.spans) == 1 else qkv.split([span.num_rows for span in pack.spans])
         outputs = []
-        for span in pack.spans:
-            rows = qkv if len(pack.spans) == 1 else qkv[span.start : span.stop]
+        for span, rows in zip(pack.spans, parts, strict=True):
             query = None
             if queries is not None and self.is_global:
                 query = queries[span.index]

@@ -20,7 +20,7 @@ from mmgcvit.backbone.attention import WindowAttention
 from mmgcvit.backbone.checks import STAGES, check_choice, check_four, check_integer, check_rate, check_stages
 from mmgcvit.backbone.initial import SafePretrainedInit
 from mmgcvit.backbone.layers import Downsample, GlobalQuery, Mlp, PointwiseConv, Stem, layer_norm
-from mmgcvit.backbone.windows import PAD_MODES, Pack, WindowLayout, pad_to_multiple
+from mmgcvit.backbone.windows import PAD_MODES, Pack, WindowLayout, pad_to_multiple, window_layout
 from mmgcvit.compat import compute_dtype
 
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -68,6 +68,7 @@ class Block(nn.Module):
         queries: Sequence[Tensor] | None = None,
         biases: Sequence[Any] | None = None,
         drop_path_scale: Tensor | None = None,
+        ops: kernels.Kernels | None = None,
     ) -> Tensor:
         """One block on packed windows.
 
@@ -77,25 +78,18 @@ class Block(nn.Module):
             queries: the global query of each region, see :meth:`WindowLayout.expand_query`.
             biases: of each region; None to compute them from the block's own table.
             drop_path_scale: (2, rows, 1), by which both branches are multiplied; None for no drop path.
+            ops: implementations of the operations; None for those that fit x and the block.
 
         Returns:
             (rows, C).
         """
-        ops = kernels.choose(x, self)
+        ops = ops or kernels.choose(x, self)
         scale1, scale2 = (None, None) if drop_path_scale is None else drop_path_scale.unbind(0)
         y = self.norm1(x)
         if pack.padding_rows is not None:
             y.index_fill_(0, pack.padding_rows, 0)
-        x = _add(x, self.attn(y, pack, queries, biases, ops), self.gamma1, scale1)
-        return _add(x, self.mlp(self.norm2(x), ops), self.gamma2, scale2)
-
-
-def _add(x: Tensor, y: Tensor, gamma: Tensor | None, scale: Tensor | None) -> Tensor:
-    """x + y * gamma * scale."""
-    if gamma is not None:
-        y = y if scale is None else y * scale
-        return torch.addcmul(x, y, gamma)
-    return x + y if scale is None else torch.addcmul(x, y, scale)
+        x = ops.residual(x, self.attn(y, pack, queries, biases, ops), self.gamma1, scale1)
+        return ops.residual(x, self.mlp(self.norm2(x), ops), self.gamma2, scale2)
 
 
 class Stage(nn.Module):
@@ -145,31 +139,31 @@ class Stage(nn.Module):
         height, width = x.shape[1:3]
         if self.pad == "stage":
             x = pad_to_multiple(x, self.window)
-        layout = WindowLayout(x.shape, self.window, x.device, kernels.max_pack(x))
+        layout = window_layout(tuple(x.shape), self.window, x.device, kernels.max_pack(x))
         dtype = compute_dtype(x)
         queries = layout.expand_query(self.query(x).to(dtype)) if self.query is not None else None
         scales = self.sample_drop_path(layout, x)
+        ops = [kernels.choose(x, block) for block in self.blocks]
         packs = layout.pack(x)
-        for index, (block, biases) in enumerate(zip(self.blocks, self._biases(layout, x, dtype), strict=True)):
+        for index, (block, biases) in enumerate(zip(self.blocks, self._biases(layout, ops, dtype), strict=True)):
             if self.with_cp and torch.is_grad_enabled():
                 block = partial(checkpoint, block, use_reentrant=False)
             for n, pack in enumerate(layout.packs):
                 scale = None if scales is None else scales[n][index]
-                packs[n] = block(packs[n], pack, queries, biases, scale)
+                packs[n] = block(packs[n], pack, queries, biases, scale, ops[index])
         return layout.unpack(packs)[:, :height, :width]
 
-    def _biases(self, layout: WindowLayout, x: Tensor, dtype: torch.dtype) -> Iterable[Any]:
+    def _biases(self, layout: WindowLayout, ops: list[kernels.Kernels], dtype: torch.dtype) -> Iterable[Any]:
         """The position biases of each block and region.
 
-        Those of all blocks are computed together. Blocks that were modified compute their own, because their weights
-        may be there only while they are called (sharding, offloading).
+        Those of all blocks are computed together. Where a block was modified, each computes its own: its weights may be
+        there only while it is called (sharding, offloading).
         """
-        ops = {kernels.choose(x, block) for block in self.blocks}
-        if len(ops) > 1 or (kernels.is_eager() and kernels.REFERENCE in ops):
-            return [None] * len(self.blocks)
+        if kernels.is_eager() and kernels.REFERENCE in ops:
+            return [None] * len(ops)
         tables = [block.attn.relative_position_bias_table for block in self.blocks]
         sizes = [(region.height, region.width) for region in layout.regions]
-        return ops.pop().position_biases(tables, sizes, self.window, dtype)
+        return ops[0].position_biases(tables, sizes, self.window, dtype)
 
     def sample_drop_path(self, layout: WindowLayout, x: Tensor) -> list[Tensor] | None:
         """Sample the drop-path scale of each image for both branches of each block.
@@ -182,8 +176,8 @@ class Stage(nn.Module):
         rates = [block.drop_path_rate for block in self.blocks]
         if not self.training or not any(rates):
             return None
-        keep = torch.tensor([[1 - rate, 1 / (1 - rate) if rate < 1 else 0.0] for rate in rates], device=x.device)
-        keep, scale = keep.to(x.dtype)[:, :, None, None].unbind(1)
+        keep = [[1 - rate, 1 / (1 - rate) if rate < 1 else 0.0] for rate in rates]
+        keep, scale = torch.tensor(keep, dtype=x.dtype, device=x.device)[:, :, None, None].unbind(1)
         scale = torch.bernoulli(keep.expand(-1, 2, layout.batch)) * scale
         return [rows[..., None] for rows in layout.per_row(scale)]
 

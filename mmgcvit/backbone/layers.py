@@ -69,7 +69,7 @@ class Downsample(nn.Module):
 
 
 class Stem(nn.Module):
-    """From the image to the first map, with overlapping patches: (B, H, W, channels) -> (B, ceil(H/4), ceil(W/4), C)."""
+    """Image to first map, with overlapping patches: (B, H, W, channels) -> (B, ceil(H/4), ceil(W/4), C)."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Stem(nn.Module):
 class GlobalQuery(nn.Module):
     """The query that all windows of an image share (paper, section 3.2), from the input map of a stage.
 
-    (B, H, W, C) -> (B, heads, window * window, C // heads), contiguous.
+    (B, H, W, C) -> (B, heads, window * window, C // heads).
 
     Args:
         channels: C.
@@ -113,7 +113,7 @@ class GlobalQuery(nn.Module):
         batch, _, _, channels = x.shape
         # [B, w, w, C] -> [B, w * w, heads, C / heads] -> [B, heads, w * w, C / heads]
         x = x.reshape(batch, -1, self.num_heads, channels // self.num_heads)
-        return x.transpose(1, 2).contiguous()
+        return x.transpose(1, 2)
 
 
 class Mlp(nn.Module):

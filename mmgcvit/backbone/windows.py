@@ -136,9 +136,9 @@ class Span:
     count: int
 
     @property
-    def stop(self) -> int:
-        """One past the last row in the packed tensor."""
-        return self.start + self.count * self.region.num_rows
+    def num_rows(self) -> int:
+        """Rows in the packed tensor."""
+        return self.count * self.region.num_rows
 
 
 @dataclass(frozen=True)
@@ -156,38 +156,51 @@ class Pack:
 
 @cached
 def _pack_indices(batch: int, height: int, width: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token of each packed row, and packed row of each token, both int64. A padding row names its window's first token."""
+    """Token of each packed row, and packed row of each token, int64. A padding row has the first token of its window."""
     regions = split_into_regions(height, width, window)
     tokens = torch.arange(batch * height * width, device=device).reshape(batch, height, width, 1)
     windows = [region.cut(tokens) for region in regions]
     windows = [torch.cat([t, t[:, :1]], 1) if r.is_padded else t for t, r in zip(windows, regions, strict=True)]
     packed = torch.cat([t.flatten() for t in windows])
     rows = torch.arange(packed.shape[0], device=device).split([t.shape[0] * t.shape[1] for t in windows])
-    rows = [
-        row.reshape(t.shape)[:, : r.height * r.width] for row, t, r in zip(rows, windows, regions, strict=True)
-    ]
+    rows = [row.reshape(t.shape)[:, : r.height * r.width] for row, t, r in zip(rows, windows, regions, strict=True)]
     return packed, merge_regions(rows, regions).flatten()
 
 
 @cached
-def _padding_rows(spans: tuple[Span, ...], device: torch.device) -> tuple[Tensor | None]:
+def _padding_rows(spans: tuple[Span, ...], device: torch.device) -> Tensor | None:
     """The last row of each padded window."""
     rows = [
         torch.arange(s.count, device=device) * s.region.num_rows + s.start + s.region.num_rows - 1
         for s in spans
         if s.region.is_padded
     ]
-    return (torch.cat(rows) if rows else None,)
+    return torch.cat(rows) if rows else None
 
 
 @cached
-def _image_of_row(spans: tuple[Span, ...], device: torch.device) -> tuple[Tensor]:
+def _corner(window: int, height: int, width: int, device: torch.device) -> Tensor:
+    """Tokens of a full window that lie in its top left corner; then the first once more, for the padding row."""
+    tokens = torch.arange(window * window, device=device).reshape(window, window)[:height, :width].flatten()
+    return torch.cat([tokens, tokens[:1]])
+
+
+@cached
+def _image_of_row(spans: tuple[Span, ...], device: torch.device) -> Tensor:
     """The image, counted from 0, that each row of a pack belongs to."""
     images = []
     for s in spans:
         windows = torch.arange(s.first, s.first + s.count, device=device)
         images.append((windows // s.region.num_windows).repeat_interleave(s.region.num_rows))
-    return (_concatenate(images, 0),)
+    return _concatenate(images, 0)
+
+
+@cached
+def window_layout(
+    shape: Sequence[int], window: int, device: torch.device, max_elements: int | None = None
+) -> WindowLayout:
+    """The layout of a map, which is computed once for each shape. Arguments: see :class:`WindowLayout`."""
+    return WindowLayout(shape, window, device, max_elements)
 
 
 class WindowLayout:
@@ -209,7 +222,7 @@ class WindowLayout:
         self.batch, self.height, self.width, self.channels = shape
         self.window, self.device = window, device
         self.regions = split_into_regions(self.height, self.width, window)
-        self.packs = tuple(Pack(spans, *_padding_rows(spans, device)) for spans in self._spans(max_elements))
+        self.packs = tuple(Pack(spans, _padding_rows(spans, device)) for spans in self._spans(max_elements))
         self.is_indexed = max_elements is None and len(self.regions) > 1
 
     def _spans(self, max_elements: int | None) -> Iterator[tuple[Span, ...]]:
@@ -218,7 +231,7 @@ class WindowLayout:
             count = self.batch * region.num_windows
             if max_elements is None:
                 spans.append(Span(index, region, start, 0, count))
-                start = spans[-1].stop
+                start += spans[-1].num_rows
                 continue
             step = max(1, max_elements // (region.num_rows * self.channels))
             for first in range(0, count, step):
@@ -257,18 +270,17 @@ class WindowLayout:
         """The global query for the windows of each region.
 
         Args:
-            query: (B, heads, window * window, d), contiguous.
+            query: (B, heads, window * window, d).
 
         Returns:
-            (B * num_windows, heads, rows of a window, d) per region; of a single image (1, ...), for all of its windows.
-            A smaller window takes the query's top left corner, and zeros for its padding row.
+            (B * num_windows, heads, rows of a window, d) per region; of a single image (1, ...), for all windows.
+            A smaller window takes the query's top left corner.
         """
         queries = []
         for region in self.regions:
             q = query
             if region.is_padded:
-                q = q.unflatten(2, (self.window, self.window))[:, :, : region.height, : region.width]
-                q = F.pad(q.flatten(2, 3), (0, 0, 0, 1))
+                q = q.index_select(2, _corner(self.window, region.height, region.width, q.device))
             if self.batch > 1 and region.num_windows > 1:
                 q = q[:, None].expand(-1, region.num_windows, -1, -1, -1).flatten(0, 1)
             queries.append(q)
@@ -276,7 +288,7 @@ class WindowLayout:
 
     def per_row(self, values: Tensor) -> list[Tensor]:
         """Give each row its image's value: (..., B) -> (..., rows) for each pack."""
-        return [values.index_select(-1, *_image_of_row(pack.spans, values.device)) for pack in self.packs]
+        return [values.index_select(-1, _image_of_row(pack.spans, values.device)) for pack in self.packs]
 
     def _indices(self) -> tuple[Tensor, Tensor]:
         return _pack_indices(self.batch, self.height, self.width, self.window, self.device)

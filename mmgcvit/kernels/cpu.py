@@ -44,11 +44,10 @@ def onednn_is_faster() -> bool:
     )
 
 
-def uses_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether the product of x and a weight goes to oneDNN: both float32, not small, no autocast."""
+def fits_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether the product of x and a weight can go to oneDNN: both float32, not small, no autocast."""
     return (
-        onednn_is_faster()
-        and x.dtype == weight.dtype == torch.float32
+        x.dtype == weight.dtype == torch.float32
         and x.numel() > MIN_ONEDNN
         and onednn_is_enabled()
         and not autocast_is_enabled("cpu")
@@ -57,7 +56,7 @@ def uses_onednn(x: Tensor, weight: Tensor) -> bool:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias without a gradient: (..., C), (C', C), (C',) -> (..., C')."""
-    if not uses_onednn(x, weight):
+    if not (onednn_is_faster() and fits_onednn(x, weight)):
         return F.linear(x, weight, bias)
     # A convolution over an image one pixel wide. The dilation of a 1x1 kernel changes nothing in the result, but makes
     # torch choose oneDNN with a single thread, too.
@@ -71,7 +70,7 @@ def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     even = rows // 4 * 4  # other numbers of pixels are slow
     gradient, x = gradient.reshape(rows, -1), x.reshape(rows, -1)
     weight = gradient.new_empty(gradient.shape[1], x.shape[1])
-    if not uses_onednn(x[:even], weight):
+    if not (onednn_is_faster() and fits_onednn(x[:even], weight)):
         return gradient.T @ x
     weight = torch.ops.aten.convolution_backward(
         _as_image(gradient[:even]), _as_image(x[:even]), weight[:, :, None, None],
@@ -115,14 +114,14 @@ class OneDNNLinear(torch.autograd.Function):
 
 def linear(module: nn.Linear, x: Tensor) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.linear`; ``module`` must be unmodified."""
-    if uses_onednn(x, module.weight):
+    if fits_onednn(x, module.weight):
         return OneDNNLinear.apply(x, module.weight, module.bias, False)
     return module(x)
 
 
 def gelu_linear(module: nn.Linear, x: Tensor) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.gelu_linear`; ``module`` must be unmodified."""
-    if uses_onednn(x, module.weight):
+    if fits_onednn(x, module.weight):
         return OneDNNLinear.apply(x, module.weight, module.bias, True)
     return eager.gelu_linear(module, x)
 
@@ -137,8 +136,8 @@ def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: nn.Module) -> Te
     memory that the process would have to be given, which costs more than computing it.
     """
     height, width, channels = y.shape[1:]
-    biases = pointwise.bias, se.fc1.bias, se.fc2.bias
-    if height * width <= channels or x.dtype != y.dtype or y.dtype.itemsize <= 2 or any(b is not None for b in biases):
+    is_small = height * width <= channels or y.dtype.itemsize <= 2 or x.dtype != y.dtype
+    if is_small or not pointwise.bias is se.fc1.bias is se.fc2.bias is None:
         return reference.mbconv_tail(x, y, se, pointwise)
     weights = pointwise.weight, se.fc1.weight, se.fc2.weight
     x, y = x.contiguous(), y.contiguous()  # as they are, unless torch was built without oneDNN
@@ -154,17 +153,18 @@ def _scaled_weight(mean: Tensor, pointwise: Tensor, fc1: Tensor, fc2: Tensor) ->
 
 def _mbconv_tail(x: Tensor, y: Tensor, weights: Sequence[Tensor], out: Tensor) -> tuple[Tensor, Tensor]:
     """The result, written to ``out`` (which may be y itself), and the mean of GELU(y), (B, 1, C)."""
-    in_place = out is y
+    in_place, step = out is y, _chunk_rows(y)
     activate = torch.ops.aten.gelu_ if in_place else F.gelu
+    x, y, result = x.flatten(1, 2), y.flatten(1, 2), out.flatten(1, 2)  # [B, H * W, C]
     means = []
     for image in y:
-        total = y.new_zeros(y.shape[3])
-        for rows in _row_chunks(image):
+        total = y.new_zeros(y.shape[2])
+        for rows in image.split(step):
             total += activate(rows).sum(0)
         means.append(total)
-    mean = torch.stack(means)[:, None] / (y.shape[1] * y.shape[2])
-    for image, residual, result, weight in zip(y, x, out, _scaled_weight(mean, *weights), strict=True):
-        for rows, added, target in zip(_row_chunks(image), _row_chunks(residual), _row_chunks(result), strict=True):
+    mean = torch.stack(means)[:, None] / y.shape[1]
+    for i, weight in enumerate(_scaled_weight(mean, *weights)):
+        for rows, added, target in zip(y[i].split(step), x[i].split(step), result[i].split(step), strict=True):
             torch.add(added, product(rows if in_place else F.gelu(rows), weight), out=target)
     return out, mean
 
@@ -189,22 +189,24 @@ class MBConvTail(torch.autograd.Function):
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]
         with torch.enable_grad():
             scaled = _scaled_weight(*inputs)
+        step = _chunk_rows(y)
+        d_y = torch.empty_like(y)
+        y, grad, result = y.flatten(1, 2), gradient.flatten(1, 2), d_y.flatten(1, 2)
         d_scaled = torch.zeros_like(scaled)
-        for image, grad, total in zip(y, gradient, d_scaled, strict=True):
-            for rows, g in zip(_row_chunks(image), _row_chunks(grad), strict=True):
+        for i, total in enumerate(d_scaled):
+            for rows, g in zip(y[i].split(step), grad[i].split(step), strict=True):
                 total += weight_gradient(g, F.gelu(rows))
         d_mean, *d_weights = torch.autograd.grad(scaled, inputs, d_scaled)
-        d_mean = d_mean / (y.shape[1] * y.shape[2])
-        d_y = torch.empty_like(y)
-        for image, grad, result, weight, d in zip(y, gradient, d_y, scaled.detach(), d_mean, strict=True):
-            for rows, g, target in zip(_row_chunks(image), _row_chunks(grad), _row_chunks(result), strict=True):
+        d_mean = d_mean / y.shape[1]
+        for i, (weight, d) in enumerate(zip(scaled.detach(), d_mean, strict=True)):
+            for rows, g, target in zip(y[i].split(step), grad[i].split(step), result[i].split(step), strict=True):
                 torch.ops.aten.gelu_backward.grad_input(product(g, weight.T, d[0]), rows, grad_input=target)
         return gradient, d_y, *d_weights
 
 
-def _row_chunks(image: Tensor) -> tuple[Tensor, ...]:
-    """A contiguous (H, W, C) as chunks of (pixels, C) that fit the caches."""
-    return image.flatten(0, 1).split(max(1, MAX_PACK // image.shape[2]))
+def _chunk_rows(x: Tensor) -> int:
+    """Rows of channels that fit the caches."""
+    return max(1, MAX_PACK // x.shape[-1])
 
 
 # --------------------------------------------------------------------------------------------------------- attention
@@ -223,25 +225,21 @@ class Bias(NamedTuple):
     padding: Tensor | None = None
     dense: Tensor | None = None
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the windows, in tokens."""
-        return (self.columns.shape[2] + 1) // 2, self.columns.shape[1]
-
-    def groups(self, dtype: torch.dtype, limit: int | None) -> Iterator[tuple[slice, Tensor]]:
-        """Queries, and their bias (heads, queries, keys), of at most ``limit`` elements or one row of the window."""
-        height, width = self.size
-        if self.dense is not None:
-            yield slice(0, height * width), self.dense.to(dtype)
-            return
+    def groups(self, limit: int | None) -> Iterator[tuple[slice, Tensor]]:
+        """Queries and their bias (heads, queries, keys), of at most ``limit`` elements or one row of the window."""
+        height, width = (self.columns.shape[2] + 1) // 2, self.columns.shape[1]
         step = height if limit is None else max(1, limit // (self.columns.shape[0] * width * height * width))
         for first in range(0, height, step):
-            last = min(first + step, height)
-            queries = slice(first * width, last * width)
-            bias = bias_rows(self.columns, first, last)
-            if self.padding is not None:
-                bias = torch.cat([bias, self.padding[:, queries]], 2)
-            yield queries, bias.to(dtype)
+            yield slice(first * width, min(first + step, height) * width), self.rows(first, min(first + step, height))
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """The bias of the queries in rows first to last - 1 of the window: (heads, i * j, keys)."""
+        height, width = (self.columns.shape[2] + 1) // 2, self.columns.shape[1]
+        rows = [self.columns[:, :, height - 1 - i : 2 * height - 1 - i] for i in range(first, last)]
+        bias = torch.stack(rows, 1).flatten(3, 4).flatten(1, 2)  # [heads, i, j, k, l] -> [heads, i * j, k * l]
+        if self.padding is not None:
+            bias = torch.cat([bias, self.padding[:, first * width : last * width].to(bias.dtype)], 2)
+        return bias
 
 
 def bias_columns(table: Tensor, window: int, height: int, width: int) -> Tensor:
@@ -253,14 +251,6 @@ def bias_columns(table: Tensor, window: int, height: int, width: int) -> Tensor:
     grid = table.T.reshape(-1, 2 * window - 1, 2 * window - 1).flip(1, 2)
     grid = grid[:, window - height : window + height - 1, window - width : window + width - 1]
     return torch.stack([grid[:, :, width - 1 - j : 2 * width - 1 - j] for j in range(width)], 1)
-
-
-def bias_rows(columns: Tensor, first: int, last: int) -> Tensor:
-    """The bias of the queries in rows first to last - 1: (heads, j, k - i, l) -> (heads, i * j, k * l)."""
-    height = (columns.shape[2] + 1) // 2
-    rows = [columns[:, :, height - 1 - i : 2 * height - 1 - i] for i in range(first, last)]
-    # [heads, i, j, k, l] -> [heads, i * j, k * l]
-    return torch.stack(rows, 1).flatten(3, 4).flatten(1, 2)
 
 
 def padding_bias(table: Tensor, window: int, height: int, width: int) -> Tensor:
@@ -292,36 +282,49 @@ def padding_bias(table: Tensor, window: int, height: int, width: int) -> Tensor:
 def position_biases(
     tables: Sequence[Tensor], sizes: Sequence[tuple[int, int]], window: int, dtype: torch.dtype
 ) -> Iterator[list[Any]]:
-    """See :func:`mmgcvit.kernels.reference.position_biases`; one block at a time, as :class:`Bias`."""
-    for table in tables:
+    """See :func:`mmgcvit.kernels.reference.position_biases`; as :class:`Bias`, of which one block's is laid out."""
+    heads = tables[0].shape[1]
+    # Blocks next to heads: the columns of all blocks at once, (rows, blocks * heads).
+    table = tables[0] if len(tables) == 1 else torch.cat(list(tables), 1)
+    parts = []
+    for height, width in sizes:
+        columns = bias_columns(table, window, height, width).split(heads)
+        padding: Sequence[Tensor | None] = [None] * len(tables)
+        if height < window or width < window:
+            padding = padding_bias(table, window, height, width).split(heads)
+        parts.append((height, columns, padding))
+    for block in range(len(tables)):
         biases = []
-        for height, width in sizes:
-            padded = height < window or width < window
-            padding = padding_bias(table, window, height, width) if padded else None
-            bias = Bias(bias_columns(table, window, height, width), padding)
-            if table.shape[1] * (height * width) ** 2 <= MAX_BIAS:
+        for height, columns, padding in parts:
+            bias = Bias(columns[block], padding[block])
+            if heads * (height * columns[block].shape[1]) ** 2 <= MAX_BIAS:
                 with torch.no_grad():  # the gradient goes through the other two
-                    ((_, dense),) = bias.groups(dtype, None)
-                bias = bias._replace(dense=dense)
+                    bias = bias._replace(dense=bias.rows(0, height).to(dtype))
             biases.append(bias)
         yield biases
 
 
-def window_attention(
-    qkv: Tensor, query: Tensor | None, bias: Bias, num_heads: int, dropout: float = 0.0
-) -> Tensor:
+def window_attention(qkv: Tensor, query: Tensor | None, bias: Bias, num_heads: int, dropout: float = 0.0) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.window_attention`; the result of the padding token is zero."""
-    if not dropout and torch.is_grad_enabled() and bias.columns.requires_grad:
+    if dropout:
+        bias = bias._replace(dense=None)  # a gradient, and dropout at once for all queries
+    elif torch.is_grad_enabled() and bias.columns.requires_grad:
         return WindowAttention.apply(qkv, query, *bias, num_heads)
-    return _window_attention(qkv, query, bias._replace(dense=None) if dropout else bias, num_heads, dropout)
+    if bias.dense is not None and bias.padding is None:
+        return reference.window_attention(qkv, query, bias.dense, num_heads)
+    return _window_attention(qkv, query, bias, num_heads, dropout)
 
 
 def _window_attention(qkv: Tensor, query: Tensor | None, bias: Bias, num_heads: int, dropout: float = 0.0) -> Tensor:
     """Attention by torch's fused kernel, some rows of queries at a time."""
     q, k, v = reference.split_heads(qkv, query, num_heads)
+    groups = bias.groups(None if dropout else MAX_BIAS)
+    if bias.dense is not None:
+        groups = iter([(slice(0, bias.dense.shape[1]), bias.dense)])
     parts = []
-    for queries, mask in bias.groups(q.dtype, None if dropout else MAX_BIAS):
-        x = F.scaled_dot_product_attention(q[:, :, queries], k, v, attn_mask=mask[None], dropout_p=dropout)
+    for queries, mask in groups:
+        mask = mask.to(q.dtype)[None]
+        x = F.scaled_dot_product_attention(q[:, :, queries], k, v, attn_mask=mask, dropout_p=dropout)
         parts.append(x.transpose(1, 2))  # [windows, heads, queries, d] -> [windows, queries, heads, d]
     if bias.padding is not None:
         parts.append(parts[0].new_zeros(parts[0].shape[0], 1, *parts[0].shape[2:]))
@@ -357,7 +360,7 @@ class WindowAttention(torch.autograd.Function):
         """Gradients of forward's arguments."""
         qkv, query, columns, padding = ctx.saved_tensors
         bias = Bias(columns, padding)
-        (height, width), heads = bias.size, ctx.num_heads
+        heads, width, height = ctx.num_heads, columns.shape[1], (columns.shape[2] + 1) // 2
         tokens = height * width
         d_qkv = torch.empty_like(qkv)
         q, k, v = reference.split_heads(qkv, query, heads)
@@ -370,7 +373,7 @@ class WindowAttention(torch.autograd.Function):
         if query is None:
             d_q[:, :, tokens:] = 0  # the padding token's own result was not computed
         gradient = gradient.unflatten(2, (heads, -1)).transpose(1, 2)  # [windows, heads, tokens, d]
-        for queries, mask in bias.groups(q.dtype, MAX_BIAS):
+        for queries, mask in bias.groups(MAX_BIAS):
             first, last = queries.start // width, queries.stop // width
             write = Tensor.add_ if first else Tensor.copy_
             d_mask = columns.new_zeros(mask.shape, dtype=acc_dtype)
@@ -381,7 +384,7 @@ class WindowAttention(torch.autograd.Function):
                 ks, vs = k[windows].flatten(0, 1), v[windows].flatten(0, 1)
                 gs = gradient[windows, :, queries].flatten(0, 1)
                 scores = qs @ ks.mT
-                scores.unflatten(0, shape).add_(mask)
+                scores.unflatten(0, shape).add_(mask.to(scores.dtype))
                 weights = scores.softmax(-1)
                 write(d_v[windows], (weights.mT @ gs).unflatten(0, shape))
                 d_scores = softmax_backward(gs @ vs.mT, weights)  # [windows * heads, queries, keys]

@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: by device, by mode, and by whether a module is still what it was built as."""
+"""Which implementation of an operation runs: by device, by mode, and by whether a module is still as it was built."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
-from mmgcvit.compat import GLOBAL_HOOKS, MODULE_HOOKS, has_own_call
+from mmgcvit.compat import does_more_than_forward
 from mmgcvit.kernels import cpu, eager, reference
 from mmgcvit.utils.capture import is_eager
 
@@ -20,18 +19,32 @@ class Kernels:
 
     linear: Callable = reference.linear
     gelu_linear: Callable = reference.gelu_linear
+    residual: Callable = reference.residual
     mbconv_tail: Callable = reference.mbconv_tail
     window_attention: Callable = reference.window_attention
     position_biases: Callable = reference.position_biases
 
 
 REFERENCE = Kernels()
-EAGER = Kernels(gelu_linear=eager.gelu_linear, mbconv_tail=eager.mbconv_tail)
-CPU = Kernels(cpu.linear, cpu.gelu_linear, cpu.mbconv_tail, cpu.window_attention, cpu.position_biases)
+EAGER = Kernels(
+    gelu_linear=eager.gelu_linear,
+    residual=eager.residual,
+    mbconv_tail=eager.mbconv_tail,
+    position_biases=eager.position_biases,
+)
+CPU = Kernels(
+    linear=cpu.linear if cpu.onednn_is_faster() else reference.linear,
+    gelu_linear=cpu.gelu_linear if cpu.onednn_is_faster() else eager.gelu_linear,
+    residual=eager.residual,
+    mbconv_tail=cpu.mbconv_tail,
+    window_attention=cpu.window_attention,
+    position_biases=cpu.position_biases,
+)
 #: What can be switched off, and the operations that belong together.
 KERNELS = {
     "linear": ("linear",),
     "gelu_linear": ("gelu_linear",),
+    "residual": ("residual",),
     "mbconv_tail": ("mbconv_tail",),
     "window_attention": ("window_attention", "position_biases"),
     "packs": (),  # a block on some windows at a time
@@ -61,23 +74,17 @@ def max_pack(x: Tensor) -> int | None:
 def is_unmodified(module: nn.Module) -> bool:
     """Whether a module and all of its parts are as they were built, so that weights may be used without calling them.
 
-    They are not if a part was subclassed or replaced (LoRA, parametrization), if its ``forward`` was replaced
-    (offloading), if it has hooks (sharding, observers), or if a weight computes in its own way (quantization, DTensor).
+    They are not if a part was subclassed or replaced (LoRA, parametrization), does more than its ``forward`` when it is
+    called (hooks, offloading), or has a weight that computes in its own way (quantization, DTensor).
     """
-    for hooks in GLOBAL_HOOKS:
-        if hooks:
-            return False
     for part in module.modules():
         kind = type(part)
-        if (kind not in _BUILT_FROM and not kind.__module__.startswith(_OWN)) or has_own_call(part):
+        if kind not in _BUILT_FROM and not kind.__module__.startswith(_OWN):
             return False
-        for name in MODULE_HOOKS:
-            if getattr(part, name):
-                return False
-        for parameter in part._parameters.values():
-            if parameter is not None and type(parameter) is not nn.Parameter and type(parameter) is not Tensor:
-                return False
-    return True
+    for parameter in module.parameters():
+        if type(parameter) is not nn.Parameter and type(parameter) is not Tensor:
+            return False
+    return not does_more_than_forward(module)
 
 
 #: What blocks and MBConvs are built from; a subclass, of these or of the network's own classes, counts as modified.

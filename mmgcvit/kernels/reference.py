@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from mmgcvit.utils.capture import cached
 
-MASK_ALIGNMENT = 16  # elements; fused attention on CUDA copies a mask whose rows start at other multiples
-
 
 def linear(module: nn.Linear, x: Tensor) -> Tensor:
     """Apply a linear layer: (..., C) -> (..., C')."""
@@ -44,9 +42,21 @@ def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: nn.Module) -> Te
     return x + pointwise(y * se(y.mean((1, 2)))[:, None, None])
 
 
-def window_attention(
-    qkv: Tensor, query: Tensor | None, bias: Any, num_heads: int, dropout: float = 0.0
-) -> Tensor:
+def residual(x: Tensor, y: Tensor, gamma: Tensor | None, scale: Tensor | None) -> Tensor:
+    """x + y * gamma * scale.
+
+    Args:
+        x: (rows, C).
+        y: (rows, C).
+        gamma: (C,), layer scale; None for none.
+        scale: (rows, 1), drop path; has no gradient; None for none.
+    """
+    if gamma is not None:
+        return torch.addcmul(x, y if scale is None else y * scale, gamma)
+    return x + y if scale is None else x + y * scale
+
+
+def window_attention(qkv: Tensor, query: Tensor | None, bias: Any, num_heads: int, dropout: float = 0.0) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias) v in each window.
 
     Args:
@@ -67,13 +77,10 @@ def window_attention(
 
 def split_heads(qkv: Tensor, query: Tensor | None, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Views of query, key and value, (windows, heads, tokens, d) each; arguments as of :func:`window_attention`."""
-    # [windows, tokens, heads * n * d] -> [windows, heads, tokens, n, d]
-    parts = qkv.unflatten(2, (num_heads, 3 if query is None else 2, -1)).transpose(1, 2)
-    if query is None:
-        q, k, v = parts.unbind(3)
-        return q, k, v
-    k, v = parts.unbind(3)
-    return query.expand(k.shape[0], -1, -1, -1), k, v
+    # [windows, tokens, heads * n * d] -> n times [windows, tokens, heads, d] -> n times [windows, heads, tokens, d]
+    parts = qkv.unflatten(2, (num_heads, 3 if query is None else 2, -1)).unbind(3)
+    k, v = parts[-2].transpose(1, 2), parts[-1].transpose(1, 2)
+    return parts[0].transpose(1, 2) if query is None else query.expand(k.shape[0], -1, -1, -1), k, v
 
 
 def position_biases(
@@ -95,52 +102,48 @@ def position_biases(
     Yields:
         For each block a list with, for each size, (heads, tokens, tokens), padding token included.
     """
-    heads, device = tables[0].shape[1], tables[0].device
-    alignment = 1 if device.type == "cpu" else MASK_ALIGNMENT
-    (index,) = _bias_index(tuple(sizes), window, alignment, device)
+    heads = tables[0].shape[1]
+    index = bias_index(tuple(sizes), window, tables[0].device)
     gathered = torch.cat([table.T for table in tables]).index_select(1, index)  # [blocks * heads, positions]
-    by_size = []
-    parts = gathered.split([_num_positions(size, window, alignment) for size in sizes], 1)
+    yield from zip(*assemble_biases(gathered.unflatten(0, (-1, heads)), sizes, window, dtype), strict=True)
+
+
+def assemble_biases(
+    gathered: Tensor, sizes: Sequence[tuple[int, int]], window: int, dtype: torch.dtype
+) -> Iterator[tuple[Tensor, ...]]:
+    """Biases of each size, one for each block, from the gathered entries of their tables (blocks, heads, positions)."""
+    counts = [num_positions(size, window) for size in sizes]
+    parts = gathered.split(counts, 2) if len(counts) > 1 else [gathered]
     for (height, width), bias in zip(sizes, parts, strict=True):
         tokens = height * width
-        if tokens == window * window:
-            bias = bias.unflatten(1, (tokens, -1))
-            bias = bias if tokens % alignment == 0 else bias[..., :tokens]
+        if tokens < window * window:
+            bias = bias.unflatten(2, (tokens + 1, -1))  # keys: the tokens, then their padding
+            bias, padding = bias.split([tokens, window * window - tokens], -1)
+            bias = torch.cat([bias, padding.logsumexp(-1, keepdim=True)], -1)
         else:
-            bias = bias.unflatten(1, (tokens + 1, -1))  # keys: tokens, their padding, columns that align the rows
-            padding = bias[..., tokens : window * window]
-            padding = padding.to(torch.promote_types(padding.dtype, torch.float32)).logsumexp(-1, keepdim=True)
-            filler = -(tokens + 1) % alignment
-            columns = [bias[..., :tokens], padding.to(bias.dtype), bias[..., :filler]]
-            bias = torch.cat(columns[: 3 if filler else 2], -1)[..., : tokens + 1]
-        by_size.append(bias.to(dtype).unflatten(0, (-1, heads)).unbind(0))
-    for biases in zip(*by_size, strict=True):
-        yield list(biases)
+            bias = bias.unflatten(2, (tokens, -1))
+        yield bias.to(dtype).unbind(0)
 
 
-def _num_positions(size: tuple[int, int], window: int, alignment: int) -> int:
-    """Entries of the table that :func:`position_biases` gathers for windows of a size."""
+def num_positions(size: tuple[int, int], window: int) -> int:
+    """Entries of a table that belong to windows of a size."""
     tokens = size[0] * size[1]
-    queries = tokens + (tokens < window * window)
-    return queries * (window * window + -(window * window) % alignment)
+    return (tokens + (tokens < window * window)) * window * window
 
 
 @cached
-def _bias_index(
-    sizes: tuple[tuple[int, int], ...], window: int, alignment: int, device: torch.device
-) -> tuple[Tensor]:
+def bias_index(sizes: tuple[tuple[int, int], ...], window: int, device: torch.device) -> Tensor:
     """Rows of a bias table for each size, query and key, (positions,) int64.
 
-    The keys are the tokens of the window first, then those of its padding; columns up to a multiple of ``alignment``
-    repeat the first key. The query of the padding token, whose result is never used, repeats the first query.
+    The keys are the tokens of the window first, then those of its padding. The query of the padding token, whose result
+    is never used, repeats the first query.
     """
     y, x = (t.flatten() for t in torch.meshgrid(*[torch.arange(window, device=device)] * 2, indexing="ij"))
     rows = (y[:, None] - y + window - 1) * (2 * window - 1) + (x[:, None] - x + window - 1)
     indices = []
     for height, width in sizes:
-        order = ((y >= height) | (x >= width)).to(torch.uint8).argsort(stable=True)
+        keys = ((y >= height) | (x >= width)).to(torch.uint8).argsort(stable=True)
         tokens = height * width
-        queries = torch.cat([order[:tokens], order[: int(tokens < window * window)]])
-        keys = torch.cat([order, order[:1].expand(-(window * window) % alignment)])
+        queries = torch.cat([keys[:tokens], keys[: int(tokens < window * window)]])
         indices.append(rows[queries][:, keys].flatten())
-    return (torch.cat(indices),)
+    return torch.cat(indices)

@@ -1,4 +1,4 @@
-"""Whether operations run as they are called, and tensors of indices that are kept between calls."""
+"""Whether operations run as they are called, and results that are kept between calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmgcvit.compat import functorch_is_active, is_compiling
 
-Tensors = TypeVar("Tensors", bound=tuple)
+Result = TypeVar("Result")
 CACHE_SIZE = 256  # entries of a cache; multi-scale training has many input sizes
 
 
@@ -20,25 +20,22 @@ def is_eager() -> bool:
     return not (is_compiling() or torch.jit.is_tracing() or functorch_is_active())
 
 
-def cached(function: Callable[..., Tensors]) -> Callable[..., Tensors]:
-    """Cache a function that returns a tuple of index tensors, made from hashable arguments.
+def cached(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Cache a function of hashable arguments whose result holds tensors of indices.
 
-    While a graph is being captured, nothing is cached: there the indices become part of the graph.
+    While a graph is being captured or tensors are fake, the cache is not used: there the indices belong to the graph.
     """
-    results: dict[tuple, Any] = {}
+    results: dict[tuple, Result] = {}
 
     @wraps(function)
-    def wrapper(*key: Any) -> Any:
-        if not is_eager():
+    def wrapper(*key: Any) -> Result:
+        if not is_eager() or type(torch.empty(0)) is not Tensor:
             return function(*key)
-        result = results.get(key)
-        if result is None:
+        if key not in results:
+            while len(results) >= CACHE_SIZE:
+                results.pop(next(iter(results)))
             with torch.inference_mode(False):  # so that a backward pass may save them later
-                result = function(*key)
-            if all(t is None or type(t) is Tensor for t in result):  # no fake tensors
-                while len(results) >= CACHE_SIZE:
-                    results.pop(next(iter(results)))
-                results[key] = result
-        return result
+                results[key] = function(*key)
+        return results[key]
 
     return wrapper
