@@ -17,6 +17,9 @@ except AttributeError:  # torch 2.1
 #: Whether a transform of ``torch.func`` (grad, vmap, jvp, ...) is running.
 functorch_is_active = torch._C._are_functorch_transforms_active
 
+#: Whether torch may call oneDNN (``torch.backends.mkldnn.flags`` switches it off).
+onednn_is_enabled = torch._C._get_mkldnn_enabled
+
 #: Attributes of a module that hold its hooks. A module with an entry in any of them must be called.
 MODULE_HOOKS = tuple(
     name for name, value in vars(nn.Module()).items() if name.endswith("_hooks") and "state_dict" not in name
@@ -46,11 +49,6 @@ def does_more_than_forward(module: nn.Module) -> bool:
             if attributes[name]:
                 return True
     return False
-
-
-def onednn_is_enabled() -> bool:
-    """Whether torch may call oneDNN (``torch.backends.mkldnn.flags`` switches it off)."""
-    return torch._C._get_mkldnn_enabled()
 
 
 def autocast_is_enabled(device: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,11 @@ def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
     """Largest difference over the largest value."""
     assert got.shape == wanted.shape, f"{tuple(got.shape)} against {tuple(wanted.shape)}"
     return ((got - wanted).abs().max() / wanted.abs().max()).item()
+
+
+def loss_of(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A sum in which every element of every map has its own weight."""
+    return sum((m * torch.linspace(-1, 1, m.numel(), dtype=m.dtype).reshape(m.shape)).sum() for m in maps)
 
 
 @pytest.fixture

@@ -156,7 +156,7 @@ class Pack:
 
 @cached
 def _pack_indices(batch: int, height: int, width: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token of each packed row, and packed row of each token, int64. A padding row has the first token of its window."""
+    """Token of each packed row, and packed row of each token, int64. A padding row has its window's first token."""
     regions = split_into_regions(height, width, window)
     tokens = torch.arange(batch * height * width, device=device).reshape(batch, height, width, 1)
     windows = [region.cut(tokens) for region in regions]

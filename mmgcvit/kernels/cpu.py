@@ -56,8 +56,12 @@ def fits_onednn(x: Tensor, weight: Tensor) -> bool:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias without a gradient: (..., C), (C', C), (C',) -> (..., C')."""
-    if not (onednn_is_faster() and fits_onednn(x, weight)):
-        return F.linear(x, weight, bias)
+    if onednn_is_faster() and fits_onednn(x, weight):
+        return _onednn_product(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # A convolution over an image one pixel wide. The dilation of a 1x1 kernel changes nothing in the result, but makes
     # torch choose oneDNN with a single thread, too.
     y = F.conv2d(_as_image(x), weight[:, :, None, None], bias, dilation=2)
@@ -114,16 +118,20 @@ class OneDNNLinear(torch.autograd.Function):
 
 def linear(module: nn.Linear, x: Tensor) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.linear`; ``module`` must be unmodified."""
-    if fits_onednn(x, module.weight):
-        return OneDNNLinear.apply(x, module.weight, module.bias, False)
-    return module(x)
+    if not fits_onednn(x, module.weight):
+        return module(x)
+    if not torch.is_grad_enabled():
+        return _onednn_product(x, module.weight, module.bias)
+    return OneDNNLinear.apply(x, module.weight, module.bias, False)
 
 
 def gelu_linear(module: nn.Linear, x: Tensor) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.gelu_linear`; ``module`` must be unmodified."""
-    if fits_onednn(x, module.weight):
-        return OneDNNLinear.apply(x, module.weight, module.bias, True)
-    return eager.gelu_linear(module, x)
+    if not fits_onednn(x, module.weight):
+        return eager.gelu_linear(module, x)
+    if not torch.is_grad_enabled():
+        return _onednn_product(F.gelu(x), module.weight, module.bias)
+    return OneDNNLinear.apply(x, module.weight, module.bias, True)
 
 
 # ------------------------------------------------------------------------------------------------- tail of an MBConv
