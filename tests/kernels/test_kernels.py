@@ -152,7 +152,10 @@ def test_each_can_be_disabled(tiny_model, name: str):
 
 
 def test_disabled_refuses_unknown_names():
-    with pytest.raises(ValueError, match=r"disabled: 'lineal'; allowed: linear, gelu_linear"), kernels.disabled("lineal"):
+    with (
+        pytest.raises(ValueError, match=r"disabled: 'lineal'; allowed: linear, gelu_linear"),
+        kernels.disabled("lineal"),
+    ):
         pass
 
 
@@ -247,7 +250,13 @@ def test_second_derivatives_of_eager_operations(function: str):
         run, inputs = (lambda x, y: eager.residual(x, y, None, scale) ** 3), (x, x.detach().cos().requires_grad_())
     else:
         tables = [torch.randn(25, 2, dtype=torch.double, requires_grad=True) for _ in range(2)]
-        run, inputs = (lambda *t: sum((b**3).sum() for pair in eager.position_biases(t, [(3, 3), (2, 1)], 3, t[0].dtype)
-                                      for b in pair)), tuple(tables)
+        run, inputs = (
+            (
+                lambda *t: sum(
+                    (b**3).sum() for pair in eager.position_biases(t, [(3, 3), (2, 1)], 3, t[0].dtype) for b in pair
+                )
+            ),
+            tuple(tables),
+        )
     assert torch.autograd.gradcheck(run, inputs)
     assert torch.autograd.gradgradcheck(run, inputs)
