@@ -298,8 +298,8 @@ def _check_bounds(findings: dict[str, Finding], stack: str) -> None:
     names = {of[stack]: name for name, of in MODULES.items()}
     for asking in ["mmgcvit", *names]:
         for requirement in _requirements(asking, stack):
-            there = _version(requirement.name)
-            if requirement.name not in names or there is None:
+            there = _version(requirement.name) if requirement.name in names else None
+            if there is None:
                 continue
             try:
                 fits = requirement.specifier.contains(there.partition("+")[0], prereleases=True)
