@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +47,7 @@ DISTRIBUTIONS = {  # where the name to install differs from the name to import
     "sklearn": "scikit-learn",
     "yaml": "PyYAML",
 }
+NO_CULPRITS = {*sys.stdlib_module_names, "__main__", "mmgcvit"}  # an error that passes through them came from elsewhere
 PYTHON = (3, 10)
 
 
@@ -264,11 +266,22 @@ def _fix(error: BaseException, name: str, stack: str) -> str:
         return _install_torch()
     if culprit in MODULES:
         return _reinstall(_asked(MODULES[culprit][stack], stack))
-    return _reinstall(culprit)
+    distribution = (_distributions().get(culprit) or [culprit])[0]
+    version = _version(distribution)
+    return _reinstall(f"{distribution}=={version}" if version else distribution)
+
+
+@cache
+def _distributions() -> dict[str, list[str]]:
+    """The distributions that install each importable name."""
+    try:
+        return dict(metadata.packages_distributions())
+    except Exception:
+        return {}
 
 
 def _culprit(error: BaseException) -> str | None:
-    """Which of ``MODULES`` is to blame: the one that is named as incompatible, else the innermost that was running."""
+    """The installed package to blame: the one that is named as incompatible, else the innermost that was running."""
     incompatible = re.search(r"\b(\w+)==\S+ is used but incompatible", describe(error))  # mmdet about mmcv
     if incompatible and incompatible[1].lower() in MODULES:
         return incompatible[1].lower()
@@ -279,7 +292,8 @@ def _culprit(error: BaseException) -> str | None:
     culprit, trace = None, error.__traceback__
     while trace is not None:
         running = str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
-        culprit = running if running in MODULES else culprit
+        if running in MODULES or (running not in NO_CULPRITS and running in _distributions()):
+            culprit = running
         trace = trace.tb_next
     return culprit
 

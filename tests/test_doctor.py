@@ -23,6 +23,10 @@ def finding(name: str) -> doctor.Finding:
     return next(f for f in doctor.examine() if f.name == name)
 
 
+def _reinstall_same(distribution: str) -> str:
+    return f'pip install --force-reinstall --no-deps "{distribution}=={metadata.version(distribution)}"'
+
+
 def broken(monkeypatch, module: str, error: BaseException) -> None:
     """Let importing ``module`` raise ``error``."""
     real = importlib.import_module
@@ -357,7 +361,17 @@ def test_another_class_under_the_same_name(monkeypatch):
 
 def test_a_broken_requirement_that_is_not_in_the_table(monkeypatch):
     broken(monkeypatch, "safetensors", OSError("odd"))
-    assert doctor._fix_backbone(OSError("odd"), "onedl") == 'pip install --force-reinstall --no-deps "safetensors"'
+    assert doctor._fix_backbone(OSError("odd"), "onedl") == _reinstall_same("safetensors")
+
+
+def test_a_broken_package_below_the_stack():
+    """A numpy that does not load breaks mmengine, mmcv and more: it is numpy that has to be reinstalled."""
+    import numpy as np
+
+    with pytest.raises(TypeError) as raised:
+        np.zeros(4).mean(axis="odd")  # raised in numpy's own Python files
+    assert doctor._culprit(raised.value) == "numpy"
+    assert doctor._fix(raised.value, "mmengine", "onedl") == _reinstall_same("numpy")
 
 
 def test_versions_are_not_called_right_where_they_cannot_be_checked(monkeypatch):
