@@ -6,6 +6,10 @@ checks that each of them still exists and still means the same, so that a new re
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -39,3 +43,29 @@ def onednn_is_enabled() -> bool:
 def has_own_call(module: nn.Module) -> bool:
     """Whether the ``forward`` of a module was replaced on the instance, as offloading does."""
     return "forward" in vars(module)
+
+
+# Checkpoints: state dict hooks, and the unpickler whose steps can be restricted.
+
+#: The unpickler in Python: its ``dispatch`` table and ``stack`` let a subclass check every step before it is taken.
+PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+StateDictHook = Callable[..., None]
+
+
+def load_state_dict_pre_hooks(module: nn.Module) -> list[StateDictHook]:
+    """The hooks that run before ``module`` takes a state dict."""
+    return [getattr(known, "hook", known) for known in module._load_state_dict_pre_hooks.values()]
+
+
+def add_load_state_dict_pre_hook(module: nn.Module, hook: StateDictHook) -> None:
+    """Call ``hook(module, state_dict, prefix, ...)`` before ``module`` and its children take a state dict.
+
+    The same hook is added once only, however often this is called.
+    """
+    if hook in load_state_dict_pre_hooks(module):
+        return
+    if hasattr(module, "register_load_state_dict_pre_hook"):
+        module.register_load_state_dict_pre_hook(hook)
+    else:  # before torch 2.5
+        module._register_load_state_dict_pre_hook(hook, with_module=True)

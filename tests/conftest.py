@@ -64,7 +64,7 @@ def classifier():
 @pytest.fixture(scope="session")
 def authors_dict(classifier) -> dict[str, torch.Tensor]:
     """The classifier's tensors under the authors' names."""
-    from written import authors_names
+    from checkpoint_fixtures import authors_names
 
     return authors_names(classifier.state_dict(), TINY)
 
@@ -72,6 +72,6 @@ def authors_dict(classifier) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def files(tmp_path_factory, classifier, authors_dict) -> dict[str, Path]:
     """The classifier in a file of each layout."""
-    from written import write_all
+    from checkpoint_fixtures import write_all
 
     return write_all(tmp_path_factory.mktemp("checkpoints"), classifier.state_dict(), authors_dict, TINY["embed_dims"])

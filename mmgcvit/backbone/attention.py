@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mmgcvit.backbone.bias import resize_bias_table, table_window  # noqa: F401
 from mmgcvit.backbone.eager import eager_on_cpu
 from mmgcvit.backbone.linear import linear
 
@@ -116,27 +116,6 @@ class Bias(NamedTuple):
                 bias = torch.cat([bias, self.outside[:, first * width : last * width]], dim=2)
             # One for each picture: (heads, queries, keys) -> (pictures * heads, queries, keys)
             yield first, last, bias.to(dtype).repeat(rows // heads, 1, 1) if rows > heads else bias.to(dtype)
-
-
-def table_window(table: Tensor) -> int:
-    """Side w of the windows that a bias table ((2w-1)^2, heads) is for; 0 where its rows are of no such number."""
-    side = math.isqrt(len(table))
-    return (side + 1) // 2 if side * side == len(table) and side % 2 else 0
-
-
-def resize_bias_table(table: Tensor, window: int) -> Tensor:
-    """Bicubic resize of a bias table to another window: ((2v-1)^2, heads) -> ((2w-1)^2, heads), as the authors do.
-
-    Raises:
-        ValueError: the table's rows are not a square of an odd number.
-    """
-    rows, heads = table.shape
-    if not table_window(table):
-        raise ValueError(f"a relative position bias table of {rows} rows fits no window; allowed: (2w-1)^2 rows")
-    old, new = 2 * table_window(table) - 1, 2 * window - 1
-    grid = table.detach().float().T.reshape(1, heads, old, old)
-    grid = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False)
-    return grid.reshape(heads, new * new).T.to(table.dtype)
 
 
 class _Attention(torch.autograd.Function):

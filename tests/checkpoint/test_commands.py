@@ -17,7 +17,7 @@ from mmgcvit import GCViT, load_pretrained
 from mmgcvit.__main__ import main
 from mmgcvit.checkpoint import CheckpointError
 from mmgcvit.checkpoint.commands import convert_file, inspect
-from mmgcvit.checkpoint.weights import file_sha256
+from mmgcvit.utils import file_sha256
 
 
 @pytest.mark.parametrize("layout", ["nvidia", "nvidia-detection", "timm", "keras", "mmgcvit"])
@@ -137,7 +137,7 @@ def test_the_tool(files, tmp_path: Path):
 
 
 def test_averaged_weights_are_converted(authors_dict, tmp_path: Path):
-    from written import write_authors
+    from checkpoint_fixtures import write_authors
 
     zeros = {k: v * 0 for k, v in authors_dict.items()}
     source = write_authors(tmp_path / "both.pth", zeros, state_dict_ema=authors_dict)

@@ -8,7 +8,7 @@ from conftest import TINY, randomise
 
 from mmgcvit import GCViT
 from mmgcvit.checkpoint import CheckpointError, convert_state_dict
-from mmgcvit.checkpoint.layouts import convert_back, take_apart, weights_of
+from mmgcvit.checkpoint.layouts import export_state_dict, split_state_dict, unwrap_checkpoint
 from mmgcvit.checkpoint.reader import read_checkpoint
 
 LAYOUTS = ("nvidia", "nvidia-detection", "timm", "keras", "mmgcvit")
@@ -67,24 +67,24 @@ def test_averaged_weights(authors_dict):
         dict(state_dict=authors_dict, state_dict_ema=other),
         dict(state_dict=authors_dict, ema_state_dict=other | {"steps": torch.tensor(3)}),
     ):
-        assert torch.equal(weights_of(checkpoint, ema=True)["norm.bias"], other["norm.bias"])
-        assert torch.equal(weights_of(checkpoint)["norm.bias"], authors_dict["norm.bias"])
+        assert torch.equal(unwrap_checkpoint(checkpoint, ema=True)["norm.bias"], other["norm.bias"])
+        assert torch.equal(unwrap_checkpoint(checkpoint)["norm.bias"], authors_dict["norm.bias"])
     with pytest.raises(CheckpointError, match=r"no averaged .EMA. weights: none of state_dict_ema"):
-        weights_of(dict(state_dict=authors_dict), ema=True)
+        unwrap_checkpoint(dict(state_dict=authors_dict), ema=True)
 
 
 def test_there_and_back(authors_dict, files):
-    ours = take_apart(authors_dict).backbone
-    theirs, left = convert_back(ours, "nvidia")
+    ours = split_state_dict(authors_dict).backbone
+    theirs, left = export_state_dict(ours, "nvidia")
     assert not left
     assert_same(theirs, authors_dict)
     detection = read_checkpoint(files["nvidia-detection"])["state_dict"]
-    converted = take_apart(detection)
-    theirs, left = convert_back(converted.backbone, "nvidia")
+    converted = split_state_dict(detection)
+    theirs, left = export_state_dict(converted.backbone, "nvidia")
     assert not left
     assert_same({f"backbone.{k}": v for k, v in theirs.items()} | converted.others, detection)
     # timm has one norm
-    assert sorted(convert_back(converted.backbone, "timm")[1]) == [
+    assert sorted(export_state_dict(converted.backbone, "timm")[1]) == [
         f"norm{i}.{p}" for i in range(4) for p in ("bias", "weight") if i < 3
     ]
 
@@ -96,7 +96,7 @@ def test_timm_there_and_back(name: str):
     state = model.state_dict()
     layout, ours = convert_state_dict(state)
     assert layout == "timm"
-    theirs, left = convert_back(ours, "timm")
+    theirs, left = export_state_dict(ours, "timm")
     assert not left
     assert_same(theirs, dict(state))
     model.load_state_dict(theirs)
@@ -141,7 +141,7 @@ def test_two_networks(authors_dict):
     state = {f"{who}.{name}": value for who in ("teacher", "student") for name, value in authors_dict.items()}
     with pytest.raises(CheckpointError, match=r"2 networks .* give `prefix`: 'teacher.', 'student.'"):
         convert_state_dict(state)
-    assert take_apart(state, "student.").prefix == "student."
+    assert split_state_dict(state, "student.").prefix == "student."
 
 
 def test_our_own_norms():

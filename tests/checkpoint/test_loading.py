@@ -13,8 +13,8 @@ from mmengine.registry import MODELS
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-from mmgcvit import GCViT, GCViTClassifier, load_pretrained
-from mmgcvit.checkpoint import CheckpointError
+from mmgcvit import GCViT, GCViTClassifier, compat, load_pretrained
+from mmgcvit.checkpoint import CheckpointError, accept_bare_network
 from mmgcvit.checkpoint.layouts import TABLE
 
 LAYOUTS = ("nvidia", "nvidia-detection", "timm", "keras", "mmgcvit")
@@ -90,9 +90,9 @@ def test_a_classifiers_head(files, classifier, layout: str):
     if layout not in files:
         pytest.skip("h5py is not installed")
     model = GCViTClassifier(dict(arch=TINY), num_classes=5).eval()
-    assert load_pretrained(model, files[layout]).is_plain
-    pictures = torch.randn(3, 3, 64, 96)
-    assert torch.equal(model(pictures), classifier(pictures))
+    assert load_pretrained(model, files[layout]).is_exact
+    images = torch.randn(3, 3, 64, 96)
+    assert torch.equal(model(images), classifier(images))
     other = GCViTClassifier(dict(arch=TINY), num_classes=4)
     before = other.head.weight.clone()
     report = load_pretrained(other, files[layout])
@@ -104,7 +104,7 @@ def test_a_head_of_21841_classes(classifier, tmp_path):
     model = randomise(GCViTClassifier(dict(arch=TINY), num_classes=21841))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / "21k.pth")
     got = GCViTClassifier(dict(arch=TINY), num_classes=21841)
-    assert load_pretrained(got, tmp_path / "21k.pth").is_plain
+    assert load_pretrained(got, tmp_path / "21k.pth").is_exact
     assert torch.equal(got.head.weight, model.head.weight)
 
 
@@ -163,16 +163,21 @@ def test_init_cfg_runs_nothing_and_fails_aloud(tmp_path, files):
 def test_mmengines_loader_of_a_whole_model(files, classifier, logged, layout: str):
     """What ``load_from`` in a config does: strict=False."""
     model = Detector()
+    accept_bare_network(model)
     load_checkpoint(model, str(files[layout]), map_location="cpu", logger="current")
     assert_loaded(model.backbone, classifier)
     if layout == "nvidia":
         assert any("weights from a state dict (layout nvidia" in m and "(head)" in m for m in logged)
 
 
-def test_strict_false_hides_nothing(classifier, tmp_path):
+@pytest.mark.parametrize("accepts", [True, False])
+def test_strict_false_hides_nothing(classifier, tmp_path, accepts: bool):
     """Weights of another network, or under a name that the model does not have, used to be skipped silently."""
     model = Detector()
-    check = unchanged(model)
+    if accepts:
+        accept_bare_network(model)
+    # otherwise the backbone reports it when it is its turn, after the neck
+    check = unchanged(model if accepts else model.backbone)
     timm = pytest.importorskip("timm")
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet.pth")
     torch.save({f"encoder.{k}": v for k, v in model.neck.state_dict().items()}, tmp_path / "neck.pth")
@@ -184,6 +189,31 @@ def test_strict_false_hides_nothing(classifier, tmp_path):
     with pytest.raises(CheckpointError, match=r"only 154 of the backbone's 186 tensors .* 95% are needed; missing: st"):
         model.load_state_dict(state, strict=False)
     check()
+
+
+def test_a_bare_network_in_a_whole_model(files, authors_dict):
+    """A backbone sees only its own part of a model's state dict; the error says what to do."""
+    model = Detector()
+    check = unchanged(model.backbone)
+    for load in (
+        lambda: model.load_state_dict(authors_dict, strict=False),
+        lambda: load_checkpoint(model, str(files["nvidia"]), map_location="cpu", logger="current"),
+    ):
+        with pytest.raises(CheckpointError, match=r"mmgcvit\.load_pretrained\(model, file\).*accept_bare_network"):
+            load()
+    check()
+
+
+def test_accepting_a_bare_network_is_no_matter_of_the_process(authors_dict, classifier):
+    """Only the model that it is called for changes; calling it twice changes nothing."""
+    model, other = nn.ModuleDict({"module": Detector()}), Detector()
+    for _ in range(2):
+        accept_bare_network(model)
+    assert len(compat.load_state_dict_pre_hooks(model["module"])) == 1
+    assert compat.load_state_dict_pre_hooks(model) == compat.load_state_dict_pre_hooks(other) == []
+    assert compat.load_state_dict_pre_hooks(nn.Sequential(GCViT(TINY))) == []
+    model.load_state_dict({f"module.{k}": v for k, v in authors_dict.items()}, strict=False)
+    assert_loaded(model["module"].backbone, classifier)
 
 
 def test_our_own_dict_is_left_to_torch(logged):
@@ -320,7 +350,7 @@ def test_types(authors_dict, classifier):
 
 
 def test_averaged_weights(authors_dict, tmp_path, classifier):
-    from written import write_authors
+    from checkpoint_fixtures import write_authors
 
     zeros = {k: v * 0 for k, v in authors_dict.items()}
     path = write_authors(tmp_path / "both.pth", zeros, state_dict_ema=authors_dict)
@@ -337,7 +367,9 @@ def test_models_without_or_with_two(files):
 
 
 def test_a_model_with_hooks_is_copied_and_pickled(classifier, tmp_path, authors_dict):
-    model = copy.deepcopy(Detector())
+    model = Detector()
+    accept_bare_network(model)
+    model = copy.deepcopy(model)
     torch.save(model, tmp_path / "model.pth")
     for got in (model, torch.load(tmp_path / "model.pth", weights_only=False)):
         load_checkpoint(got, _saved(authors_dict, tmp_path), logger="current")
@@ -390,6 +422,7 @@ def test_init_cfg_inside_detectors_and_segmentors(package: str, config: str | No
     model.init_weights()
     assert_loaded(model.backbone, classifier)
     # and without init_cfg, through the whole model's own loading
+    accept_bare_network(model)
     model.backbone.stem.conv.weight.data.zero_()
     load_checkpoint(model, str(files["nvidia"]), logger="current")
     assert_loaded(model.backbone, classifier)
@@ -447,7 +480,7 @@ def test_a_block_that_is_not_there(authors_dict):
 
 def test_heads_of_wrapped_and_of_other_classifiers(authors_dict, files, classifier, logged):
     model = GCViTClassifier(dict(arch=TINY), num_classes=5)
-    assert load_pretrained(nn.ModuleDict({"module": model}), files["nvidia"]).is_plain
+    assert load_pretrained(nn.ModuleDict({"module": model}), files["nvidia"]).is_exact
     assert torch.equal(model.head.weight, classifier.head.weight)
     model.head = nn.Linear(7, 5)
     report = load_pretrained(model, files["nvidia"])
@@ -468,7 +501,7 @@ def test_norms_of_some_maps(files, tmp_path):
     theirs, _ = convert_file(str(tmp_path / "three.pth"), tmp_path / "theirs.pth", "nvidia")
     back, _ = convert_file(str(theirs), tmp_path / "back.pth")
     got = GCViT(TINY, out_indices=(1, 2, 3))
-    assert load_pretrained(got, back).is_plain
+    assert load_pretrained(got, back).is_exact
     for name, value in three.state_dict().items():
         assert torch.equal(got.state_dict()[name], value), name
     assert load_pretrained(GCViT(TINY, out_indices=(3,)), theirs).layout == "nvidia-detection"
@@ -486,7 +519,7 @@ def test_any_network_of_ours_is_inspected(kwargs: dict, tmp_path):
     model = randomise(GCViT(**{"arch": TINY, **kwargs}))
     torch.save(model.state_dict(), tmp_path / "ours.pth")
     assert f"loaded: {len(model.state_dict())} tensors" in inspect(str(tmp_path / "ours.pth"))
-    assert load_pretrained(GCViT(**{"arch": TINY, **kwargs}), tmp_path / "ours.pth").is_plain
+    assert load_pretrained(GCViT(**{"arch": TINY, **kwargs}), tmp_path / "ours.pth").is_exact
 
 
 def test_qkv_without_bias(files):

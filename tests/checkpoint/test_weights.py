@@ -295,7 +295,7 @@ def test_a_file_that_changes_between_two_halves(server, files, tags: bool):
 def test_what_is_no_checkpoint_is_not_kept(server, files, content: bytes | None):
     right = server.content
     server.content = right[: len(right) // 2] if content is None else content
-    with pytest.raises(CheckpointError, match="what comes is no checkpoint, and was removed"):
+    with pytest.raises(CheckpointError, match="the download is not a checkpoint and was removed"):
         fetch(NAME)
     assert rest_of_cache() == set()
     server.content = right
@@ -304,7 +304,7 @@ def test_what_is_no_checkpoint_is_not_kept(server, files, content: bytes | None)
 
 def test_an_answer_without_a_length_that_is_cut(server):
     server.faults = ["lengthless"]
-    with pytest.raises(CheckpointError, match="what comes is no checkpoint"):
+    with pytest.raises(CheckpointError, match="the download is not a checkpoint"):
         fetch(NAME)
     assert fetch(NAME).read_bytes() == server.content
 

@@ -1,4 +1,4 @@
-"""Checkpoints as each publisher writes them, made from a classifier's tensors."""
+"""Writes checkpoints in the layout of each publisher, from the tensors of a classifier."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmgcvit.checkpoint.layouts import convert_back, take_apart
+from mmgcvit.checkpoint.layouts import export_state_dict, split_state_dict
 
 
 def authors_names(state: dict[str, Tensor], arch: dict) -> dict[str, Tensor]:
-    """A classifier's tensors under the authors' names; without the project's tables, row by row of qkv."""
+    """Tensors of a classifier under the authors' names; independent of the project's own conversion tables."""
     theirs = {}
     for name, value in state.items():
         name = name.removeprefix("backbone.")
@@ -48,7 +48,7 @@ def authors_names(state: dict[str, Tensor], arch: dict) -> dict[str, Tensor]:
 
 
 def write_authors(path: Path, state: dict[str, Tensor], **more: object) -> Path:
-    """As timm's saver does: with an optimizer, and arguments that torch's safe loader refuses."""
+    """Write a file as timm's saver does: with an optimizer state, and arguments that torch's safe loader refuses."""
     optimizer = dict(state={0: dict(step=3)}, param_groups=[dict(lr=0.1)])
     torch.save(
         dict(
@@ -66,7 +66,7 @@ def write_authors(path: Path, state: dict[str, Tensor], **more: object) -> Path:
 
 
 def write_detection(path: Path, state: dict[str, Tensor], embed_dims: int) -> Path:
-    """As mmdet 2 does for the authors' detectors: norms for every map, no head, other parts beside the backbone."""
+    """Write a file as mmdet 2 does for the authors' detectors: a norm per map, no head, and other parts."""
     network = {f"backbone.{name}": value for name, value in state.items() if not name.startswith(("norm.", "head."))}
     for i in range(4):
         dim = embed_dims * 2**i
@@ -78,7 +78,7 @@ def write_detection(path: Path, state: dict[str, Tensor], embed_dims: int) -> Pa
 
 
 def write_keras(path: Path, state: dict[str, Tensor]) -> Path:
-    """As tfgcvit's save_weights does."""
+    """Write a file as tfgcvit's save_weights does."""
     h5py = pytest.importorskip("h5py")
     with h5py.File(path, "w") as file:
         for name, value in state.items():
@@ -98,7 +98,7 @@ def write_keras(path: Path, state: dict[str, Tensor]) -> Path:
 
 
 def write_all(folder: Path, ours: dict[str, Tensor], authors: dict[str, Tensor], embed_dims: int) -> dict[str, Path]:
-    """One file per layout (a Keras one where h5py is installed)."""
+    """Write one file per layout; the Keras one only if h5py is installed."""
     found = {
         "nvidia": write_authors(folder / "authors.pth.tar", authors),
         "nvidia-detection": write_detection(folder / "detection.pth", authors, embed_dims),
@@ -106,7 +106,8 @@ def write_all(folder: Path, ours: dict[str, Tensor], authors: dict[str, Tensor],
         "mmgcvit": folder / "ours.pth",
     }
     save_file(
-        {k: v.contiguous() for k, v in convert_back(take_apart(authors).backbone, "timm")[0].items()}, found["timm"]
+        {k: v.contiguous() for k, v in export_state_dict(split_state_dict(authors).backbone, "timm")[0].items()},
+        found["timm"],
     )
     torch.save({"state_dict": ours, "meta": {}}, found["mmgcvit"])
     try:
