@@ -1,15 +1,19 @@
-"""Writes checkpoints in the layout of each publisher, from the tensors of a classifier."""
+"""Checkpoints in the layout of each publisher, written from the tensors of a classifier, and models to load them."""
 
 from __future__ import annotations
 
 import argparse
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmgcvit import GCViT, GCViTClassifier
 from mmgcvit.checkpoint.layouts import export_state_dict, split_state_dict
 
 
@@ -115,3 +119,28 @@ def write_all(folder: Path, ours: dict[str, Tensor], authors: dict[str, Tensor],
     except ImportError:
         return found
     return found | {"keras": write_keras(folder / "keras.h5", authors)}
+
+
+class Detector(nn.Module):
+    def __init__(self, **backbone) -> None:
+        super().__init__()
+        self.neck = nn.Linear(2, 2)  # before the backbone: what fails there is not to have changed this
+        self.backbone = GCViT(**{"arch": TINY, **backbone})
+
+
+def assert_loaded(backbone: GCViT, classifier: GCViTClassifier) -> None:
+    got = backbone.state_dict()
+    for name, value in classifier.backbone.state_dict().items():
+        if name in got and not name.startswith("norm"):
+            assert torch.equal(got[name], value), name
+
+
+def unchanged(model: nn.Module) -> Callable[[], None]:
+    """Return a function that asserts that no tensor of the model has changed since."""
+    before = copy.deepcopy(model.state_dict())
+
+    def check() -> None:
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, before[name]), name
+
+    return check

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,20 @@ def files(tmp_path_factory, classifier, authors_dict) -> dict[str, Path]:
     from checkpoint_fixtures import write_all
 
     return write_all(tmp_path_factory.mktemp("checkpoints"), classifier.state_dict(), authors_dict, TINY["embed_dims"])
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """Messages of mmengine's current logger."""
+    from mmengine.logging import MMLogger
+
+    records: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record.getMessage())
+
+    logger, handler = MMLogger.get_current_instance(), Keep()
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)

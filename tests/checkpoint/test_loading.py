@@ -1,62 +1,18 @@
-"""Loading into models, by each of the ways that users have."""
+"""Loading into backbones, in each of the ways that users have."""
 
 from __future__ import annotations
 
-import copy
-import logging
-
 import pytest
 import torch
+from checkpoint_fixtures import Detector, assert_loaded, unchanged
 from conftest import TINY, randomise
-from mmengine.logging import MMLogger
-from mmengine.registry import MODELS
-from mmengine.runner import load_checkpoint
 from torch import nn
 
-from mmgcvit import GCViT, GCViTClassifier, compat, load_pretrained
-from mmgcvit.checkpoint import CheckpointError, accept_bare_network
+from mmgcvit import GCViT, GCViTClassifier, load_pretrained
+from mmgcvit.checkpoint import CheckpointError
 from mmgcvit.checkpoint.layouts import TABLE
 
 LAYOUTS = ("nvidia", "nvidia-detection", "timm", "keras", "mmgcvit")
-
-
-class Detector(nn.Module):
-    def __init__(self, **backbone) -> None:
-        super().__init__()
-        self.neck = nn.Linear(2, 2)  # before the backbone: what fails there is not to have changed this
-        self.backbone = GCViT(**{"arch": TINY, **backbone})
-
-
-@pytest.fixture
-def logged():
-    """What mmengine's loggers say."""
-    records: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            records.append(record.getMessage())
-
-    logger, handler = MMLogger.get_current_instance(), Keep()
-    logger.addHandler(handler)
-    yield records
-    logger.removeHandler(handler)
-
-
-def assert_loaded(backbone: GCViT, classifier: GCViTClassifier) -> None:
-    got = backbone.state_dict()
-    for name, value in classifier.backbone.state_dict().items():
-        if name in got and not name.startswith("norm"):
-            assert torch.equal(got[name], value), name
-
-
-def unchanged(model: nn.Module):
-    before = copy.deepcopy(model.state_dict())
-
-    def check() -> None:
-        for name, value in model.state_dict().items():
-            assert torch.equal(value, before[name]), name
-
-    return check
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -121,16 +77,6 @@ def test_load_state_dict_of_a_foreign_dict(authors_dict, classifier, logged, who
     assert "left at initial values: 6 tensors (norm0, norm1, norm2)" in message
 
 
-def test_load_state_dict_into_a_classifier(authors_dict, files, classifier):
-    from safetensors.torch import load_file
-
-    for state in (authors_dict, load_file(files["timm"]), {f"module.{k}": v for k, v in authors_dict.items()}):
-        model = GCViTClassifier(dict(arch=TINY), num_classes=5)
-        model.load_state_dict(state)
-        for name, value in classifier.state_dict().items():
-            assert torch.equal(model.state_dict()[name], value), name
-
-
 def test_init_cfg(file, classifier):
     model = GCViT(TINY, init_cfg=dict(type="Pretrained", checkpoint=str(file)))
     model.init_weights()
@@ -157,63 +103,6 @@ def test_init_cfg_runs_nothing_and_fails_aloud(tmp_path, files):
     model = GCViT(TINY, init_cfg=[dict(type="Pretrained", checkpoint=str(files["nvidia"]), prefix="model.")])
     with pytest.raises(CheckpointError, match=r"no GC ViT in this checkpoint under 'model.'"):
         model.init_weights()
-
-
-@pytest.mark.parametrize("layout", ["nvidia", "nvidia-detection", "mmgcvit"])
-def test_mmengines_loader_of_a_whole_model(files, classifier, logged, layout: str):
-    """What ``load_from`` in a config does: strict=False."""
-    model = Detector()
-    accept_bare_network(model)
-    load_checkpoint(model, str(files[layout]), map_location="cpu", logger="current")
-    assert_loaded(model.backbone, classifier)
-    if layout == "nvidia":
-        assert any("weights from a state dict (layout nvidia" in m and "(head)" in m for m in logged)
-
-
-@pytest.mark.parametrize("accepts", [True, False])
-def test_strict_false_hides_nothing(classifier, tmp_path, accepts: bool):
-    """Weights of another network, or under a name that the model does not have, used to be skipped silently."""
-    model = Detector()
-    if accepts:
-        accept_bare_network(model)
-    # otherwise the backbone reports it when it is its turn, after the neck
-    check = unchanged(model if accepts else model.backbone)
-    timm = pytest.importorskip("timm")
-    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet.pth")
-    torch.save({f"encoder.{k}": v for k, v in model.neck.state_dict().items()}, tmp_path / "neck.pth")
-    for name in ("resnet.pth", "neck.pth"):
-        with pytest.raises(CheckpointError, match="the state dict has nothing for the GCViT at 'backbone'"):
-            load_checkpoint(model, str(tmp_path / name), logger="current")
-    state = {f"backbone.{k}": v for k, v in model.backbone.state_dict().items() if "mlp" not in k}
-    state |= {"neck.weight": torch.ones(2, 2)}
-    with pytest.raises(CheckpointError, match=r"only 154 of the backbone's 186 tensors .* 95% are needed; missing: st"):
-        model.load_state_dict(state, strict=False)
-    check()
-
-
-def test_a_bare_network_in_a_whole_model(files, authors_dict):
-    """A backbone sees only its own part of a model's state dict; the error says what to do."""
-    model = Detector()
-    check = unchanged(model.backbone)
-    for load in (
-        lambda: model.load_state_dict(authors_dict, strict=False),
-        lambda: load_checkpoint(model, str(files["nvidia"]), map_location="cpu", logger="current"),
-    ):
-        with pytest.raises(CheckpointError, match=r"mmgcvit\.load_pretrained\(model, file\).*accept_bare_network"):
-            load()
-    check()
-
-
-def test_accepting_a_bare_network_is_no_matter_of_the_process(authors_dict, classifier):
-    """Only the model that it is called for changes; calling it twice changes nothing."""
-    model, other = nn.ModuleDict({"module": Detector()}), Detector()
-    for _ in range(2):
-        accept_bare_network(model)
-    assert len(compat.load_state_dict_pre_hooks(model["module"])) == 1
-    assert compat.load_state_dict_pre_hooks(model) == compat.load_state_dict_pre_hooks(other) == []
-    assert compat.load_state_dict_pre_hooks(nn.Sequential(GCViT(TINY))) == []
-    model.load_state_dict({f"module.{k}": v for k, v in authors_dict.items()}, strict=False)
-    assert_loaded(model["module"].backbone, classifier)
 
 
 def test_our_own_dict_is_left_to_torch(logged):
@@ -366,91 +255,6 @@ def test_models_without_or_with_two(files):
         load_pretrained(nn.ModuleList([GCViT(TINY), GCViT(TINY)]), files["nvidia"])
 
 
-def test_a_model_with_hooks_is_copied_and_pickled(classifier, tmp_path, authors_dict):
-    model = Detector()
-    accept_bare_network(model)
-    model = copy.deepcopy(model)
-    torch.save(model, tmp_path / "model.pth")
-    for got in (model, torch.load(tmp_path / "model.pth", weights_only=False)):
-        load_checkpoint(got, _saved(authors_dict, tmp_path), logger="current")
-        assert_loaded(got.backbone, classifier)
-
-
-def _saved(state: dict, folder) -> str:
-    torch.save(state, folder / "bare.pth")
-    return str(folder / "bare.pth")
-
-
-@pytest.mark.parametrize(("package", "config"), [
-    ("mmdet", "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"),
-    ("mmseg", None),
-])  # fmt: skip
-def test_init_cfg_inside_detectors_and_segmentors(package: str, config: str | None, files, classifier):
-    pytest.importorskip("mmcv._ext")
-    pytest.importorskip(package)
-    init_cfg = dict(type="Pretrained", checkpoint=str(files["nvidia"]))
-    backbone = dict(type="GCViT", arch=TINY, init_cfg=init_cfg)
-    channels = [16, 32, 64, 128]
-    if package == "mmdet":
-        from mmdet.utils import register_all_modules
-        from mmengine.hub import get_config
-
-        register_all_modules()
-        cfg = get_config(config).model
-        cfg.backbone, cfg.neck.in_channels = backbone, channels
-    else:
-        from mmseg.utils import register_all_modules
-
-        register_all_modules()
-        norm = dict(type="BN")
-        cfg = dict(
-            type="mmseg.EncoderDecoder",
-            backbone=backbone,
-            train_cfg=dict(),
-            test_cfg=dict(mode="whole"),
-            decode_head=dict(
-                type="UPerHead",
-                in_channels=channels,
-                in_index=[0, 1, 2, 3],
-                channels=16,
-                num_classes=3,
-                norm_cfg=norm,
-                pool_scales=(1, 2),
-            ),
-        )
-    model = MODELS.build(cfg)
-    model.init_weights()
-    assert_loaded(model.backbone, classifier)
-    # and without init_cfg, through the whole model's own loading
-    accept_bare_network(model)
-    model.backbone.stem.conv.weight.data.zero_()
-    load_checkpoint(model, str(files["nvidia"]), logger="current")
-    assert_loaded(model.backbone, classifier)
-
-
-def test_load_from_reports_the_heads_that_it_skips(logged, tmp_path):
-    """A fine-tuned detector with another number of classes, by mmengine's own loading."""
-    pytest.importorskip("mmcv._ext")
-    pytest.importorskip("mmdet")
-    from conftest import ROOT
-    from mmdet.utils import register_all_modules
-    from mmengine.config import Config
-
-    register_all_modules()
-    cfg = Config.fromfile(ROOT / "configs/detection/mask-rcnn_gcvit-nano_fpn_digits.py").model
-    ten = MODELS.build(cfg)
-    torch.save(dict(state_dict=ten.state_dict()), tmp_path / "ten.pth")
-    cfg.roi_head.bbox_head.num_classes = 3
-    three = MODELS.build(cfg)
-    load_checkpoint(three, str(tmp_path / "ten.pth"), logger="current")
-    (message,) = [m for m in logged if "do not match exactly" in m]
-    assert "size mismatch for roi_head.bbox_head.fc_cls.weight" in message
-    assert "size mismatch for roi_head.bbox_head.fc_cls.bias" in message
-    for name, value in ten.state_dict().items():
-        if "fc_cls" not in name:
-            assert torch.equal(three.state_dict()[name], value), name
-
-
 def test_values_are_checked_whoever_loads(authors_dict):
     """A publisher's dict full of NaN, through torch's own loading; our own is left as it is, for resuming."""
     bad = {k: v * float("nan") if v.is_floating_point() else v for k, v in authors_dict.items()}
@@ -476,20 +280,6 @@ def test_a_block_that_is_not_there(authors_dict):
     state = {k.replace("levels.2.blocks.1.", "levels.2.blocks.200000."): v for k, v in authors_dict.items()}
     with pytest.raises(CheckpointError, match="stage 2 has the blocks 0, 200000, but not 1"):
         load_pretrained(GCViT(TINY), state)
-
-
-def test_heads_of_wrapped_and_of_other_classifiers(authors_dict, files, classifier, logged):
-    model = GCViTClassifier(dict(arch=TINY), num_classes=5)
-    assert load_pretrained(nn.ModuleDict({"module": model}), files["nvidia"]).is_exact
-    assert torch.equal(model.head.weight, classifier.head.weight)
-    model.head = nn.Linear(7, 5)
-    report = load_pretrained(model, files["nvidia"])
-    assert report.notes == ["head: 5 classes of 128 channels in the file, 5 of 7 in the model: left out"]
-    other = GCViTClassifier(dict(arch=TINY), num_classes=4)
-    before = other.head.weight.clone()
-    other.load_state_dict(authors_dict)
-    assert torch.equal(other.head.weight, before)
-    assert "GCViT: head of 5 classes in the state dict, 4 in the model: left out" in logged
 
 
 def test_norms_of_some_maps(files, tmp_path):
