@@ -1,7 +1,8 @@
 """Every private interface of torch, mmengine, mmcv, mmdet, mmseg and timm that the package uses.
 
-Nothing else in the package imports a name that begins with an underscore from another library. ``tests/test_compat*.py``
-checks that each of them still exists and still means the same, so that a new release breaks a test and not a user.
+Nothing else in the package imports a name that begins with an underscore from another library.
+``tests/test_compat*.py`` check that each of them still exists and still means the same, so that a new release breaks a
+test and not a user.
 """
 
 from __future__ import annotations

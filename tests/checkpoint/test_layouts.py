@@ -26,7 +26,7 @@ def assert_same(got: dict, wanted: dict) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_our_tensors(files, classifier, layout: str):
+def test_every_layout_converts_to_our_tensors(files, classifier, layout: str):
     if layout not in files:
         pytest.skip("h5py is not installed")
     found, state = convert_state_dict(read_checkpoint(files[layout]))
@@ -54,7 +54,7 @@ def test_prefixes_and_wrappers(authors_dict, classifier, prefix: str, wrapper: s
 
 
 @pytest.mark.parametrize("head", ["head", "head.fc"])
-def test_a_head_stands_beside_the_backbone(authors_dict, classifier, head: str):
+def test_head_beside_the_backbone(authors_dict, classifier, head: str):
     """Ours and mmpretrain's classifiers."""
     state = {f"backbone.{name}" if not name.startswith("head.") else name.replace("head", head): value
              for name, value in authors_dict.items()}  # fmt: skip
@@ -73,7 +73,7 @@ def test_averaged_weights(authors_dict):
         unwrap_checkpoint(dict(state_dict=authors_dict), ema=True)
 
 
-def test_there_and_back(authors_dict, files):
+def test_round_trip(authors_dict, files):
     ours = split_state_dict(authors_dict).backbone
     theirs, left = export_state_dict(ours, "nvidia")
     assert not left
@@ -90,7 +90,7 @@ def test_there_and_back(authors_dict, files):
 
 
 @pytest.mark.parametrize("name", ["xxtiny", "xtiny", "tiny", "small", "base"])
-def test_timm_there_and_back(name: str):
+def test_timm_round_trip(name: str):
     timm = pytest.importorskip("timm", minversion="1.0.31")
     model = randomise(timm.create_model(f"gcvit_{name}", num_classes=7))
     state = model.state_dict()
@@ -120,7 +120,7 @@ def test_impossible_shapes_are_listed(authors_dict, name: str, shape: tuple):
     assert str(shape) in str(error.value)
 
 
-def test_a_downsampling_that_opens_no_stage(authors_dict):
+def test_downsampling_without_a_stage(authors_dict):
     with pytest.raises(CheckpointError, match=r"unknown keys .* levels.3.downsample.norm1.weight"):
         convert_state_dict({**authors_dict, "levels.3.downsample.norm1.weight": torch.ones(128)})
 
@@ -151,7 +151,7 @@ def test_our_own_norms():
     assert_same(converted, dict(state))
 
 
-def test_timms_model_for_features():
+def test_timm_features_only_model():
     timm = pytest.importorskip("timm", minversion="1.0.31")
     model = randomise(timm.create_model("gcvit_xxtiny", features_only=True))
     layout, state = convert_state_dict(model.state_dict())

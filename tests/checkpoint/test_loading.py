@@ -42,7 +42,7 @@ def test_load_pretrained(file, classifier, whole: bool):
 
 
 @pytest.mark.parametrize("layout", ["nvidia", "timm", "keras", "mmgcvit"])
-def test_a_classifiers_head(files, classifier, layout: str):
+def test_head_of_a_classifier(files, classifier, layout: str):
     if layout not in files:
         pytest.skip("h5py is not installed")
     model = GCViTClassifier(dict(arch=TINY), num_classes=5).eval()
@@ -56,7 +56,7 @@ def test_a_classifiers_head(files, classifier, layout: str):
     assert report.notes == ["head: 5 classes of 128 channels in the file, 4 of 128 in the model: left out"]
 
 
-def test_a_head_of_21841_classes(classifier, tmp_path):
+def test_head_with_21841_classes(classifier, tmp_path):
     model = randomise(GCViTClassifier(dict(arch=TINY), num_classes=21841))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / "21k.pth")
     got = GCViTClassifier(dict(arch=TINY), num_classes=21841)
@@ -84,7 +84,7 @@ def test_init_cfg(file, classifier):
     assert model.init_cfg["checkpoint"] == str(file)
 
 
-def test_init_cfg_runs_nothing_and_fails_aloud(tmp_path, files):
+def test_init_cfg_executes_nothing_and_raises(tmp_path, files):
     from test_reader import Evil
 
     evil = {"state_dict": {"stem.conv.weight": torch.ones(1)}, "args": Evil(tmp_path / "ran")}
@@ -95,7 +95,7 @@ def test_init_cfg_runs_nothing_and_fails_aloud(tmp_path, files):
         (str(tmp_path / "evil.pth"), "refused"),
     ):
         model = GCViT(TINY, init_cfg=dict(type="Pretrained", checkpoint=checkpoint))
-        for _ in range(2):  # the second call does not pass over what failed in the first
+        for _ in range(2):  # the second call tries again
             with pytest.raises(CheckpointError, match=message):
                 model.init_weights()
         assert model.init_cfg["checkpoint"] == checkpoint
@@ -105,8 +105,8 @@ def test_init_cfg_runs_nothing_and_fails_aloud(tmp_path, files):
         model.init_weights()
 
 
-def test_our_own_dict_is_left_to_torch(logged):
-    """Exactly as it was before: what is missing or unexpected is an error of a strict load only."""
+def test_our_own_state_dict_is_left_to_torch(logged):
+    """Missing and unexpected keys are errors of a strict load only, as in torch."""
     model, other = GCViT(TINY), randomise(GCViT(TINY))
     state = other.state_dict()
     model.load_state_dict(state)
@@ -118,12 +118,12 @@ def test_our_own_dict_is_left_to_torch(logged):
         model.load_state_dict(fewer)
     model.load_state_dict(fewer, strict=False)
     assert any("left at initial values: 2 tensors (norm0)" in m for m in logged)
-    # a classifier's dict has a head, which a strict load has always complained of
+    # a strict load reports the head in the state dict of a classifier
     with pytest.raises(RuntimeError, match=r"Unexpected key.*head.weight"):
         model.load_state_dict(state | {"head.weight": torch.zeros(5, 128), "head.bias": torch.zeros(5)})
 
 
-def test_a_subclass_may_have_more(classifier):
+def test_subclass_with_more_parameters(classifier):
     class Prompted(GCViT):
         def __init__(self, **kwargs) -> None:
             super().__init__(**kwargs)
@@ -187,7 +187,7 @@ def test_another_variant(files, change: dict, message: str):
     check()
 
 
-def test_the_arch_that_fits_is_named():
+def test_error_names_the_matching_arch():
     with torch.device("meta"):
         small, model = GCViT("small"), GCViT("tiny")
     state = {name: torch.zeros(value.shape) for name, value in small.state_dict().items()}
@@ -248,15 +248,15 @@ def test_averaged_weights(authors_dict, tmp_path, classifier):
     assert_loaded(model, classifier)
 
 
-def test_models_without_or_with_two(files):
+def test_models_with_none_or_two(files):
     with pytest.raises(ValueError, match="a Linear with 0 GCViT; allowed: one"):
         load_pretrained(nn.Linear(2, 2), files["nvidia"])
     with pytest.raises(ValueError, match="a ModuleList with 2 GCViT; allowed: one"):
         load_pretrained(nn.ModuleList([GCViT(TINY), GCViT(TINY)]), files["nvidia"])
 
 
-def test_values_are_checked_whoever_loads(authors_dict):
-    """A publisher's dict full of NaN, through torch's own loading; our own is left as it is, for resuming."""
+def test_values_are_checked_in_load_state_dict(authors_dict):
+    """Also for a publisher's state dict in torch's own loading; our own may contain anything, for resuming."""
     bad = {k: v * float("nan") if v.is_floating_point() else v for k, v in authors_dict.items()}
     model = GCViT(TINY)
     check = unchanged(model)
@@ -268,7 +268,7 @@ def test_values_are_checked_whoever_loads(authors_dict):
     check()
 
 
-def test_a_strict_load_of_a_foreign_dict_needs_all_but_the_norms(authors_dict):
+def test_strict_load_of_a_foreign_dict_needs_all_but_the_norms(authors_dict):
     less = {k: v for k, v in authors_dict.items() if k != "levels.0.blocks.0.mlp.fc1.bias"}
     with pytest.raises(RuntimeError, match=r"Missing key.*stages.0.blocks.0.mlp.fc1.bias"):
         GCViT(TINY).load_state_dict(less)
@@ -276,7 +276,7 @@ def test_a_strict_load_of_a_foreign_dict_needs_all_but_the_norms(authors_dict):
     assert "stages.0.blocks.0.mlp.fc1.bias" in report.left_initial
 
 
-def test_a_block_that_is_not_there(authors_dict):
+def test_missing_block(authors_dict):
     state = {k.replace("levels.2.blocks.1.", "levels.2.blocks.200000."): v for k, v in authors_dict.items()}
     with pytest.raises(CheckpointError, match="stage 2 has the blocks 0, 200000, but not 1"):
         load_pretrained(GCViT(TINY), state)
@@ -303,7 +303,7 @@ def test_norms_of_some_maps(files, tmp_path):
     dict(qkv_bias=False), dict(out_indices=(0, 1)), dict(in_channels=5), dict(global_query_reductions=(0, 1, 2, 3)),
     dict(arch={**TINY, "layer_scale": None, "depths": (1, 2, 1, 3)}),
 ])  # fmt: skip
-def test_any_network_of_ours_is_inspected(kwargs: dict, tmp_path):
+def test_inspect_any_network_of_ours(kwargs: dict, tmp_path):
     from mmgcvit.checkpoint.commands import inspect
 
     model = randomise(GCViT(**{"arch": TINY, **kwargs}))
@@ -323,7 +323,7 @@ def test_arrays(authors_dict, classifier):
     assert_loaded(model, classifier)
 
 
-def test_a_sharded_model_is_refused(files, monkeypatch):
+def test_sharded_model_is_refused(files, monkeypatch):
     class FullyShardedDataParallel(nn.Module):
         def __init__(self, module: nn.Module) -> None:
             super().__init__()

@@ -27,7 +27,7 @@ def test_load_state_dict_into_a_classifier(authors_dict, files, classifier):
 
 
 @pytest.mark.parametrize("layout", ["nvidia", "nvidia-detection", "mmgcvit"])
-def test_mmengines_loader_of_a_whole_model(files, classifier, logged, layout: str):
+def test_load_checkpoint_of_mmengine(files, classifier, logged, layout: str):
     """What ``load_from`` in a config does: strict=False."""
     model = Detector()
     accept_bare_network(model)
@@ -43,7 +43,7 @@ def test_strict_false_hides_nothing(classifier, tmp_path, accepts: bool):
     model = Detector()
     if accepts:
         accept_bare_network(model)
-    # otherwise the backbone reports it when it is its turn, after the neck
+    # otherwise the backbone raises after the neck has been loaded
     check = unchanged(model if accepts else model.backbone)
     timm = pytest.importorskip("timm")
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet.pth")
@@ -59,7 +59,7 @@ def test_strict_false_hides_nothing(classifier, tmp_path, accepts: bool):
 
 
 def test_a_bare_network_in_a_whole_model(files, authors_dict):
-    """A backbone sees only its own part of a model's state dict; the error says what to do."""
+    """The backbone sees only its part of the state dict; the error names the alternatives."""
     model = Detector()
     check = unchanged(model.backbone)
     for load in (
@@ -72,7 +72,7 @@ def test_a_bare_network_in_a_whole_model(files, authors_dict):
 
 
 def test_accept_bare_network_affects_only_its_model(authors_dict, classifier):
-    """Only the model that it is called for changes; calling it twice changes nothing."""
+    """Other models are unaffected, and a repeated call has no effect."""
     model, other = nn.ModuleDict({"module": Detector()}), Detector()
     for _ in range(2):
         accept_bare_network(model)
@@ -83,7 +83,7 @@ def test_accept_bare_network_affects_only_its_model(authors_dict, classifier):
     assert_loaded(model["module"].backbone, classifier)
 
 
-def test_a_model_with_hooks_is_copied_and_pickled(classifier, tmp_path, authors_dict):
+def test_model_with_hooks_is_copied_and_pickled(classifier, tmp_path, authors_dict):
     model = Detector()
     accept_bare_network(model)
     model = copy.deepcopy(model)
@@ -145,7 +145,7 @@ def test_init_cfg_inside_detectors_and_segmentors(package: str, config: str | No
     assert_loaded(model.backbone, classifier)
 
 
-def test_load_from_reports_the_heads_that_it_skips(logged, tmp_path):
+def test_load_from_reports_skipped_heads(logged, tmp_path):
     """A fine-tuned detector with another number of classes, by mmengine's own loading."""
     pytest.importorskip("mmcv._ext")
     pytest.importorskip("mmdet")
