@@ -1,10 +1,15 @@
 """Every private interface of torch, mmengine, mmcv, mmdet, mmseg and timm that the package uses.
 
-Nothing else in the package imports a name that begins with an underscore from another library. ``tests/test_compat.py``
-checks that each of them still exists and still means the same, so that a new release breaks a test and not a user.
+Nothing else in the package imports a name that begins with an underscore from another library.
+``tests/test_compat*.py`` check that each of them still exists and still means the same, so that a new release breaks a
+test and not a user.
 """
 
 from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,3 +76,29 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def softmax_backward(gradient: Tensor, output: Tensor) -> Tensor:
     """Gradient of a softmax over the last dimension, from that of its output."""
     return torch._softmax_backward_data(gradient, output, -1, output.dtype)
+
+
+# Checkpoints: state dict hooks, and the unpickler whose steps can be restricted.
+
+#: The unpickler in Python: its ``dispatch`` table and ``stack`` let a subclass check every step before it is taken.
+PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+StateDictHook = Callable[..., None]
+
+
+def load_state_dict_pre_hooks(module: nn.Module) -> list[StateDictHook]:
+    """The hooks that run before ``module`` takes a state dict."""
+    return [getattr(known, "hook", known) for known in module._load_state_dict_pre_hooks.values()]
+
+
+def add_load_state_dict_pre_hook(module: nn.Module, hook: StateDictHook) -> None:
+    """Call ``hook(module, state_dict, prefix, ...)`` before ``module`` and its children take a state dict.
+
+    The same hook is added once only, however often this is called.
+    """
+    if hook in load_state_dict_pre_hooks(module):
+        return
+    if hasattr(module, "register_load_state_dict_pre_hook"):
+        module.register_load_state_dict_pre_hook(hook)
+    else:  # before torch 2.5
+        module._register_load_state_dict_pre_hook(hook, with_module=True)

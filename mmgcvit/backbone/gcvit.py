@@ -18,10 +18,10 @@ from mmgcvit import kernels
 from mmgcvit.backbone.arch import Arch, resolve_arch
 from mmgcvit.backbone.attention import WindowAttention
 from mmgcvit.backbone.checks import STAGES, check_choice, check_four, check_integer, check_rate, check_stages
-from mmgcvit.backbone.initial import SafePretrainedInit
 from mmgcvit.backbone.layers import Downsample, GlobalQuery, Mlp, PointwiseConv, Stem, layer_norm
+from mmgcvit.backbone.pretrained_init import SafePretrainedInit, adapt_state_dict
 from mmgcvit.backbone.windows import PAD_MODES, Pack, WindowLayout, pad_to_multiple, window_layout
-from mmgcvit.compat import compute_dtype
+from mmgcvit.compat import add_load_state_dict_pre_hook, compute_dtype
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 
@@ -254,6 +254,7 @@ class GCViT(SafePretrainedInit, BaseModule):
                 + f"; allowed: {allowed}"
             )
         super().__init__(init_cfg=init_cfg)
+        add_load_state_dict_pre_hook(self, adapt_state_dict)
         self.arch: Arch = resolve_arch(arch, window_size, drop_path_rate)
         in_channels = check_integer("in_channels", in_channels, 1)
         check_choice("pad", pad, PAD_MODES)
@@ -389,10 +390,3 @@ class GCViT(SafePretrainedInit, BaseModule):
         if part.startswith("norm"):
             return sum(depths[: int(part.removeprefix("norm")) + 1]), layers
         return layers - 1, layers
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Take any publisher's names, and windows of another size, before torch takes what is there."""
-        from mmgcvit.checkpoint.loading import prepare_state_dict
-
-        prepare_state_dict(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
