@@ -1,6 +1,6 @@
-"""Time and memory of the backbone beside others', measured in turns, and what share of the machine's rate it reaches.
+"""Time and memory of the backbone and of others, measured in turn, and the share of the machine's peak rate.
 
-Needs torch, timm and mmengine; mmdet's backbones only where they are asked for.
+Needs torch, timm and mmengine; mmdet only for its backbones.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-NOISY = 0.15  # spread over median, from which on nothing is concluded
+from mmgcvit import kernels
+from mmgcvit.errors import BenchmarkError
+from mmgcvit.utils import write_json as write_json_file
+
+DISABLED = "disabled"  # argument of a model: kernels to switch off
+NOISY = 0.15  # interquartile range over median, above which no conclusion is drawn
 MODES = ("forward", "train")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PEERS = ("swin-t", "resnet-50", "timm-gcvit-tiny", "timm-convnext-tiny")
@@ -35,24 +41,20 @@ ALLOWED = "gcvit-ARCH and arguments of GCViT, as in gcvit-tiny,pad=window,window
 )
 
 
-class BenchmarkError(Exception):
-    """A measurement that cannot be taken as asked; the message names what is allowed."""
-
-
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, but for the model, the mode and the picture's shape.
+    """How to measure; model, mode and image size are given separately.
 
     Args:
-        batch: pictures.
-        dtype: of the computation: float32, or autocast's type.
-        device: torch's name.
-        compile: whether the model goes through torch.compile.
-        channels_last: whether the pictures are laid out channels last.
-        rounds: how often each model has its turn.
-        warmup: runs before the first that counts.
-        isolate: each turn in a process of its own, whose peak of memory is read.
-        threads: of torch on a CPU; None for its own choice.
+        batch: images.
+        dtype: float32, or the dtype of autocast.
+        device: torch device.
+        compile: use torch.compile.
+        channels_last: use channels-last input.
+        rounds: measurements of each model.
+        warmup: runs before the first measurement.
+        isolate: measure in a new process each time, and read its peak memory.
+        threads: CPU threads of torch; None for its default.
     """
 
     batch: int = 1
@@ -68,11 +70,18 @@ class Settings:
 
 @dataclass
 class Result:
-    """Of one model, mode and shape, for each turn: seconds, and the machine's matrix rate before, operations a second.
+    """Measurements of one model, mode and image size.
 
-    ``rates`` are of the fastest way to multiply matrices, ``torch_rates`` of torch's own (:func:`matrix_rates`). With
-    ``isolate`` also the most memory that a process had, and the most beyond what it had before the first run, in bytes.
-    ``forward_flop`` are the operations of a forward pass.
+    Args:
+        model: name, as :func:`build` takes it.
+        mode: one of :data:`MODES`.
+        shape: height and width of the images.
+        seconds: of each round.
+        rates: matrix rate of the machine before each round, operations per second (:func:`matrix_rates`).
+        torch_rates: the same by torch's own matrix product.
+        peak_bytes: with ``isolate``, peak memory of the process.
+        run_bytes: with ``isolate``, peak memory beyond what the process had before its first run.
+        forward_flop: operations of a forward pass.
     """
 
     model: str
@@ -92,18 +101,18 @@ class Result:
 
     @property
     def spread(self) -> float:
-        """Distance of the quartiles of the seconds over their median."""
+        """Interquartile range of the seconds over their median."""
         return spread(self.seconds)
 
     def share(self, rates: Sequence[float]) -> float | None:
-        """Of a forward pass: its operations a second over a matrix rate's; None where either is unsteady."""
+        """Operations per second of a forward pass over a matrix rate; None if either is too noisy."""
         if self.mode != "forward" or not self.forward_flop or max(self.spread, spread(rates)) > NOISY:
             return None
         return statistics.median(self.forward_flop / s / rate for s, rate in zip(self.seconds, rates, strict=True))
 
 
 def spread(values: Sequence[float]) -> float:
-    """Distance of the quartiles over the median; with three values, of the least and the greatest."""
+    """Interquartile range over the median; with three values, their range over the median."""
     if len(values) < 2:
         return math.inf
     low, _, high = statistics.quantiles(values, n=4)
@@ -111,18 +120,13 @@ def spread(values: Sequence[float]) -> float:
 
 
 def build(name: str) -> nn.Module:
-    """A backbone by its name on the command line.
+    """Build a backbone from its name on the command line.
 
     Raises:
-        BenchmarkError: an unknown name, a missing package, or arguments that the model refuses.
+        BenchmarkError: unknown name, missing package, or arguments that the model rejects.
     """
-    base, *pairs = name.split(",")
-    options: dict[str, object] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise BenchmarkError(f"model {name!r}: {pair!r} is not key=value; allowed: {ALLOWED}")
-        options[key] = _value(value)
+    base, options = _parse(name)
+    options.pop(DISABLED, None)
     try:
         if base.startswith("gcvit-"):
             from mmgcvit.backbone import GCViT
@@ -145,10 +149,28 @@ def build(name: str) -> nn.Module:
 
             return ResNet(50, norm_eval=False, **options)
     except ImportError as error:
-        raise BenchmarkError(f"model {name!r} needs a package that is not here: {error}") from error
+        raise BenchmarkError(f"model {name!r} needs a package that is not installed: {error}") from error
     except (TypeError, ValueError) as error:
         raise BenchmarkError(f"model {name!r}: {error}") from error
     raise BenchmarkError(f"model {name!r} is unknown; allowed: {ALLOWED}")
+
+
+def _parse(name: str) -> tuple[str, dict[str, Any]]:
+    """Base name and arguments of a model."""
+    base, *pairs = name.split(",")
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise BenchmarkError(f"model {name!r}: {pair!r} is not key=value; allowed: {ALLOWED}")
+        options[key] = _value(value)
+    return base, options
+
+
+def ablations(models: Sequence[str]) -> list[str]:
+    """Each GC ViT of ``models``, followed by itself with each kernel disabled in turn."""
+    variants = {name: [f"{name},{DISABLED}={kernel}" for kernel in kernels.KERNELS] for name in models}
+    return [v for name in models for v in (name, *(variants[name] if name.startswith("gcvit-") else ()))]
 
 
 def _value(text: str) -> object:
@@ -162,49 +184,54 @@ def _value(text: str) -> object:
 
 
 class Measurement:
-    """One model, ready to be run again and again.
+    """One model that can be run repeatedly.
 
     Args:
-        name: as :func:`build` takes it.
-        mode: 'forward' (evaluation, no gradients) or 'train' (forward, and backward from the maps' means).
-        shape: height and width of the pictures.
-        settings: the rest.
+        name: as :func:`build` takes it; ``disabled=NAME/NAME`` switches kernels off (:data:`mmgcvit.kernels.KERNELS`).
+        mode: 'forward' (evaluation, no gradients) or 'train' (forward and backward from the mean of the maps).
+        shape: height and width of the images.
+        settings: everything else.
     """
 
     def __init__(self, name: str, mode: str, shape: Sequence[int], settings: Settings) -> None:
         torch.manual_seed(0)
         self.settings, self.mode = settings, mode
+        self.disabled = str(_parse(name)[1].get(DISABLED) or "").split("/") if DISABLED in name else []
+        unknown = [kernel for kernel in self.disabled if kernel not in kernels.KERNELS]
+        if unknown:
+            raise BenchmarkError(f"model {name!r}: disabled={'/'.join(unknown)}; allowed: {', '.join(kernels.KERNELS)}")
         self.device = torch.device(settings.device)
         model = build(name).to(self.device)
-        model.train(mode == "train")  # of which mmdet's return nothing
-        self.pictures = torch.randn(settings.batch, 3, *shape, device=self.device)
+        model.train(mode == "train")  # returns None for mmdet's backbones
+        self.images = torch.randn(settings.batch, 3, *shape, device=self.device)
         if settings.channels_last:
-            self.pictures = self.pictures.contiguous(memory_format=torch.channels_last)
+            self.images = self.images.contiguous(memory_format=torch.channels_last)
         self.parameters = list(model.parameters())
         self.model: Callable = torch.compile(model) if settings.compile else model
 
     def run(self) -> float:
-        """One run, in seconds; a training step's gradients are dropped within it, as optimizers do."""
+        """Seconds of one run; a training step includes dropping the gradients."""
         self._wait()
         start = time.perf_counter()
         dtype = DTYPES[self.settings.dtype]
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
+        autocast = torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32)
+        with autocast, kernels.disabled(*self.disabled):
             if self.mode == "forward":
                 with torch.no_grad():
-                    self.model(self.pictures)
+                    self.model(self.images)
             else:
-                _loss(self.model(self.pictures)).backward()
+                _loss(self.model(self.images)).backward()
                 for parameter in self.parameters:
                     parameter.grad = None
         self._wait()
         return time.perf_counter() - start
 
     def count(self) -> int:
-        """Operations of a forward pass, two for each multiply-add, those of attention included."""
+        """Operations of a forward pass, attention included; a multiply-add counts as two."""
         from mmgcvit.analysis import count_flops
 
         model = getattr(self.model, "_orig_mod", self.model)
-        return 2 * self.settings.batch * count_flops(model, tuple(self.pictures.shape[2:])).total.macs
+        return 2 * self.settings.batch * count_flops(model, tuple(self.images.shape[2:])).total.macs
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -216,16 +243,16 @@ def _loss(maps: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 def matrix_rates(settings: Settings) -> tuple[float, float]:
-    """Operations a second of a product of two large square matrices, on the settings' device and in its type.
+    """Operations per second of a product of two large square matrices, on the device and in the dtype of the settings.
 
     Returns:
-        The rate of the fastest way there is here, and that of torch's own. On a CPU the first may be that of a
-        convolution with a kernel of one pixel, which oneDNN computes.
+        The rate of the fastest implementation, and that of torch's ``@``. On a CPU the first may be a 1x1 convolution,
+        which oneDNN computes.
     """
     device, dtype = torch.device(settings.device), DTYPES[settings.dtype]
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    picture, weight = a.view(1, side, 1, side).permute(0, 3, 1, 2), b[:, :, None, None]
+    image, weight = a.view(1, side, 1, side).permute(0, 3, 1, 2), b[:, :, None, None]
 
     def rate(way: Callable[[], Tensor]) -> float:
         best = math.inf
@@ -238,7 +265,7 @@ def matrix_rates(settings: Settings) -> tuple[float, float]:
         return 2 * side**3 / best
 
     own = rate(lambda: a @ b)
-    return (own if device.type == "cuda" else max(own, rate(lambda: F.conv2d(picture, weight)))), own
+    return (own if device.type == "cuda" else max(own, rate(lambda: F.conv2d(image, weight)))), own
 
 
 def measure(
@@ -248,10 +275,10 @@ def measure(
     settings: Settings,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Result]:
-    """Every model, mode and shape; the models take turns (A B A B), so that a slow minute hits all of them.
+    """Measure every model, mode and shape; models alternate (A B A B), so that a slow minute affects all of them.
 
     Raises:
-        BenchmarkError: a model that cannot be built, a device that is not there.
+        BenchmarkError: a model that cannot be built, or a missing device.
     """
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise BenchmarkError(f"device {settings.device!r}: torch sees no GPU; allowed: cpu")
@@ -300,21 +327,21 @@ def _in_a_process(name: str, mode: str, shape: Sequence[int], settings: Settings
             return pool.submit(_isolated, name, mode, shape, settings).result()
         except BrokenProcessPool as error:
             raise BenchmarkError(
-                f"{mode} of {name} at {shape[0]} x {shape[1]} was killed, as where memory ran out; "
-                "allowed: what fits, by a smaller --batch or smaller --shapes"
+                f"{mode} of {name} at {shape[0]} x {shape[1]} was killed, probably because "
+                "memory ran out; use a smaller --batch or smaller --shapes"
             ) from error
 
 
 def _isolated(name: str, mode: str, shape: Sequence[int], settings: Settings) -> tuple[float, int, int]:
-    """Seconds of one run behind the warm-up, the process's peak memory, and its memory before, in bytes.
+    """Seconds of one run after warm-up, peak memory and memory before the first run, in bytes.
 
-    On CUDA, memory is what torch allocated.
+    On CUDA, memory allocated by torch.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
     cuda = settings.device.startswith("cuda")
     measurement = Measurement(name, mode, shape, settings)
-    # Before the first run: a model's weights and its package are not what a run needs.
+    # Before the first run: the weights and the imported packages do not count.
     before = torch.cuda.memory_allocated(settings.device) if cuda else resident("VmRSS")
     for _ in range(settings.warmup):
         measurement.run()
@@ -323,19 +350,21 @@ def _isolated(name: str, mode: str, shape: Sequence[int], settings: Settings) ->
 
 
 def resident(which: str) -> int:
-    """Bytes of memory that this process has ('VmRSS') or had at most ('VmHWM').
+    """Resident memory of this process, in bytes: current ('VmRSS') or peak ('VmHWM').
 
     Raises:
-        BenchmarkError: where the system is not Linux, which alone tells both.
+        BenchmarkError: the system is not Linux.
     """
     status = Path("/proc/self/status")
     if not status.exists():
-        raise BenchmarkError("isolate: memory is read from /proc/self/status, which is not here; allowed: Linux")
+        raise BenchmarkError(
+            "isolate: memory is read from /proc/self/status, which does not exist here; allowed: Linux"
+        )
     return 1024 * int(re.search(rf"{which}:\s+(\d+) kB", status.read_text()).group(1))
 
 
 def machine(settings: Settings) -> str:
-    """One line on what this was measured on."""
+    """One line that describes the machine."""
     if settings.device.startswith("cuda"):
         return f"{torch.cuda.get_device_name(settings.device)}, CUDA {torch.version.cuda}, torch {torch.__version__}"
     model = platform.processor() or platform.machine()
@@ -348,13 +377,13 @@ def machine(settings: Settings) -> str:
 
 
 def exponent(results: Sequence[Result], key: Callable[[Result], float]) -> float:
-    """The power of the number of pixels with which a model's cost grows (least squares of the logarithms)."""
+    """Exponent of the growth of a model's cost with the number of pixels (least squares on logarithms)."""
     x = [math.log(r.shape[0] * r.shape[1]) for r in results]
     return statistics.linear_regression(x, [math.log(key(r)) for r in results]).slope
 
 
 def print_results(results: Sequence[Result], settings: Settings, baseline: str | None) -> None:
-    """The table: medians with their spread, ratios to the baseline, and the share of the machine's matrix rate."""
+    """Print medians with their spread, ratios to the baseline, and the share of the machine's matrix rate."""
     console = Console(width=None if Console().is_terminal else 160)
     console.print(
         f"{machine(settings)}; {settings.dtype}, batch {settings.batch}"
@@ -362,7 +391,7 @@ def print_results(results: Sequence[Result], settings: Settings, baseline: str |
         + (", channels last" if settings.channels_last else "")
     )
     for which, rates in (
-        ("the fastest way", [rate for result in results for rate in result.rates]),
+        ("fastest", [rate for result in results for rate in result.rates]),
         ("torch's", [rate for result in results for rate in result.torch_rates]),
     ):
         console.print(
@@ -422,13 +451,13 @@ def print_results(results: Sequence[Result], settings: Settings, baseline: str |
             console.print(line, highlight=False)
     if any(r.spread > NOISY for r in results):
         console.print(
-            f"noisy: the quartiles lie further apart than {NOISY:.0%} of the median; nothing follows from "
-            "these figures. Let nothing else run, and take more --rounds."
+            f"noisy: the interquartile range exceeds {NOISY:.0%} of the median; these figures are not "
+            "conclusive. Stop other programs and use more --rounds."
         )
 
 
 def ratio(result: Result, base: Result | None) -> str:
-    """Time over the baseline's, where both are steady enough to say."""
+    """Time over the baseline's; 'noisy' if either is."""
     if base is None:
         return ""
     if result.spread > NOISY or base.spread > NOISY:
@@ -437,13 +466,11 @@ def ratio(result: Result, base: Result | None) -> str:
 
 
 def write_json(path: Path, results: Sequence[Result], settings: Settings) -> None:
-    """Everything measured, for another program; written under another name first."""
+    """Write everything that was measured as JSON, atomically."""
     data = dict(
         machine=machine(settings),
         settings=asdict(settings),
         results=[asdict(r) | dict(median=r.median, noisy=r.spread > NOISY) for r in results],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
-    temporary.replace(path)
+    write_json_file(path, data, indent=1)

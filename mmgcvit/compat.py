@@ -73,6 +73,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_cpu_dtype() if device == "cpu" else torch.get_autocast_gpu_dtype()
 
 
+def storage_id(tensor: Tensor) -> int:
+    """What tells the memory behind a tensor from other memory, on the meta device too."""
+    return tensor.untyped_storage()._cdata
+
+
 def softmax_backward(gradient: Tensor, output: Tensor) -> Tensor:
     """Gradient of a softmax over the last dimension, from that of its output."""
     return torch._softmax_backward_data(gradient, output, -1, output.dtype)

@@ -11,8 +11,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-from mmgcvit import benchmark
-from mmgcvit.benchmark import BenchmarkError, Measurement, Result, Settings
+from mmgcvit import GCViT, benchmark, kernels
+from mmgcvit.benchmark import Measurement, Result, Settings
+from mmgcvit.errors import BenchmarkError
+from mmgcvit.kernels import dispatch
 
 SMALL = "gcvit-xxtiny,window_size=2/2/2/2"
 
@@ -81,6 +83,28 @@ def test_a_training_step_leaves_no_gradients_but_makes_them(monkeypatch):
     assert measurement.parameters[0].grad is None
 
 
+def test_ablation(monkeypatch, capsys):
+    """Each kernel is off in its own turn, and on again afterwards."""
+    chosen: list[tuple[str, ...]] = []
+    forward = GCViT.forward
+
+    def spy(self: GCViT, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if x.device.type == "cpu":
+            chosen.append(tuple(sorted(dispatch._disabled)))
+        return forward(self, x)
+
+    monkeypatch.setattr(GCViT, "forward", spy)
+    monkeypatch.setattr(benchmark, "matrix_rates", lambda settings: (2e11, 1e11))
+    monkeypatch.setattr(
+        sys, "argv", ["benchmark.py", "--ablate", "--models", SMALL, "--shapes", "33x40", "--rounds", "2"]
+    )
+    runpy.run_path(str(ROOT / "tools" / "benchmark.py"), run_name="__main__")
+    assert set(chosen) == {(), *((name,) for name in kernels.KERNELS)}
+    assert f"disabled={next(iter(kernels.KERNELS))}" in capsys.readouterr().err
+    with pytest.raises(BenchmarkError, match=r"disabled=lineal; allowed: linear, "):
+        Measurement(f"{SMALL},disabled=lineal", "forward", (32, 32), Settings())
+
+
 def result(name: str, seconds: list[float], shape: tuple[int, int] = (32, 32)) -> Result:
     return Result(name, "forward", shape, seconds, [2e11] * len(seconds), [1.25e11] * len(seconds))
 
@@ -106,7 +130,7 @@ def test_what_is_printed(capsys):
     assert text.index("0.50") < text.index("0.80")  # of the matrix rate, and of torch's
     assert results[1].share(results[1].rates) is None
     assert results[0].share([1e11, 2e11, 2e11]) is None  # the machine itself was unsteady
-    assert "noisy: the quartiles lie further apart than 15%" in text
+    assert "noisy: the interquartile range exceeds 15%" in text
 
 
 def test_growth_with_pixels(capsys):
@@ -153,7 +177,7 @@ def test_the_tool_in_fresh_processes(tmp_path):
     ("arguments", "message"),
     [
         (["--shapes", "800"], "'800'; allowed: HEIGHTxWIDTH"),
-        (["--rounds", "0"], "'0'; allowed: a whole number of at least 1"),
+        (["--rounds", "0"], "'0'; allowed: an integer of at least 1"),
         (["--baseline", "resnet-50"], "--baseline resnet-50; allowed: one of --models"),
         (["--models", "vit"], "model 'vit' is unknown"),
     ],

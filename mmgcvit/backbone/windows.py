@@ -231,7 +231,7 @@ class WindowLayout:
             count = self.batch * region.num_windows
             if max_elements is None:
                 spans.append(Span(index, region, start, 0, count))
-                start += spans[-1].num_rows
+                start = start + spans[-1].num_rows  # not in place: sizes are tensors while tracing
                 continue
             step = max(1, max_elements // (region.num_rows * self.channels))
             for first in range(0, count, step):

@@ -1,0 +1,39 @@
+"""Kernels and memory traffic of backbones on a GPU, counted without one.
+
+python tools/count_kernels.py --models gcvit-tiny timm-gcvit-tiny --shape 128 3 224 224
+"""
+
+import argparse
+import sys
+from functools import partial
+
+from mmgcvit import benchmark
+from mmgcvit.errors import BenchmarkError
+from mmgcvit.kernel_count import count_kernels, print_kernel_counts
+
+
+def main() -> None:
+    """Read the arguments, count, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["gcvit-tiny"], metavar="MODEL", help=benchmark.ALLOWED)
+    parser.add_argument("--shape", nargs=4, type=int, default=(128, 3, 224, 224), metavar=("B", "C", "H", "W"))
+    parser.add_argument("--top", type=int, default=5, help="operations to list by the bytes that they move (5)")
+    args = parser.parse_args()
+    if min(args.shape) < 1:
+        sys.exit(f"count_kernels: --shape {' '.join(map(str, args.shape))}; allowed: integers of at least 1")
+    try:
+        rows = [
+            (
+                name,
+                args.shape,
+                *(count_kernels(partial(benchmark.build, name), args.shape, train) for train in (False, True)),
+            )
+            for name in args.models
+        ]
+    except BenchmarkError as error:
+        sys.exit(f"count_kernels: {error}")
+    print_kernel_counts(rows, args.top)
+
+
+if __name__ == "__main__":
+    main()
