@@ -206,7 +206,7 @@ class Measurement:
         self.images = torch.randn(settings.batch, 3, *shape, device=self.device)
         if settings.channels_last:
             self.images = self.images.contiguous(memory_format=torch.channels_last)
-        self.parameters = list(model.parameters())
+        self.module, self.parameters = model, list(model.parameters())
         self.model: Callable = torch.compile(model) if settings.compile else model
 
     def run(self) -> float:
@@ -230,8 +230,8 @@ class Measurement:
         """Operations of a forward pass, attention included; a multiply-add counts as two."""
         from mmgcvit.analysis import count_flops
 
-        model = getattr(self.model, "_orig_mod", self.model)
-        return 2 * self.settings.batch * count_flops(model, tuple(self.images.shape[2:])).total.macs
+        height, width = self.images.shape[2:]
+        return 2 * self.settings.batch * count_flops(self.module, (height, width)).total.macs
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -239,7 +239,7 @@ class Measurement:
 
 
 def _loss(maps: Tensor | Sequence[Tensor]) -> Tensor:
-    return sum(m.float().mean() for m in ([maps] if isinstance(maps, Tensor) else maps))
+    return torch.stack([m.float().mean() for m in ([maps] if isinstance(maps, Tensor) else maps)]).sum()
 
 
 def matrix_rates(settings: Settings) -> tuple[float, float]:
@@ -287,7 +287,7 @@ def measure(
     results = []
     for mode in modes:
         for shape in shapes:
-            group = [Result(name, mode, tuple(shape)) for name in models]
+            group = [Result(name, mode, (shape[0], shape[1])) for name in models]
             ready = {} if settings.isolate else {r.model: _prepared(r.model, mode, shape, settings) for r in group}
             for turn in range(settings.rounds):
                 for result in group:
@@ -360,7 +360,8 @@ def resident(which: str) -> int:
         raise BenchmarkError(
             "isolate: memory is read from /proc/self/status, which does not exist here; allowed: Linux"
         )
-    return 1024 * int(re.search(rf"{which}:\s+(\d+) kB", status.read_text()).group(1))
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return 1024 * int(fields[which].split()[0])  # '123 kB'
 
 
 def machine(settings: Settings) -> str:
@@ -426,7 +427,7 @@ def print_results(results: Sequence[Result], settings: Settings, baseline: str |
             f"{(result.peak_bytes or 0) / 2**30:.2f}",
             f"{(result.run_bytes or 0) / 2**30:.2f}",
             ratio(result, base),
-            f"{result.run_bytes / base.run_bytes:.2f}" if base and base.run_bytes else "",
+            f"{(result.run_bytes or 0) / base.run_bytes:.2f}" if base and base.run_bytes else "",
             *(
                 "" if share is None else f"{share:.2f}"
                 for share in (result.share(result.rates), result.share(result.torch_rates))
@@ -447,7 +448,7 @@ def print_results(results: Sequence[Result], settings: Settings, baseline: str |
             line = f"{name}, {mode}: time grows with pixels to the power of "
             line += "?, noisy" if noisy else f"{exponent(own, lambda r: r.median):.3f}"
             if settings.isolate:
-                line += f", memory of the run to that of {exponent(own, lambda r: r.run_bytes):.3f}"
+                line += f", memory of the run to that of {exponent(own, lambda r: r.run_bytes or 0):.3f}"
             console.print(line, highlight=False)
     if any(r.spread > NOISY for r in results):
         console.print(

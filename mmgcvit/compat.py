@@ -17,13 +17,16 @@ from torch import Tensor, nn
 try:
     is_compiling = torch.compiler.is_compiling
 except AttributeError:  # torch 2.1
-    from torch._dynamo.external_utils import is_compiling  # type: ignore[no-redef]  # noqa: F401
+    from torch._dynamo.external_utils import is_compiling  # noqa: F401
+
+#: Whether ``torch.jit.trace`` is running.
+is_tracing: Callable[[], bool] = torch._C._is_tracing
 
 #: Whether a transform of ``torch.func`` (grad, vmap, jvp, ...) is running.
-functorch_is_active = torch._C._are_functorch_transforms_active
+functorch_is_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 #: Whether torch may call oneDNN (``torch.backends.mkldnn.flags`` switches it off).
-onednn_is_enabled = torch._C._get_mkldnn_enabled
+onednn_is_enabled: Callable[[], bool] = torch._C._get_mkldnn_enabled
 
 #: Attributes of a module that hold its hooks. A module with an entry in any of them must be called.
 MODULE_HOOKS = tuple(
@@ -86,7 +89,7 @@ def softmax_backward(gradient: Tensor, output: Tensor) -> Tensor:
 # Checkpoints: state dict hooks, and the unpickler whose steps can be restricted.
 
 #: The unpickler in Python: its ``dispatch`` table and ``stack`` let a subclass check every step before it is taken.
-PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+PythonUnpickler: Any = vars(pickle)["_Unpickler"]
 
 StateDictHook = Callable[..., None]
 

@@ -73,8 +73,7 @@ class WindowAttention(nn.Module):
             (rows, C); rows that stand for padding are arbitrary, but finite.
         """
         qkv = ops.linear(self.kv if self.is_global else self.qkv, x)
-        if biases is None:
-            biases = self._biases(pack, ops, qkv.dtype)
+        of_region = self._biases(pack, ops, qkv.dtype) if biases is None else dict(enumerate(biases))
         dropout = self.attn_drop_rate if self.training else 0.0
         parts = [qkv] if len(pack.spans) == 1 else qkv.split([span.num_rows for span in pack.spans])
         outputs = []
@@ -85,7 +84,7 @@ class WindowAttention(nn.Module):
                 if query.shape[0] not in (1, span.count):  # a part of the windows
                     query = query[span.first : span.first + span.count]
             windows = rows.unflatten(0, (span.count, -1))  # [rows, channels] -> [windows, tokens, channels]
-            y = ops.window_attention(windows, query, biases[span.index], self.num_heads, dropout)
+            y = ops.window_attention(windows, query, of_region[span.index], self.num_heads, dropout)
             outputs.append(y.flatten(0, 1))
         x = ops.linear(self.proj, outputs[0] if len(outputs) == 1 else torch.cat(outputs))
         return F.dropout(x, self.drop_rate, self.training) if self.drop_rate else x

@@ -1,28 +1,29 @@
-"""Checks on what a user gives: each error names the argument, its value and what is allowed."""
+"""Checks of arguments: each error names the argument, its value and what is allowed."""
 
 from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
 STAGES = 4
 
 
-def check_integer(name: str, value: object, minimum: int) -> int:
+def check_integer(name: str, value: Any, minimum: int) -> int:
     """``value`` as an int; a ValueError unless it is an integer of at least ``minimum``."""
     if not _is_integer(value, minimum):
         raise ValueError(f"{name}={value!r}; allowed: an integer >= {minimum}")
     return int(value)
 
 
-def check_four(name: str, value: object, minimum: int) -> tuple[int, ...]:
+def check_four(name: str, value: Any, minimum: int) -> tuple[int, ...]:
     """``value`` as a tuple, one integer per stage; a ValueError unless it is four integers of at least ``minimum``."""
     if not isinstance(value, (tuple, list)) or len(value) != STAGES or not all(_is_integer(v, minimum) for v in value):
         raise ValueError(f"{name}={value!r}; allowed: {STAGES} integers >= {minimum}")
     return tuple(map(int, value))
 
 
-def check_windows(value: object) -> tuple[int, ...]:
+def check_windows(value: Any) -> tuple[int, ...]:
     """Window sides of the four stages: an int w stands for (w, w, 2w, w), four integers for themselves."""
     if _is_integer(value, 1):
         return (int(value), int(value), 2 * int(value), int(value))
@@ -32,7 +33,7 @@ def check_windows(value: object) -> tuple[int, ...]:
         raise ValueError(f"{error}, or one, w, that stands for (w, w, 2w, w)") from None
 
 
-def check_stages(name: str, value: object) -> tuple[int, ...]:
+def check_stages(name: str, value: Any) -> tuple[int, ...]:
     """``value`` as a tuple; a ValueError unless it is one or more stage numbers in rising order."""
     if (
         not isinstance(value, (tuple, list))
@@ -45,29 +46,29 @@ def check_stages(name: str, value: object) -> tuple[int, ...]:
     return tuple(map(int, value))
 
 
-def check_rate(name: str, value: object) -> float:
+def check_rate(name: str, value: Any) -> float:
     """``value`` as a float; a ValueError unless it is a probability below 1."""
     if not _is_number(value) or not 0 <= value < 1:
         raise ValueError(f"{name}={value!r}; allowed: a number from 0 up to, not including, 1")
     return float(value)
 
 
-def check_number(name: str, value: object, allowed: str, positive: bool = False) -> float:
+def check_number(name: str, value: Any, allowed: str, positive: bool = False) -> float:
     """``value`` as a float; a ValueError unless it is a finite number, above 0 if ``positive``."""
     if not _is_number(value) or (positive and value <= 0):
         raise ValueError(f"{name}={value!r}; allowed: {allowed}")
     return float(value)
 
 
-def check_choice(name: str, value: object, allowed: tuple) -> None:
+def check_choice(name: str, value: Any, allowed: tuple) -> None:
     """Raise a ValueError unless ``value`` is one of ``allowed``, and of the same type."""
     if not any(value == choice and type(value) is type(choice) for choice in allowed):
         raise ValueError(f"{name}={value!r}; allowed: {', '.join(map(repr, allowed))}")
 
 
-def _is_integer(value: object, minimum: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= minimum
+def _is_integer(value: Any, minimum: int) -> bool:
+    return isinstance(value, Integral) and type(value) is not bool and int(value) >= minimum
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and type(value) is not bool and math.isfinite(value)

@@ -128,7 +128,7 @@ class Stage(nn.Module):
         self.downsample = nn.Identity() if in_channels is None else Downsample(in_channels, channels)
         # A stage of one block has no global attention, and so no use for a query.
         self.query = GlobalQuery(channels, num_heads, window, reductions, interpolation) if depth > 1 else None
-        self.blocks = nn.ModuleList(
+        self.blocks: Any = nn.ModuleList(
             Block(channels, num_heads, window, is_global=index % 2 == 1, drop_path_rate=drop_path_rates[index], **block)
             for index in range(depth)
         )
@@ -146,11 +146,11 @@ class Stage(nn.Module):
         ops = [kernels.choose(x, block) for block in self.blocks]
         packs = layout.pack(x)
         for index, (block, biases) in enumerate(zip(self.blocks, self._biases(layout, ops, dtype), strict=True)):
-            if self.with_cp and torch.is_grad_enabled():
-                block = partial(checkpoint, block, use_reentrant=False)
+            recompute = self.with_cp and torch.is_grad_enabled()
+            run = partial(checkpoint, block, use_reentrant=False) if recompute else block
             for n, pack in enumerate(layout.packs):
                 scale = None if scales is None else scales[n][index]
-                packs[n] = block(packs[n], pack, queries, biases, scale, ops[index])
+                packs[n] = run(packs[n], pack, queries, biases, scale, ops[index])
         return layout.unpack(packs)[:, :height, :width]
 
     def _biases(self, layout: WindowLayout, ops: list[kernels.Kernels], dtype: torch.dtype) -> Iterable[Any]:
@@ -177,8 +177,8 @@ class Stage(nn.Module):
         if not self.training or not any(rates):
             return None
         keep = [[1 - rate, 1 / (1 - rate) if rate < 1 else 0.0] for rate in rates]
-        keep, scale = torch.tensor(keep, dtype=x.dtype, device=x.device)[:, :, None, None].unbind(1)
-        scale = torch.bernoulli(keep.expand(-1, 2, layout.batch)) * scale
+        probability, factor = torch.tensor(keep, dtype=x.dtype, device=x.device)[:, :, None, None].unbind(1)
+        scale = torch.bernoulli(probability.expand(-1, 2, layout.batch)) * factor
         return [rows[..., None] for rows in layout.per_row(scale)]
 
 

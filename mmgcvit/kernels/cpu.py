@@ -137,7 +137,7 @@ def gelu_linear(module: nn.Linear, x: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------- tail of an MBConv
 
 
-def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: nn.Module) -> Tensor:
+def mbconv_tail(x: Tensor, y: Tensor, se: Any, pointwise: nn.Linear) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.mbconv_tail`; all modules must be unmodified, ``y`` may be overwritten.
 
     Where the map is larger than the weight, it is computed some rows at a time: each of the six maps in the formula is
@@ -145,7 +145,8 @@ def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: nn.Module) -> Te
     """
     height, width, channels = y.shape[1:]
     is_small = height * width <= channels or y.dtype.itemsize <= 2 or x.dtype != y.dtype
-    if is_small or not pointwise.bias is se.fc1.bias is se.fc2.bias is None:
+    has_bias = pointwise.bias is not None or se.fc1.bias is not None or se.fc2.bias is not None
+    if is_small or has_bias:
         return reference.mbconv_tail(x, y, se, pointwise)
     weights = pointwise.weight, se.fc1.weight, se.fc2.weight
     x, y = x.contiguous(), y.contiguous()  # as they are, unless torch was built without oneDNN
@@ -374,9 +375,9 @@ class WindowAttention(torch.autograd.Function):
         q, k, v = reference.split_heads(qkv, query, heads)
         scale = q.shape[-1] ** -0.5
         acc_dtype = torch.promote_types(qkv.dtype, torch.float32)  # of sums over windows
-        d_query = None if query is None else torch.zeros_like(query, dtype=acc_dtype)
+        d_query: Any = None if query is None else torch.zeros_like(query, dtype=acc_dtype)
         d_columns = torch.zeros_like(columns, dtype=acc_dtype)
-        d_padding = None if padding is None else torch.zeros_like(padding, dtype=acc_dtype)
+        d_padding: Any = None if padding is None else torch.zeros_like(padding, dtype=acc_dtype)
         d_q, d_k, d_v = reference.split_heads(d_qkv, d_query, heads)
         if query is None:
             d_q[:, :, tokens:] = 0  # the padding token's own result was not computed

@@ -72,20 +72,18 @@ class ScaledAdd(torch.autograd.Function):
 
 def residual(x: Tensor, y: Tensor, gamma: Tensor | None, scale: Tensor | None) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.residual`."""
-    if gamma is None and scale is None:
-        return x + y
-    if gamma is None and x.dtype == y.dtype == scale.dtype:
-        return ScaledAdd.apply(x, y, scale)
-    return reference.residual(x, y, gamma, scale)
+    if gamma is not None or (scale is not None and not x.dtype == y.dtype == scale.dtype):
+        return reference.residual(x, y, gamma, scale)
+    return x + y if scale is None else ScaledAdd.apply(x, y, scale)
 
 
-def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: nn.Module) -> Tensor:
+def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: nn.Linear) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.mbconv_tail`; ``pointwise`` must be unmodified and without a bias.
 
     The scale of the channels is applied to the map or to the weight, whichever is smaller.
     """
     height, width, channels = y.shape[1:]
-    if x.dtype != y.dtype or pointwise.weight.dtype != y.dtype or pointwise.bias is not None:
+    if x.dtype != y.dtype or pointwise.weight.dtype != y.dtype or isinstance(pointwise.bias, Tensor):
         return reference.mbconv_tail(x, y, se, pointwise)
     y = F.gelu(y).flatten(1, 2)  # [B, H * W, C]
     scale = se(y.mean(1))[:, None]

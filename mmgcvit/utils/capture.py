@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mmgcvit.compat import functorch_is_active, is_compiling
+from mmgcvit.compat import functorch_is_active, is_compiling, is_tracing
 
 Result = TypeVar("Result")
 CACHE_SIZE = 256  # entries of a cache; multi-scale training has many input sizes
@@ -17,7 +17,7 @@ CACHE_SIZE = 256  # entries of a cache; multi-scale training has many input size
 
 def is_eager() -> bool:
     """Whether operations run one by one: not compiled, exported, traced, or transformed by ``torch.func``."""
-    return not (is_compiling() or torch.jit.is_tracing() or functorch_is_active())
+    return not (is_compiling() or is_tracing() or functorch_is_active())
 
 
 def cached(function: Callable[..., Result]) -> Callable[..., Result]:
