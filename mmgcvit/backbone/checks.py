@@ -67,8 +67,8 @@ def check_choice(name: str, value: Any, allowed: tuple) -> None:
 
 
 def _is_integer(value: Any, minimum: int) -> bool:
-    return isinstance(value, Integral) and type(value) is not bool and int(value) >= minimum
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= minimum
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and type(value) is not bool and math.isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)

@@ -137,7 +137,7 @@ def gelu_linear(module: nn.Linear, x: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------- tail of an MBConv
 
 
-def mbconv_tail(x: Tensor, y: Tensor, se: Any, pointwise: nn.Linear) -> Tensor:
+def mbconv_tail(x: Tensor, y: Tensor, se: Any, pointwise: Any) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.mbconv_tail`; all modules must be unmodified, ``y`` may be overwritten.
 
     Where the map is larger than the weight, it is computed some rows at a time: each of the six maps in the formula is

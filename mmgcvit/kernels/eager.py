@@ -77,13 +77,13 @@ def residual(x: Tensor, y: Tensor, gamma: Tensor | None, scale: Tensor | None) -
     return x + y if scale is None else ScaledAdd.apply(x, y, scale)
 
 
-def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: nn.Linear) -> Tensor:
+def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: Any) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.mbconv_tail`; ``pointwise`` must be unmodified and without a bias.
 
     The scale of the channels is applied to the map or to the weight, whichever is smaller.
     """
     height, width, channels = y.shape[1:]
-    if x.dtype != y.dtype or pointwise.weight.dtype != y.dtype or isinstance(pointwise.bias, Tensor):
+    if x.dtype != y.dtype or pointwise.weight.dtype != y.dtype or pointwise.bias is not None:
         return reference.mbconv_tail(x, y, se, pointwise)
     y = F.gelu(y).flatten(1, 2)  # [B, H * W, C]
     scale = se(y.mean(1))[:, None]

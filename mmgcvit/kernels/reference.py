@@ -26,7 +26,7 @@ def gelu_linear(module: nn.Linear, x: Tensor) -> Tensor:
     return module(F.gelu(x))
 
 
-def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: nn.Linear) -> Tensor:
+def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: Any) -> Tensor:
     """What follows the depthwise convolution of an MBConv: x + pointwise(SE(GELU(y))).
 
     Args:
