@@ -133,8 +133,16 @@ class Stage(nn.Module):
             for index in range(depth)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, input channels) -> (B, H', W', C), H' and W' being half of H and W where the stage downsamples."""
+    def forward(self, x: Tensor, drop_path_scale: Tensor | None = None) -> Tensor:
+        """The map of this stage.
+
+        Args:
+            x: (B, H, W, input channels).
+            drop_path_scale: (blocks, 2, B), see :meth:`GCViT.sample_drop_path`.
+
+        Returns:
+            (B, H', W', C), where H' and W' are half of H and W if the stage begins with downsampling.
+        """
         x = self.downsample(x)
         height, width = x.shape[1:3]
         if self.pad == "stage":
@@ -142,14 +150,14 @@ class Stage(nn.Module):
         layout = window_layout(tuple(x.shape), self.window, x.device, kernels.max_pack(x))
         dtype = compute_dtype(x)
         queries = layout.expand_query(self.query(x).to(dtype)) if self.query is not None else None
-        scales = self.sample_drop_path(layout, x)
+        scales = None if drop_path_scale is None else layout.per_row(drop_path_scale[..., None, :])
         ops = [kernels.choose(x, block) for block in self.blocks]
         packs = layout.pack(x)
         for index, (block, biases) in enumerate(zip(self.blocks, self._biases(layout, ops, dtype), strict=True)):
             recompute = self.with_cp and torch.is_grad_enabled()
             run = partial(checkpoint, block, use_reentrant=False) if recompute else block
             for n, pack in enumerate(layout.packs):
-                scale = None if scales is None else scales[n][index]
+                scale = None if scales is None else scales[n][index].mT
                 packs[n] = run(packs[n], pack, queries, biases, scale, ops[index])
         return layout.unpack(packs)[:, :height, :width]
 
@@ -164,22 +172,6 @@ class Stage(nn.Module):
         tables = [block.attn.relative_position_bias_table for block in self.blocks]
         sizes = [(region.height, region.width) for region in layout.regions]
         return ops[0].position_biases(tables, sizes, self.window, dtype)
-
-    def sample_drop_path(self, layout: WindowLayout, x: Tensor) -> list[Tensor] | None:
-        """Sample the drop-path scale of each image for both branches of each block.
-
-        All windows of an image are dropped together: 0 with the block's ``drop_path_rate``, else 1 / (1 - rate).
-
-        Returns:
-            (blocks, 2, rows, 1) for each pack; None in evaluation.
-        """
-        rates = [block.drop_path_rate for block in self.blocks]
-        if not self.training or not any(rates):
-            return None
-        keep = [[1 - rate, 1 / (1 - rate) if rate < 1 else 0.0] for rate in rates]
-        probability, factor = torch.tensor(keep, dtype=x.dtype, device=x.device)[:, :, None, None].unbind(1)
-        scale = torch.bernoulli(probability.expand(-1, 2, layout.batch)) * factor
-        return [rows[..., None] for rows in layout.per_row(scale)]
 
 
 @MODELS.register_module()
@@ -323,16 +315,37 @@ class GCViT(SafePretrainedInit, BaseModule):
         x = x.permute(0, 2, 3, 1).contiguous()  # NHWC from here to the maps
         if self.pad == "input":
             x = pad_to_multiple(x, self.pad_multiple)
+        scales = self.sample_drop_path(x)
         x = self.stem(x)
         maps = []
         for i, stage in enumerate(self.stages):
-            x = stage(x)
+            x = stage(x, scales[i])
             if i in self.out_indices:
                 stride = 4 * 2**i
                 y = getattr(self, f"norm{i}")(x)[:, : -(-height // stride), : -(-width // stride)]
                 # Contiguous NCHW, as what follows may read raw memory (mmcv's RoIAlign does).
                 maps.append(y.permute(0, 3, 1, 2).contiguous())
         return tuple(maps)
+
+    def sample_drop_path(self, x: Tensor) -> list[Tensor | None]:
+        """Sample the scale of each branch and image: 0 with a block's ``drop_path_rate``, else 1 / (1 - rate).
+
+        All windows of an image are dropped together.
+
+        Args:
+            x: (B, ...), which determines batch size, dtype and device.
+
+        Returns:
+            (blocks, 2, B) for each stage; None for a stage without drop path, as in evaluation mode.
+        """
+        rates = [[block.drop_path_rate if stage.training else 0.0 for block in stage.blocks] for stage in self.stages]
+        if not any(map(any, rates)):
+            return [None] * len(rates)
+        keep = [(1 - rate, 1 / (1 - rate) if rate < 1 else 0.0) for stage in rates for rate in stage]
+        probability, factor = torch.tensor(keep, dtype=x.dtype, device=x.device)[:, :, None, None].unbind(1)
+        scale = torch.bernoulli(probability.expand(-1, 2, x.shape[0])) * factor
+        scales = scale.split([len(stage) for stage in rates])
+        return [s if any(stage) else None for s, stage in zip(scales, rates, strict=True)]
 
     def train(self, mode: bool = True) -> GCViT:
         """Set the mode; what is frozen stays in evaluation mode."""
