@@ -158,7 +158,7 @@ class Stage(nn.Module):
             run = partial(checkpoint, block, use_reentrant=False) if recompute else block
             for n, pack in enumerate(layout.packs):
                 scale = None if scales is None else scales[n][index].mT
-                packs[n] = run(packs[n], pack, queries, biases, scale, ops[index])
+                packs[n] = run(packs[n], pack, queries, biases, scale, None if biases is None else ops[index])
         return layout.unpack(packs)[:, :height, :width]
 
     def _biases(self, layout: WindowLayout, ops: list[kernels.Kernels], dtype: torch.dtype) -> Iterable[Any]:

@@ -94,30 +94,45 @@ def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: Any) -> Tensor:
 
 
 class GatherBias(torch.autograd.Function):
-    """Entries of several bias tables at the same positions.
+    """The bias of all tokens of a full window, of several blocks and sizes, in one gather with one gradient.
 
-    The gradients of all tables are one sum, of which each is a contiguous part; autograd would copy each once more.
+    On accelerators the rows begin at multiples of 16 elements, because fused attention copies a mask whose rows do not.
+    Autograd would need a copy for that, and one for the gradient of each table.
     """
 
     @staticmethod
-    def forward(ctx: Any, index: Tensor, *tables: Tensor) -> Tensor:
-        """(positions,), and ((2w-1)^2, heads) for each block -> (blocks, heads, positions)."""
-        ctx.save_for_backward(index)
-        ctx.rows, ctx.heads = tables[0].shape
-        return torch.cat([table.T for table in tables]).index_select(1, index).unflatten(0, (-1, ctx.heads))
+    def forward(
+        ctx: Any, sizes: tuple[tuple[int, int], ...], window: int, dtype: torch.dtype, *tables: Tensor
+    ) -> tuple[Tensor, ...]:
+        """((2w-1)^2, heads) for each block -> (blocks, heads, queries, window * window) for each size.
+
+        Of full windows in ``dtype``; others keep that of the tables, for the sum over their padding.
+        """
+        ctx.sizes, ctx.window, (ctx.rows, ctx.heads), ctx.device = sizes, window, tables[0].shape, tables[0].device
+        ctx.dtype = tables[0].dtype
+        alignment = 1 if ctx.device.type == "cpu" else MASK_ALIGNMENT
+        index = reference.bias_index(sizes, window, ctx.device, alignment)
+        gathered = torch.cat([table.T for table in tables]).index_select(1, index).unflatten(0, (-1, ctx.heads))
+        width = window * window + -(window * window) % alignment
+        shapes = [(reference.bias_shape(size, window)[0], width) for size in sizes]
+        parts = gathered.split([queries * width for queries, _ in shapes], 2)
+        full = [size == (window, window) for size in sizes]
+        parts = [part.to(dtype) if f else part for part, f in zip(parts, full, strict=True)]
+        return tuple(p.unflatten(2, shape)[..., : window * window] for p, shape in zip(parts, shapes, strict=True))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the tables."""
-        (index,) = ctx.saved_tensors
-        gradient = gradient.transpose(1, 2)  # [blocks, positions, heads]
-        return None, *gradient.new_zeros(len(gradient), ctx.rows, ctx.heads).index_add(1, index, gradient).unbind(0)
+        flat = [gradient.flatten(2).to(ctx.dtype) for gradient in gradients]
+        gradient = (flat[0] if len(flat) == 1 else torch.cat(flat, 2)).transpose(1, 2)  # [blocks, positions, heads]
+        index = reference.bias_index(ctx.sizes, ctx.window, ctx.device)
+        summed = gradient.new_zeros(len(gradient), ctx.rows, ctx.heads).index_add(1, index, gradient)
+        return None, None, None, *summed.unbind(0)
 
 
 def position_biases(
     tables: Sequence[Tensor], sizes: Sequence[tuple[int, int]], window: int, dtype: torch.dtype
 ) -> Iterator[Sequence[Any]]:
     """See :func:`mmgcvit.kernels.reference.position_biases`."""
-    index = reference.bias_index(tuple(sizes), window, tables[0].device)
-    gathered = GatherBias.apply(index, *tables)
-    yield from zip(*reference.assemble_biases(gathered, sizes, window, dtype), strict=True)
+    parts = GatherBias.apply(tuple(sizes), window, dtype, *tables)
+    yield from zip(*reference.join_padding(parts, sizes, window, dtype), strict=True)

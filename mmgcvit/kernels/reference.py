@@ -103,40 +103,45 @@ def position_biases(
         For each block a list with, for each size, (heads, tokens, tokens), padding token included.
     """
     heads = tables[0].shape[1]
+    shapes = [bias_shape(size, window) for size in sizes]
     index = bias_index(tuple(sizes), window, tables[0].device)
-    gathered = torch.cat([table.T for table in tables]).index_select(1, index)  # [blocks * heads, positions]
-    yield from zip(*assemble_biases(gathered.unflatten(0, (-1, heads)), sizes, window, dtype), strict=True)
+    gathered = torch.cat([table.T for table in tables]).index_select(1, index).unflatten(0, (-1, heads))
+    parts = gathered.split([queries * keys for queries, keys in shapes], 2)
+    parts = [part.unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]
+    yield from zip(*join_padding(parts, sizes, window, dtype), strict=True)
 
 
-def assemble_biases(
-    gathered: Tensor, sizes: Sequence[tuple[int, int]], window: int, dtype: torch.dtype
-) -> Iterator[tuple[Tensor, ...]]:
-    """Biases of each size, one for each block, from the gathered entries of their tables (blocks, heads, positions)."""
-    counts = [num_positions(size, window) for size in sizes]
-    parts = gathered.split(counts, 2) if len(counts) > 1 else [gathered]
+def join_padding(
+    parts: Sequence[Tensor], sizes: Sequence[tuple[int, int]], window: int, dtype: torch.dtype
+) -> Iterator[Sequence[Tensor]]:
+    """Biases of each size, one for each block, from the bias of all tokens of a full window, padding included.
+
+    Args:
+        parts: for each size (blocks, heads, queries, window * window), the tokens of the smaller window first.
+        sizes: (height, width) of the windows.
+        window: side of a full window.
+        dtype: of the result.
+    """
     for (height, width), bias in zip(sizes, parts, strict=True):
-        tokens = height * width
-        if tokens < window * window:
-            bias = bias.unflatten(2, (tokens + 1, -1))  # keys: the tokens, then their padding
-            bias, padding = bias.split([tokens, window * window - tokens], -1)
-            bias = torch.cat([bias, padding.logsumexp(-1, keepdim=True)], -1)
-        else:
-            bias = bias.unflatten(2, (tokens, -1))
+        tokens, padding = height * width, window * window - height * width
+        if padding:
+            bias, outside = bias.split([tokens, padding], -1)
+            bias = torch.cat([bias, outside.logsumexp(-1, keepdim=True)], -1)
         yield bias.to(dtype).unbind(0)
 
 
-def num_positions(size: tuple[int, int], window: int) -> int:
-    """Entries of a table that belong to windows of a size."""
+def bias_shape(size: tuple[int, int], window: int) -> tuple[int, int]:
+    """Queries, and tokens of a full window, for windows of a size."""
     tokens = size[0] * size[1]
-    return (tokens + (tokens < window * window)) * window * window
+    return tokens + (tokens < window * window), window * window
 
 
 @cached
-def bias_index(sizes: tuple[tuple[int, int], ...], window: int, device: torch.device) -> Tensor:
+def bias_index(sizes: tuple[tuple[int, int], ...], window: int, device: torch.device, alignment: int = 1) -> Tensor:
     """Rows of a bias table for each size, query and key, (positions,) int64.
 
-    The keys are the tokens of the window first, then those of its padding. The query of the padding token, whose result
-    is never used, repeats the first query.
+    The keys are the tokens of the window, then those of its padding, then the first again up to a multiple of
+    ``alignment``. The query of the padding token, whose result is never used, repeats the first query.
     """
     y, x = (t.flatten() for t in torch.meshgrid(*[torch.arange(window, device=device)] * 2, indexing="ij"))
     rows = (y[:, None] - y + window - 1) * (2 * window - 1) + (x[:, None] - x + window - 1)
@@ -145,5 +150,6 @@ def bias_index(sizes: tuple[tuple[int, int], ...], window: int, device: torch.de
         keys = ((y >= height) | (x >= width)).to(torch.uint8).argsort(stable=True)
         tokens = height * width
         queries = torch.cat([keys[:tokens], keys[: int(tokens < window * window)]])
+        keys = torch.cat([keys, keys[:1].expand(-(window * window) % alignment)])
         indices.append(rows[queries][:, keys].flatten())
     return torch.cat(indices)

@@ -260,3 +260,16 @@ def test_second_derivatives_of_eager_operations(function: str):
         )
     assert torch.autograd.gradcheck(run, inputs)
     assert torch.autograd.gradgradcheck(run, inputs)
+
+
+def test_masks_of_full_windows_are_aligned_on_accelerators():
+    """Fused attention on CUDA would copy them in each call otherwise."""
+    tables = [torch.zeros(169, 2, device="meta") for _ in range(3)]
+    biases = list(eager.position_biases(tables, [(7, 7), (7, 3)], 7, torch.bfloat16))
+    assert len(biases) == 3
+    for full, edge in biases:
+        assert full.shape == (2, 49, 49)
+        assert full.dtype is torch.bfloat16
+        assert edge.shape == (2, 22, 22)
+        assert all(stride % 16 == 0 for stride in full.stride()[:-1])
+        assert full.stride(-1) == 1
