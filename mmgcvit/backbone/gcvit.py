@@ -269,7 +269,7 @@ class GCViT(SafePretrainedInit, BaseModule):
         # Over all blocks of all stages, whichever of them are built.
         rates = torch.linspace(0, arch_.drop_path_rate, sum(arch_.depths), device="cpu").tolist()
         self.stem = Stem(in_channels, arch_.embed_dims)
-        self.stages = nn.ModuleList()
+        self.stages: Any = nn.ModuleList()
         for i in range(out_indices[-1] + 1):
             self.stages.append(
                 Stage(
@@ -338,7 +338,7 @@ class GCViT(SafePretrainedInit, BaseModule):
         Returns:
             (blocks, 2, B) for each stage; None for a stage without drop path, as in evaluation mode.
         """
-        rates = [[block.drop_path_rate if stage.training else 0.0 for block in stage.blocks] for stage in self.stages]
+        rates = [[b.drop_path_rate if stage.training else 0.0 for b in stage.blocks] for stage in self.stages]
         if not any(map(any, rates)):
             return [None] * len(rates)
         keep = [(1 - rate, 1 / (1 - rate) if rate < 1 else 0.0) for stage in rates for rate in stage]
