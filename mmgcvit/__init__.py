@@ -16,7 +16,7 @@ try:
     from mmgcvit.classification import ClassificationPreprocessor, GCViTClassifier, TopKAccuracy
     from mmgcvit.engine import (
         ClassificationHook,
-        CorruptPictureHook,
+        CorruptImageHook,
         EMAValLoop,
         InvalidLossHook,
         ReproducibleHook,
@@ -39,9 +39,9 @@ else:
     from mmgcvit.datasets.classification import ClassificationDataset  # noqa: F401
 
     if find_spec("mmcv"):  # the backbone and classifiers do without
-        from mmgcvit.datasets.pictures import LoadCheckedImage  # noqa: F401
+        from mmgcvit.datasets.images import LoadCheckedImage  # noqa: F401
     MODULE2PACKAGE["mmgcvit"] = "mmgcvit"
 
-__all__ = ["ClassificationHook", "ClassificationPreprocessor", "CorruptPictureHook", "EMAValLoop", "GCViT",
+__all__ = ["ClassificationHook", "ClassificationPreprocessor", "CorruptImageHook", "EMAValLoop", "GCViT",
            "GCViTClassifier", "GCViTLayerDecayOptimWrapperConstructor", "InvalidLossHook", "ReproducibleHook",
            "ResumableTrainLoop", "TopKAccuracy", "WarmupCosineLR", "__version__", "load_pretrained"]  # fmt: skip

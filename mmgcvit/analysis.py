@@ -90,7 +90,7 @@ def build_model(cfg: Config, device: str = "cpu") -> nn.Module:
 
 
 def count_flops(model: nn.Module, shape: tuple[int, int], channels: int = 3) -> Flops:
-    """Count the multiply-adds of convolutions, linear maps and matrix products, attention's too, for one picture.
+    """Count the multiply-adds of convolutions, linear maps and matrix products, attention's too, for one image.
 
     The forward pass is run, on the model's device, and torch's FlopCounterMode sees each operation; it counts two for a
     multiply-add, so its figures are halved to what papers call FLOPs. A two-stage detector's box heads get 1000
@@ -99,20 +99,20 @@ def count_flops(model: nn.Module, shape: tuple[int, int], channels: int = 3) -> 
 
     Args:
         model: a backbone, or a classifier, detector or segmentor of mmengine, mmdet, mmseg.
-        shape: height and width of the picture, in pixels.
-        channels: of the picture.
+        shape: height and width of the image, in pixels.
+        channels: of the image.
 
     Returns:
         Figures for the stem, each stage, the neck, each head, and what is outside them.
     """
     parameter = next(model.parameters())
-    picture = torch.zeros(1, channels, *shape, device=parameter.device, dtype=parameter.dtype)
+    image = torch.zeros(1, channels, *shape, device=parameter.device, dtype=parameter.dtype)
     counter = FlopCounterMode(display=False, custom_mapping=_fused_on_cpu())
     result = Flops(shape)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     with torch.no_grad(), _no_fast_path(), counter, _parts(model, counter, result):
-        _forward(model, picture)
+        _forward(model, image)
     for module, mode in modes:
         module.training = mode
     rest = Part("other", *_read(counter), _size(model))
@@ -131,29 +131,29 @@ def count_flops(model: nn.Module, shape: tuple[int, int], channels: int = 3) -> 
     return result
 
 
-def _forward(model: nn.Module, picture: Tensor) -> None:
+def _forward(model: nn.Module, image: Tensor) -> None:
     """A forward pass in which all heads have as much to do as they can have at test time."""
     if not hasattr(model, "data_preprocessor"):
-        model(picture)
+        model(image)
         return
     meta = dict(
-        img_shape=picture.shape[2:],
-        ori_shape=picture.shape[2:],
-        pad_shape=picture.shape[2:],
-        batch_input_shape=tuple(picture.shape[2:]),
+        img_shape=image.shape[2:],
+        ori_shape=image.shape[2:],
+        pad_shape=image.shape[2:],
+        batch_input_shape=tuple(image.shape[2:]),
         scale_factor=(1.0, 1.0),
     )
     if not hasattr(model, "roi_head"):
         samples = _samples(model, meta)
         if not hasattr(model, "decode_head"):
-            model(picture, samples, mode="tensor")
+            model(image, samples, mode="tensor")
         else:  # mmseg's tensor mode ends at the logits; so does its prediction, but for the resizing
-            model.encode_decode(picture, [sample.metainfo for sample in samples])
+            model.encode_decode(image, [sample.metainfo for sample in samples])
         return
-    maps = model.extract_feat(picture)
+    maps = model.extract_feat(image)
     model.rpn_head(maps)
     # Of untrained scores, NMS leaves as many proposals as chance will have it.
-    proposals = InstanceData(bboxes=picture.new_tensor([[0.0, 0.0, 64.0, 64.0]]).repeat(PROPOSALS, 1))
+    proposals = InstanceData(bboxes=image.new_tensor([[0.0, 0.0, 64.0, 64.0]]).repeat(PROPOSALS, 1))
     head = model.roi_head
     heads = head.bbox_head if isinstance(head.bbox_head, nn.ModuleList) else [head.bbox_head]
     rois = torch.cat([proposals.bboxes.new_zeros(PROPOSALS, 1), proposals.bboxes], dim=1)
@@ -317,7 +317,7 @@ def parameter_groups(cfg: Config) -> tuple[list[Group], list[str], list[str]]:
 def print_flops(flops: Flops, beside: Published | None = None) -> None:
     """A table of the parts, of the backbone and of all, published figures beside it, and how it was counted."""
     height, width = flops.shape
-    table = Table(title=f"forward pass of one {height} x {width} picture (height x width)", title_justify="left")
+    table = Table(title=f"forward pass of one {height} x {width} image (height x width)", title_justify="left")
     table.add_column("part", no_wrap=True)
     for title in ("GFLOPs", "of them attention", "parameters, M"):
         table.add_column(title, justify="right")

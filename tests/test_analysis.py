@@ -142,14 +142,14 @@ def test_padding_is_what_whole_windows_cost_more():
 
 
 class _Alone(torch.nn.Module):
-    """A part that takes maps, as a model that takes pictures."""
+    """A part that takes maps, as a model that takes images."""
 
     def __init__(self, part: torch.nn.Module, channels: int) -> None:
         super().__init__()
         self.part, self.channels = part, channels
 
-    def forward(self, picture: torch.Tensor) -> torch.Tensor:
-        return self.part(picture[:, :1].permute(0, 2, 3, 1).expand(-1, -1, -1, self.channels).contiguous())
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.part(image[:, :1].permute(0, 2, 3, 1).expand(-1, -1, -1, self.channels).contiguous())
 
 
 @pytest.mark.slow

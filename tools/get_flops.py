@@ -16,7 +16,7 @@ def main() -> None:
         nargs=2,
         required=True,
         metavar=("H", "W"),
-        help="height and width of the picture, e.g. 800 1344 (COCO), 512 2048 (ADE20K)",
+        help="height and width of the image, e.g. 800 1344 (COCO), 512 2048 (ADE20K)",
     )
     args = parser.parse_args()
     if min(args.shape) < 1:

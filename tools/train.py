@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument(
         "--corrupt",
         choices=("stop", "skip"),
-        help="a picture that cannot be decoded stops the run, or is left out and counted (what the "
+        help="an image that cannot be decoded stops the run, or is left out and counted (what the "
         "config says, else stop)",
     )
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Inference on pictures, folders and videos: drawings, and predictions in files."""
+"""Inference on images, folders and videos: drawings, and predictions in files."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mmgcvit.apis.config import UsageError, existing, load_config
-from mmgcvit.apis.detector import Detector
-from mmgcvit.apis.segmentor import Segmentor
-from mmgcvit.apis.sources import VIDEOS, frames, list_inputs, read, write_picture
+from mmgcvit.tasks.detection.predictor import Detector
+from mmgcvit.tasks.segmentation.predictor import Segmentor
+from mmgcvit.tasks.sources import VIDEOS, frames, list_inputs, read, write_image
 
 
 @dataclass
 class Summary:
     """What a call of :func:`predict` made."""
 
-    pictures: int = 0
+    images: int = 0
     frames: int = 0
     objects: int = 0  # of a detector
     file: str = ""  # with the predictions
@@ -40,26 +40,26 @@ def predict(
     ann_file: str | None = None,
     draw: bool = True,
 ) -> Summary:
-    """Detect or segment on pictures, on every picture of folders, on videos; write drawings and predictions.
+    """Detect or segment on images, on every image of folders, on videos; write drawings and predictions.
 
     ``out_dir`` gets drawings in ``vis``, videos as ``.mp4``, and
 
     - of a detector ``predictions.json``, results in COCO's format (boxes x, y, width, height in pixels, masks as run
       lengths), and ``images.json``, the images and categories that its ids mean (a COCO file without annotations: both
       load with pycocotools);
-    - of a segmentor label maps in ``labels``, of the pictures' sizes, the first class being 0, and ``areas.json``: each
-      class's pixels and share, by picture.
+    - of a segmentor label maps in ``labels``, of the images' sizes, the first class being 0, and ``areas.json``: each
+      class's pixels and share, by image.
 
     Args:
         config: a config file of a detector or a segmentor, or a config.
         checkpoint: file or URL.
-        inputs: pictures, folders of pictures, videos.
+        inputs: images, folders of images, videos.
         out_dir: folder to write to.
         device: 'cpu', 'cuda:0', ...; by default a GPU where there is one.
         score_thr: boxes under this score are not drawn; the JSON has all of them.
-        batch_size: pictures, frames or tiles at a time; a segmentor takes those of one shape together.
+        batch_size: images, frames or tiles at a time; a segmentor takes those of one shape together.
         tta: test-time augmentation, of a detector boxes alone (:func:`mmgcvit.apis.runs.use_tta`).
-        tile: side in pixels of the square tiles that a larger picture is cut into. A detector cuts the picture itself,
+        tile: side in pixels of the square tiles that a larger image is cut into. A detector cuts the image itself,
             and merges boxes of the same class by NMS at an IoU of 0.5; a segmentor cuts it as the test pipeline has
             resized it, and averages.
         overlap: how much of a tile's side its neighbour covers, 0 to below 1.
@@ -71,8 +71,8 @@ def predict(
         Counts, and the results as they are in the file.
 
     Raises:
-        UsageError: config, checkpoint or inputs are not there, a folder without pictures, two inputs of one name, a
-            value that is not allowed, a picture that cannot be read or that ``ann_file`` lacks.
+        UsageError: config, checkpoint or inputs are not there, a folder without images, two inputs of one name, a
+            value that is not allowed, an image that cannot be read or that ``ann_file`` lacks.
     """
     existing("checkpoint", checkpoint)
     if batch_size < 1:
@@ -82,19 +82,19 @@ def predict(
     if not 0 <= overlap < 1:
         raise UsageError(f"overlap={overlap}; allowed: from 0 to below 1")
     paths = _distinct([path for source in inputs for path in list_inputs(source)])
-    pictures = [path for path in paths if path.suffix.lower() not in VIDEOS]
+    images = [path for path in paths if path.suffix.lower() not in VIDEOS]
     cfg = config if isinstance(config, Config) else load_config(config)
     kind = Segmentor if "decode_head" in cfg.model else Detector
     model = kind(cfg, checkpoint, device, tta, tile, overlap, batch_size, ann_file)
-    model.expect(pictures)
+    model.expect(images)
     folder = Path(out_dir)
     (folder / "vis" if draw else folder).mkdir(parents=True, exist_ok=True)
     summary = Summary(results=model.results)
-    for source, found in model(read(path) for path in pictures):
+    for source, found in model(read(path) for path in images):
         summary.objects += model.keep(source, found, folder)
-        summary.pictures += 1
+        summary.images += 1
         if draw:
-            write_picture(folder / "vis" / source.name, model.draw(source, found, score_thr))
+            write_image(folder / "vis" / source.name, model.draw(source, found, score_thr))
     for path in paths:
         if path.suffix.lower() in VIDEOS:
             _video(path, folder, draw, model, summary, score_thr)

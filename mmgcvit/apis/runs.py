@@ -22,9 +22,9 @@ from mmgcvit.checkpoint.errors import CheckpointError
 from mmgcvit.checkpoint.layouts import weights_of
 from mmgcvit.checkpoint.loading import SCHEMES, locate
 from mmgcvit.checkpoint.reader import read_checkpoint
-from mmgcvit.datasets.annotations import AnnotationError, check_before_run, data_sets
-from mmgcvit.datasets.errors import ClassificationDataError
-from mmgcvit.datasets.labels import check_label_maps, has_label_maps
+from mmgcvit.tasks.detection.annotations import AnnotationError, check_before_run, data_sets
+from mmgcvit.errors import ClassificationDataError
+from mmgcvit.tasks.segmentation.label_maps import check_label_maps, has_label_maps
 
 AMP = ("fp16", "bf16")
 MIXED = {"OptimWrapper": "AmpOptimWrapper", "FSDPOptimWrapper": "FSDPAmpOptimWrapper"}
@@ -56,13 +56,13 @@ def train(
             gradients clipped at a norm of 35, or 'bf16'. (A config that has it itself runs in float32 on a CPU.)
         auto_scale_lr: scale the learning rate by the global batch size, of all the batches whose gradients are added up
             for a step, over the config's ``base_batch_size``; as if the config had ``auto_scale_lr.enable``.
-        corrupt: what a picture that cannot be decoded does in training: 'stop' the run with its name, or 'skip': it is
+        corrupt: what an image that cannot be decoded does in training: 'stop' the run with its name, or 'skip': it is
             named, counted, and another one takes its place. By default what the config's loading says, else 'stop'.
 
     Raises:
         UsageError: ``amp`` without a GPU, a scaled rate without a ``base_batch_size`` in the config, a checkpoint
             that is not there, annotations that would break the run or classes that are not the annotation file's
-            (:func:`~mmgcvit.datasets.annotations.check_before_run`).
+            (:func:`~mmgcvit.tasks.detection.annotations.check_before_run`).
     """
     if corrupt is not None and corrupt not in CORRUPT:
         raise UsageError(f"corrupt={corrupt!r}; allowed: {', '.join(CORRUPT)}")
@@ -89,10 +89,10 @@ def train(
         else:
             print_log(f"--resume: no checkpoint in {cfg.work_dir}: the run begins anew", level=logging.WARNING)
     _check_data(cfg, "train_dataloader", "val_dataloader")
-    for transform in _pictures([cfg.get("train_dataloader"), cfg.get("custom_hooks")]):  # hooks may switch pipelines
+    for transform in _images([cfg.get("train_dataloader"), cfg.get("custom_hooks")]):  # hooks may switch pipelines
         transform.update(type=LOADERS[transform["type"]], **({} if corrupt is None else {"corrupt": corrupt}))
     hooks = [hook["type"] for hook in cfg.get("custom_hooks") or ()]
-    ours = [dict(type="InvalidLossHook"), dict(type="CorruptPictureHook")]
+    ours = [dict(type="InvalidLossHook"), dict(type="CorruptImageHook")]
     if cfg.get("randomness", {}).get("deterministic"):
         ours.append(dict(type="ReproducibleHook"))
     cfg.custom_hooks = [*(cfg.get("custom_hooks") or ()), *(hook for hook in ours if hook["type"] not in hooks)]
@@ -115,7 +115,7 @@ def test(
     Args:
         cfg: from :func:`~mmgcvit.apis.load_config`.
         checkpoint: a file of any publisher or of one's own, a URL, or a name of ``mmgcvit weights list``.
-        show_dir: folder for pictures with the truth on the left and the prediction on the right.
+        show_dir: folder for images with the truth on the left and the prediction on the right.
         tta: test-time augmentation (:func:`use_tta`).
         out: of a classifier: CSV file for the predictions (:class:`~mmgcvit.classification.TopKAccuracy`).
 
@@ -249,15 +249,15 @@ def _check_data(cfg: Config, *loaders: str) -> None:
         raise UsageError(str(error)) from error
 
 
-def _pictures(part: Any) -> Iterator[dict]:
-    """Every loading of a picture in a data loader's config, however deep."""
+def _images(part: Any) -> Iterator[dict]:
+    """Every loading of an image in a data loader's config, however deep."""
     if isinstance(part, dict):
         if part.get("type") in LOADERS:
             yield part
         part = list(part.values())
     if isinstance(part, (list, tuple)):
         for inner in part:
-            yield from _pictures(inner)
+            yield from _images(inner)
 
 
 def _listed(value: Any) -> Sequence:

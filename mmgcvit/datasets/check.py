@@ -1,4 +1,4 @@
-"""A walk through a config's data sets before training: every picture is decoded, every annotation looked at."""
+"""A walk through a config's data sets before training: every image is decoded, every annotation looked at."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from mmgcvit.datasets import labels
-from mmgcvit.datasets.annotations import (
+from mmgcvit.tasks.detection.annotations import (
     AnnotationError,
     Annotations,
-    Picture,
+    Image,
     Problem,
     coco_like,
     data_sets,
@@ -28,11 +28,11 @@ from mmgcvit.datasets.annotations import (
     read_dataset,
 )
 from mmgcvit.datasets.classification import ClassificationDataset, check_names
-from mmgcvit.datasets.errors import ClassificationDataError
-from mmgcvit.datasets.pictures import picture_size, unreadable
+from mmgcvit.errors import ClassificationDataError
+from mmgcvit.datasets.images import image_size, unreadable
 from mmgcvit.datasets.report import DatasetReport
 
-CHUNK = 64  # pictures opened at a time
+CHUNK = 64  # images opened at a time
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
@@ -41,7 +41,7 @@ def check_data(cfg: Config, workers: int = 8, progress: bool = True) -> list[Dat
 
     Args:
         cfg: config with data loaders.
-        workers: threads that decode pictures.
+        workers: threads that decode images.
         progress: whether to draw a progress bar.
 
     Returns:
@@ -89,29 +89,29 @@ def _check(name: str, dataset: Mapping, workers: int, advance: Callable[[int], N
         report.problems.append(Problem("annotations", source, str(error), True))
         return report
     report.problems = list(annotations.problems)
-    report.pictures, report.objects = len(annotations.pictures), annotations.objects
-    report.kept = sum(len(picture.boxes) for picture in annotations.pictures)
-    report.empty = sum(not picture.boxes for picture in annotations.pictures)
+    report.images, report.objects = len(annotations.images), annotations.objects
+    report.kept = sum(len(image.boxes) for image in annotations.images)
+    report.empty = sum(not image.boxes for image in annotations.images)
     report.classes = dict.fromkeys(annotations.classes, 0)
-    report.classes.update(Counter(label for picture in annotations.pictures for label in picture.labels))
+    report.classes.update(Counter(label for image in annotations.images for label in image.labels))
     for label, count in report.classes.items():
         if not count and report.kept:
             report.problems.append(Problem("class", source, f"no object of class {label!r}", False))
-    paths = [picture.path for picture in annotations.pictures]
+    paths = [image.path for image in annotations.images]
     with ThreadPoolExecutor(workers) as pool:
-        for picture, (size, reason) in zip(annotations.pictures, pool.map(picture_size, paths), strict=True):
-            advance(report.pictures)
+        for image, (size, reason) in zip(annotations.images, pool.map(image_size, paths), strict=True):
+            advance(report.images)
             if reason:
-                report.problems.append(Problem("picture", picture.path, reason, True))
+                report.problems.append(Problem("image", image.path, reason, True))
             elif size:
                 report.sizes[size] += 1
-                if picture.width and size != (picture.width, picture.height):
+                if image.width and size != (image.width, image.height):
                     report.problems.append(
                         Problem(
                             "size",
-                            picture.path,
+                            image.path,
                             f"is {size[0]} x {size[1]} (width x height), its annotations say "
-                            f"{picture.width} x {picture.height}",
+                            f"{image.width} x {image.height}",
                             True,
                         )
                     )
@@ -126,14 +126,14 @@ def _check_classes(
     advance: Callable[[int], None],
     trained: tuple[str, ...] | None,
 ) -> DatasetReport:
-    """Look at every picture of a classifier's data set, whatever it is stored in.
+    """Look at every image of a classifier's data set, whatever it is stored in.
 
     Args:
         name: 'train', 'val' or 'test'.
         dataset: the config's.
         model: the config's, whose ``num_classes`` must do.
-        workers: threads that decode pictures.
-        advance: called after each picture, with how many there are.
+        workers: threads that decode images.
+        advance: called after each image, with how many there are.
         trained: the training data's classes, if they are known.
     """
     source = os.path.join(str(dataset.get("data_root")), dataset.get("split") or "")
@@ -154,7 +154,7 @@ def _check_classes(
                 "classes", source, f"{len(report.classes)} classes; allowed: at most model.num_classes={heads}", True
             )
         )
-    report.pictures = report.objects = len(built)
+    report.images = report.objects = len(built)
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(built), CHUNK):
             classes, contents = [], []
@@ -164,15 +164,15 @@ def _check_classes(
                 with file:  # one after another: those of a tar file are one file
                     contents.append(file.read())
             for index, (size, reason) in enumerate(pool.map(_decoded, contents), start):
-                advance(report.pictures)
+                advance(report.images)
                 report.classes[classes[index - start]] += 1
                 if reason:
-                    report.problems.append(Problem("picture", built.name(index), reason, True))
+                    report.problems.append(Problem("image", built.name(index), reason, True))
                 else:
                     report.kept += 1
                     report.sizes[size] += 1
     report.problems += [
-        Problem("class", source, f"no picture of class {label!r}", False)
+        Problem("class", source, f"no image of class {label!r}", False)
         for label, count in report.classes.items()
         if not count
     ]
@@ -180,7 +180,7 @@ def _check_classes(
 
 
 def _decoded(content: bytes) -> tuple[tuple[int, int] | None, str | None]:
-    """Width and height of a picture, or why it cannot be decoded."""
+    """Width and height of an image, or why it cannot be decoded."""
     reason = unreadable(content)
     if reason:
         return None, reason
@@ -205,17 +205,17 @@ def _read_any(dataset: Mapping, source: str) -> Annotations:
     found = Annotations(source, classes=tuple(built.metainfo.get("classes") or ()))
     for i in range(len(built)):
         info = built.get_data_info(i)
-        picture = Picture(info["img_path"], info.get("width"), info.get("height"))
+        image = Image(info["img_path"], info.get("width"), info.get("height"))
         for instance in info.get("instances", ()):
             found.objects += 1
-            left_out = picture.width and outside(instance["bbox"], picture.width, picture.height)
+            left_out = image.width and outside(instance["bbox"], image.width, image.height)
             if left_out:
                 found.problems.append(Problem("box", f"{source}: image id {info.get('img_id')}", left_out, False))
                 continue
-            picture.boxes.append(tuple(instance["bbox"]))
-            picture.labels.append(found.classes[instance["bbox_label"]])
-        found.pictures.append(picture)
-    if not any(picture.boxes for picture in found.pictures):
+            image.boxes.append(tuple(instance["bbox"]))
+            image.labels.append(found.classes[instance["bbox_label"]])
+        found.images.append(image)
+    if not any(image.boxes for image in found.images):
         found.problems.append(Problem("empty", source, f"none of {found.objects} objects can be used", True))
     return found
 

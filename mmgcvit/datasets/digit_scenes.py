@@ -1,7 +1,7 @@
 """A small data set for every task, made in seconds from what scikit-learn ships.
 
 The real handwritten digits of ``load_digits`` are coloured, turned and laid on parts of the two real photographs of
-``load_sample_images``. Digits and photograph parts of the validation pictures are not in the training pictures.
+``load_sample_images``. Digits and photograph parts of the validation images are not in the training images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits, load_sample_images
 CLASSES = tuple("0123456789")
 SPLITS = ("train", "val")
 VAL_SCENES, VAL_DIGITS = 20, 5  # every twentieth scene and every fifth digit is for validation
-SINGLE_SIZE = 64  # side of the pictures of single digits, in pixels
+SINGLE_SIZE = 64  # side of the images of single digits, in pixels
 README = """Digit scenes, made by tools/make_digit_scenes.py --images {images} --size {size} --seed {seed}
 
 images/{{train,val}}/*.jpg                        scenes of {size} x {size} pixels
@@ -35,7 +35,7 @@ Photographs: scikit-learn's load_sample_images (CC BY).
 def make_digit_scenes(out: str | Path, images: int = 1000, size: int = 160, seed: int = 0, force: bool = False) -> Path:
     """Write scenes with instance annotations and label maps, and a folder tree of single digits.
 
-    The same arguments give the same pictures. Everything is written beside ``out`` first and then renamed, so that
+    The same arguments give the same images. Everything is written beside ``out`` first and then renamed, so that
     ``out`` is whole or absent.
 
     Args:
@@ -110,10 +110,10 @@ def _write_all(root: Path, images: int, size: int, seed: int) -> None:
             task = progress.add_task(f"{split}: single digits", total=len(pool))
             for index in pool:
                 rng = np.random.default_rng([seed, len(SPLITS), int(index)])
-                picture = draw_single(rng, strokes[index], backgrounds[split])
+                image = draw_single(rng, strokes[index], backgrounds[split])
                 folder = root / "classification" / split / CLASSES[labels[index]]
                 folder.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture).save(folder / f"{index:04d}.png")
+                Image.fromarray(image).save(folder / f"{index:04d}.png")
                 progress.advance(task)
     (root / "README.txt").write_text(README.format(images=images, size=size, seed=seed, single=SINGLE_SIZE))
 
@@ -127,7 +127,7 @@ def draw_scene(
         rng: source of all that is random.
         strokes: (n, 8, 8) digits to draw from, 0 to 1.
         labels: (n,) their classes.
-        photographs: (H, W, 3) uint8 pictures to take the background from.
+        photographs: (H, W, 3) uint8 images to take the background from.
         size: side of the scene, in pixels.
 
     Returns:
@@ -158,14 +158,14 @@ def draw_scene(
 
 
 def draw_single(rng: np.random.Generator, stroke: np.ndarray, photographs: tuple[np.ndarray, ...]) -> np.ndarray:
-    """One digit (8, 8) in the middle of a picture of its own, (64, 64, 3) uint8."""
-    picture = _background(rng, photographs, SINGLE_SIZE)
+    """One digit (8, 8) in the middle of an image of its own, (64, 64, 3) uint8."""
+    image = _background(rng, photographs, SINGLE_SIZE)
     cover = _turned(rng, stroke, round(SINGLE_SIZE * rng.uniform(0.6, 0.75)))
     height, width = cover.shape
     y, x = (SINGLE_SIZE - height) // 2, (SINGLE_SIZE - width) // 2
-    region = picture[y : y + height, x : x + width]
+    region = image[y : y + height, x : x + width]
     region[:] = _paint(rng, region, cover)
-    return picture
+    return image
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:

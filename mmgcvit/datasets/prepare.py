@@ -31,10 +31,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Split:
-    """One split of COCO: its pictures and the counts of its instance annotations."""
+    """One split of COCO: its images and the counts of its instance annotations."""
 
     name: str
-    pictures: int
+    images: int
     annotations: int
     archive_md5: str
 
@@ -50,7 +50,7 @@ COCO_CATEGORIES = 80
 
 @dataclass(frozen=True)
 class Pairs:
-    """One split of a segmentation data set: as many pictures as label maps, of the same names but for the suffix."""
+    """One split of a segmentation data set: as many images as label maps, of the same names but for the suffix."""
 
     images: str
     image_suffix: str
@@ -114,7 +114,7 @@ def print_report(report: Report) -> None:
 
 
 def check_coco(folder: Path) -> Report:
-    """COCO 2017: pictures by count, annotations by their counts and against the archive's checksum.
+    """COCO 2017: images by count, annotations by their counts and against the archive's checksum.
 
     Where ``annotations_trainval2017.zip`` still lies in the tree, its MD5 is compared and each JSON with its copy
     in the archive; without it the JSON's counts speak for it, and its SHA-256 is told.
@@ -122,20 +122,20 @@ def check_coco(folder: Path) -> Report:
     report = Report()
     archive = _archive(folder, *COCO_ANNOTATIONS, "annotations", report)
     for split in COCO_SPLITS:
-        pictures = folder / split.name
-        count = _count(pictures, (".jpg",))
-        if count != split.pictures:
-            found = f"{count} pictures" if pictures.is_dir() else "no such folder"
-            report.problems.append(f"{pictures}: {found}; expected {split.pictures}")
+        images = folder / split.name
+        count = _count(images, (".jpg",))
+        if count != split.images:
+            found = f"{count} images" if images.is_dir() else "no such folder"
+            report.problems.append(f"{images}: {found}; expected {split.images}")
             _archive(folder, split.name, split.archive_md5, split.name, report, needed=True)
         else:
-            report.lines.append(f"{pictures}: {count} pictures")
+            report.lines.append(f"{images}: {count} images")
         _coco_json(folder, split, archive, report)
     return report
 
 
 def check_ade20k(folder: Path) -> Report:
-    """ADE20K, the scene parsing challenge's 150 classes: pictures and label maps by count and name."""
+    """ADE20K, the scene parsing challenge's 150 classes: images and label maps by count and name."""
     report = Report()
     for split in ADE_SPLITS:
         _pairs(folder, split, report)
@@ -145,7 +145,7 @@ def check_ade20k(folder: Path) -> Report:
 
 
 def check_cityscapes(folder: Path) -> Report:
-    """Cityscapes' fine annotations: pictures and label maps of the 19 training classes, by count and name."""
+    """Cityscapes' fine annotations: images and label maps of the 19 training classes, by count and name."""
     report = Report()
     for split in CITYSCAPES_SPLITS:
         _pairs(folder, split, report)
@@ -166,7 +166,7 @@ def check_cityscapes(folder: Path) -> Report:
 
 
 def check_imagenet(folder: Path) -> Report:
-    """ImageNet-1k (ILSVRC2012): the thousand class folders of both splits by name, their pictures by count."""
+    """ImageNet-1k (ILSVRC2012): the thousand class folders of both splits by name, their images by count."""
     report = Report()
     synsets = set(ImageNetInfo("imagenet-1k").label_names())
     for split, expected, archive in IMAGENET_SPLITS:
@@ -182,10 +182,10 @@ def check_imagenet(folder: Path) -> Report:
         lacking, beyond = sorted(synsets - counts.keys()), sorted(counts.keys() - synsets)
         empty = sorted(name for name in synsets & counts.keys() if not counts[name])
         if loose:
-            report.problems.append(f"{path}: {loose} pictures outside class folders, whose classes nothing tells")
+            report.problems.append(f"{path}: {loose} images outside class folders, whose classes nothing tells")
             report.advice.append(
                 f"the archive of val has no class folders; in {path} run the commands of {VAL_SCRIPT}, which make them "
-                "and move the pictures"
+                "and move the images"
                 if split == "val"
                 else f"move the images in {path} itself into their class folders (names begin with the class), or away"
             )
@@ -209,26 +209,26 @@ def check_imagenet(folder: Path) -> Report:
         uneven = sorted(name for name in synsets & counts.keys() if counts[name] not in (0, IMAGENET_PER_CLASS))
         if split == "val" and uneven:
             report.problems.append(
-                f"{path}: {len(uneven)} class folders without their {IMAGENET_PER_CLASS} pictures: {some(uneven)}"
+                f"{path}: {len(uneven)} class folders without their {IMAGENET_PER_CLASS} images: {some(uneven)}"
             )
             report.advice.append(
-                f"pictures of val lie in other classes' folders, or are missing: unpack {archive} "
+                f"images of val lie in other classes' folders, or are missing: unpack {archive} "
                 f"into an empty {path} again, and there run the commands of {VAL_SCRIPT}"
             )
         if found != expected:
-            report.problems.append(f"{path}: {found} pictures in class folders; expected {expected}")
+            report.problems.append(f"{path}: {found} images in class folders; expected {expected}")
         if (found != expected or lacking or empty) and not loose and not tars:
             report.advice.append(f"unpack {archive} (from {IMAGENET_URL}) into {path} again")
         if found == expected and not (lacking or beyond or empty):
-            report.lines.append(f"{path}: {found} pictures in {len(counts)} class folders")
+            report.lines.append(f"{path}: {found} images in {len(counts)} class folders")
     return report
 
 
 def _pairs(folder: Path, split: Pairs, report: Report) -> None:
-    pictures = _names(folder / split.images, split.image_suffix)
+    images = _names(folder / split.images, split.image_suffix)
     labels = _names(folder / split.labels, split.label_suffix)
     for kind, place, suffix, names in (
-        ("pictures", split.images, split.image_suffix, pictures),
+        ("images", split.images, split.image_suffix, images),
         ("label maps", split.labels, split.label_suffix, labels),
     ):
         found = f"{len(names)} {kind} *{suffix}" if (folder / place).is_dir() else "no such folder"
@@ -241,10 +241,10 @@ def _pairs(folder: Path, split: Pairs, report: Report) -> None:
             report.problems.append(
                 f"{folder / place}: {len(empty)} files of 0 bytes, such as {empty[0].name}: unpack the archive again"
             )
-    alone = sorted(pictures - labels)
+    alone = sorted(images - labels)
     if alone and labels:
         report.problems.append(
-            f"{folder / split.labels}: lacks the label maps of {len(alone)} pictures, such as {alone[0]}"
+            f"{folder / split.labels}: lacks the label maps of {len(alone)} images, such as {alone[0]}"
         )
 
 
@@ -269,7 +269,7 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
         report.problems.append(f"{path}: no COCO annotations: {type(error).__name__}: {error}")
         report.advice.append(_download(COCO_ANNOTATIONS[0], "annotations"))
         return
-    expected = (split.pictures, split.annotations, COCO_CATEGORIES)
+    expected = (split.images, split.annotations, COCO_CATEGORIES)
     names = {image.get("file_name") for image in instances["images"] if isinstance(image, dict)}
     if counts != expected:
         report.problems.append(
@@ -278,11 +278,11 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
         )
         report.advice.append(_download(COCO_ANNOTATIONS[0], "annotations"))
         return
-    pictures = folder / split.name
-    missing = sorted(str(name) for name in names - set(os.listdir(pictures))) if pictures.is_dir() else []
+    images = folder / split.name
+    missing = sorted(str(name) for name in names - set(os.listdir(images))) if images.is_dir() else []
     if missing:
         report.problems.append(
-            f"{pictures}: lacks {len(missing)} pictures that {path.name} names, such as {missing[0]}"
+            f"{images}: lacks {len(missing)} images that {path.name} names, such as {missing[0]}"
         )
         return
     same = ""

@@ -1,13 +1,13 @@
 """What is added to mmengine's runs."""
 
-from mmgcvit.engine.classes import ClassificationHook
-from mmgcvit.engine.hooks import CorruptPictureHook, InvalidLossError, InvalidLossHook, ReproducibleHook
+from mmgcvit.tasks.classification.hook import ClassificationHook
+from mmgcvit.engine.hooks import CorruptImageHook, InvalidLossError, InvalidLossHook, ReproducibleHook
 from mmgcvit.engine.loops import EMAValLoop, ResumableTrainLoop
 from mmgcvit.engine.sharding import FSDPAmpOptimWrapper, FSDPOptimWrapper
 
 __all__ = [
     "ClassificationHook",
-    "CorruptPictureHook",
+    "CorruptImageHook",
     "EMAValLoop",
     "FSDPAmpOptimWrapper",
     "FSDPOptimWrapper",

@@ -1,4 +1,4 @@
-"""Hooks that keep long runs safe: a loss that is not finite, pictures left out, randomness that can be resumed."""
+"""Hooks that keep long runs safe: a loss that is not finite, images left out, randomness that can be resumed."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def _last_good_checkpoint(folder: Path) -> str | None:
 
 
 @HOOKS.register_module()
-class CorruptPictureHook(Hook):
-    """Says how many pictures the data set has left out so far (``LoadCheckedImage`` with ``corrupt='skip'``)."""
+class CorruptImageHook(Hook):
+    """Says how many images the data set has left out so far (``LoadCheckedImage`` with ``corrupt='skip'``)."""
 
     priority = "LOW"
 
@@ -93,7 +93,7 @@ class CorruptPictureHook(Hook):
             all_reduce(total)
             count = int(total)
         if count:
-            runner.logger.warning(f"pictures skipped so far, as they cannot be decoded: {count}")
+            runner.logger.warning(f"images skipped so far, as they cannot be decoded: {count}")
 
 
 @HOOKS.register_module()
@@ -102,11 +102,11 @@ class ReproducibleHook(Hook):
 
     mmengine resumes weights, optimizer and schedule, but not the state of the random generators. Here what is random
     in an iteration depends on the run's seed, the process and the iteration alone, and what is random in the loading of
-    a picture, in a run by epochs, on the seed, the epoch, the worker, the picture and how often the worker has loaded
+    an image, in a run by epochs, on the seed, the epoch, the worker, the image and how often the worker has loaded
     it in this epoch; in a run by iterations in which mmengine skips indices (from 0.10.12, with torch's batch sampler)
     on the seed, the process, the iteration and the place in its batch. (Elsewhere mmengine loads the skipped data
-    again, which brings the workers, if there are any, to where they were. Pictures skipped as corrupt, and wrappers
-    that mix several pictures, move the places.)
+    again, which brings the workers, if there are any, to where they were. Images skipped as corrupt, and wrappers
+    that mix several images, move the places.)
     """
 
     priority = "VERY_HIGH"
@@ -167,7 +167,7 @@ class _SeedFromPlace:
 
     def __init__(self, seed: int, start: int, batch_size: int) -> None:
         self.seed, self.start, self.batch_size, self.rank = seed, start, batch_size, get_rank()
-        self.count = 0  # of this worker's pictures; batches go to the workers in turn
+        self.count = 0  # of this worker's images; batches go to the workers in turn
 
     def __call__(self, results: dict) -> dict:
         worker = torch.utils.data.get_worker_info()

@@ -13,7 +13,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner, ValLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmgcvit.datasets.errors import ClassificationDataError
+from mmgcvit.errors import ClassificationDataError
 
 EPOCH_LENGTH = "epoch_length"  # in the message hub: iterations
 
@@ -25,10 +25,10 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     Of a checkpoint that was written by iterations (``CheckpointHook`` with ``by_epoch=False``) mmengine begins the
     epoch anew. Here the batches that were seen are left out without being loaded, each of the others is seen once.
     That, and a schedule by iterations, hold for epochs of one length: it is kept in checkpoints (in the message hub),
-    and a run whose epochs are of another, with other processes, batches or pictures, is not resumed.
+    and a run whose epochs are of another, with other processes, batches or images, is not resumed.
 
     Raises:
-        ClassificationDataError: there are fewer pictures than a batch, and smaller batches are dropped: no iteration;
+        ClassificationDataError: there are fewer images than a batch, and smaller batches are dropped: no iteration;
             or from a resumed run whose epochs had another number of iterations.
     """
 
@@ -36,7 +36,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         super().__init__(runner, dataloader, max_epochs, **others)
         if not len(self.dataloader):
             raise ClassificationDataError(
-                f"{len(self.dataloader.dataset)} training pictures make no batch of batch_size="
+                f"{len(self.dataloader.dataset)} training images make no batch of batch_size="
                 f"{self.dataloader.batch_size} per process, as drop_last leaves out what does not fill one; allowed: "
                 "a smaller one"
             )
@@ -50,7 +50,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
             raise ClassificationDataError(
                 f"the run that is resumed stands at epoch {self._epoch}, iteration {self._iter}, with "
                 f"{before or 'another number of'} iterations an epoch; here an epoch has {length}. Resume with as many "
-                "processes, pictures a batch and pictures as before; or begin a run with others from its weights: "
+                "processes, images a batch and images as before; or begin a run with others from its weights: "
                 "load_from=<the checkpoint>, in another work directory"
             )
         hub.update_info(EPOCH_LENGTH, length)

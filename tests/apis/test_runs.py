@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from PIL import Image
-from runs import config, make_tree
+from classification_run import config, make_tree
 from safetensors.torch import load_file
 
 from mmgcvit import apis
@@ -31,7 +31,7 @@ def tree(tmp_path_factory) -> Path:
 
 
 def for_classes(tree: Path, folder: Path, **more) -> Config:
-    """A test on nine pictures for the five classes of the tests' classifier, with an EMAHook, as the recipe has one."""
+    """A test on nine images for the five classes of the tests' classifier, with an EMAHook, as the recipe has one."""
     cfg = config(tree, folder, workers=0, test_evaluator=dict(type="TopKAccuracy", topk=(1, 5)), **more)
     cfg.model.num_classes = 5
     cfg.test_dataloader.dataset.classes = CLASSES
@@ -40,7 +40,7 @@ def for_classes(tree: Path, folder: Path, **more) -> Config:
 
 
 def probabilities(table: Path) -> torch.Tensor:
-    """(pictures, 5), in the order of the classes."""
+    """(images, 5), in the order of the classes."""
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return torch.tensor(
@@ -53,10 +53,10 @@ def probabilities(table: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def expected(tree: Path, classifier) -> torch.Tensor:
-    """What the classifier itself makes of the pictures."""
+    """What the classifier itself makes of the images."""
     transform = TimmTransform(is_training=False, input_size=32).transform
-    pictures = [Image.open(path).convert("RGB") for path in sorted((tree / "val").glob("*/*.png"))]
-    inputs = torch.stack([torch.as_tensor(transform(picture)) for picture in pictures])
+    images = [Image.open(path).convert("RGB") for path in sorted((tree / "val").glob("*/*.png"))]
+    inputs = torch.stack([torch.as_tensor(transform(image)) for image in images])
     with torch.no_grad():
         return classifier(**ClassificationPreprocessor()(dict(inputs=inputs)), mode="predict")
 
@@ -128,7 +128,7 @@ class Steps(Hook):
 
 
 def steps(tree: Path, folder: Path, count: int) -> tuple[list[dict], list[float], dict]:
-    """Two epochs in which nothing is random, eight pictures a step, in ``count`` batches; the averaged weights too."""
+    """Two epochs in which nothing is random, eight images a step, in ``count`` batches; the averaged weights too."""
     cfg = config(
         tree, folder, batch_size=8 // count, workers=0, auto_scale_lr=dict(base_batch_size=16), param_scheduler=None
     )
@@ -199,7 +199,7 @@ def test_a_scaled_rate_counts_all_batches_of_a_step(tmp_path: Path, built: list[
     [(None, "skip", "skip"), (None, None, None), ("stop", "skip", "stop"), ("skip", None, "skip")],
 )
 @pytest.mark.parametrize("loading", ["LoadPillowImage", "LoadCheckedImage", "LoadImageFromFile"])
-def test_what_a_broken_picture_does(
+def test_what_a_broken_image_does(
     tmp_path: Path,
     tree: Path,
     built: list[Config],

@@ -1,4 +1,4 @@
-"""A detector on pictures: whole or in tiles, one view or several; predictions as COCO has them."""
+"""A detector on images: whole or in tiles, one view or several; predictions as COCO has them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mmengine.registry import MODELS
 
 from mmgcvit.apis.config import UsageError, existing
 from mmgcvit.apis.runs import use_tta
-from mmgcvit.apis.sources import Source, write_json
-from mmgcvit.datasets.annotations import AnnotationError, picture_name, read_lists
+from mmgcvit.tasks.sources import Source, write_json
+from mmgcvit.tasks.detection.annotations import AnnotationError, image_file_name, read_lists
 
 
 class Detector:
-    """mmdet's inferencer, for whole pictures or tiles, one view or several.
+    """mmdet's inferencer, for whole images or tiles, one view or several.
 
     Args: those of :func:`~mmgcvit.apis.predict`.
     """
@@ -48,13 +48,13 @@ class Detector:
         self.tile, self.step, self.batch_size = tile, tile and max(1, round(tile * (1 - overlap))), batch_size
         self.ids.name_categories(self.classes)
 
-    def expect(self, pictures: Sequence[Path]) -> None:
-        """See that every picture has an id, where ids are those of an annotation file.
+    def expect(self, images: Sequence[Path]) -> None:
+        """See that every image has an id, where ids are those of an annotation file.
 
         Raises:
             UsageError: one has none.
         """
-        self.ids.check(pictures)
+        self.ids.check(images)
 
     def __call__(self, sources: Iterator[Source]) -> Iterator[tuple[Source, Any]]:
         """Instances of each source: bboxes x1, y1, x2, y2 in pixels, scores, labels, masks as run lengths."""
@@ -68,11 +68,11 @@ class Detector:
                     instances.masks = [_run_lengths(mask, (0, 0), mask.shape) for mask in instances.masks.numpy()]
                 yield source, instances
 
-    def _detect(self, pictures: list[np.ndarray]) -> list[Any]:
-        found = self.inferencer(pictures, batch_size=self.batch_size, return_datasamples=True, no_save_vis=True)
+    def _detect(self, images: list[np.ndarray]) -> list[Any]:
+        found = self.inferencer(images, batch_size=self.batch_size, return_datasamples=True, no_save_vis=True)
         return [sample.pred_instances.cpu() for sample in found["predictions"]]
 
-    def _tiled(self, picture: np.ndarray) -> Any:
+    def _tiled(self, image: np.ndarray) -> Any:
         """Detect on overlapping tiles, move what was found to its place, merge by NMS, as mmdet's merge_results_by_nms.
 
         (That one needs one more package for the moving, and leaves masks where they are.)
@@ -81,12 +81,12 @@ class Detector:
         from mmengine.structures import InstanceData
         from pycocotools import mask as coco_mask
 
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         corners = [(y, x) for y in _starts(height, self.tile, self.step) for x in _starts(width, self.tile, self.step)]
         parts = []
         for i in range(0, len(corners), self.batch_size):
             batch = corners[i : i + self.batch_size]
-            found = self._detect([picture[y : y + self.tile, x : x + self.tile] for y, x in batch])
+            found = self._detect([image[y : y + self.tile, x : x + self.tile] for y, x in batch])
             for (y, x), part in zip(batch, found, strict=True):
                 part.bboxes = part.bboxes + part.bboxes.new_tensor([x, y, x, y])
                 if "masks" in part:  # as small as they are, until it is known which remain
@@ -104,7 +104,7 @@ class Detector:
         return merged
 
     def draw(self, source: Source, instances: Any, score_thr: float) -> np.ndarray:
-        """The picture (RGB) with what was found of at least this score."""
+        """The image (RGB) with what was found of at least this score."""
         from mmdet.structures import DetDataSample
         from pycocotools import mask as coco_mask
 
@@ -151,7 +151,7 @@ class _Ids:
             except AnnotationError as error:
                 raise UsageError(str(error)) from error
             for image in content["images"]:
-                name = Path(picture_name(image)).name
+                name = Path(image_file_name(image)).name
                 if name in self.known:
                     raise UsageError(f"{ann_file}: two images of file name {name!r}: which one is meant cannot be told")
                 self.known[name] = image["id"]
@@ -170,8 +170,8 @@ class _Ids:
             )
         self.category_ids = [by_name[name] for name in classes]
 
-    def check(self, pictures: Sequence[Path]) -> None:
-        missing = [path.name for path in pictures if path.name not in self.known] if self.file else []
+    def check(self, images: Sequence[Path]) -> None:
+        missing = [path.name for path in images if path.name not in self.known] if self.file else []
         if missing:
             raise UsageError(
                 f"{self.file}: has no image of file name {missing[0]!r}"
@@ -179,7 +179,7 @@ class _Ids:
             )
 
     def results(self, source: Source, instances: Any) -> list[dict]:
-        """COCO results of one picture, which gets its id here."""
+        """COCO results of one image, which gets its id here."""
         height, width = source.pixels.shape[:2]
         known = self.known.get(source.name) if source.frame is None else None
         image = dict(id=self.next if known is None else known, file_name=source.name, width=width, height=height)
@@ -211,7 +211,7 @@ def _starts(length: int, tile: int, step: int) -> list[int]:
 
 
 def _run_lengths(mask: np.ndarray, corner: tuple[int, int], shape: tuple[int, int]) -> dict:
-    """COCO's compressed run lengths of a mask that lies at a corner (y, x) of a picture."""
+    """COCO's compressed run lengths of a mask that lies at a corner (y, x) of an image."""
     from pycocotools import mask as coco_mask
 
     whole = np.zeros(shape, np.uint8, order="F")

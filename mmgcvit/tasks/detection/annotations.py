@@ -39,8 +39,8 @@ class Problem:
 
 
 @dataclass
-class Picture:
-    """A picture of a data set, as its annotations have it; sizes in pixels, boxes x1, y1, x2, y2."""
+class Image:
+    """An image of a data set, as its annotations have it; sizes in pixels, boxes x1, y1, x2, y2."""
 
     path: str
     width: int | None
@@ -51,10 +51,10 @@ class Picture:
 
 @dataclass
 class Annotations:
-    """What an annotation file holds: pictures with what is left of their objects, and what is wrong."""
+    """What an annotation file holds: images with what is left of their objects, and what is wrong."""
 
     path: str
-    pictures: list[Picture] = field(default_factory=list)
+    images: list[Image] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     classes: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()  # all of the file's, in its order, which is that of mmdet's labels
@@ -75,10 +75,10 @@ def read_coco(
         classes: the class names that the run is to learn; by default all of the file's categories.
         img_prefix: folder that the file names are in.
         with_mask: whether masks are to be learnt.
-        test_mode: whether the file may be one of pictures alone, such as COCO's test-dev.
+        test_mode: whether the file may be one of images alone, such as COCO's test-dev.
 
     Returns:
-        Pictures with the objects that training gets, and all problems.
+        Images with the objects that training gets, and all problems.
 
     Raises:
         AnnotationError: no such file, no JSON, or not COCO's lists of images, annotations and categories.
@@ -88,20 +88,20 @@ def read_coco(
     categories = _categories(content["categories"], found)
     found.categories = tuple(categories.values())
     found.classes = tuple(classes) if classes else found.categories
-    pictures = _pictures(content["images"], img_prefix, found)
-    found.pictures = list(pictures.values())
+    images = _images(content["images"], img_prefix, found)
+    found.images = list(images.values())
     found.objects = len(content["annotations"])
     seen: set = set()
     for i, annotation in enumerate(content["annotations"]):
         where = _where(path, annotation, i)
-        for problem in _object(annotation, where, pictures, categories, found.classes, with_mask, seen):
+        for problem in _object(annotation, where, images, categories, found.classes, with_mask, seen):
             found.problems.append(problem)
             break  # what is wrong first is what mmdet meets first
         else:
             x, y, w, h = map(float, annotation["bbox"])
-            picture = pictures[annotation["image_id"]]
-            picture.boxes.append((x, y, x + w, y + h))
-            picture.labels.append(categories[annotation["category_id"]])
+            image = images[annotation["image_id"]]
+            image.boxes.append((x, y, x + w, y + h))
+            image.labels.append(categories[annotation["category_id"]])
     return found
 
 
@@ -172,7 +172,7 @@ def read_dataset(dataset: Mapping) -> Annotations:
             )
         )
     elif not test_mode and not any(
-        picture.boxes and min(picture.width, picture.height) >= least for picture in found.pictures
+        image.boxes and min(image.width, image.height) >= least for image in found.images
     ):
         found.problems.append(
             Problem(
@@ -231,22 +231,22 @@ def wants_masks(pipeline: Sequence[Mapping] | None) -> bool:
 
 
 def outside(box: Sequence[float], width: float, height: float) -> str | None:
-    """What is wrong with where a box (x1, y1, x2, y2) lies in a picture: what mmdet would leave out."""
+    """What is wrong with where a box (x1, y1, x2, y2) lies in an image: what mmdet would leave out."""
     x1, y1, x2, y2 = box
     if x2 - x1 < 1 or y2 - y1 < 1:
         return f"box of {x2 - x1:g} x {y2 - y1:g} pixels; allowed: at least 1 x 1"
     if min(x2, width) <= max(x1, 0) or min(y2, height) <= max(y1, 0):
-        return f"box {tuple(box)} outside its picture of {width:g} x {height:g}"
+        return f"box {tuple(box)} outside its image of {width:g} x {height:g}"
     return None
 
 
-def picture_name(image: Mapping) -> str:
+def image_file_name(image: Mapping) -> str:
     """File name of a COCO image; LVIS has URLs instead."""
     return image.get("file_name") or "/".join(str(image.get("coco_url", "")).split("/")[-2:])
 
 
 def read_lists(path: str | Path, test_mode: bool = False) -> dict:
-    """COCO's lists of a JSON file; a file of pictures alone has no annotations, with ``test_mode``.
+    """COCO's lists of a JSON file; a file of images alone has no annotations, with ``test_mode``.
 
     Raises:
         AnnotationError: no such file, no JSON, or another content.
@@ -293,31 +293,31 @@ def _categories(entries: list, found: Annotations) -> dict[Any, str]:
     return names
 
 
-def _pictures(entries: list, prefix: str, found: Annotations) -> dict[Any, Picture]:
-    pictures: dict[Any, Picture] = {}
+def _images(entries: list, prefix: str, found: Annotations) -> dict[Any, Image]:
+    images: dict[Any, Image] = {}
     for i, entry in enumerate(entries):
         where = f"{found.path}: images[{i}]"
         if not isinstance(entry, dict) or "id" not in entry:
             found.problems.append(Problem("image", where, f"{entry!r}; allowed: an object with an id", True))
             continue
         where = f"{found.path}: image id {entry['id']}"
-        name = picture_name(entry)
+        name = image_file_name(entry)
         if not name:
             found.problems.append(Problem("image", where, "no file_name", True))
-        elif entry["id"] in pictures:
+        elif entry["id"] in images:
             found.problems.append(Problem("image", where, "two images of this id", True))
         elif not all(_number(entry.get(key)) and entry[key] > 0 for key in ("width", "height")):
             sizes = f"width={entry.get('width')!r}, height={entry.get('height')!r}"
             found.problems.append(Problem("image", where, f"{sizes}; allowed: more than 0", True))
         else:
-            pictures[entry["id"]] = Picture(os.path.join(prefix, name), entry["width"], entry["height"])
-    return pictures
+            images[entry["id"]] = Image(os.path.join(prefix, name), entry["width"], entry["height"])
+    return images
 
 
 def _object(
     annotation: Any,
     where: str,
-    pictures: Mapping,
+    images: Mapping,
     categories: Mapping,
     classes: Sequence[str],
     with_mask: bool,
@@ -330,7 +330,7 @@ def _object(
     if annotation["id"] in seen:
         yield Problem("annotation", where, "two annotations of this id", True)
     seen.add(annotation["id"])
-    if annotation["image_id"] not in pictures:
+    if annotation["image_id"] not in images:
         yield Problem("image unknown", where, "no image of this id", False)
         return
     if annotation.get("ignore"):
@@ -343,9 +343,9 @@ def _object(
     if not _number(annotation.get("area")):
         yield Problem("area", where, f"area={annotation.get('area')!r}; allowed: a number, in square pixels", True)
         return
-    picture = pictures[annotation["image_id"]]
+    image = images[annotation["image_id"]]
     x, y, w, h = box
-    left_out = outside((x, y, x + w, y + h), picture.width, picture.height)
+    left_out = outside((x, y, x + w, y + h), image.width, image.height)
     if left_out:
         yield Problem("box", where, left_out, False)
     if annotation["area"] <= 0:

@@ -1,4 +1,4 @@
-"""A segmentor on pictures: whole or by a sliding window, one view or several; label maps and each class's area."""
+"""A segmentor on images: whole or by a sliding window, one view or several; label maps and each class's area."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mmengine.registry import MODELS
 
 from mmgcvit.apis.config import UsageError
 from mmgcvit.apis.runs import use_tta
-from mmgcvit.apis.sources import Source, write_json, write_picture
-from mmgcvit.datasets.labels import dataset_class
+from mmgcvit.tasks.sources import Source, write_json, write_image
+from mmgcvit.tasks.segmentation.label_maps import dataset_class
 
 
 class Segmentor:
-    """mmseg's inferencer, for whole pictures or a sliding window, one view or several.
+    """mmseg's inferencer, for whole images or a sliding window, one view or several.
 
     Args: those of :func:`~mmgcvit.apis.predict`.
     """
@@ -73,16 +73,16 @@ class Segmentor:
         if tta:
             self.inferencer.model = MODELS.build({**cfg.tta_model, "module": self.inferencer.model})
         self.batch_size = batch_size
-        self.pictures: list[dict] = []
+        self.images: list[dict] = []
 
-    def expect(self, pictures: Sequence[Path]) -> None:
-        """See that each picture gets a label map of its own.
+    def expect(self, images: Sequence[Path]) -> None:
+        """See that each image gets a label map of its own.
 
         Raises:
             UsageError: two differ in nothing but the suffix.
         """
         first: dict[str, Path] = {}
-        for path in pictures:
+        for path in images:
             if path.stem in first:
                 raise UsageError(
                     f"inputs: the label maps of {str(path)!r} and {str(first[path.stem])!r} would go into "
@@ -103,7 +103,7 @@ class Segmentor:
                 yield source, maps[i]
 
     def draw(self, source: Source, labels: np.ndarray, _: float) -> np.ndarray:
-        """The picture (RGB) under the classes' colours and names."""
+        """The image (RGB) under the classes' colours and names."""
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
 
@@ -117,7 +117,7 @@ class Segmentor:
         stem = Path(source.name).stem
         name = os.path.join("labels", f"{stem}.png" if source.frame is None else f"{stem}/{source.frame:06d}.png")
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_picture(folder / name, labels)
+        write_image(folder / name, labels)
         height, width = labels.shape
         counts = np.bincount(labels.ravel(), minlength=len(self.classes))
         areas = {
@@ -125,20 +125,20 @@ class Segmentor:
             for label, count in zip(self.classes, counts, strict=True)
             if count
         }
-        picture = dict(file_name=source.name, width=width, height=height, label_map=name, areas=areas)
+        image = dict(file_name=source.name, width=width, height=height, label_map=name, areas=areas)
         if source.frame is not None:
-            picture["frame"] = source.frame
-        self.pictures.append(picture)
+            image["frame"] = source.frame
+        self.images.append(image)
         return 0
 
     @property
     def results(self) -> list[dict]:
-        """Areas by picture."""
-        return self.pictures
+        """Areas by image."""
+        return self.images
 
     def write(self, folder: Path) -> Path:
         """Write what the values of the label maps mean, and the areas."""
-        write_json(folder / "areas.json", dict(values=dict(enumerate(self.classes)), pictures=self.pictures))
+        write_json(folder / "areas.json", dict(values=dict(enumerate(self.classes)), images=self.images))
         return folder / "areas.json"
 
 

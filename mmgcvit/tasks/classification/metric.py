@@ -26,8 +26,8 @@ class TopKAccuracy(BaseMetric):
     Args:
         topk: the k's.
         real_labels: 'timm' for ImageNet-ReaL's labels that come with timm, or a file of them (``real.json``). The
-            pictures must be the 50000 of ILSVRC2012's validation; those without a label there are left out.
-        out_csv: file for the predictions: picture, class, and the classes and probabilities of the ``max(topk)`` most
+            images must be the 50000 of ILSVRC2012's validation; those without a label there are left out.
+        out_csv: file for the predictions: image, class, and the classes and probabilities of the ``max(topk)`` most
             probable. (``tools/test.py --out``)
         collect_device, prefix: mmengine's.
 
@@ -49,7 +49,7 @@ class TopKAccuracy(BaseMetric):
         if not topk or min(topk) < 1:
             raise ValueError(f"topk={topk}; allowed: integers >= 1")
         self.topk, self.real_labels, self.out_csv = tuple(topk), real_labels, out_csv
-        self.dataset: Any = None  # for the pictures' names; a loop's or the tools' to set
+        self.dataset: Any = None  # for the images' names; a loop's or the tools' to set
 
     def process(self, data_batch: Mapping[str, Any], data_samples: Sequence[Tensor]) -> None:
         """Keep the most probable classes of a batch.
@@ -93,14 +93,14 @@ class TopKAccuracy(BaseMetric):
         file = None if self.real_labels == "timm" else self.real_labels
         try:
             real = RealLabelsImagenet(names, real_json=file, topk=self.topk)
-            # the labels are looked up by the pictures' names; timm takes scores, of which the order alone counts
+            # the labels are looked up by the images' names; timm takes scores, of which the order alone counts
             for _, _, classes, values in ordered:
                 scores = torch.zeros(1, 1 + max(classes))
                 scores[0, classes] = torch.tensor(values) + 1
                 real.add_result(scores)
         except (AssertionError, KeyError) as error:
             raise ValueError(
-                f"real_labels: {len(names)} pictures such as {names[0]}; allowed: the 50000 of "
+                f"real_labels: {len(names)} images such as {names[0]}; allowed: the 50000 of "
                 "ILSVRC2012's validation, ILSVRC2012_val_00000001.JPEG and so on"
             ) from error
         return {f"real_top{k}": value for k, value in real.get_accuracy().items()}
@@ -120,7 +120,7 @@ class TopKAccuracy(BaseMetric):
         with temporary(path) as part:
             with open(part, "w", newline="") as file:
                 writer = csv.writer(file)
-                writer.writerow(["picture", "class", *columns])
+                writer.writerow(["image", "class", *columns])
                 for index, label, classes, values in ordered:
                     pairs = (item for c, v in zip(classes, values, strict=True) for item in (shown(c), f"{v:.6f}"))
                     writer.writerow([self._name(index), shown(label), *pairs])

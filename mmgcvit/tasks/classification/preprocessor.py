@@ -15,10 +15,10 @@ from timm.data.random_erasing import RandomErasing
 
 @MODELS.register_module()
 class ClassificationPreprocessor(BaseDataPreprocessor):
-    """Normalises bytes; in training also mixes pictures before, and erases rectangles behind it.
+    """Normalises bytes; in training also mixes images before, and erases rectangles behind it.
 
-    That is the order of timm's prefetcher, whose ``Mixup`` and ``RandomErasing`` these are: pictures are mixed as they
-    are collated, so that what is erased of the mixture hides both of its pictures.
+    That is the order of timm's prefetcher, whose ``Mixup`` and ``RandomErasing`` these are: images are mixed as they
+    are collated, so that what is erased of the mixture hides both of its images.
 
     Args:
         mean, std: of the channels, of values from 0 to 1.
@@ -65,7 +65,7 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         if training and self.mix is not None:
             if len(inputs) % 2:
                 raise ValueError(
-                    f"a batch of {len(inputs)} pictures; allowed with mixup, which pairs them: an even "
+                    f"a batch of {len(inputs)} images; allowed with mixup, which pairs them: an even "
                     "one. Set an even train_dataloader.batch_size, and drop_last=True"
                 )
             inputs, data["targets"] = self.mix(inputs, data["targets"])

@@ -16,7 +16,7 @@ class BoxTTAModel(DetTTAModel):
     """
 
     def test_step(self, data: Any) -> list[Any]:
-        """One prediction for each picture, from those of its augmented views; without masks."""
+        """One prediction for each image, from those of its augmented views; without masks."""
         head = getattr(self.module, "roi_head", None)
         if head is None or not head.with_mask:
             return super().test_step(data)

@@ -1,4 +1,4 @@
-"""Pictures with one class each: timm's readers and transforms as an mmengine data set."""
+"""Images with one class each: timm's readers and transforms as an mmengine data set."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from timm.utils.misc import natural_key
 from torch.utils.data import Dataset
 
 from mmgcvit.checkpoint.errors import some
-from mmgcvit.datasets.errors import ClassificationDataError, CorruptPictureError
+from mmgcvit.errors import ClassificationDataError, CorruptImageError
 
 READERS = ("folder", "tar", "shards", "hfds")
-MAX_REFETCH = 1000  # pictures tried in place of one that cannot be decoded
+MAX_REFETCH = 1000  # images tried in place of one that cannot be decoded
 
 
 class ShardReader(Reader):
-    """Pictures in WebDataset shards, in any order: tar files with ``KEY.jpg`` (or .png, ...) beside ``KEY.cls``.
+    """Images in WebDataset shards, in any order: tar files with ``KEY.jpg`` (or .png, ...) beside ``KEY.cls``.
 
     The shards' headers are read once, at the start, for the places of their members, so that a sample has an index, as
     in a folder: shuffling, several processes, resuming and evaluation are exact. A stream could promise none of them.
@@ -44,7 +44,7 @@ class ShardReader(Reader):
         classes: how many there are.
 
     Raises:
-        ClassificationDataError: no such file; a shard that is no tar file, that has no picture, a picture without a
+        ClassificationDataError: no such file; a shard that is no tar file, that has no image, an image without a
             ``.cls``, or two of a key; a ``.cls`` that is no integer from 0 to below ``classes``.
     """
 
@@ -58,7 +58,7 @@ class ShardReader(Reader):
         places: list[tuple[int, int, int, int]] = []
         self.keys: list[str] = []
         for number, shard in enumerate(self.shards):
-            pictures: dict[str, tuple[int, int]] = {}
+            images: dict[str, tuple[int, int]] = {}
             labels: dict[str, int] = {}
             try:
                 with tarfile.open(shard, "r:") as tar:
@@ -67,25 +67,25 @@ class ShardReader(Reader):
                         stem, _, suffix = name.partition(".")  # WebDataset's rule: a key ends at the first dot
                         key = f"{folder}/{stem}" if folder else stem
                         if f".{suffix.lower()}" in suffixes:
-                            if key in pictures:
-                                raise ClassificationDataError(f"shard {shard}: two pictures of the key {key}")
-                            pictures[key] = (member.offset_data, member.size)
+                            if key in images:
+                                raise ClassificationDataError(f"shard {shard}: two images of the key {key}")
+                            images[key] = (member.offset_data, member.size)
                         elif suffix == "cls":
                             labels[key] = _label(tar.extractfile(member).read(), f"shard {shard}: {key}.cls", classes)
             except tarfile.TarError as error:
                 raise ClassificationDataError(f"shard {shard}: no tar file, or cut off: {error}") from error
-            lacking = [key for key in pictures if key not in labels]
-            if lacking or not pictures:
+            lacking = [key for key in images if key not in labels]
+            if lacking or not images:
                 raise ClassificationDataError(
                     f"shard {shard}: "
                     + (
-                        f"{len(lacking)} pictures without a .cls, the first {lacking[0]}"
+                        f"{len(lacking)} images without a .cls, the first {lacking[0]}"
                         if lacking
-                        else f"no picture; allowed: {', '.join(sorted(suffixes))}"
+                        else f"no image; allowed: {', '.join(sorted(suffixes))}"
                     )
                 )
-            places += [(number, *place, labels[key]) for key, place in pictures.items()]
-            self.keys += pictures
+            places += [(number, *place, labels[key]) for key, place in images.items()]
+            self.keys += images
         self.places = np.array(places, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -105,9 +105,9 @@ class ShardReader(Reader):
 class TarReader(ReaderImageInTar):
     """timm's reader of a tar file, or of a folder of them, as a folder per class would be read.
 
-    timm labels pictures by the last folder of their path, or by their tar file, whatever stands before it, leaves out
+    timm labels images by the last folder of their path, or by their tar file, whatever stands before it, leaves out
     what is not among given classes, and takes tar files in the file system's order. Here what is ambiguous is refused,
-    pictures are sorted by tar file and path, and in a folder of tar files named by both.
+    images are sorted by tar file and path, and in a folder of tar files named by both.
 
     Args:
         path: tar file, or folder of them.
@@ -115,7 +115,7 @@ class TarReader(ReaderImageInTar):
         **arguments: ReaderImageInTar's.
 
     Raises:
-        ClassificationDataError: no tar file, one that is cut off or has no picture; pictures in no class folder, in
+        ClassificationDataError: no tar file, one that is cut off or has no image; images in no class folder, in
             hidden folders, in folders inside class folders, or in two folders of one name; a class not among ``names``.
     """
 
@@ -132,7 +132,7 @@ class TarReader(ReaderImageInTar):
             raise ClassificationDataError(f"{path}: cannot be read: {error}") from error
         except (ValueError, AssertionError) as error:  # of timm, with nothing to sort; of a list that it has kept
             raise ClassificationDataError(
-                f"{path}: no picture in it, or timm's list of its members "
+                f"{path}: no image in it, or timm's list of its members "
                 f"(_*_tarinfos.pickle) is of other tar files: {error}"
             ) from error
         keys = [[natural_key(part) for part in _in_tar(*sample)] for sample in self.samples]
@@ -149,17 +149,17 @@ class TarReader(ReaderImageInTar):
         known, by_name = {}, {}
         for folder, sample in zip(folders, self.samples, strict=True):
             known.setdefault((sample[1], folder), "/".join(filter(None, _in_tar(*sample))))
-        for (tar, folder), picture in known.items():
+        for (tar, folder), image in known.items():
             hidden = any(part.startswith(".") for part in folder.parts)
             if hidden or not folder.name:
                 kind = "hidden folders" if hidden else "no class folder"
                 raise ClassificationDataError(
-                    f"{path}: pictures in {kind}, such as {picture}; expected: CLASS/NAME.jpg"
+                    f"{path}: images in {kind}, such as {image}; expected: CLASS/NAME.jpg"
                 )
             outer = [parent for parent in folder.parents if (tar, parent) in known]
             if outer:
                 raise ClassificationDataError(
-                    f"{path}: {picture} lies in a folder inside the class folder {outer[0]}; expected: CLASS/NAME.jpg"
+                    f"{path}: {image} lies in a folder inside the class folder {outer[0]}; expected: CLASS/NAME.jpg"
                 )
             other = by_name.setdefault((tar, folder.name), folder)
             if other != folder:
@@ -179,14 +179,14 @@ def _in_tar(member: tarfile.TarInfo, tar: str | None, child: tarfile.TarInfo | N
 
 
 def _folder_in_tar(member: tarfile.TarInfo, tar: str | None, child: tarfile.TarInfo | None) -> PurePosixPath:
-    """The folder of a picture; a tar file stands for a folder of its name, but for one that is the whole data set."""
+    """The folder of an image; a tar file stands for a folder of its name, but for one that is the whole data set."""
     stems = [PurePosixPath(name).stem for name in (tar, child and child.name) if name]
     return PurePosixPath(*stems, os.path.dirname(os.path.normpath(member.name)))
 
 
 @DATASETS.register_module()
 class ClassificationDataset(Dataset):
-    """Pictures and their classes, by index, whatever they are stored in.
+    """Images and their classes, by index, whatever they are stored in.
 
     Args:
         data_root: folder of the data; of 'shards' a pattern or several, of 'hfds' the name of a Hugging Face data set
@@ -198,17 +198,17 @@ class ClassificationDataset(Dataset):
         pipeline: transforms. They get ``file`` (opened), ``img_path``, ``targets`` (the class) and ``sample_idx``.
         classes: names in the order of the labels, a file with one in each line, or of 'shards' how many there are. By
             default the class folders' names, numbers in them by their value, or those of the Hugging Face data set.
-            Pictures of folders that are not among them are an error. Of 'hfds' names map the data set's own, and a
+            Images of folders that are not among them are an error. Of 'hfds' names map the data set's own, and a
             number leaves its labels as they are.
-        test_mode: no sample may be replaced by another one, and classes may be without pictures.
+        test_mode: no sample may be replaced by another one, and classes may be without images.
         **reader_args: timm's reader's, such as input_key and target_key of 'hfds'.
 
     Items are what the pipeline makes of a sample; with :class:`TimmTransform` a dict of ``inputs`` (3, H, W) uint8,
     ``targets`` and ``sample_idx``.
 
     Raises:
-        ClassificationDataError: an unknown reader, no such folder or file; a class folder without pictures, or one that
-            is not among ``classes``; in training one of ``classes`` without pictures; pictures whose place tells no
+        ClassificationDataError: an unknown reader, no such folder or file; a class folder without images, or one that
+            is not among ``classes``; in training one of ``classes`` without images; images whose place tells no
             class; labels that are no class; two classes of one name.
     """
 
@@ -277,7 +277,7 @@ class ClassificationDataset(Dataset):
                     "evaluation: one that stops (corrupt='stop')"
                 )
             index = int(np.random.randint(len(self)))
-        raise ClassificationDataError(f"{self.root}: {MAX_REFETCH} pictures one after another cannot be decoded")
+        raise ClassificationDataError(f"{self.root}: {MAX_REFETCH} images one after another cannot be decoded")
 
 
 def check_names(what: str, names: Sequence[str], whose: str, expected: Sequence[str]) -> None:
@@ -345,14 +345,14 @@ def _refuse_absent(where: Path, names: Sequence[str] | None, there: Iterable[str
     absent = [name for name in names or () if name not in there]
     if absent:
         raise ClassificationDataError(
-            f"{where}: {len(absent)} of the {len(names)} classes without a picture to train on: {some(absent)}"
+            f"{where}: {len(absent)} of the {len(names)} classes without an image to train on: {some(absent)}"
         )
 
 
 def _folder_reader(
     root: Path, split: str, names: Sequence[str] | None, arguments: Mapping[str, Any], training: bool
 ) -> Reader:
-    """timm's reader, of a tree in which it takes every picture, and by the folder that lies under the root.
+    """timm's reader, of a tree in which it takes every image, and by the folder that lies under the root.
 
     (By itself it takes the last folder for the class, wherever that lies, and leaves out what is no given class.)
     """
@@ -361,36 +361,36 @@ def _folder_reader(
         raise ClassificationDataError(f"{folder}: there is no such folder; expected: {folder}/CLASS/NAME.jpg")
     key = arguments.get("input_key")
     suffixes = set(key.split(";")) if key else get_img_extensions(as_set=True)
-    pictures: dict[str, list[str]] = {}  # by the folder below the root, '.' for itself
+    images: dict[str, list[str]] = {}  # by the folder below the root, '.' for itself
     for place, _, files in os.walk(folder, followlinks=True):
         found = [name for name in files if os.path.splitext(name)[1].lower() in suffixes]
         if found:
-            pictures[os.path.relpath(place, folder)] = found
+            images[os.path.relpath(place, folder)] = found
     for wrong, what in (
         (lambda parts: parts == ["."], "lie in no class folder"),
         (lambda parts: parts[0] != "." and any(part.startswith(".") for part in parts), "lie in hidden folders"),
         (lambda parts: len(parts) > 1, "lie in folders inside class folders"),
     ):
-        lost = sorted(inside for inside in pictures if wrong(inside.split(os.sep)))
+        lost = sorted(inside for inside in images if wrong(inside.split(os.sep)))
         if lost:
-            count = sum(len(pictures[inside]) for inside in lost)
-            example = os.path.normpath(os.path.join(lost[0], min(pictures[lost[0]])))
+            count = sum(len(images[inside]) for inside in lost)
+            example = os.path.normpath(os.path.join(lost[0], min(images[lost[0]])))
             raise ClassificationDataError(
-                f"{folder}: {count} pictures that {what}, such as {example}; expected: {folder}/CLASS/NAME.jpg"
+                f"{folder}: {count} images that {what}, such as {example}; expected: {folder}/CLASS/NAME.jpg"
             )
     classes = sorted(
         (path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")), key=natural_key
     )
     _refuse_unknown(folder, [name for name in classes if names is not None and name not in names], names or ())
-    if not pictures:
-        raise ClassificationDataError(f"{folder}: no picture in folders of classes; expected: {folder}/CLASS/NAME.jpg")
-    lacking = [name for name in classes if name not in pictures]
+    if not images:
+        raise ClassificationDataError(f"{folder}: no image in folders of classes; expected: {folder}/CLASS/NAME.jpg")
+    lacking = [name for name in classes if name not in images]
     if lacking:
         raise ClassificationDataError(
-            f"{folder}: {len(lacking)} class folders without a picture: {some(lacking)}; fill or remove them"
+            f"{folder}: {len(lacking)} class folders without an image: {some(lacking)}; fill or remove them"
         )
     if training:
-        _refuse_absent(folder, names, pictures)
+        _refuse_absent(folder, names, images)
     return create_reader("", root=str(folder), class_map=_numbered(classes if names is None else names), **arguments)
 
 
@@ -450,14 +450,14 @@ def _hugging_face_reader(
 
 @TRANSFORMS.register_module()
 class LoadPillowImage:
-    """Decode a sample's ``file`` to its last pixel into ``img``, an RGB picture of Pillow's.
+    """Decode a sample's ``file`` to its last pixel into ``img``, an RGB image of Pillow's.
 
     Args:
-        corrupt: what a picture does that cannot be decoded. 'stop': it raises. 'skip': it is named in the log and
+        corrupt: what an image does that cannot be decoded. 'stop': it raises. 'skip': it is named in the log and
             counted in ``skipped``, and the data set takes another one.
 
     Raises:
-        CorruptPictureError: from calls, with ``corrupt='stop'``.
+        CorruptImageError: from calls, with ``corrupt='stop'``.
     """
 
     def __init__(self, corrupt: str = "stop") -> None:
@@ -467,14 +467,14 @@ class LoadPillowImage:
         self.skipped = torch.zeros(1, dtype=torch.int64).share_memory_()  # of all workers
 
     def __call__(self, results: dict) -> dict | None:
-        """Decode; None where the picture is skipped."""
+        """Decode; None where the image is skipped."""
         try:
             with Image.open(results["file"]) as image:
                 results["img"] = image.convert("RGB")
         except Exception as error:  # Pillow's decoders raise a dozen kinds
-            said = f"picture {results['img_path']}: cannot be decoded: {error}"
+            said = f"image {results['img_path']}: cannot be decoded: {error}"
             if self.corrupt == "stop":
-                raise CorruptPictureError(
+                raise CorruptImageError(
                     f"{said}. It stops the run; with `tools/train.py --corrupt skip` it would be "
                     "left out of training and counted"
                 ) from error

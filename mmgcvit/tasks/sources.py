@@ -1,4 +1,4 @@
-"""Pictures, folders of them and videos on their way in, drawings and JSON on their way out."""
+"""Images, folders of them and videos on their way in, drawings and JSON on their way out."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 
 from mmgcvit.apis.config import UsageError
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 
 
 @dataclass
 class Source:
-    """A picture or a frame on its way to the model."""
+    """An image or a frame on its way to the model."""
 
     name: str
     pixels: np.ndarray  # (H, W, 3), BGR
@@ -27,7 +27,7 @@ class Source:
 
 
 def list_inputs(source: str | Path) -> list[Path]:
-    """The picture or video, or the pictures and videos of a folder, by name.
+    """The image or video, or the images and videos of a folder, by name.
 
     Raises:
         UsageError: it is not there, or a folder without any.
@@ -36,10 +36,10 @@ def list_inputs(source: str | Path) -> list[Path]:
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise UsageError(f"input {str(source)!r}: there is no such picture, video or folder")
-    found = sorted(path for path in source.iterdir() if path.suffix.lower() in PICTURES + VIDEOS)
+        raise UsageError(f"input {str(source)!r}: there is no such image, video or folder")
+    found = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGES + VIDEOS)
     if not found:
-        raise UsageError(f"input {str(source)!r}: no pictures in this folder; allowed: {', '.join(PICTURES + VIDEOS)}")
+        raise UsageError(f"input {str(source)!r}: no images in this folder; allowed: {', '.join(IMAGES + VIDEOS)}")
     return found
 
 
@@ -55,7 +55,7 @@ def frames(name: str, capture: Any) -> Iterator[Source]:
 
 
 def read(path: Path) -> Source:
-    """A picture, decoded.
+    """An image, decoded.
 
     Raises:
         UsageError: it cannot be.
@@ -65,18 +65,18 @@ def read(path: Path) -> Source:
     try:
         pixels = mmcv.imread(str(path))
     except Exception as error:  # OpenCV's own, of an empty file
-        raise UsageError(f"input {str(path)!r}: no picture that can be decoded: {error}") from error
+        raise UsageError(f"input {str(path)!r}: no image that can be decoded: {error}") from error
     if pixels is None:
-        raise UsageError(f"input {str(path)!r}: no picture that can be decoded")
+        raise UsageError(f"input {str(path)!r}: no image that can be decoded")
     return Source(path.name, pixels)
 
 
-def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write a picture (H, W, 3), RGB, or a map (H, W), whole or not at all."""
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write an image (H, W, 3), RGB, or a map (H, W), whole or not at all."""
     import mmcv
 
     partial = path.with_name(f".part-{path.name}")
-    mmcv.imwrite(np.ascontiguousarray(picture[..., ::-1] if picture.ndim == 3 else picture), str(partial))
+    mmcv.imwrite(np.ascontiguousarray(image[..., ::-1] if image.ndim == 3 else image), str(partial))
     os.replace(partial, path)
 
 

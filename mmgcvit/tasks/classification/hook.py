@@ -1,4 +1,4 @@
-"""What a run of a classifier needs beside its model: classes that fit, pictures' names, throughput."""
+"""What a run of a classifier needs beside its model: classes that fit, images' names, throughput."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from mmgcvit.checkpoint.layouts import take_apart, weights_of
 from mmgcvit.classification import GCViTClassifier
 from mmgcvit.datasets.classification import ClassificationDataset, check_names
-from mmgcvit.datasets.errors import ClassificationDataError
+from mmgcvit.errors import ClassificationDataError
 
 
 @HOOKS.register_module()
@@ -34,7 +34,7 @@ class ClassificationHook(Hook):
     def __init__(self) -> None:
         self.trained: tuple[str, ...] | None = None
         self.headless = ""  # why the head that is to be tested has not been trained
-        self.begin = self.pictures = 0
+        self.begin = self.images = 0
 
     def before_run(self, runner: Runner) -> None:
         """Compare training and validation data."""
@@ -66,8 +66,8 @@ class ClassificationHook(Hook):
         self.headless = ""
 
     def before_val(self, runner: Runner) -> None:
-        """Tell the metrics the pictures' names, before any evaluation: that of the raw weights comes first."""
-        _name_pictures(runner.val_loop)
+        """Tell the metrics the images' names, before any evaluation: that of the raw weights comes first."""
+        _name_images(runner.val_loop)
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Compare checkpoint and data, and start the clock."""
@@ -88,23 +88,23 @@ class ClassificationHook(Hook):
                     f"the test data ({dataset.root}) has {len(names)} class folders; the head has {_classes(runner)} "
                     "classes. Where the data has a part of them, give their order: classes=<file with a name a line>"
                 )
-        _name_pictures(runner.test_loop)
-        self.pictures = 0
+        _name_images(runner.test_loop)
+        self.images = 0
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Count, from the first batch's end on: it waits for the workers to start."""
         if batch_idx == 0:
             self.begin = time.perf_counter()
         else:
-            self.pictures += len(outputs)
+            self.images += len(outputs)
 
     def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Tell the throughput of this process."""
-        if self.pictures:
+        if self.images:
             seconds = time.perf_counter() - self.begin
             runner.logger.info(
-                f"throughput, loading included: {self.pictures / seconds:.1f} pictures/s "
-                f"({self.pictures} in {seconds:.1f} s, without the first batch)"
+                f"throughput, loading included: {self.images / seconds:.1f} images/s "
+                f"({self.images} in {seconds:.1f} s, without the first batch)"
             )
 
 
@@ -126,7 +126,7 @@ def _check_count(split: str, dataset: Any, runner: Runner) -> None:
         )
 
 
-def _name_pictures(loop: Any) -> None:
+def _name_images(loop: Any) -> None:
     for metric in loop.evaluator.metrics:
         if hasattr(metric, "dataset"):
             metric.dataset = loop.dataloader.dataset

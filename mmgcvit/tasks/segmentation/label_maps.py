@@ -19,8 +19,8 @@ from mmcv.image import rescale_size
 from mmengine.registry import DATASETS
 from PIL import Image
 
-from mmgcvit.datasets.annotations import AnnotationError, Problem, refuse
-from mmgcvit.datasets.pictures import picture_size
+from mmgcvit.tasks.detection.annotations import AnnotationError, Problem, refuse
+from mmgcvit.datasets.images import image_size
 from mmgcvit.datasets.report import DatasetReport
 
 IGNORED = 255
@@ -33,14 +33,14 @@ DEEP = ("I", "I;16", "I;16B", "I;16L")
 class LabelMaps:
     """A data set's pairs of files, and what the values of its label maps mean."""
 
-    pairs: list[tuple[str, str]]  # picture, label map
+    pairs: list[tuple[str, str]]  # image, label map
     classes: tuple[str, ...]
     meaning: np.ndarray  # (256,): the label of each value of a file, IGNORED, or OUTSIDE
     ignored: dict[str, int]  # the label that is ignored, by who ignores it; the first is in `meaning`
-    folder: str  # of label maps, all of which should have a picture; '' where a list says which are meant
+    folder: str  # of label maps, all of which should have an image; '' where a list says which are meant
     suffix: str
-    crop: tuple[int, int] | None  # height, width; None where pictures are not cropped, or not of a known size then
-    resize: Mapping | None  # the transform that resizes pictures before they are cropped
+    crop: tuple[int, int] | None  # height, width; None where images are not cropped, or not of a known size then
+    resize: Mapping | None  # the transform that resizes images before they are cropped
 
 
 @dataclass
@@ -81,7 +81,7 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
         evaluator: the metric or metrics that the data set is for, if any.
 
     Raises:
-        AnnotationError: mmseg cannot build it, it has no classes, or finds no pictures.
+        AnnotationError: mmseg cannot build it, it has no classes, or finds no images.
     """
     root, prefix = dataset.get("data_root") or "", dataset.get("data_prefix") or {}
     for path in (prefix.get("img_path"), prefix.get("seg_map_path"), dataset.get("ann_file")):
@@ -105,7 +105,7 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
         folder = built.data_prefix.get("img_path") or ""
         there = Counter(Path(name).suffix for name in os.listdir(folder)) if os.path.isdir(folder) else {}
         raise AnnotationError(
-            f"no pictures *{built.img_suffix} in {folder}; there are "
+            f"no images *{built.img_suffix} in {folder}; there are "
             f"{', '.join(f'{count} *{suffix}' for suffix, count in there.items()) or 'none at all'} (img_suffix of the "
             "data set): training would wait for ever"
         )
@@ -131,7 +131,7 @@ def check_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = N
     """See, without opening label maps, that a run can use a data set: its classes, its heads, its pairs of files.
 
     Raises:
-        AnnotationError: no pictures, pictures without label maps, heads with another number of classes, or different
+        AnnotationError: no images, images without label maps, heads with another number of classes, or different
             labels that heads, metric and data set ignore.
     """
     found = read_label_maps(dataset, model, evaluator)
@@ -146,7 +146,7 @@ def check_labels(
     advance: Callable[[int], None],
     evaluator: Any = None,
 ) -> DatasetReport:
-    """Look at every picture and label map of a data set.
+    """Look at every image and label map of a data set.
 
     Args:
         name: 'train', 'val' or 'test'.
@@ -167,13 +167,13 @@ def check_labels(
     except AnnotationError as error:
         report.problems.append(Problem("label maps", source, str(error), True))
         return report
-    report.pictures = len(found.pairs)
+    report.images = len(found.pairs)
     report.problems = [*_outputs(model, found), *_partners(found)]
     counts = np.zeros(OUTSIDE + 1, np.int64)
     empty_crops = crops = 0
     with ThreadPoolExecutor(workers) as pool:
         for looked in pool.map(lambda pair: _look(*pair, found), found.pairs):
-            advance(report.pictures)
+            advance(report.images)
             report.problems += looked.problems
             if looked.size:
                 report.sizes[looked.size] += 1
@@ -198,7 +198,7 @@ def check_labels(
         )
     elif report.empty:
         report.problems.append(
-            Problem("ignored", source, f"{report.empty} of {report.pictures} label maps have no label at all", False)
+            Problem("ignored", source, f"{report.empty} of {report.images} label maps have no label at all", False)
         )
     if empty_crops and report.kept:
         report.problems.append(
@@ -206,7 +206,7 @@ def check_labels(
                 "ignored",
                 source,
                 f"{empty_crops} of {crops} crops of {found.crop[0]} x {found.crop[1]} (height x width"
-                f"{', of resized pictures' if found.resize else ''}) have no label at all: nothing is learnt from such",
+                f"{', of resized images' if found.resize else ''}) have no label at all: nothing is learnt from such",
                 False,
             )
         )
@@ -299,12 +299,12 @@ def _outputs(model: Mapping | None, found: LabelMaps) -> Iterator[Problem]:
 
 
 def _partners(found: LabelMaps, extra: bool = True) -> Iterator[Problem]:
-    """Pictures without a label map, and label maps without a picture."""
+    """Images without a label map, and label maps without an image."""
     known = set()
-    for picture, label_map in found.pairs:
-        known |= {os.path.abspath(label_map), os.path.abspath(picture)}  # they may share a folder
+    for image, label_map in found.pairs:
+        known |= {os.path.abspath(label_map), os.path.abspath(image)}  # they may share a folder
         if not os.path.isfile(label_map):
-            yield Problem("partner", picture, f"no label map {label_map}", True)
+            yield Problem("partner", image, f"no label map {label_map}", True)
     alone = (
         [path for path in sorted(Path(found.folder).rglob(f"*{found.suffix}")) if os.path.abspath(path) not in known]
         if extra and found.folder
@@ -314,15 +314,15 @@ def _partners(found: LabelMaps, extra: bool = True) -> Iterator[Problem]:
         yield Problem(
             "partner",
             found.folder,
-            f"{len(alone)} label maps are of no picture of this data set, the first {alone[0].name}",
+            f"{len(alone)} label maps are of no image of this data set, the first {alone[0].name}",
             False,
         )
 
 
-def _look(picture: str, label_map: str, found: LabelMaps) -> _Looked:
-    size, reason = picture_size(picture)
+def _look(image: str, label_map: str, found: LabelMaps) -> _Looked:
+    size, reason = image_size(image)
     if reason:
-        return _Looked(problems=(Problem("picture", picture, reason, True),))
+        return _Looked(problems=(Problem("image", image, reason, True),))
     if not os.path.isfile(label_map):
         return _Looked(size)  # known already
     try:
@@ -361,7 +361,7 @@ def _look(picture: str, label_map: str, found: LabelMaps) -> _Looked:
             Problem(
                 "size",
                 label_map,
-                f"is {values.shape[1]} x {values.shape[0]} (width x height), its picture {size[0]} x {size[1]}",
+                f"is {values.shape[1]} x {values.shape[0]} (width x height), its image {size[0]} x {size[1]}",
                 True,
             )
         )
@@ -384,7 +384,7 @@ def _look(picture: str, label_map: str, found: LabelMaps) -> _Looked:
 
 
 def _crop(pipeline: Sequence[Mapping]) -> tuple[tuple[int, int] | None, Mapping | None]:
-    """Height and width of a pipeline's crops, and the transform that resizes pictures before; None where not known."""
+    """Height and width of a pipeline's crops, and the transform that resizes images before; None where not known."""
     resize = None
     for transform in pipeline:
         kind = str(transform.get("type")).rpartition(".")[2]
@@ -399,7 +399,7 @@ def _crop(pipeline: Sequence[Mapping]) -> tuple[tuple[int, int] | None, Mapping 
 
 
 def _resized(shape: tuple[int, int], resize: Mapping | None) -> tuple[int, int]:
-    """Height and width that mmcv's Resize gives a picture of (height, width); RandomResize's in the middle."""
+    """Height and width that mmcv's Resize gives an image of (height, width); RandomResize's in the middle."""
     if resize is None:
         return shape
     scale = resize.get("scale")
@@ -424,7 +424,7 @@ def _crops(ignored: np.ndarray, crop: tuple[int, int], resized: tuple[int, int])
 
     Args:
         ignored: (H, W), where a label map is.
-        crop: height and width of a crop of the resized picture.
+        crop: height and width of a crop of the resized image.
         resized: height and width of that.
     """
     height, width = (max(1, side // step) for side, step in zip(resized, crop, strict=True))

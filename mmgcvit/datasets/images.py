@@ -1,4 +1,4 @@
-"""Loading pictures in training, where one that cannot be decoded must not be met in silence."""
+"""Loading images in training, where one that cannot be decoded must not be met in silence."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 from PIL import Image, ImageOps
 
-from mmgcvit.datasets.errors import CorruptPictureError
+from mmgcvit.errors import CorruptImageError
 
-Image.MAX_IMAGE_PIXELS = None  # a large picture is no attack: the data is the user's own
+Image.MAX_IMAGE_PIXELS = None  # a large image is no attack: the data is the user's own
 TAIL = 1024  # bytes in which a whole file's end mark stands
 ENDS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND"))  # beginnings and end marks: JPEG, PNG
 
 
 def unreadable(content: bytes) -> str | None:
-    """Why a picture cannot be decoded to its last pixel; None where it can.
+    """Why an image cannot be decoded to its last pixel; None where it can.
 
     OpenCV fills what is missing of a truncated file with grey and says nothing; Pillow tells.
     """
@@ -34,8 +34,8 @@ def unreadable(content: bytes) -> str | None:
     return None
 
 
-def picture_size(path: str) -> tuple[tuple[int, int] | None, str | None]:
-    """Width and height of a picture as mmcv would load it (turned as its EXIF says), or why it cannot be."""
+def image_size(path: str) -> tuple[tuple[int, int] | None, str | None]:
+    """Width and height of an image as mmcv would load it (turned as its EXIF says), or why it cannot be."""
     if not os.path.isfile(path):
         return None, "there is no such file"
     with open(path, "rb") as file:
@@ -49,18 +49,18 @@ def picture_size(path: str) -> tuple[tuple[int, int] | None, str | None]:
 
 @TRANSFORMS.register_module()
 class LoadCheckedImage(LoadImageFromFile):
-    """mmcv's LoadImageFromFile, which also sees that a picture is whole.
+    """mmcv's LoadImageFromFile, which also sees that an image is whole.
 
     OpenCV decodes a truncated file without a word. Here a JPEG or PNG that lacks its end mark is decoded by Pillow too,
     which tells; whole files cost a look at their last bytes.
 
     Args:
-        corrupt: 'stop': the run ends with the picture's name. 'skip': the picture is named in the log and counted in
+        corrupt: 'stop': the run ends with the image's name. 'skip': the image is named in the log and counted in
             ``skipped``, and mmengine's data set takes another one.
         **kwargs: LoadImageFromFile's; ``ignore_empty=True`` means 'skip' there.
 
     Raises:
-        CorruptPictureError: from calls, with ``corrupt='stop'``.
+        CorruptImageError: from calls, with ``corrupt='stop'``.
     """
 
     def __init__(self, corrupt: str = "stop", **kwargs) -> None:
@@ -97,10 +97,10 @@ class LoadCheckedImage(LoadImageFromFile):
 
     def _corrupt(self, path: str, reason: str) -> None:
         if self.corrupt == "stop" and not self.ignore_empty:
-            raise CorruptPictureError(
-                f"picture {path}: {reason}. It stops the run; with `tools/train.py --corrupt "
+            raise CorruptImageError(
+                f"image {path}: {reason}. It stops the run; with `tools/train.py --corrupt "
                 "skip` it would be left out and counted"
             )
         self.skipped += 1
         # An error, as of the processes but the first mmengine shows nothing less.
-        print_log(f"skipped picture {path}: {reason}", logger="current", level=logging.ERROR)
+        print_log(f"skipped image {path}: {reason}", logger="current", level=logging.ERROR)

@@ -73,7 +73,7 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
         """Logits, their loss, or probabilities.
 
         Args:
-            inputs: (B, in_channels, H, W) normalised pictures.
+            inputs: (B, in_channels, H, W) normalised images.
             targets: (B,) classes, or (B, num_classes) probabilities; for 'loss'.
             sample_idx: (B,) the samples' numbers, not used.
             mode: 'tensor', 'loss' or 'predict'.
