@@ -1,10 +1,9 @@
 """GC ViT (Global Context Vision Transformer) as a backbone for dense prediction with OpenMMLab.
 
-Importing the package registers its models, hooks and transforms in mmengine's root registries, makes ``mmgcvit::...``
-known as a place for ``_base_`` configs, and ``gcvit://...`` and ``timm://...`` as checkpoints.
+Importing the package registers ``GCViT`` and ``GCViTClassifier`` in mmengine's root registries and everything else in
+its own, of scope ``mmgcvit`` (:mod:`mmgcvit.registry`). It makes ``mmgcvit::...`` known as a place for ``_base_``
+configs, and ``gcvit://...`` and ``timm://...`` as checkpoints.
 """
-
-from importlib.util import find_spec
 
 from mmgcvit.version import __version__
 
@@ -13,16 +12,21 @@ try:
 
     from mmgcvit.backbone import GCViT
     from mmgcvit.checkpoint import load_pretrained
-    from mmgcvit.classification import ClassificationPreprocessor, GCViTClassifier, TopKAccuracy
     from mmgcvit.engine import (
         ClassificationHook,
         CorruptImageHook,
+        CorruptPictureHook,
         EMAValLoop,
         InvalidLossHook,
         ReproducibleHook,
         ResumableTrainLoop,
     )
     from mmgcvit.optim import GCViTLayerDecayOptimWrapperConstructor, WarmupCosineLR
+    from mmgcvit.tasks.classification.classifier import GCViTClassifier
+    from mmgcvit.tasks.classification.dataset import ClassificationDataset
+    from mmgcvit.tasks.classification.metric import TopKAccuracy
+    from mmgcvit.tasks.classification.preprocessor import ClassificationPreprocessor
+    from mmgcvit.tasks.classification.transforms import LoadPillowImage, TimmTransform
 except (ImportError, OSError, RuntimeError) as _error:
     # Something that the backbone needs is absent or broken (a torch without its libraries raises OSError). The package
     # still imports, so that `mmgcvit doctor` can say what; whoever asks for the backbone gets the reason.
@@ -36,12 +40,9 @@ except (ImportError, OSError, RuntimeError) as _error:
             ) from _reason
         raise AttributeError(f"module 'mmgcvit' has no attribute {name!r}")
 else:
-    from mmgcvit.datasets.classification import ClassificationDataset  # noqa: F401
-
-    if find_spec("mmcv"):  # the backbone and classifiers do without
-        from mmgcvit.datasets.images import LoadCheckedImage  # noqa: F401
     MODULE2PACKAGE["mmgcvit"] = "mmgcvit"
 
-__all__ = ["ClassificationHook", "ClassificationPreprocessor", "CorruptImageHook", "EMAValLoop", "GCViT",
-           "GCViTClassifier", "GCViTLayerDecayOptimWrapperConstructor", "InvalidLossHook", "ReproducibleHook",
-           "ResumableTrainLoop", "TopKAccuracy", "WarmupCosineLR", "__version__", "load_pretrained"]  # fmt: skip
+__all__ = ["ClassificationDataset", "ClassificationHook", "ClassificationPreprocessor", "CorruptImageHook",
+           "CorruptPictureHook", "EMAValLoop", "GCViT", "GCViTClassifier", "GCViTLayerDecayOptimWrapperConstructor",
+           "InvalidLossHook", "LoadPillowImage", "ReproducibleHook", "ResumableTrainLoop", "TimmTransform",
+           "TopKAccuracy", "WarmupCosineLR", "__version__", "load_pretrained"]  # fmt: skip

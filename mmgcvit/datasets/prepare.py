@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import zipfile
@@ -13,11 +12,9 @@ from pathlib import Path
 from rich.console import Console
 from timm.data import ImageNetInfo
 
-from mmgcvit.checkpoint.errors import some
-
-
-class PrepareError(ValueError):
-    """A tree that cannot be used; the message says what is missing and where it comes from."""
+from mmgcvit.errors import PrepareError
+from mmgcvit.utils import file_sha256, summarize
+from mmgcvit.utils.files import file_md5
 
 
 @dataclass
@@ -200,7 +197,7 @@ def check_imagenet(folder: Path) -> Report:
             (beyond, "folders are no classes of ImageNet-1k"),
         ):
             if names:
-                report.problems.append(f"{path}: {len(names)} {what}: {some(names)}")
+                report.problems.append(f"{path}: {len(names)} {what}: {summarize(names)}")
         if beyond:
             report.advice.append(
                 f"move folders that are no classes out of {path}; the thousand classes are named like n01440764"
@@ -209,7 +206,7 @@ def check_imagenet(folder: Path) -> Report:
         uneven = sorted(name for name in synsets & counts.keys() if counts[name] not in (0, IMAGENET_PER_CLASS))
         if split == "val" and uneven:
             report.problems.append(
-                f"{path}: {len(uneven)} class folders without their {IMAGENET_PER_CLASS} images: {some(uneven)}"
+                f"{path}: {len(uneven)} class folders without their {IMAGENET_PER_CLASS} images: {summarize(uneven)}"
             )
             report.advice.append(
                 f"images of val lie in other classes' folders, or are missing: unpack {archive} "
@@ -281,9 +278,7 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
     images = folder / split.name
     missing = sorted(str(name) for name in names - set(os.listdir(images))) if images.is_dir() else []
     if missing:
-        report.problems.append(
-            f"{images}: lacks {len(missing)} images that {path.name} names, such as {missing[0]}"
-        )
+        report.problems.append(f"{images}: lacks {len(missing)} images that {path.name} names, such as {missing[0]}")
         return
     same = ""
     if archive is not None:
@@ -292,9 +287,7 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
                 report.problems.append(f"{path}: differs from its copy in {archive}; unpack it again")
                 return
         same = f", as in {archive.name}"
-    report.lines.append(
-        f"{path}: {counts[0]} images, {counts[1]} annotations{same}, SHA-256 {hashlib.sha256(content).hexdigest()}"
-    )
+    report.lines.append(f"{path}: {counts[0]} images, {counts[1]} annotations{same}, SHA-256 {file_sha256(path)}")
 
 
 def _archive(folder: Path, name: str, md5: str, kind: str, report: Report, needed: bool = False) -> Path | None:
@@ -304,7 +297,7 @@ def _archive(folder: Path, name: str, md5: str, kind: str, report: Report, neede
         if needed:
             report.advice.append(_download(name, kind))
         return None
-    found = _md5(path)
+    found = file_md5(path)
     if found != md5:
         report.problems.append(f"{path}: MD5 {found}; expected {md5}: the download is damaged")
         report.advice.append(_download(name, kind))
@@ -316,14 +309,6 @@ def _archive(folder: Path, name: str, md5: str, kind: str, report: Report, neede
 
 def _download(name: str, kind: str) -> str:
     return f"download {COCO_URL}/{'annotations' if kind == 'annotations' else 'zips'}/{name}.zip and unpack it there"
-
-
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _count(folder: Path, suffixes: tuple[str, ...]) -> int:

@@ -1,4 +1,4 @@
-"""What a walk through data sets found, on one readable page."""
+"""The report of a check of data sets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table
 
-from mmgcvit.tasks.detection.annotations import Problem
+from mmgcvit.datasets.problems import Problem
 
 EXAMPLES = 3
 SIZES = (160, 320, 480, 640, 800, 1024, 1333, 2048, 4096)  # upper ends of the histogram's bins: longer side, pixels
@@ -17,7 +17,7 @@ SIZES = (160, 320, 480, 640, 800, 1024, 1333, 2048, 4096)  # upper ends of the h
 
 @dataclass
 class DatasetReport:
-    """What one data set holds and what is wrong with it."""
+    """The content of one data set, and its problems."""
 
     name: str
     source: str
@@ -33,12 +33,12 @@ class DatasetReport:
 
     @property
     def broken(self) -> bool:
-        """Whether training would fail or learn wrong things, or a metric mean nothing."""
+        """Whether training would fail or learn wrong things, or a metric would be meaningless."""
         return any(problem.breaks for problem in self.problems)
 
 
 def print_reports(reports: Sequence[DatasetReport]) -> None:
-    """One readable page: counts, histograms, what breaks training, what is left out."""
+    """Print counts, histograms, problems that break training, and others."""
     console = Console()
     table = Table(title="data sets", title_justify="left")
     table.add_column("set")

@@ -1,9 +1,7 @@
-"""Images, folders of them and videos on their way in, drawings and JSON on their way out."""
+"""Reading images, folders of images and videos; writing drawings."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mmgcvit.apis.config import UsageError
+from mmgcvit.errors import UsageError
+from mmgcvit.utils import atomic_path
+from mmgcvit.utils.images import any_image_size
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
@@ -19,7 +19,7 @@ VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 
 @dataclass
 class Source:
-    """An image or a frame on its way to the model."""
+    """An image, or a frame of a video."""
 
     name: str
     pixels: np.ndarray  # (H, W, 3), BGR
@@ -27,10 +27,10 @@ class Source:
 
 
 def list_inputs(source: str | Path) -> list[Path]:
-    """The image or video, or the images and videos of a folder, by name.
+    """The image or video itself, or the images and videos of a folder, sorted by name.
 
     Raises:
-        UsageError: it is not there, or a folder without any.
+        UsageError: it does not exist, or is a folder without images and videos.
     """
     source = Path(source)
     if source.is_file():
@@ -55,16 +55,17 @@ def frames(name: str, capture: Any) -> Iterator[Source]:
 
 
 def read(path: Path) -> Source:
-    """An image, decoded.
+    """Decode an image.
 
     Raises:
-        UsageError: it cannot be.
+        UsageError: it cannot be decoded.
     """
     import mmcv
 
     try:
-        pixels = mmcv.imread(str(path))
-    except Exception as error:  # OpenCV's own, of an empty file
+        with any_image_size():
+            pixels = mmcv.imread(str(path))
+    except Exception as error:  # OpenCV's own, for an empty file
         raise UsageError(f"input {str(path)!r}: no image that can be decoded: {error}") from error
     if pixels is None:
         raise UsageError(f"input {str(path)!r}: no image that can be decoded")
@@ -72,16 +73,8 @@ def read(path: Path) -> Source:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write an image (H, W, 3), RGB, or a map (H, W), whole or not at all."""
+    """Write an image (H, W, 3), RGB, or a map (H, W), atomically."""
     import mmcv
 
-    partial = path.with_name(f".part-{path.name}")
-    mmcv.imwrite(np.ascontiguousarray(image[..., ::-1] if image.ndim == 3 else image), str(partial))
-    os.replace(partial, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
-    partial = path.with_name(f".part-{path.name}")
-    partial.write_text(json.dumps(content))
-    os.replace(partial, path)
+    with atomic_path(path) as temporary:
+        mmcv.imwrite(np.ascontiguousarray(image[..., ::-1] if image.ndim == 3 else image), str(temporary))

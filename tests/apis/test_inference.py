@@ -19,8 +19,8 @@ from mmengine.registry import MODELS, init_default_scope
 from pycocotools.coco import COCO
 
 from mmgcvit.apis import UsageError, predict
-from mmgcvit.tasks.detection.predictor import Detector, _starts
 from mmgcvit.apis.runs import use_tta
+from mmgcvit.tasks.detection.predictor import Detector, _starts
 from mmgcvit.tasks.sources import Source
 
 BASES = ROOT / "configs/detection/_base_"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from classification_run import config, make_tree
 from conftest import ROOT, TINY
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from PIL import Image
-from classification_run import config, make_tree
 from safetensors.torch import load_file
 
 from mmgcvit import apis
@@ -32,7 +32,7 @@ def tree(tmp_path_factory) -> Path:
 
 def for_classes(tree: Path, folder: Path, **more) -> Config:
     """A test on nine images for the five classes of the tests' classifier, with an EMAHook, as the recipe has one."""
-    cfg = config(tree, folder, workers=0, test_evaluator=dict(type="TopKAccuracy", topk=(1, 5)), **more)
+    cfg = config(tree, folder, workers=0, test_evaluator=dict(type="mmgcvit.TopKAccuracy", topk=(1, 5)), **more)
     cfg.model.num_classes = 5
     cfg.test_dataloader.dataset.classes = CLASSES
     assert "EMAHook" in {hook.type for hook in cfg.custom_hooks}
@@ -133,8 +133,8 @@ def steps(tree: Path, folder: Path, count: int) -> tuple[list[dict], list[float]
         tree, folder, batch_size=8 // count, workers=0, auto_scale_lr=dict(base_batch_size=16), param_scheduler=None
     )
     cfg.model.backbone = dict(type="GCViT", arch=TINY)
-    cfg.model.data_preprocessor = dict(type="ClassificationPreprocessor")
-    cfg.train_dataloader.dataset.pipeline[1] = dict(type="TimmTransform", is_training=False, input_size=32)
+    cfg.model.data_preprocessor = dict(type="mmgcvit.ClassificationPreprocessor")
+    cfg.train_dataloader.dataset.pipeline[1] = dict(type="mmgcvit.TimmTransform", is_training=False, input_size=32)
     cfg.optim_wrapper = dict(accumulative_counts=count, optimizer=dict(type="SGD", lr=0.02, momentum=0.9))
     cfg.custom_hooks[0].interval = count
     cfg.custom_hooks.append(dict(type="Steps"))
@@ -228,10 +228,10 @@ def test_mixed_precision_on_a_gpu(tmp_path: Path, built: list[Config], kind: str
     assert found.clip_grad == dict(max_norm=5.0, norm_type=2)
     cfg = apis.load_config(ROOT / "configs/classification/gcvit-tiny_32xb128_in1k_fsdp.py", str(tmp_path))
     apis.train(cfg, amp=kind)
-    assert built[1].optim_wrapper.type == "FSDPAmpOptimWrapper"
+    assert built[1].optim_wrapper.type == "mmgcvit.FSDPAmpOptimWrapper"
     monkeypatch.setattr(runs, "get_device", lambda: "cpu")
     apis.train(cfg)
-    assert built[2].optim_wrapper.type == "FSDPOptimWrapper"
+    assert built[2].optim_wrapper.type == "mmgcvit.FSDPOptimWrapper"
 
 
 def test_slurm_without_slurm(tmp_path: Path, tree: Path, monkeypatch):

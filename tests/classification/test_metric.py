@@ -42,7 +42,7 @@ def example(count: int, classes: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
 def test_no_sample_is_lost_or_doubled(world: int, size: int, count: int):
     """What mmengine's sampler gives to each process, in batches; the results are put together as mmengine does."""
     scores, labels = example(count)
-    metric = METRICS.build(dict(type="TopKAccuracy", topk=(1, 3)))
+    metric = METRICS.build(dict(type="mmgcvit.TopKAccuracy", topk=(1, 3)))
     metric.dataset = Images([str(i) for i in range(count)], tuple("abcdefg"))
     shares = []
     for rank in range(world):

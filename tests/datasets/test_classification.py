@@ -16,8 +16,8 @@ from mmgcvit.datasets.classification import ClassificationDataset, LoadPillowIma
 from mmgcvit.errors import ClassificationDataError, CorruptImageError
 
 PIPELINE = [
-    dict(type="LoadPillowImage"),
-    dict(type="TimmTransform", is_training=False, input_size=32, crop_pct=1.0, crop_mode="squash"),
+    dict(type="mmgcvit.LoadPillowImage"),
+    dict(type="mmgcvit.TimmTransform", is_training=False, input_size=32, crop_pct=1.0, crop_mode="squash"),
 ]
 
 
@@ -47,7 +47,7 @@ EXPECTED = [(10, 0), (11, 0), (20, 1), (21, 1), (100, 2), (101, 2)]  # 10 behind
 
 
 def test_folders_in_numeric_order(tree: Path):
-    dataset = DATASETS.build(dict(type="ClassificationDataset", data_root=str(tree), split="train", pipeline=PIPELINE))
+    dataset = DATASETS.build(dict(type="mmgcvit.ClassificationDataset", data_root=str(tree), split="train", pipeline=PIPELINE))
     assert dataset.metainfo == {"classes": ("1", "2", "10")}
     assert greys(dataset) == EXPECTED
     item = dataset[5]
@@ -291,7 +291,7 @@ def test_a_truncated_image_stops_or_is_counted(tree: Path):
     index = [dataset.name(i) for i in range(len(dataset))].index("2/0.jpg")
     with pytest.raises(CorruptImageError, match=r"image 2/0.jpg: cannot be decoded: .*truncated.*--corrupt skip"):
         dataset[index]
-    skipping = [dict(type="LoadPillowImage", corrupt="skip"), PIPELINE[1]]
+    skipping = [dict(type="mmgcvit.LoadPillowImage", corrupt="skip"), PIPELINE[1]]
     dataset = ClassificationDataset(str(tree), "train", pipeline=skipping)
     assert all(dataset[index]["sample_idx"] != index for _ in range(3))
     assert dataset.pipeline.transforms[0].skipped >= 3
@@ -302,7 +302,7 @@ def test_a_truncated_image_stops_or_is_counted(tree: Path):
 def test_only_bad_images(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "0.jpg").write_bytes(b"no image")
-    dataset = ClassificationDataset(str(tmp_path), pipeline=[dict(type="LoadPillowImage", corrupt="skip")])
+    dataset = ClassificationDataset(str(tmp_path), pipeline=[dict(type="mmgcvit.LoadPillowImage", corrupt="skip")])
     with pytest.raises(ClassificationDataError, match="1000 images one after another cannot be decoded"):
         dataset[0]
 
@@ -315,13 +315,13 @@ def test_images_of_any_kind_become_rgb(tmp_path: Path, mode: str):
     else:
         image(7).convert(mode).save(path)
     with path.open("rb") as file:
-        image = LoadPillowImage()({"file": file, "img_path": str(path)})["img"]
-    assert image.mode == "RGB"
-    assert image.size == (30, 20)
+        loaded = LoadPillowImage()({"file": file, "img_path": str(path)})["img"]
+    assert loaded.mode == "RGB"
+    assert loaded.size == (30, 20)
 
 
 def test_what_belongs_to_the_preprocessor():
-    with pytest.raises(ValueError, match="re_prob, mean; allowed: what is not normalising or erasing"):
+    with pytest.raises(ValueError, match="re_prob, mean; allowed: anything but normalising and erasing"):
         TimmTransform(is_training=True, re_prob=0.25, mean=(0, 0, 0))
     with pytest.raises(ValueError, match="corrupt='ignore'; allowed: 'stop', 'skip'"):
-        TRANSFORMS.build(dict(type="LoadPillowImage", corrupt="ignore"))
+        TRANSFORMS.build(dict(type="mmgcvit.LoadPillowImage", corrupt="ignore"))

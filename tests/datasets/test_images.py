@@ -64,7 +64,7 @@ def test_trailing_bytes_are_no_damage(tmp_path: Path):
 
 def test_bad_argument():
     with pytest.raises(ValueError, match=r"corrupt='ignore'; allowed: 'stop', 'skip'"):
-        TRANSFORMS.build(dict(type="LoadCheckedImage", corrupt="ignore"))
+        TRANSFORMS.build(dict(type="mmgcvit.LoadCheckedImage", corrupt="ignore"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -74,7 +74,7 @@ def test_skipped_in_training_and_counted(tmp_path: Path, workers: int):
     damage(tmp_path / "images/a.jpg", "truncated")
     init_default_scope("mmdet")
     config = dataset(tmp_path)
-    config["pipeline"] = [dict(type="LoadCheckedImage", corrupt="skip"), *config["pipeline"][1:]]
+    config["pipeline"] = [dict(type="mmgcvit.LoadCheckedImage", corrupt="skip"), *config["pipeline"][1:]]
     loader = Runner.build_dataloader(
         dict(batch_size=2, num_workers=workers, sampler=dict(type="DefaultSampler", shuffle=False), dataset=config),
         seed=0,
@@ -90,6 +90,6 @@ def test_nothing_but_corrupt_images_is_no_hang(tmp_path: Path):
         damage(tmp_path / "images" / name, "text")
     init_default_scope("mmdet")
     config = dataset(tmp_path, max_refetch=20)
-    config["pipeline"] = [dict(type="LoadCheckedImage", corrupt="skip"), *config["pipeline"][1:]]
+    config["pipeline"] = [dict(type="mmgcvit.LoadCheckedImage", corrupt="skip"), *config["pipeline"][1:]]
     with pytest.raises(Exception, match="Cannot find valid image after 20"):
         DATASETS.build(config)[0]

@@ -18,10 +18,18 @@ pytest.importorskip("mmseg")
 from mmengine.config import Config
 
 from mmgcvit.apis import UsageError, train
-from mmgcvit.tasks.detection.annotations import AnnotationError
 from mmgcvit.datasets.check import check_data
-from mmgcvit.tasks.segmentation.label_maps import IGNORED, OUTSIDE, _crops, _meaning, _resized, check_label_maps, has_label_maps
 from mmgcvit.datasets.report import print_reports
+from mmgcvit.tasks.detection.annotations import AnnotationError
+from mmgcvit.tasks.segmentation.label_maps import (
+    IGNORED,
+    OUTSIDE,
+    _crops,
+    _meaning,
+    _resized,
+    check_label_maps,
+    has_label_maps,
+)
 
 CLASSES = ("ground", "cat", "dog")
 

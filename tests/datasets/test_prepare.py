@@ -24,16 +24,16 @@ def tree(tmp_path: Path, monkeypatch) -> Path:
     folder = tmp_path / "download"
     splits = []
     with zipfile.ZipFile(tmp_path / "annotations.zip", "w") as archive:
-        for name, images, annotations in (("train2017", 5, 7), ("val2017", 2, 3)):
+        for name, count, annotations in (("train2017", 5, 7), ("val2017", 2, 3)):
             (folder / name).mkdir(parents=True)
-            for i in range(images):
+            for i in range(count):
                 (folder / name / f"{i:012}.jpg").touch()
             (folder / "annotations").mkdir(exist_ok=True)
-            images = [dict(file_name=f"{i:012}.jpg") for i in range(images)]
+            images = [dict(file_name=f"{i:012}.jpg") for i in range(count)]
             text = json.dumps(dict(images=images, annotations=[{}] * annotations, categories=[{}] * 80))
             (folder / "annotations" / f"instances_{name}.json").write_text(text)
             archive.writestr(f"annotations/instances_{name}.json", text)
-            splits.append(Split(name, images, annotations, "0" * 32))
+            splits.append(Split(name, count, annotations, "0" * 32))
     digest = hashlib.md5((tmp_path / "annotations.zip").read_bytes()).hexdigest()
     monkeypatch.setattr(module, "COCO_SPLITS", tuple(splits))
     monkeypatch.setattr(module, "COCO_ANNOTATIONS", ("annotations_trainval2017", digest))

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from mmengine.config import Config
 from classification_run import config, make_tree
+from mmengine.config import Config
 
 from mmgcvit import apis
 

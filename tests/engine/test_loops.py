@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from classification_run import config, make_tree
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from classification_run import config, make_tree
 
 from mmgcvit import apis
 
@@ -124,5 +124,5 @@ def test_raw_weights_are_evaluated_beside_the_averaged(tmp_path: Path, tree: Pat
     runner.model.load_state_dict(saved)
     assert evaluate() == {"accuracy/top1": found["accuracy/top1"], "accuracy/top2": found["accuracy/top2"]}
 
-    found, _ = metrics(custom_hooks=[dict(type="ClassificationHook")])
+    found, _ = metrics(custom_hooks=[dict(type="mmgcvit.ClassificationHook")])
     assert {"accuracy/top1", "accuracy/top2"} == {key for key in found if "top" in key}

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from classification_run import make_tree
 from conftest import ROOT
 from PIL import Image
-from classification_run import make_tree
 
 from mmgcvit import apis
 from mmgcvit.apis import UsageError, load_config
@@ -249,9 +249,7 @@ def test_the_template_of_segmentors(tmp_path: Path, line: str, values: tuple[int
         )
         areas = json.loads((tmp_path / "found/areas.json").read_text())
         assert areas["values"] == {"0": "ground", "1": "square"}
-        assert [sum(area["pixels"] for area in image["areas"].values()) for image in areas["images"]] == [
-            48 * 64
-        ] * 4
+        assert [sum(area["pixels"] for area in image["areas"].values()) for image in areas["images"]] == [48 * 64] * 4
 
 
 @pytest.fixture(scope="module")

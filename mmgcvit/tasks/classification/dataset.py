@@ -2,186 +2,23 @@
 
 from __future__ import annotations
 
-import glob
-import io
-import logging
-import os
-import tarfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from mmengine.dataset import Compose
-from mmengine.logging import print_log
-from mmengine.registry import DATASETS, TRANSFORMS
-from PIL import Image
-from timm.data import create_transform
-from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
-from timm.data.readers.reader_factory import create_reader
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
-from timm.utils.misc import natural_key
 from torch.utils.data import Dataset
 
-from mmgcvit.checkpoint.errors import some
-from mmgcvit.errors import ClassificationDataError, CorruptImageError
+from mmgcvit.errors import ClassificationDataError
+from mmgcvit.registry import DATASETS
+from mmgcvit.tasks.classification.readers import ShardReader, folder_reader, hugging_face_reader, tar_reader
+from mmgcvit.utils import summarize
 
 READERS = ("folder", "tar", "shards", "hfds")
 MAX_REFETCH = 1000  # images tried in place of one that cannot be decoded
-
-
-class ShardReader(Reader):
-    """Images in WebDataset shards, in any order: tar files with ``KEY.jpg`` (or .png, ...) beside ``KEY.cls``.
-
-    The shards' headers are read once, at the start, for the places of their members, so that a sample has an index, as
-    in a folder: shuffling, several processes, resuming and evaluation are exact. A stream could promise none of them.
-
-    Args:
-        patterns: paths with * or ?, or several of them, as of shards on several disks.
-        classes: how many there are.
-
-    Raises:
-        ClassificationDataError: no such file; a shard that is no tar file, that has no image, an image without a
-            ``.cls``, or two of a key; a ``.cls`` that is no integer from 0 to below ``classes``.
-    """
-
-    def __init__(self, patterns: str | Sequence[str], classes: int) -> None:
-        super().__init__()
-        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-        self.shards = [path for pattern in patterns for path in sorted(glob.glob(pattern))]
-        if not self.shards:
-            raise ClassificationDataError(f"shards {', '.join(map(repr, patterns))}: there are no such files")
-        suffixes = get_img_extensions(as_set=True)
-        places: list[tuple[int, int, int, int]] = []
-        self.keys: list[str] = []
-        for number, shard in enumerate(self.shards):
-            images: dict[str, tuple[int, int]] = {}
-            labels: dict[str, int] = {}
-            try:
-                with tarfile.open(shard, "r:") as tar:
-                    for member in tar:
-                        folder, _, name = member.name.rpartition("/")
-                        stem, _, suffix = name.partition(".")  # WebDataset's rule: a key ends at the first dot
-                        key = f"{folder}/{stem}" if folder else stem
-                        if f".{suffix.lower()}" in suffixes:
-                            if key in images:
-                                raise ClassificationDataError(f"shard {shard}: two images of the key {key}")
-                            images[key] = (member.offset_data, member.size)
-                        elif suffix == "cls":
-                            labels[key] = _label(tar.extractfile(member).read(), f"shard {shard}: {key}.cls", classes)
-            except tarfile.TarError as error:
-                raise ClassificationDataError(f"shard {shard}: no tar file, or cut off: {error}") from error
-            lacking = [key for key in images if key not in labels]
-            if lacking or not images:
-                raise ClassificationDataError(
-                    f"shard {shard}: "
-                    + (
-                        f"{len(lacking)} images without a .cls, the first {lacking[0]}"
-                        if lacking
-                        else f"no image; allowed: {', '.join(sorted(suffixes))}"
-                    )
-                )
-            places += [(number, *place, labels[key]) for key, place in images.items()]
-            self.keys += images
-        self.places = np.array(places, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
-        shard, offset, size, label = self.places[index].tolist()
-        with open(self.shards[shard], "rb") as file:
-            file.seek(offset)
-            return io.BytesIO(file.read(size)), label
-
-    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        key = self.keys[index]
-        return key.rpartition("/")[2] if basename else f"{self.shards[self.places[index, 0]]}:{key}"
-
-
-class TarReader(ReaderImageInTar):
-    """timm's reader of a tar file, or of a folder of them, as a folder per class would be read.
-
-    timm labels images by the last folder of their path, or by their tar file, whatever stands before it, leaves out
-    what is not among given classes, and takes tar files in the file system's order. Here what is ambiguous is refused,
-    images are sorted by tar file and path, and in a folder of tar files named by both.
-
-    Args:
-        path: tar file, or folder of them.
-        names: classes in the order of their labels; by default those that there are, in natural order.
-        **arguments: ReaderImageInTar's.
-
-    Raises:
-        ClassificationDataError: no tar file, one that is cut off or has no image; images in no class folder, in
-            hidden folders, in folders inside class folders, or in two folders of one name; a class not among ``names``.
-    """
-
-    def __init__(self, path: Path, names: Sequence[str] | None = None, **arguments: Any) -> None:
-        tars = [path] if path.is_file() else sorted(path.glob("*.tar"))
-        if not tars:
-            raise ClassificationDataError(f"{path}: no *.tar in this folder")
-        for tar in tars:
-            if not tarfile.is_tarfile(tar):
-                raise ClassificationDataError(f"{tar}: no tar file, or cut off at its beginning")
-        try:
-            super().__init__(str(path), **arguments)
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise ClassificationDataError(f"{path}: cannot be read: {error}") from error
-        except (ValueError, AssertionError) as error:  # of timm, with nothing to sort; of a list that it has kept
-            raise ClassificationDataError(
-                f"{path}: no image in it, or timm's list of its members "
-                f"(_*_tarinfos.pickle) is of other tar files: {error}"
-            ) from error
-        keys = [[natural_key(part) for part in _in_tar(*sample)] for sample in self.samples]
-        self.samples = self.samples[sorted(range(len(keys)), key=keys.__getitem__)]
-        folders = [_folder_in_tar(*sample) for sample in self.samples]
-        self._refuse_ambiguous(path, folders)
-        labels = [folder.name for folder in folders]
-        ids = _numbered(names or sorted(set(labels), key=natural_key))
-        _refuse_unknown(path, sorted(set(labels) - ids.keys()), ids)
-        self.targets = np.array([ids[label] for label in labels])
-        self.class_to_idx = self.class_name_to_idx = ids
-
-    def _refuse_ambiguous(self, path: Path, folders: Sequence[PurePosixPath]) -> None:
-        known, by_name = {}, {}
-        for folder, sample in zip(folders, self.samples, strict=True):
-            known.setdefault((sample[1], folder), "/".join(filter(None, _in_tar(*sample))))
-        for (tar, folder), image in known.items():
-            hidden = any(part.startswith(".") for part in folder.parts)
-            if hidden or not folder.name:
-                kind = "hidden folders" if hidden else "no class folder"
-                raise ClassificationDataError(
-                    f"{path}: images in {kind}, such as {image}; expected: CLASS/NAME.jpg"
-                )
-            outer = [parent for parent in folder.parents if (tar, parent) in known]
-            if outer:
-                raise ClassificationDataError(
-                    f"{path}: {image} lies in a folder inside the class folder {outer[0]}; expected: CLASS/NAME.jpg"
-                )
-            other = by_name.setdefault((tar, folder.name), folder)
-            if other != folder:
-                raise ClassificationDataError(
-                    f"{path}: two folders of one class, {other} and {folder}; allowed in a "
-                    "tar file: one (a tar file for each split)"
-                )
-
-    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        parts = _in_tar(*self.samples[index])
-        return parts[-1].rpartition("/")[2] if basename else "/".join(filter(None, parts))
-
-
-def _in_tar(member: tarfile.TarInfo, tar: str | None, child: tarfile.TarInfo | None) -> tuple[str, str, str]:
-    """The tar file (in a folder of them), the tar file inside, and the path, each '' where there is none."""
-    return tar or "", "" if child is None else child.name, os.path.normpath(member.name)
-
-
-def _folder_in_tar(member: tarfile.TarInfo, tar: str | None, child: tarfile.TarInfo | None) -> PurePosixPath:
-    """The folder of an image; a tar file stands for a folder of its name, but for one that is the whole data set."""
-    stems = [PurePosixPath(name).stem for name in (tar, child and child.name) if name]
-    return PurePosixPath(*stems, os.path.dirname(os.path.normpath(member.name)))
 
 
 @DATASETS.register_module()
@@ -237,11 +74,11 @@ class ClassificationDataset(Dataset):
                 )
             self.reader: Reader = ShardReader(str(Path(str(data_root)) / split) if split else data_root, len(names))
         elif reader == "hfds":
-            self.reader = _hugging_face_reader(
+            self.reader = hugging_face_reader(
                 str(data_root), split or "train", names, isinstance(classes, int), reader_args
             )
         else:
-            build = _folder_reader if reader == "folder" else _tar_reader
+            build = folder_reader if reader == "folder" else tar_reader
             self.reader = build(Path(str(data_root)), split, names, reader_args, not test_mode)
         if names is None:
             ids = self.reader.class_to_idx
@@ -290,8 +127,8 @@ def check_names(what: str, names: Sequence[str], whose: str, expected: Sequence[
         return
     lacking = [name for name in expected if name not in names]
     beyond = [name for name in names if name not in expected]
-    parts = [f"{len(lacking)} class folders are missing: {some(lacking)}"] if lacking else []
-    parts += [f"{len(beyond)} are not among {whose} {len(expected)}: {some(beyond)}"] if beyond else []
+    parts = [f"{len(lacking)} class folders are missing: {summarize(lacking)}"] if lacking else []
+    parts += [f"{len(beyond)} are not among {whose} {len(expected)}: {summarize(beyond)}"] if beyond else []
     raise ClassificationDataError(
         f"{what}: {'; '.join(parts) or f'the classes are in another order than {whose}'}. The labels of all that "
         "follow would be shifted. Add or remove folders, or give the data set their order: "
@@ -314,204 +151,5 @@ def _class_names(classes: Sequence[str] | str | int | None) -> tuple[str, ...] |
     names = tuple(map(str, classes))
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ClassificationDataError(f"{where}: names that are there more than once: {some(twice)}")
+        raise ClassificationDataError(f"{where}: names that are there more than once: {summarize(twice)}")
     return names
-
-
-def _numbered(names: Iterable[str]) -> dict[str, int]:
-    return {name: index for index, name in enumerate(names)}
-
-
-def _label(content: bytes, where: str, classes: int) -> int:
-    try:
-        label = int(content)
-    except ValueError:
-        label = -1
-    if not 0 <= label < classes:
-        raise ClassificationDataError(
-            f"{where} holds {content[:20]!r}; allowed: an integer from 0 to {classes - 1} ({classes} classes)"
-        )
-    return label
-
-
-def _refuse_unknown(where: Path, unknown: Sequence[str], names: Iterable[str]) -> None:
-    if unknown:
-        raise ClassificationDataError(
-            f"{where}: {len(unknown)} folders that are not among the {len(list(names))} classes: {some(unknown)}"
-        )
-
-
-def _refuse_absent(where: Path, names: Sequence[str] | None, there: Iterable[str]) -> None:
-    absent = [name for name in names or () if name not in there]
-    if absent:
-        raise ClassificationDataError(
-            f"{where}: {len(absent)} of the {len(names)} classes without an image to train on: {some(absent)}"
-        )
-
-
-def _folder_reader(
-    root: Path, split: str, names: Sequence[str] | None, arguments: Mapping[str, Any], training: bool
-) -> Reader:
-    """timm's reader, of a tree in which it takes every image, and by the folder that lies under the root.
-
-    (By itself it takes the last folder for the class, wherever that lies, and leaves out what is no given class.)
-    """
-    folder = root / split
-    if not folder.is_dir():
-        raise ClassificationDataError(f"{folder}: there is no such folder; expected: {folder}/CLASS/NAME.jpg")
-    key = arguments.get("input_key")
-    suffixes = set(key.split(";")) if key else get_img_extensions(as_set=True)
-    images: dict[str, list[str]] = {}  # by the folder below the root, '.' for itself
-    for place, _, files in os.walk(folder, followlinks=True):
-        found = [name for name in files if os.path.splitext(name)[1].lower() in suffixes]
-        if found:
-            images[os.path.relpath(place, folder)] = found
-    for wrong, what in (
-        (lambda parts: parts == ["."], "lie in no class folder"),
-        (lambda parts: parts[0] != "." and any(part.startswith(".") for part in parts), "lie in hidden folders"),
-        (lambda parts: len(parts) > 1, "lie in folders inside class folders"),
-    ):
-        lost = sorted(inside for inside in images if wrong(inside.split(os.sep)))
-        if lost:
-            count = sum(len(images[inside]) for inside in lost)
-            example = os.path.normpath(os.path.join(lost[0], min(images[lost[0]])))
-            raise ClassificationDataError(
-                f"{folder}: {count} images that {what}, such as {example}; expected: {folder}/CLASS/NAME.jpg"
-            )
-    classes = sorted(
-        (path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")), key=natural_key
-    )
-    _refuse_unknown(folder, [name for name in classes if names is not None and name not in names], names or ())
-    if not images:
-        raise ClassificationDataError(f"{folder}: no image in folders of classes; expected: {folder}/CLASS/NAME.jpg")
-    lacking = [name for name in classes if name not in images]
-    if lacking:
-        raise ClassificationDataError(
-            f"{folder}: {len(lacking)} class folders without an image: {some(lacking)}; fill or remove them"
-        )
-    if training:
-        _refuse_absent(folder, names, images)
-    return create_reader("", root=str(folder), class_map=_numbered(classes if names is None else names), **arguments)
-
-
-def _tar_reader(
-    root: Path, split: str, names: Sequence[str] | None, arguments: Mapping[str, Any], training: bool
-) -> Reader:
-    path = root / split if split else root
-    if not path.exists() and path.with_name(path.name + ".tar").is_file():
-        path = path.with_name(path.name + ".tar")
-    if not path.exists():
-        raise ClassificationDataError(f"{path}: there is no such tar file or folder of tar files")
-    reader = TarReader(path, names, **arguments)
-    if training and names is not None:
-        _refuse_absent(path, names, {names[index] for index in set(reader.targets.tolist())})
-    return reader
-
-
-def _hugging_face_reader(
-    root: str, split: str, names: Sequence[str] | None, numbered: bool, arguments: Mapping[str, Any]
-) -> Reader:
-    """timm's reader of Hugging Face's data sets, whose labels are those of ``names``.
-
-    Args:
-        root: name or folder of the data set.
-        split: of it.
-        names: classes in the order that labels are to have, None for the data set's.
-        numbered: ``names`` are numbers: labels stay as they are.
-        arguments: ReaderHfds'.
-    """
-    reader = create_reader(f"hfds/{root}", split=split, **arguments)
-    where = f"{root}, split {split!r}, column {reader.label_key!r}"
-    own = [name for name, _ in sorted(reader.class_to_idx.items(), key=lambda pair: pair[1])]
-    if names is None and not own:
-        raise ClassificationDataError(
-            f"{where}: its labels have no names (no ClassLabel); give classes=<their number, "
-            "their names in the order of the labels, or a file of names>"
-        )
-    columns = reader.dataset.column_names
-    labels = set(reader.dataset.unique(reader.label_key) if reader.label_key in columns else reader.iter_targets())
-    known = range(len(own) if own and not numbered else len(names))
-    mapped = names is not None and not numbered and (own or all(isinstance(label, str) for label in labels))
-    wrong = [label for label in labels if not (mapped and not own) and (type(label) is not int or label not in known)]
-    if wrong:
-        raise ClassificationDataError(
-            f"{where}: {len(wrong)} labels such as {wrong[0]!r}; allowed: integers from 0 to "
-            f"{len(known) - 1} ({len(known)} classes)"
-        )
-    if mapped:
-        beyond = sorted({own[label] if own else label for label in labels} - set(names))
-        if beyond:
-            raise ClassificationDataError(
-                f"{where}: {len(beyond)} classes that are not among the {len(names)}: {some(beyond)}"
-            )
-        reader.class_to_idx, reader.remap_class = _numbered(names), True  # timm's own mapping, by name
-    return reader
-
-
-@TRANSFORMS.register_module()
-class LoadPillowImage:
-    """Decode a sample's ``file`` to its last pixel into ``img``, an RGB image of Pillow's.
-
-    Args:
-        corrupt: what an image does that cannot be decoded. 'stop': it raises. 'skip': it is named in the log and
-            counted in ``skipped``, and the data set takes another one.
-
-    Raises:
-        CorruptImageError: from calls, with ``corrupt='stop'``.
-    """
-
-    def __init__(self, corrupt: str = "stop") -> None:
-        if corrupt not in ("stop", "skip"):
-            raise ValueError(f"LoadPillowImage: corrupt={corrupt!r}; allowed: 'stop', 'skip'")
-        self.corrupt = corrupt
-        self.skipped = torch.zeros(1, dtype=torch.int64).share_memory_()  # of all workers
-
-    def __call__(self, results: dict) -> dict | None:
-        """Decode; None where the image is skipped."""
-        try:
-            with Image.open(results["file"]) as image:
-                results["img"] = image.convert("RGB")
-        except Exception as error:  # Pillow's decoders raise a dozen kinds
-            said = f"image {results['img_path']}: cannot be decoded: {error}"
-            if self.corrupt == "stop":
-                raise CorruptImageError(
-                    f"{said}. It stops the run; with `tools/train.py --corrupt skip` it would be "
-                    "left out of training and counted"
-                ) from error
-            self.skipped += 1
-            # An error, as of the processes but the first mmengine shows nothing less.
-            print_log(f"skipped {said}", logger="current", level=logging.ERROR)
-            return None
-        return results
-
-
-@TRANSFORMS.register_module()
-class TimmTransform:
-    """timm's ``create_transform`` on ``img``, up to uint8: normalising and erasing are the model's preprocessor's.
-
-    Args:
-        **arguments: of ``create_transform``, but for those of normalising and erasing.
-
-    The result is ``inputs`` (3, H, W) uint8, ``targets`` and ``sample_idx``.
-
-    Raises:
-        ValueError: an argument that belongs to the preprocessor.
-    """
-
-    def __init__(self, **arguments: Any) -> None:
-        others = [
-            name
-            for name in arguments
-            if name.startswith("re_") or name in ("mean", "std", "normalize", "use_prefetcher")
-        ]
-        if others:
-            raise ValueError(
-                f"TimmTransform: {', '.join(others)}; allowed: what is not normalising or erasing, which "
-                "are the data_preprocessor's (mean, std, erasing)"
-            )
-        self.transform = create_transform(**arguments, use_prefetcher=True)
-
-    def __call__(self, results: dict) -> dict:
-        """Transform ``img`` (H, W) of any size."""
-        inputs = self.transform(results["img"])
-        return {"inputs": torch.as_tensor(inputs), "targets": results["targets"], "sample_idx": results["sample_idx"]}

@@ -5,22 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from mmdet.models import DetTTAModel
-from mmengine.registry import MODELS
+
+from mmgcvit.registry import MODELS
 
 
 @MODELS.register_module()
 class BoxTTAModel(DetTTAModel):
-    """mmdet's DetTTAModel for detectors with masks too, whose masks are left out: it merges boxes alone.
+    """mmdet's DetTTAModel that also takes detectors with masks; it merges the boxes and drops the masks.
 
     Args: those of DetTTAModel (``module``, ``tta_cfg``).
     """
 
     def test_step(self, data: Any) -> list[Any]:
-        """One prediction for each image, from those of its augmented views; without masks."""
+        """One prediction per image, merged from its augmented views, without masks."""
         head = getattr(self.module, "roi_head", None)
         if head is None or not head.with_mask:
             return super().test_step(data)
-        # Not for good: the detector's state dict has the head, and mmdet's cascade fails at masks of mirrored views.
+        # Only for this step: the head belongs to the state dict. mmdet's cascade fails at masks of mirrored views.
         mask_head, head.mask_head = head.mask_head, None
         try:
             return super().test_step(data)

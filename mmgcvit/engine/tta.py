@@ -1,0 +1,5 @@
+"""Former place of :class:`BoxTTAModel`, now in :mod:`mmgcvit.tasks.detection.tta`; kept for one release."""
+
+from mmgcvit.tasks.detection.tta import BoxTTAModel
+
+__all__ = ["BoxTTAModel"]
