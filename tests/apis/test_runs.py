@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mmgcvit import apis
-from mmgcvit.apis import UsageError, runs
+from mmgcvit.apis import UsageError, launch, runs
 from mmgcvit.checkpoint.weights import WEIGHTS
 from mmgcvit.classification import ClassificationPreprocessor
 from mmgcvit.datasets.classification import TimmTransform
@@ -172,7 +172,7 @@ def built(monkeypatch) -> list[Config]:
         def train(self) -> None:
             pass
 
-    monkeypatch.setattr(runs, "_build_runner", lambda cfg: found.append(cfg) or Nothing())
+    monkeypatch.setattr(runs, "build_runner", lambda cfg: found.append(cfg) or Nothing())
     monkeypatch.setattr(runs, "_check_data", lambda *_: None)
     return found
 
@@ -184,21 +184,21 @@ def test_a_scaled_rate_counts_all_batches_of_a_step(tmp_path: Path, built: list[
     cfg = apis.load_config(
         ROOT / "configs/segmentation" / name, str(tmp_path), {"optim_wrapper.accumulative_counts": 4}
     )
-    assert cfg.auto_scale_lr.enable != flag
+    assert cfg.auto_scale_lr.get("enable", False) != flag
     whole = cfg.auto_scale_lr.base_batch_size
     apis.train(cfg, auto_scale_lr=flag)
     assert built[0].auto_scale_lr.enable
     assert built[0].auto_scale_lr.base_batch_size == whole / 4
     del cfg.auto_scale_lr["base_batch_size"]
     with pytest.raises(UsageError, match=r"the config has no auto_scale_lr.base_batch_size"):
-        apis.train(cfg)
+        apis.train(cfg, auto_scale_lr=flag)
 
 
 @pytest.mark.parametrize(
     ("given", "configured", "becomes"),
     [(None, "skip", "skip"), (None, None, None), ("stop", "skip", "stop"), ("skip", None, "skip")],
 )
-@pytest.mark.parametrize("loading", ["LoadPillowImage", "LoadCheckedImage", "LoadImageFromFile"])
+@pytest.mark.parametrize("loading", ["mmgcvit.LoadPillowImage", "mmgcvit.LoadCheckedImage", "LoadImageFromFile"])
 def test_what_a_broken_image_does(
     tmp_path: Path,
     tree: Path,
@@ -215,7 +215,7 @@ def test_what_a_broken_image_does(
     apis.train(cfg, corrupt=given)
     found = built[0].train_dataloader.dataset.pipeline[0]
     assert found.get("corrupt") == becomes
-    assert found.type == ("LoadPillowImage" if loading == "LoadPillowImage" else "LoadCheckedImage")
+    assert found.type == (loading if loading == "mmgcvit.LoadPillowImage" else "mmgcvit.LoadCheckedImage")
 
 
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
@@ -235,7 +235,7 @@ def test_mixed_precision_on_a_gpu(tmp_path: Path, built: list[Config], kind: str
 
 
 def test_slurm_without_slurm(tmp_path: Path, tree: Path, monkeypatch):
-    monkeypatch.setattr(runs, "get_device", lambda: "cpu")
+    monkeypatch.setattr(launch, "get_device", lambda: "cpu")
     monkeypatch.delenv("SLURM_PROCID", raising=False)
     with pytest.raises(UsageError, match=r"launcher='slurm': SLURM_PROCID, .*start processes by srun"):
         apis.train(config(tree, tmp_path, launcher="slurm"))

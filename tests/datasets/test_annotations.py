@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmgcvit.tasks.detection.annotations import AnnotationError, check_before_run, data_sets, outside, read_coco
+from mmgcvit.datasets.problems import data_sets
+from mmgcvit.errors import AnnotationError
+from mmgcvit.tasks.detection.annotations import check_before_run, outside, read_coco
 
 SQUARE = [[10, 10, 20, 10, 20, 20, 10, 20]]
 

@@ -47,7 +47,9 @@ EXPECTED = [(10, 0), (11, 0), (20, 1), (21, 1), (100, 2), (101, 2)]  # 10 behind
 
 
 def test_folders_in_numeric_order(tree: Path):
-    dataset = DATASETS.build(dict(type="mmgcvit.ClassificationDataset", data_root=str(tree), split="train", pipeline=PIPELINE))
+    dataset = DATASETS.build(
+        dict(type="mmgcvit.ClassificationDataset", data_root=str(tree), split="train", pipeline=PIPELINE)
+    )
     assert dataset.metainfo == {"classes": ("1", "2", "10")}
     assert greys(dataset) == EXPECTED
     item = dataset[5]

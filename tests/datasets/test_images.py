@@ -15,7 +15,8 @@ from mmengine.runner import Runner
 from PIL import Image
 from test_annotations import content, dataset, write
 
-from mmgcvit.datasets.images import CorruptImageError, LoadCheckedImage
+from mmgcvit.datasets.loading import LoadCheckedImage
+from mmgcvit.errors import CorruptImageError
 
 
 def damage(path: Path, how: str) -> None:

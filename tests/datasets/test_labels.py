@@ -20,7 +20,7 @@ from mmengine.config import Config
 from mmgcvit.apis import UsageError, train
 from mmgcvit.datasets.check import check_data
 from mmgcvit.datasets.report import print_reports
-from mmgcvit.tasks.detection.annotations import AnnotationError
+from mmgcvit.errors import AnnotationError
 from mmgcvit.tasks.segmentation.label_maps import (
     IGNORED,
     OUTSIDE,

@@ -134,7 +134,7 @@ def test_a_whole_segmentation_tree_is_linked(pairs, tmp_path: Path):
     assert link.resolve() == tree
     # where the configs look
     root = ROOT / "configs/segmentation/_base_" / f"{name}_512x{'1024' if name == 'cityscapes' else '512'}.py"
-    assert f"data_root = 'data/{module.DATASETS[name][1]}" in root.read_text()
+    assert f'data_root = "data/{module.DATASETS[name][1]}' in root.read_text()
 
 
 def test_what_a_segmentation_tree_lacks(pairs, tmp_path: Path):
