@@ -178,8 +178,8 @@ def part_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     if backbone is not None:
         parts = [(f"{prefix}stem", backbone.stem)]
         parts += [(f"{prefix}stages.{i}", stage) for i, stage in enumerate(backbone.stages)]
-    elif hasattr(model, "backbone"):
-        parts = [("backbone", model.backbone)]
+    elif isinstance(other := getattr(model, "backbone", None), nn.Module):
+        parts = [("backbone", other)]
     if backbone is not model:
         for name, child in model.named_children():
             inner = child.named_children() if name == "roi_head" else [("", child)]
@@ -190,8 +190,10 @@ def part_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
             ]
     unrolled: list[tuple[str, nn.Module]] = []
     for name, module in parts:  # a list of heads is never called itself
-        heads = isinstance(module, nn.ModuleList)
-        unrolled += [(f"{name}.{i}", head) for i, head in enumerate(module)] if heads else [(name, module)]
+        if isinstance(module, nn.ModuleList):
+            unrolled += [(f"{name}.{i}", head) for i, head in enumerate(module)]
+        else:
+            unrolled.append((name, module))
     return unrolled
 
 

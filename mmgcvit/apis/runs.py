@@ -150,7 +150,7 @@ def test(
 
 
 def _show_in(cfg: Config, folder: str) -> None:
-    hook = cfg.get("default_hooks", {}).get("visualization") or {}
+    hook: Any = cfg.get("default_hooks", {}).get("visualization") or {}
     known = {task.visualization_hook: task for task in TASKS if task.visualization_hook}
     if type_name(hook) not in known:
         raise UsageError(

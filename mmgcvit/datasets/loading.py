@@ -52,7 +52,8 @@ class LoadCheckedImage(LoadImageFromFile):
             else:
                 content = fileio.FileClient.infer_client(self.file_client_args, path).get(path)
         except OSError as error:
-            return self._corrupt(path, f"cannot be read: {error}")
+            self._corrupt(path, f"cannot be read: {error}")
+            return None
         complete = next((end in content[-TAIL:] for begin, end in ENDS if content.startswith(begin)), True)
         reason = None if complete else unreadable(content)
         image = None
@@ -63,7 +64,8 @@ class LoadCheckedImage(LoadImageFromFile):
             except Exception as error:  # OpenCV, Pillow, turbojpeg, tifffile: each raises its own
                 reason = f"cannot be decoded: {error}"
         if image is None:
-            return self._corrupt(path, reason or "cannot be decoded")
+            self._corrupt(path, reason or "cannot be decoded")
+            return None
         if self.to_float32:
             image = image.astype("float32")
         results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])

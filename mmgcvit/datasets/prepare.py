@@ -1,4 +1,4 @@
-"""Checking a downloaded public data set and putting it where the configs expect it; nothing is downloaded."""
+"""Checks of downloaded public data sets, and links to where the configs expect them; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmgcvit.utils.files import file_md5
 
 @dataclass
 class Report:
-    """What was found in a tree: lines for the user, and what is missing or wrong."""
+    """The result of a check: lines for the user, problems, and advice."""
 
     lines: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -47,7 +47,7 @@ COCO_CATEGORIES = 80
 
 @dataclass(frozen=True)
 class Pairs:
-    """One split of a segmentation data set: as many images as label maps, of the same names but for the suffix."""
+    """One split of a segmentation data set: as many images as label maps, with the same names except for the suffix."""
 
     images: str
     image_suffix: str
@@ -79,13 +79,13 @@ def prepare(name: str, folder: str | Path, data: str | Path = "data") -> Report:
     Args:
         name: one of :data:`DATASETS`.
         folder: the downloaded tree.
-        data: folder of the configs' data roots, made if need be.
+        data: folder of the configs' data roots, created if necessary.
 
     Returns:
-        What was found; the link is made only where nothing is wrong.
+        The result; the link is made only if there is no problem.
 
     Raises:
-        PrepareError: an unknown name, no such folder, or something else in the link's place.
+        PrepareError: an unknown name, no such folder, or another file or folder in place of the link.
     """
     if name not in DATASETS:
         raise PrepareError(f"data set {name!r}; allowed: {', '.join(DATASETS)}")
@@ -100,7 +100,7 @@ def prepare(name: str, folder: str | Path, data: str | Path = "data") -> Report:
 
 
 def print_report(report: Report) -> None:
-    """The report as a user reads it."""
+    """Print the report."""
     console = Console()
     for line in report.lines:
         console.print(line, markup=False, soft_wrap=True)
@@ -113,8 +113,8 @@ def print_report(report: Report) -> None:
 def check_coco(folder: Path) -> Report:
     """COCO 2017: images by count, annotations by their counts and against the archive's checksum.
 
-    Where ``annotations_trainval2017.zip`` still lies in the tree, its MD5 is compared and each JSON with its copy
-    in the archive; without it the JSON's counts speak for it, and its SHA-256 is told.
+    If ``annotations_trainval2017.zip`` is still in the tree, its MD5 is compared, and each JSON with its copy in the
+    archive. Without it only the counts of the JSON are checked, and its SHA-256 is reported.
     """
     report = Report()
     archive = _archive(folder, *COCO_ANNOTATIONS, "annotations", report)
@@ -179,7 +179,7 @@ def check_imagenet(folder: Path) -> Report:
         lacking, beyond = sorted(synsets - counts.keys()), sorted(counts.keys() - synsets)
         empty = sorted(name for name in synsets & counts.keys() if not counts[name])
         if loose:
-            report.problems.append(f"{path}: {loose} images outside class folders, whose classes nothing tells")
+            report.problems.append(f"{path}: {loose} images outside class folders, so that their classes are unknown")
             report.advice.append(
                 f"the archive of val has no class folders; in {path} run the commands of {VAL_SCRIPT}, which make them "
                 "and move the images"
@@ -241,12 +241,12 @@ def _pairs(folder: Path, split: Pairs, report: Report) -> None:
     alone = sorted(images - labels)
     if alone and labels:
         report.problems.append(
-            f"{folder / split.labels}: lacks the label maps of {len(alone)} images, such as {alone[0]}"
+            f"{folder / split.labels}: has no label maps for {len(alone)} images, such as {alone[0]}"
         )
 
 
 def _names(folder: Path, suffix: str) -> set[str]:
-    """Paths under a folder that end so, without the suffix."""
+    """Paths under a folder with this suffix, without it."""
     if not folder.is_dir():
         return set()
     return {path.relative_to(folder).as_posix().removesuffix(suffix) for path in folder.rglob(f"*{suffix}")}
@@ -291,7 +291,7 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
 
 
 def _archive(folder: Path, name: str, md5: str, kind: str, report: Report, needed: bool = False) -> Path | None:
-    """The whole archive, if it lies in the tree; a damaged one is a problem, a missing one advice where needed."""
+    """The intact archive, if it is in the tree; a damaged one is a problem, a missing one gives advice if needed."""
     path = folder / f"{name}.zip"
     if not path.is_file():
         if needed:
@@ -322,7 +322,7 @@ def _link(source: Path, link: Path) -> str:
     if link.is_symlink() or link.exists():
         if link.resolve() == source:
             return f"{link}: there already"
-        raise PrepareError(f"{link}: there is something else already; move it away")
+        raise PrepareError(f"{link}: there is another file or folder already; move it away")
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(source, target_is_directory=True)
     return f"{link}: linked to {source}"

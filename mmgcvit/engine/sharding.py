@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from mmgcvit.registry import OPTIM_WRAPPERS
 
 
-class _ClipsGlobalNorm:
+class _ClipsGlobalNorm(OptimWrapper):
     """Clips by the norm of all shards together.
 
     mmengine calls ``torch.nn.utils.clip_grad_norm_``, which sees only the shards of its process: their norms are

@@ -30,6 +30,8 @@ class GCViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         ValueError: an unknown key, a rate out of range, or a model without a GC ViT or with several.
     """
 
+    base_wd: float | None
+
     def _validate_cfg(self) -> None:
         unknown = [key for key in self.paramwise_cfg if key not in ALLOWED]
         if unknown:
@@ -59,7 +61,7 @@ class GCViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if not parameter.requires_grad:
                 continue
             layer, layers = backbone.get_layer_depth(name, prefix)
-            decay = self.base_wd * self._decay_mult(name, parameter, own[name])
+            decay = (self.base_wd or 0.0) * self._decay_mult(name, parameter, own[name])
             lr = self.base_lr * self.paramwise_cfg["layer_decay_rate"] ** (layers - 1 - layer)
             new = {"params": [], "param_names": [], "lr": lr, "weight_decay": decay}
             group = groups.setdefault((layer, decay), new)

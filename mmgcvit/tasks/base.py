@@ -103,6 +103,6 @@ class Task(ABC):
         """Make a test write its predictions to this CSV file; returns whether the config has a metric that can."""
         return False
 
-    def forward(self, model: nn.Module, image: Tensor) -> None:
+    def forward(self, model: Any, image: Tensor) -> None:
         """Run a forward pass in which every head has the most work that it can have at test time."""
         model(image, [], mode="tensor")

@@ -191,7 +191,7 @@ def test_nothing_to_learn(tmp_path: Path):
     coco = content()
     coco["annotations"] = [annotation | dict(area=0) for annotation in coco["annotations"]]
     write(tmp_path, coco)
-    with pytest.raises(AnnotationError, match="none of 3 annotations can be used: training would wait for ever"):
+    with pytest.raises(AnnotationError, match="none of 3 annotations can be used: training would hang"):
         check_before_run(dict(dataset=dataset(tmp_path)))
     check_before_run(dict(dataset=dataset(tmp_path, test_mode=True)))
 

@@ -276,7 +276,7 @@ def test_what_is_wrong_with_a_tree(tree: Path):
             (tree / "train" / lost).parent.rmdir()
     (tree / "train" / ".cache").mkdir()
     assert len(ClassificationDataset(str(tree), "train")) == 6
-    with pytest.raises(ClassificationDataError, match="classes: names that are there more than once: 1"):
+    with pytest.raises(ClassificationDataError, match="classes: names that occur more than once: 1"):
         ClassificationDataset(str(tree), "train", classes=("1", "2", "10", "1"))
     with pytest.raises(ClassificationDataError, match="reader='wds'; allowed: folder, tar, shards, hfds"):
         ClassificationDataset(str(tree), "train", reader="wds")

@@ -84,7 +84,7 @@ def test_what_is_missing_is_told_and_nothing_linked(tree: Path, tmp_path: Path, 
 
 def test_something_else_in_the_links_place(tree: Path, tmp_path: Path):
     (tmp_path / "data/coco").mkdir(parents=True)
-    with pytest.raises(PrepareError, match="there is something else already"):
+    with pytest.raises(PrepareError, match="there is another file or folder already"):
         prepare("coco", tree, tmp_path / "data")
 
 
@@ -143,12 +143,12 @@ def test_what_a_segmentation_tree_lacks(pairs, tmp_path: Path):
     label.rename(label.with_name("other" + split.label_suffix))
     report = prepare(name, tree, tmp_path / "data")
     stem = "000" if name == "ade20k" else "aachen/000"
-    assert report.problems == [f"{tree / split.labels}: lacks the label maps of 1 images, such as {stem}"]
+    assert report.problems == [f"{tree / split.labels}: has no label maps for 1 images, such as {stem}"]
     label.with_name("other" + split.label_suffix).unlink()
     report = prepare(name, tree, tmp_path / "data")
     assert report.problems == [
         f"{tree / split.labels}: 1 label maps *{split.label_suffix}; expected 2",
-        f"{tree / split.labels}: lacks the label maps of 1 images, such as {stem}",
+        f"{tree / split.labels}: has no label maps for 1 images, such as {stem}",
     ]
     assert any(
         "download" in line and (module.ADE_URL in line or "gtFine_trainvaltest" in line) for line in report.advice
@@ -250,7 +250,7 @@ def test_what_imagenet_lacks(imagenet: Path, tmp_path: Path):
     (imagenet / "val").mkdir()
     (imagenet / "val/ILSVRC2012_val_00000001.JPEG").touch()
     text = said()
-    assert "val: 1 images outside class folders, whose classes nothing tells" in text
+    assert "val: 1 images outside class folders, so that their classes are unknown" in text
     assert "valprep.sh" in text
     (imagenet / "train/n01440764.tar").touch()
     assert "1 .tar files that are not unpacked" in said()

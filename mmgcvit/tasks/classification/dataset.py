@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from mmengine.dataset import Compose
-from timm.data.readers.reader import Reader
 from torch.utils.data import Dataset
 
 from mmgcvit.errors import ClassificationDataError
@@ -23,30 +22,30 @@ MAX_REFETCH = 1000  # images tried in place of one that cannot be decoded
 
 @DATASETS.register_module()
 class ClassificationDataset(Dataset):
-    """Images and their classes, by index, whatever they are stored in.
+    """Images and their classes, by index, in any storage.
 
     Args:
-        data_root: folder of the data; of 'shards' a pattern or several, of 'hfds' the name of a Hugging Face data set
-            or the folder of one.
-        split: what stands below ``data_root``: a folder such as 'train' ('folder'), a tar file, with or without its
+        data_root: folder of the data; for 'shards' a pattern or several, for 'hfds' the name or the folder of a Hugging
+            Face data set.
+        split: what is read below ``data_root``: a folder such as 'train' ('folder'), a tar file, with or without its
             suffix, or a folder of tar files ('tar'), a pattern ('shards'), the name of the split ('hfds').
         reader: 'folder' (a folder per class), 'tar' (the same in tar files), 'shards' (WebDataset's), 'hfds' (Hugging
-            Face's ``datasets``). The first, second and last are timm's.
+            Face's ``datasets``). All but 'shards' use timm's readers.
         pipeline: transforms. They get ``file`` (opened), ``img_path``, ``targets`` (the class) and ``sample_idx``.
-        classes: names in the order of the labels, a file with one in each line, or of 'shards' how many there are. By
-            default the class folders' names, numbers in them by their value, or those of the Hugging Face data set.
-            Images of folders that are not among them are an error. Of 'hfds' names map the data set's own, and a
-            number leaves its labels as they are.
+        classes: names in the order of the labels, a file with a name per line, or for 'shards' their number. By default
+            the names of the class folders, with numbers in them sorted by value, or those of the Hugging Face data set.
+            Images in other folders are an error. For 'hfds' names map those of the data set, and a number leaves its
+            labels unchanged.
         test_mode: no sample may be replaced by another one, and classes may be without images.
-        **reader_args: timm's reader's, such as input_key and target_key of 'hfds'.
+        **reader_args: those of timm's reader, such as input_key and target_key for 'hfds'.
 
-    Items are what the pipeline makes of a sample; with :class:`TimmTransform` a dict of ``inputs`` (3, H, W) uint8,
+    An item is the output of the pipeline; with :class:`TimmTransform` a dict of ``inputs`` (3, H, W) uint8,
     ``targets`` and ``sample_idx``.
 
     Raises:
         ClassificationDataError: an unknown reader, no such folder or file; a class folder without images, or one that
-            is not among ``classes``; in training one of ``classes`` without images; images whose place tells no
-            class; labels that are no class; two classes of one name.
+            is not among ``classes``; in training one of ``classes`` without images; images outside class
+            folders; labels out of range; two classes of one name.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class ClassificationDataset(Dataset):
                     "classes=None; allowed with reader='shards': their number, their names, "
                     "or a file of names, as shards hold numbers"
                 )
-            self.reader: Reader = ShardReader(str(Path(str(data_root)) / split) if split else data_root, len(names))
+            self.reader: Any = ShardReader(str(Path(str(data_root)) / split) if split else data_root, len(names))
         elif reader == "hfds":
             self.reader = hugging_face_reader(
                 str(data_root), split or "train", names, isinstance(classes, int), reader_args
@@ -91,14 +90,14 @@ class ClassificationDataset(Dataset):
         return len(self.reader)
 
     def name(self, index: int) -> str:
-        """Path of a sample, below the root where it is a folder's; its number where it has none ('hfds')."""
+        """Path of a sample, relative to a folder's root; its index if it has none ('hfds')."""
         return str(self.reader.filename(index) or index)
 
     def __getitem__(self, index: int) -> Any:
-        """What the pipeline makes of a sample, or, where it skips that one, of another.
+        """The output of the pipeline for a sample, or for another one if the pipeline skips it.
 
         Raises:
-            ClassificationDataError: nothing but samples that the pipeline skips.
+            ClassificationDataError: the pipeline skips every sample.
         """
         for _ in range(MAX_REFETCH):
             file, label = self.reader[index][:2]
@@ -118,10 +117,10 @@ class ClassificationDataset(Dataset):
 
 
 def check_names(what: str, names: Sequence[str], whose: str, expected: Sequence[str]) -> None:
-    """See that two data sets, or a checkpoint and one, have the same classes in the same order.
+    """Check that two data sets, or a checkpoint and a data set, have the same classes in the same order.
 
     Raises:
-        ClassificationDataError: they do not; it names those that are missing and those that are beyond.
+        ClassificationDataError: they differ; the message names missing and additional classes.
     """
     if tuple(names) == tuple(expected):
         return
@@ -130,9 +129,9 @@ def check_names(what: str, names: Sequence[str], whose: str, expected: Sequence[
     parts = [f"{len(lacking)} class folders are missing: {summarize(lacking)}"] if lacking else []
     parts += [f"{len(beyond)} are not among {whose} {len(expected)}: {summarize(beyond)}"] if beyond else []
     raise ClassificationDataError(
-        f"{what}: {'; '.join(parts) or f'the classes are in another order than {whose}'}. The labels of all that "
-        "follow would be shifted. Add or remove folders, or give the data set their order: "
-        "classes=<file with a name a line>"
+        f"{what}: {'; '.join(parts) or f'the classes are in another order than {whose}'}. The labels of all following "
+        "classes would be shifted. Add or remove folders, or give the data set their order: "
+        "classes=<file with a name per line>"
     )
 
 
@@ -151,5 +150,5 @@ def _class_names(classes: Sequence[str] | str | int | None) -> tuple[str, ...] |
     names = tuple(map(str, classes))
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise ClassificationDataError(f"{where}: names that are there more than once: {summarize(twice)}")
+        raise ClassificationDataError(f"{where}: names that occur more than once: {summarize(twice)}")
     return names

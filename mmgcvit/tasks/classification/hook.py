@@ -8,7 +8,6 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import nn
 
 from mmgcvit.checkpoint.layouts import take_apart, weights_of
 from mmgcvit.compat import has_train_loop
@@ -108,7 +107,7 @@ class ClassificationHook(Hook):
             )
 
 
-def _model(runner: Runner) -> nn.Module:
+def _model(runner: Runner) -> Any:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 

@@ -22,14 +22,14 @@ from mmgcvit.utils import summarize
 
 
 class ShardReader(Reader):
-    """Images in WebDataset shards, in any order: tar files with ``KEY.jpg`` (or .png, ...) beside ``KEY.cls``.
+    """Images in WebDataset shards with random access: tar files with ``KEY.jpg`` (or .png, ...) and ``KEY.cls``.
 
-    The shards' headers are read once, at the start, for the places of their members, so that a sample has an index, as
-    in a folder: shuffling, several processes, resuming and evaluation are exact. A stream could promise none of them.
+    The headers of the shards are read once, at the start, so that every sample has an index, as in a folder: shuffling,
+    several processes, resuming and evaluation are exact, which a stream cannot guarantee.
 
     Args:
-        patterns: paths with * or ?, or several of them, as of shards on several disks.
-        classes: how many there are.
+        patterns: path with * or ?, or several of them, for shards on several disks.
+        classes: number of classes.
 
     Raises:
         ClassificationDataError: no such file; a shard that is no tar file, that has no image, an image without a
@@ -59,7 +59,8 @@ class ShardReader(Reader):
                                 raise ClassificationDataError(f"shard {shard}: two images of the key {key}")
                             images[key] = (member.offset_data, member.size)
                         elif suffix == "cls":
-                            labels[key] = _label(tar.extractfile(member).read(), f"shard {shard}: {key}.cls", classes)
+                            content = file.read() if (file := tar.extractfile(member)) else b""
+                            labels[key] = _label(content, f"shard {shard}: {key}.cls", classes)
             except tarfile.TarError as error:
                 raise ClassificationDataError(f"shard {shard}: no tar file, or cut off: {error}") from error
             lacking = [key for key in images if key not in labels]
@@ -91,19 +92,19 @@ class ShardReader(Reader):
 
 
 class TarReader(ReaderImageInTar):
-    """timm's reader of a tar file, or of a folder of them, as a folder per class would be read.
+    """timm's reader of a tar file, or of a folder of them, with the classes of the folders inside.
 
-    timm labels images by the last folder of their path, or by their tar file, whatever stands before it, leaves out
-    what is not among given classes, and takes tar files in the file system's order. Here what is ambiguous is refused,
-    images are sorted by tar file and path, and in a folder of tar files named by both.
+    timm labels images by the last folder of their path or by their tar file, drops images of unknown classes, and reads
+    tar files in the order of the file system. Here ambiguous trees are refused, images are sorted by tar file and path,
+    and in a folder of tar files they are named by both.
 
     Args:
         path: tar file, or folder of them.
-        names: classes in the order of their labels; by default those that there are, in natural order.
-        **arguments: ReaderImageInTar's.
+        names: classes in the order of their labels; by default those in the files, in natural order.
+        **arguments: those of ReaderImageInTar.
 
     Raises:
-        ClassificationDataError: no tar file, one that is cut off or has no image; images in no class folder, in
+        ClassificationDataError: no tar file, a truncated one, or one without images; images in no class folder, in
             hidden folders, in folders inside class folders, or in two folders of one name; a class not among ``names``.
     """
 
@@ -118,7 +119,7 @@ class TarReader(ReaderImageInTar):
             super().__init__(str(path), **arguments)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise ClassificationDataError(f"{path}: cannot be read: {error}") from error
-        except (ValueError, AssertionError) as error:  # of timm, with nothing to sort; of a list that it has kept
+        except (ValueError, AssertionError) as error:  # nothing for timm to sort, or its cached list is of other files
             raise ClassificationDataError(
                 f"{path}: no image in it, or timm's list of its members "
                 f"(_*_tarinfos.pickle) is of other tar files: {error}"
@@ -134,7 +135,8 @@ class TarReader(ReaderImageInTar):
         self.class_to_idx = self.class_name_to_idx = ids
 
     def _refuse_ambiguous(self, path: Path, folders: Sequence[PurePosixPath]) -> None:
-        known, by_name = {}, {}
+        known: dict[tuple[str, PurePosixPath], str] = {}
+        by_name: dict[tuple[str, str], PurePosixPath] = {}
         for folder, sample in zip(folders, self.samples, strict=True):
             known.setdefault((sample[1], folder), "/".join(filter(None, _in_tar(*sample))))
         for (tar, folder), image in known.items():
@@ -160,12 +162,12 @@ class TarReader(ReaderImageInTar):
 
 
 def _in_tar(member: tarfile.TarInfo, tar: str | None, child: tarfile.TarInfo | None) -> tuple[str, str, str]:
-    """The tar file (in a folder of them), the tar file inside, and the path, each '' where there is none."""
+    """The tar file (in a folder of them), the tar file inside, and the path, each '' if there is none."""
     return tar or "", "" if child is None else child.name, os.path.normpath(member.name)
 
 
 def _folder_in_tar(member: tarfile.TarInfo, tar: str | None, child: tarfile.TarInfo | None) -> PurePosixPath:
-    """The folder of an image; a tar file stands for a folder of its name, but for one that is the whole data set."""
+    """The folder of an image; a tar file counts as a folder of its name, unless it is the whole data set."""
     stems = [PurePosixPath(name).stem for name in (tar, child and child.name) if name]
     return PurePosixPath(*stems, os.path.dirname(os.path.normpath(member.name)))
 
@@ -197,16 +199,17 @@ def _refuse_absent(where: Path, names: Sequence[str] | None, there: Iterable[str
     absent = [name for name in names or () if name not in there]
     if absent:
         raise ClassificationDataError(
-            f"{where}: {len(absent)} of the {len(names)} classes without an image to train on: {summarize(absent)}"
+            f"{where}: {len(absent)} of the {len(names or ())} classes without an image to train on: "
+            f"{summarize(absent)}"
         )
 
 
 def folder_reader(
     root: Path, split: str, names: Sequence[str] | None, arguments: Mapping[str, Any], training: bool
 ) -> Reader:
-    """timm's reader, of a tree in which it takes every image, and by the folder that lies under the root.
+    """timm's reader of a folder per class, for a tree in which no image would be dropped or get a wrong class.
 
-    (By itself it takes the last folder for the class, wherever that lies, and leaves out what is no given class.)
+    (timm takes the last folder of a path as the class, at any depth, and drops images of unknown classes.)
     """
     folder = root / split
     if not folder.is_dir():
@@ -264,14 +267,14 @@ def tar_reader(
 def hugging_face_reader(
     root: str, split: str, names: Sequence[str] | None, numbered: bool, arguments: Mapping[str, Any]
 ) -> Reader:
-    """timm's reader of Hugging Face's data sets, whose labels are those of ``names``.
+    """timm's reader of Hugging Face data sets, with the labels of ``names``.
 
     Args:
         root: name or folder of the data set.
-        split: of it.
-        names: classes in the order that labels are to have, None for the data set's.
-        numbered: ``names`` are numbers: labels stay as they are.
-        arguments: ReaderHfds'.
+        split: name of the split.
+        names: classes in the order of the labels; None for those of the data set.
+        numbered: whether ``names`` are numbers: labels are not mapped then.
+        arguments: those of ReaderHfds.
     """
     reader = create_reader(f"hfds/{root}", split=split, **arguments)
     where = f"{root}, split {split!r}, column {reader.label_key!r}"
@@ -283,7 +286,8 @@ def hugging_face_reader(
         )
     columns = reader.dataset.column_names
     labels = set(reader.dataset.unique(reader.label_key) if reader.label_key in columns else reader.iter_targets())
-    known = range(len(own) if own and not numbered else len(names))
+    expected = list(names or ())
+    known = range(len(own) if own and not numbered else len(expected))
     mapped = names is not None and not numbered and (own or all(isinstance(label, str) for label in labels))
     wrong = [label for label in labels if not (mapped and not own) and (type(label) is not int or label not in known)]
     if wrong:
@@ -292,10 +296,10 @@ def hugging_face_reader(
             f"{len(known) - 1} ({len(known)} classes)"
         )
     if mapped:
-        beyond = sorted({own[label] if own else label for label in labels} - set(names))
+        beyond = sorted({own[label] if own else label for label in labels} - set(expected))
         if beyond:
             raise ClassificationDataError(
-                f"{where}: {len(beyond)} classes that are not among the {len(names)}: {summarize(beyond)}"
+                f"{where}: {len(beyond)} classes that are not among the {len(expected)}: {summarize(beyond)}"
             )
-        reader.class_to_idx, reader.remap_class = _numbered(names), True  # timm's own mapping, by name
+        reader.class_to_idx, reader.remap_class = _numbered(expected), True  # timm's own mapping, by name
     return reader

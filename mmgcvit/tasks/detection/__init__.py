@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import UsageError
@@ -70,7 +70,7 @@ class Detection(Task):
         """Set the folder of mmdet's hook."""
         hook.test_out_dir = folder
 
-    def forward(self, model: nn.Module, image: Tensor) -> None:
+    def forward(self, model: Any, image: Tensor) -> None:
         """Run all heads; those of a two-stage detector on as many proposals as they can get."""
         from mmgcvit.tasks.detection.flops import forward
 

@@ -114,7 +114,7 @@ def read_dataset(dataset: Mapping) -> Annotations:
     """
     root = dataset.get("data_root") or ""
     path = os.path.join(root, dataset["ann_file"])
-    classes = _classes(dataset)
+    classes = _classes(dataset) or ()
     prefix = os.path.join(root, (dataset.get("data_prefix") or {}).get("img", ""))
     test_mode = bool(dataset.get("test_mode"))
     found = read_coco(path, classes, prefix, wants_masks(dataset.get("pipeline")), test_mode)
@@ -141,7 +141,9 @@ def read_dataset(dataset: Mapping) -> Annotations:
                 breaks=True,
             )
         )
-    elif not test_mode and not any(image.boxes and min(image.width, image.height) >= least for image in found.images):
+    elif not test_mode and not any(
+        image.boxes and min(image.width or 0, image.height or 0) >= least for image in found.images
+    ):
         found.problems.append(
             Problem(
                 "empty",

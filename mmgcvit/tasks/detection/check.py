@@ -84,7 +84,8 @@ def _read_any(dataset: Mapping, source: str) -> Annotations:
         image = AnnotatedImage(info["img_path"], info.get("width"), info.get("height"))
         for instance in info.get("instances", ()):
             found.objects += 1
-            left_out = image.width and outside(instance["bbox"], image.width, image.height)
+            width, height = image.width, image.height
+            left_out = outside(instance["bbox"], width, height) if width and height else None
             if left_out:
                 found.problems.append(Problem("box", f"{source}: image id {info.get('img_id')}", left_out, False))
                 continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ def image_meta(image: Tensor) -> dict:
     return dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
 
 
-def forward(model: nn.Module, image: Tensor) -> None:
+def forward(model: Any, image: Tensor) -> None:
     """Run every head; a two-stage detector's box heads get 1000 proposals, its mask heads 100."""
     if not hasattr(model, "roi_head"):
         from mmdet.structures import DetDataSample

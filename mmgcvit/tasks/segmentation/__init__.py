@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.tasks.base import DatasetCheck, Predictor, Task
@@ -56,7 +56,7 @@ class Segmentation(Task):
         hook.interval = 1
         cfg.visualizer.vis_backends = [dict(type="LocalVisBackend", img_save_dir=folder)]
 
-    def forward(self, model: nn.Module, image: Tensor) -> None:
+    def forward(self, model: Any, image: Tensor) -> None:
         """Run up to the logits at the image's size: mmseg's tensor mode, too, ends before the resizing."""
         shape = tuple(image.shape[2:])
         meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))

@@ -173,7 +173,7 @@ def check_labels(
     counts = np.zeros(OUTSIDE + 1, np.int64)
     empty_crops = crops = 0
     with ThreadPoolExecutor(workers) as pool:
-        for pair in pool.map(lambda paths: _look(*paths, found), found.pairs):
+        for pair in pool.map(lambda paths: _look(paths[0], paths[1], found), found.pairs):
             advance(report.images)
             report.problems += pair.problems
             if pair.size:
@@ -201,7 +201,7 @@ def check_labels(
         report.problems.append(
             Problem("ignored", source, f"{report.empty} of {report.images} label maps have no label at all", False)
         )
-    if empty_crops and report.kept:
+    if empty_crops and report.kept and found.crop:
         report.problems.append(
             Problem(
                 "ignored",
@@ -254,7 +254,7 @@ def compare_splits(reports: Sequence[DatasetReport]) -> None:
 
 def _meaning(classes: int, reduce_zero_label: bool, label_map: Mapping | None, ignored: int) -> np.ndarray:
     """The label that mmseg gives to each value of a byte."""
-    labels = np.arange(256)
+    labels: np.ndarray = np.arange(256)
     if reduce_zero_label:
         labels = np.where(labels == 0, IGNORED, labels - 1)
         labels[IGNORED] = IGNORED
@@ -380,7 +380,9 @@ def _look(path: str, label_map: str, found: LabelMaps) -> _Pair:
                 True,
             )
         )
-    crops = _crops(labels == IGNORED, found.crop, _resized(labels.shape, found.resize)) if found.crop else (0, 0)
+    crops = (0, 0)
+    if found.crop:
+        crops = _crops(labels == IGNORED, found.crop, _resized((labels.shape[0], labels.shape[1]), found.resize))
     return _Pair(size, counts, crops, tuple(problems))
 
 
@@ -391,7 +393,7 @@ def _crop(pipeline: Sequence[Mapping]) -> tuple[tuple[int, int] | None, Mapping 
         kind = str(transform.get("type")).rpartition(".")[2]
         if kind == "RandomCrop":
             crop = transform["crop_size"]
-            return (crop, crop) if isinstance(crop, int) else tuple(crop), resize
+            return ((crop, crop) if isinstance(crop, int) else (crop[0], crop[1])), resize
         if "Resize" in kind:
             if resize or kind not in ("Resize", "RandomResize") or transform.get("resize_type", "Resize") != "Resize":
                 break
