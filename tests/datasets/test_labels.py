@@ -186,7 +186,7 @@ def test_ignored_maps_and_crops(folder: Path):
         (
             "ignored",
             f"{folder}/annotations/train: 6 of 16 crops of 24 x 32 (height x width) have no label at all: "
-            "nothing is learnt from such",
+            "nothing is learned from them",
         ),
     ]
 
@@ -215,7 +215,7 @@ def test_crops_are_those_of_resized_images(folder: Path, resize: dict, empty: in
             (
                 "ignored",
                 f"{folder}/annotations/train: {2 * empty} of {2 * crops} crops of 24 x 32 (height x width, of "
-                "resized images) have no label at all: nothing is learnt from such",
+                "resized images) have no label at all: nothing is learned from them",
             )
         ]
     )
@@ -298,7 +298,7 @@ def test_classes_that_a_split_lacks(folder: Path):
     for name in ("a", "b"):
         write(folder, "val", name, no_dog)
     assert [text for _, text in problems(config(folder))] == [
-        f"{folder}/annotations/val: no pixel of class 'dog': its IoU will be NaN, or 0 if anything is taken for it"
+        f"{folder}/annotations/val: no pixel of class 'dog': its IoU will be NaN, or 0 if anything is predicted as it"
     ]
 
 
@@ -337,7 +337,7 @@ def test_one_class_is_none(folder: Path):
     found = problems(config(folder, classes=("cat",), heads=1))
     assert found[0] == (
         "classes",
-        "model.decode_head: num_classes=1: with one class there is nothing to tell apart, "
+        "model.decode_head: num_classes=1: with one class there is nothing to distinguish, "
         "and the loss is 0; name the background too",
     )
     found = problems(config(folder, classes="cat", heads=3))

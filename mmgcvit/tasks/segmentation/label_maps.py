@@ -322,8 +322,8 @@ def _partners(found: LabelMaps, extra: bool = True) -> Iterator[Problem]:
 
 def _look(path: str, label_map: str, found: LabelMaps) -> _Pair:
     size, reason = image_size(path)
-    if reason:
-        return _Pair(problems=(Problem("image", path, reason, True),))
+    if size is None:
+        return _Pair(problems=(Problem("image", path, reason or "", True),))
     if not os.path.isfile(label_map):
         return _Pair(size)  # reported already
     try:
