@@ -35,6 +35,6 @@ train_dataloader.dataset.pipeline[1].update(scale=scale, **flips)
 test_dataloader = val_dataloader
 param_scheduler = dict(warmup=max(max_epochs // 15, 1), T_max=max_epochs, end=max_epochs)
 train_cfg = dict(max_epochs=max_epochs, val_interval=max(max_epochs // 3, 1))
-custom_hooks = [dict(type="ClassificationHook")]  # over few steps, averaged weights are the first ones
+custom_hooks = [dict(type="mmgcvit.ClassificationHook")]  # over few steps, averaged weights are the first ones
 if _base_.default_hooks.checkpoint.by_epoch:
     default_hooks = dict(checkpoint=dict(interval=max(max_epochs // 3, 1)))

@@ -13,11 +13,11 @@ strategy = dict(
     ),
 )
 optim_wrapper = dict(
-    type="FSDPAmpOptimWrapper",  # clips by the norm of all shards
+    type="mmgcvit.FSDPAmpOptimWrapper",  # clips by the norm of all shards
     # By name and kind: sharded parameters are all vectors.
     paramwise_cfg=dict(
         _delete_=True, norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys=dict(gamma=dict(decay_mult=0.0))
     ),
 )
-custom_hooks = [dict(type="ClassificationHook")]
+custom_hooks = [dict(type="mmgcvit.ClassificationHook")]
 val_cfg = dict(type="ValLoop")
