@@ -7,7 +7,7 @@ from mmgcvit.engine.single_device import revert_sync_bn, scale_single_device_lr
 from mmgcvit.errors import InvalidLossError
 from mmgcvit.tasks.classification.hook import ClassificationHook
 
-CorruptPictureHook = CorruptImageHook  # its name before release 0.2
+CorruptPictureHook = CorruptImageHook  # the former name, kept for one release
 
 __all__ = [
     "ClassificationHook",
