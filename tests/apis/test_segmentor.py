@@ -22,7 +22,7 @@ from mmseg.evaluation import IoUMetric
 from mmseg.structures import SegDataSample
 
 from mmgcvit import apis
-from mmgcvit.apis import UsageError, load_config, predict
+from mmgcvit.apis import UsageError, load_config, predict, use_tta
 from mmgcvit.tasks.segmentation.predictor import Segmentor, _meta
 from mmgcvit.tasks.sources import Source
 
@@ -253,7 +253,9 @@ def test_tiles_are_a_sliding_window(folder: Path):
 @pytest.mark.parametrize("kind", ALL)
 def test_tta(folder: Path, kind: str):
     """The mean of the views' probabilities: here of two scales and their mirror images."""
-    segmentor = Segmentor(config(kind), str(folder / f"{kind}.pth"), "cpu", tta=True)
+    cfg = config(kind)
+    use_tta(cfg)
+    segmentor = Segmentor(cfg, str(folder / f"{kind}.pth"), "cpu", tta=True)
     image = samples((64, 128), 1)["inputs"][0].permute(1, 2, 0).numpy()
     ((_, labels),) = segmentor(iter([Source("a", image)]))
     probabilities, alone = [], model(kind)
@@ -275,7 +277,7 @@ def test_tta_of_a_config_of_ade20k(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     from mmseg.models.segmentors import SegTTAModel
 
     cfg = load_config(
-        BASES.parent / "gcvit-xxtiny_upernet_8xb2-160k_ade20k-512x512_1gpu.py",
+        BASES.parent / "gcvit-xxtiny_upernet_8xb2-160k_ade20k-512x512.py",
         str(tmp_path / "work"),
         {
             "test_dataloader.dataset.data_root": str(tmp_path),
