@@ -14,6 +14,7 @@ from mmengine.registry import MODELS
 
 from mmgcvit import compat
 from mmgcvit.errors import UsageError
+from mmgcvit.registry import type_name
 from mmgcvit.tasks.segmentation.label_maps import dataset_class
 from mmgcvit.tasks.sources import Source, write_image
 from mmgcvit.utils import write_json
@@ -45,10 +46,10 @@ class Segmentor:
         if tta:
             for transform in cfg.test_dataloader.dataset.pipeline:  # mmseg's inferencer removes only outer ones
                 if "transforms" in transform:
-                    transform.transforms = [
+                    transform["transforms"] = [
                         kept
-                        for step in transform.transforms
-                        if (kept := [t for t in step if t.type != "LoadAnnotations"])
+                        for step in transform["transforms"]
+                        if (kept := [t for t in step if type_name(t) != "LoadAnnotations"])
                     ]
         if tile is not None:
             step = max(1, round(tile * (1 - overlap)))
