@@ -235,7 +235,7 @@ def test_images_alone_can_be_tested(tmp_path: Path):
 def test_images_that_mmdet_finds_too_small(tmp_path: Path):
     write(tmp_path, content())
     check_before_run(dict(dataset=dataset(tmp_path, filter_cfg=dict(filter_empty_gt=True, min_size=48))))
-    with pytest.raises(AnnotationError, match=r"can be used \(filter_cfg.min_size=49\): training would wait"):
+    with pytest.raises(AnnotationError, match=r"can be used \(filter_cfg.min_size=49\): training would hang"):
         check_before_run(dict(dataset=dataset(tmp_path, filter_cfg=dict(filter_empty_gt=True, min_size=49))))
 
 

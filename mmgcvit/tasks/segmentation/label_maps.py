@@ -351,7 +351,7 @@ def _look(path: str, label_map: str, found: LabelMaps) -> _Pair:
                     "depth",
                     label_map,
                     f"has values from {values.min()} to {values.max()} ({mode!r}); allowed: 0 to "
-                    f"{IGNORED}, as others are silently cut to 8 bits",
+                    f"{IGNORED}, as others are cut to 8 bits without an error",
                     True,
                 ),
             ),
