@@ -315,7 +315,7 @@ def test_folders_that_are_not_there_or_hold_something_else(folder: Path):
     cfg = config(folder, img_suffix=".jpeg")
     assert problems(cfg)[0][1].endswith(
         f"no images *.jpeg in {folder}/images/train; there are 2 *.jpg (img_suffix of the data set): training would "
-        "wait for ever"
+        "hang"
     )
     with pytest.raises(UsageError, match=r"no images \*\.jpeg in"):
         train(cfg)
