@@ -1,12 +1,12 @@
-# Everything from nothing: `make demo` and `make test` install what they need first.
-# PYTHON picks the interpreter of .venv; mmcv, once built, is kept outside the tree (MMGCVIT_WHEELS).
+# `make demo` and `make test` work on a fresh checkout: they install what they need first.
+# PYTHON is the interpreter that .venv is created with; the built mmcv is cached outside the tree (MMGCVIT_WHEELS).
 SHELL := bash
 PYTHON ?= python3
 export PYTHON
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-# Most of what the tests do is one thread's work: so many processes of one thread each (JOBS).
+# Most tests use one thread only, so they run in JOBS processes of one thread each.
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 
@@ -18,24 +18,29 @@ DEMO_SEG_CONFIG := configs/segmentation/gcvit-nano_fpn_digits-160x160.py
 DEMO_CLS := work_dirs/demo_cls
 DEMO_CLS_CONFIG := configs/classification/gcvit-nano_digits.py
 
-# GC ViT-T as published, the authors' form for dense prediction, and others' backbones. BENCH: e.g. `--device cuda`.
+# GC ViT-T as published and with the authors' windows for dense prediction, and other backbones to compare with.
+# BENCH holds further arguments, e.g. `--device cuda`.
 BENCH ?=
 W24 := gcvit-tiny,pad=window,window_size=24/24/24/24,global_query_reductions=3/2/1/0
 DENSE := gcvit-tiny,pad=window gcvit-tiny $(W24) swin-t
 
-.PHONY: help install digits demo demo-seg demo-cls bench test test-all test-openmmlab lint clean
+.PHONY: help install digits demo demo-seg demo-cls bench test test-all test-openmmlab coverage lint format clean
 
 help:
-	@echo 'make demo            train a GC ViT Mask R-CNN on digit scenes, evaluate it, draw what it finds'
-	@echo 'make demo-seg        the same with a segmentor'
-	@echo 'make demo-cls        the same with a classifier of single digits'
-	@echo 'make bench           time and memory beside other backbones (let nothing else run)'
-	@echo 'make test            the tests'
-	@echo 'make test-all        the tests, those marked slow too'
-	@echo 'make test-openmmlab  the tests in a second environment with OpenMMLab'"'"'s own packages'
-	@echo 'make install         .venv with the whole stack; the others do it first'
-	@echo 'make lint            ruff'
-	@echo 'make clean           remove what the demos made (data/digit_scenes, work_dirs/demo*)'
+	@echo 'make demo            train a GC ViT Mask R-CNN on digit scenes, evaluate it, draw its predictions'
+	@echo 'make demo-seg        the same for segmentation'
+	@echo 'make demo-cls        the same for classification of single digits'
+	@echo 'make digits          generate the digit scenes that the demos train on (data/digit_scenes)'
+	@echo 'make bench           measure time and memory against other backbones (on an otherwise idle machine)'
+	@echo 'make test            run the tests, except those marked slow'
+	@echo 'make test-all        run all tests'
+	@echo 'make test-openmmlab  run all tests in a second environment with OpenMMLab'"'"'s own packages'
+	@echo 'make coverage        run the tests of `make test` and print the coverage of each file'
+	@echo 'make lint            check with ruff (rules and formatting) and mypy'
+	@echo 'make format          apply ruff'"'"'s fixes and formatting'
+	@echo 'make install         create .venv with the whole stack; the other targets do this first'
+	@echo 'make clean           remove the output of the demos (data/digit_scenes, work_dirs/demo*)'
+	@echo 'make help            this list'
 
 install:
 	@tools/install.sh onedl $(VENV)
@@ -46,25 +51,25 @@ digits: install
 demo: digits
 	@rm -rf $(DEMO)
 	$(RUN) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO)
-	$(RUN) tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)" --work-dir $(DEMO)/test --show-dir $(DEMO)/pictures
+	$(RUN) tools/test.py $(DEMO_CONFIG) "$$(cat $(DEMO)/last_checkpoint)" --work-dir $(DEMO)/test --show-dir $(DEMO)/images
 	@echo
-	@echo 'pictures that it was not trained on, truth left, prediction right; the first of $(DEMO)/pictures:'
-	@ls $(DEMO)/pictures/*.jpg | head -n 5
+	@echo 'Validation images, ground truth left, prediction right; the first of $(DEMO)/images:'
+	@ls $(DEMO)/images/*.jpg | head -n 5
 
 demo-seg: digits
 	@rm -rf $(DEMO_SEG)
 	$(RUN) tools/train.py $(DEMO_SEG_CONFIG) --work-dir $(DEMO_SEG)
-	$(RUN) tools/test.py $(DEMO_SEG_CONFIG) "$$(cat $(DEMO_SEG)/last_checkpoint)" --work-dir $(DEMO_SEG)/test --show-dir $(DEMO_SEG)/pictures
+	$(RUN) tools/test.py $(DEMO_SEG_CONFIG) "$$(cat $(DEMO_SEG)/last_checkpoint)" --work-dir $(DEMO_SEG)/test --show-dir $(DEMO_SEG)/images
 	@echo
-	@echo 'pictures that it was not trained on, truth left, prediction right; the first of $(DEMO_SEG)/pictures:'
-	@ls $(DEMO_SEG)/pictures/* | head -n 5
+	@echo 'Validation images, ground truth left, prediction right; the first of $(DEMO_SEG)/images:'
+	@ls $(DEMO_SEG)/images/* | head -n 5
 
 demo-cls: digits
 	@rm -rf $(DEMO_CLS)
 	$(RUN) tools/train.py $(DEMO_CLS_CONFIG) --work-dir $(DEMO_CLS)
 	$(RUN) tools/test.py $(DEMO_CLS_CONFIG) "$$(cat $(DEMO_CLS)/last_checkpoint)" --work-dir $(DEMO_CLS)/test --out $(DEMO_CLS)/predictions.csv
 	@echo
-	@echo 'digits that it was not trained on, with the five most probable classes; the first of $(DEMO_CLS)/predictions.csv:'
+	@echo 'Validation digits with their five most probable classes; the first of $(DEMO_CLS)/predictions.csv:'
 	@head -n 6 $(DEMO_CLS)/predictions.csv
 
 bench: install
@@ -84,8 +89,17 @@ test-openmmlab:
 	@tools/install.sh openmmlab .venv-openmmlab
 	$(subst $(VENV),.venv-openmmlab,$(PYTEST))
 
+coverage: install
+	$(PYTEST) -m 'not slow' --cov --cov-report term:skip-covered
+
 lint: install
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: install
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
 
 clean:
 	rm -rf $(DIGITS) $(DEMO) $(DEMO_SEG) $(DEMO_CLS)

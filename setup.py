@@ -1,9 +1,12 @@
-"""Build of mmgcvit: configs and tools travel inside the package as ``mmgcvit/.mim``, the way OpenMMLab packages do."""
+"""The one build step that pyproject.toml cannot express: configs and tools are packaged as ``mmgcvit/.mim``.
+
+This is where OpenMMLab's packages keep theirs, and where mim and ``_base_ = 'mmgcvit::...'`` look for them.
+"""
 
 import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -37,56 +40,4 @@ class BuildWithMim(build_py):
                 shutil.copy2(source, target / name)
 
 
-version: dict = {}
-exec((ROOT / "mmgcvit" / "version.py").read_text(), version)
-
-setup(
-    name="mmgcvit",
-    version=version["__version__"],
-    description="GC ViT (Global Context Vision Transformer) as a backbone for dense prediction with OpenMMLab",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
-    long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    python_requires=">=3.10",
-    packages=find_packages(include=["mmgcvit", "mmgcvit.*"]),
-    package_data={"mmgcvit": ["py.typed"]},
-    cmdclass={"build_py": BuildWithMim},
-    # The backbone needs these three. mmengine is left to the extras: `mmengine` and `onedl-mmengine` install the
-    # same package folder, so a requirement on either would break whoever has the other.
-    # (The others come with torch, timm and mmengine anyway; what is imported is named.)
-    install_requires=["torch>=2.1", "timm>=1.0.31", "packaging", "safetensors", "filelock", "rich"],
-    extras_require={
-        "onedl": [
-            "torchvision",
-            "onedl-mmengine>=0.10.12",
-            "onedl-mmcv>=2.3.6",
-            "onedl-mmdetection>=3.5.1",
-            "onedl-mmsegmentation>=1.4.2",
-            "ftfy",
-            "regex",
-        ],
-        "openmmlab": [
-            "torchvision",
-            "mmengine>=0.10.7",
-            "mmcv>=2.0.0rc4,<2.2.0",
-            "mmdet>=3.3.0",
-            "mmsegmentation>=1.2.2",
-            "numpy<2",
-            "opencv-python<4.12",
-            "ftfy",
-            "regex",
-        ],
-        "digits": ["scikit-learn", "pillow", "rich"],  # to make the digit scenes
-        "keras": ["h5py"],  # to read tfgcvit's files
-        "hf": ["datasets"],  # to read Hugging Face data sets
-        "mim": ["openmim"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "h5py", "datasets"],
-        "dev": ["ruff", "setuptools", "wheel"],
-    },
-    entry_points={"console_scripts": ["mmgcvit = mmgcvit.__main__:main"]},
-    classifiers=[
-        "Development Status :: 4 - Beta",
-        "Programming Language :: Python :: 3",
-        "Topic :: Scientific/Engineering :: Artificial Intelligence",
-    ],
-)
+setup(cmdclass={"build_py": BuildWithMim})

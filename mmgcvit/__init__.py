@@ -27,16 +27,21 @@ try:
     from mmgcvit.tasks.classification.metric import TopKAccuracy
     from mmgcvit.tasks.classification.preprocessor import ClassificationPreprocessor
     from mmgcvit.tasks.classification.transforms import LoadPillowImage, TimmTransform
-except (ImportError, OSError, RuntimeError) as _error:
-    # Something that the backbone needs is absent or broken (a torch without its libraries raises OSError). The package
-    # still imports, so that `mmgcvit doctor` can say what; whoever asks for the backbone gets the reason.
+except KeyboardInterrupt:
+    raise
+except BaseException as _error:
+    # Something that the backbone needs is missing or broken, and a broken package raises anything: a torch without its
+    # libraries OSError, an extension written in Rust a BaseException. The package still imports, so that
+    # `mmgcvit doctor` can report it; accessing the backbone raises an ImportError with the reason.
     _reason = _error
 
     def __getattr__(name: str) -> object:
         if name in __all__:
+            from mmgcvit.doctor import describe
+
             raise ImportError(
-                f"mmgcvit.{name} cannot be imported: {_reason}. "
-                "`python -m mmgcvit doctor` says what is missing and how to mend it."
+                f"mmgcvit.{name} cannot be imported: {describe(_reason)}. "
+                "`python -m mmgcvit doctor` says what is missing and how to fix it."
             ) from _reason
         raise AttributeError(f"module 'mmgcvit' has no attribute {name!r}")
 else:

@@ -44,8 +44,8 @@ def _params(args: argparse.Namespace) -> int:
 
 def _weights(args: argparse.Namespace) -> int:
     from mmgcvit.checkpoint import commands
-    from mmgcvit.checkpoint.errors import CheckpointError
     from mmgcvit.checkpoint.weights import fetch
+    from mmgcvit.errors import CheckpointError
 
     try:
         if args.action == "list":

@@ -1,20 +1,29 @@
-"""``mmgcvit doctor``: what of the software stack is there, whether it fits together, and what mends it."""
+"""``mmgcvit doctor``: checks that the software stack is installed and consistent, and prints the command for each fix.
+
+The packages that it examines may be broken in any way, so nothing that one of them raises may end the report.
+"""
 
 from __future__ import annotations
 
 import importlib
 import platform
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
+
+import mmgcvit
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-MODULES = {  # import name -> the distributions that may install it, by stack
+MODULES = {  # import name -> the distribution that installs it, per stack
     "torch": {"onedl": "torch", "openmmlab": "torch"},
     "torchvision": {"onedl": "torchvision", "openmmlab": "torchvision"},
     "timm": {"onedl": "timm", "openmmlab": "timm"},
@@ -24,6 +33,21 @@ MODULES = {  # import name -> the distributions that may install it, by stack
     "mmseg": {"onedl": "onedl-mmsegmentation", "openmmlab": "mmsegmentation"},
 }
 NEEDED = ("torch", "timm", "mmengine")  # by the backbone alone
+OTHERS = (
+    "packaging",
+    "safetensors",
+    "filelock",
+    "rich",
+)  # mmgcvit's other requirements, imported under their own names
+DISTRIBUTIONS = {  # where the name to install differs from the name to import
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "pkg_resources": "setuptools<82",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
+}
+NO_CULPRITS = {*sys.stdlib_module_names, "__main__", "mmgcvit"}  # an error that passes through them came from elsewhere
 PYTHON = (3, 10)
 
 
@@ -35,11 +59,11 @@ class Finding:
     found: str
     state: str = "ok"
     problem: str = ""
-    mend: str = ""
+    fix: str = ""
 
 
 def examine() -> list[Finding]:
-    """Look at everything, and say of each thing what is there and, where it is wrong, what mends it."""
+    """Run all checks: what is installed and, for everything that is wrong, the problem and its fix."""
     stack = _stack()
     findings = [_python()]
     with warnings.catch_warnings():
@@ -54,17 +78,19 @@ def examine() -> list[Finding]:
             by_name["mmcv"].state = "wrong"
         if by_name["torch"].state == "ok":
             findings.append(_gpu(stack))
-        findings.append(_backbone(stack))
+        explained = any(finding.state == "wrong" for finding in findings)
+        findings.append(_backbone(stack, explained))
     return findings
 
 
 def report(findings: list[Finding]) -> str:
-    """The findings as a table, and under it the command that mends each thing that is wrong or absent."""
-    wide = [max(len(getattr(f, field)) for f in findings) for field in ("name", "found")]
-    lines = [f"{f.name:<{wide[0]}}  {f.found:<{wide[1]}}  {f.state}" for f in findings]
+    """Format the findings as a table, followed by the problem and the fix of everything that is wrong or absent."""
+    name_width = max(len(f.name) for f in findings)
+    found_width = max(len(f.found) for f in findings)
+    lines = [f"{f.name:<{name_width}}  {f.found:<{found_width}}  {f.state}" for f in findings]
     for f in findings:
         if f.state != "ok":
-            lines += ["", f"{f.name}: {f.problem}", f"  {f.mend}"]
+            lines += ["", f"{f.name}: {f.problem}", f"  {f.fix}"]
     wrong = sum(f.state == "wrong" for f in findings)
     lines += ["", f"{wrong} of {len(findings)} checks failed" if wrong else "all that is needed is there"]
     return "\n".join(lines)
@@ -73,19 +99,52 @@ def report(findings: list[Finding]) -> str:
 def main() -> int:
     """Print the report. Returns 1 if something needed is missing or wrong, else 0."""
     findings = examine()
-    print(report(findings))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # a C locale cannot print every error message
+    print(report(findings).encode(encoding, "backslashreplace").decode(encoding))
     return int(any(f.state == "wrong" for f in findings))
 
 
-def _version(distribution: str) -> str | None:
+def _import(name: str) -> ModuleType | BaseException:
+    """The module, or whatever importing it raised: broken extensions raise more than ``Exception`` (pyo3's panics)."""
     try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
+        return importlib.import_module(name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return error
+
+
+def _attribute(module: ModuleType, name: str) -> object:
+    """The module's attribute; None if there is none, or a lazy module fails to provide it."""
+    try:
+        return getattr(module, name, None)
+    except Exception:
         return None
 
 
+def describe(error: BaseException) -> str:
+    """The error's message on one line, with its kind where the message alone does not tell."""
+    kind = type(error).__name__
+    try:
+        message = " ".join(str(error).split())
+    except Exception:
+        message = ""
+    if isinstance(error, ImportError) and message:
+        return message
+    return f"{message} ({kind})" if message else kind
+
+
+def _version(distribution: str) -> str | None:
+    """The distribution's version; None if it is not installed, or its metadata is damaged."""
+    try:
+        version: object = metadata.version(distribution)
+    except Exception:
+        return None
+    return version if isinstance(version, str) else None
+
+
 def _stack() -> str:
-    """The stack that is installed, by its mmengine; the default one where there is none."""
+    """The stack that is installed, identified by its mmengine; OneDL's if there is none."""
     return "openmmlab" if _version("mmengine") and not _version("onedl-mmengine") else "onedl"
 
 
@@ -93,7 +152,7 @@ def _python() -> Finding:
     finding = Finding("Python", platform.python_version())
     if sys.version_info[:2] < PYTHON:
         finding.state, finding.problem = "wrong", "3.10 or later is needed"
-        finding.mend = "python3.11 -m venv .venv"
+        finding.fix = "python3.11 -m venv .venv"
     return finding
 
 
@@ -101,16 +160,21 @@ def _install(*requirements: str) -> str:
     return "pip install " + " ".join(f'"{r}"' for r in requirements)
 
 
+def _reinstall(requirement: str) -> str:
+    """Replace an installed package's files: pip leaves a broken package of the right version alone."""
+    return f'pip install --force-reinstall --no-deps "{requirement}"'
+
+
 def _install_torch() -> str:
-    """torch and torchvision anew, as a pair and from one index: torchvision 0.(15 + n) belongs to torch 2.n."""
+    """Reinstall torch and torchvision as a pair from one index: torchvision 0.(15 + n) belongs to torch 2.n."""
     version = (_version("torch") or "").partition("+")[0]
-    minor = version.split(".")[1] if version.startswith("2.") else ""
-    pair = f'"torch=={version}" "torchvision==0.{15 + int(minor)}.*"' if minor else "torch torchvision"
+    minor = re.match(r"2\.(\d+)", version)
+    pair = f'"torch=={version}" "torchvision==0.{15 + int(minor[1])}.*"' if minor else "torch torchvision"
     return f"pip install --force-reinstall {pair}"
 
 
 def _install_ops(stack: str) -> str:
-    """How mmcv is built with its ops: from source, against the torch that is there, past pip's cache."""
+    """Build mmcv with its ops from source against the installed torch, bypassing pip's cache."""
     mmcv = MODULES["mmcv"][stack]
     tools = "setuptools>=77,<82" if stack == "onedl" else "setuptools==69.5.1"
     return (
@@ -120,7 +184,7 @@ def _install_ops(stack: str) -> str:
 
 
 def _asked(distribution: str, stack: str) -> str:
-    """The distribution with the bounds that mmgcvit itself sets (setup.py), as pip takes it."""
+    """The distribution with the bounds from mmgcvit's own metadata, as a requirement for pip."""
     for requirement in _requirements("mmgcvit", stack):
         if requirement.name == distribution:
             return f"{distribution}{requirement.specifier}"
@@ -128,67 +192,149 @@ def _asked(distribution: str, stack: str) -> str:
 
 
 def _requirements(distribution: str, stack: str) -> list[Requirement]:
-    """What a distribution asks for, optional parts of this stack included; [] where that cannot be known."""
+    """The distribution's requirements, including this stack's extras; [] where they cannot be read."""
+    # The bounds between the mm packages are under the extras 'mim' (OpenMMLab) and 'mminstall' (OneDL).
+    extras = ("", stack, "mim", "mminstall")
+    requirements: list[Requirement] = []
     try:
         from packaging.requirements import Requirement
 
-        requirements = [Requirement(line) for line in metadata.requires(distribution) or []]
-    except (ImportError, metadata.PackageNotFoundError):
-        return []
-    # The bounds between the mm packages stand under the extras 'mim' (OpenMMLab) and 'mminstall' (OneDL).
-    return [
-        r
-        for r in requirements
-        if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in ("", stack, "mim", "mminstall"))
-    ]
+        lines = metadata.requires(distribution) or []
+    except Exception:
+        return requirements
+    for line in lines:
+        try:
+            requirement = Requirement(line)
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
+                requirements.append(requirement)
+        except Exception:  # one malformed line does not hide the others
+            continue
+    return requirements
 
 
 def _module(name: str, stack: str) -> Finding:
-    distribution = MODULES[name][stack]
-    version = _version(distribution)
-    mend = _install(_asked(distribution, stack))
+    version = _version(MODULES[name][stack])
+    module = _import(name)
+    if isinstance(module, ModuleNotFoundError) and module.name == name:
+        state = "wrong" if name in NEEDED else "absent"
+        use = {"mmdet": "detection", "mmseg": "segmentation"}.get(name, "mmdet and mmseg")
+        why = "the backbone needs it" if name in NEEDED else f"needed for {use} only"
+        return Finding(name, "-", state, f"not installed; {why}", _fix_missing(name, stack))
+    if isinstance(module, BaseException):
+        error = _first_failure(name, module)
+        problem = f"cannot be imported: {describe(error)}"
+        if "torchvision::" in problem:  # raised in every package that imports torchvision
+            problem += "; torch and torchvision are of different builds"
+        return Finding(name, version or "?", "wrong", problem, _fix(error, name, stack))
+    if _attribute(module, "__file__") is None and hasattr(module, "__path__"):
+        folder = next(iter(module.__path__), "?")
+        problem = f"not installed: {folder} is a folder of that name without a package in it, move it away"
+        return Finding(name, "-", "wrong", problem, _fix_missing(name, stack))
+    found = _attribute(module, "__version__")
+    return Finding(name, found if isinstance(found, str) else version or "?")
+
+
+def _fix_missing(name: str, stack: str) -> str:
+    """The command that installs a module which is not there."""
     if name == "mmcv":
-        mend = _install_ops(stack)
-    elif name in ("torch", "torchvision"):
-        mend = _install_torch()
+        return _install_ops(stack)
+    if name in ("torch", "torchvision"):
+        return _install_torch()
+    if name in MODULES:
+        distribution = MODULES[name][stack]
+        install = _reinstall if _version(distribution) else _install  # pip may believe that it is there
+        return install(_asked(distribution, stack))
+    return _install(DISTRIBUTIONS.get(name, name))
+
+
+def _fix(error: BaseException, name: str, stack: str) -> str:
+    """The command that fixes a module whose import raised ``error``."""
+    message = describe(error)
+    if "torchvision::" in message:
+        return _install_torch()
+    if "libGL" in message:  # opencv-python needs it from the system; the headless variant has the same cv2 without
+        return "pip install --force-reinstall --no-deps opencv-python-headless"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        missing = error.name.partition(".")[0]
+        if "." not in error.name or missing not in MODULES:
+            return _fix_missing(missing, stack)
+    culprit = _culprit(error) or name
+    if culprit == "mmcv":
+        return _install_ops(stack)
+    if culprit in ("torch", "torchvision"):
+        return _install_torch()
+    if culprit in MODULES:
+        return _reinstall(_asked(MODULES[culprit][stack], stack))
+    distribution = (_distributions().get(culprit) or [culprit])[0]
+    version = _version(distribution)
+    return _reinstall(f"{distribution}=={version}" if version else distribution)
+
+
+@cache
+def _distributions() -> dict[str, list[str]]:
+    """The distributions that install each importable name."""
     try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name == name:
-            state = "wrong" if name in NEEDED else "absent"
-            use = {"mmdet": "detection", "mmseg": "segmentation"}.get(name, "mmdet and mmseg")
-            why = "the backbone needs it" if name in NEEDED else f"needed for {use} only"
-            return Finding(name, "-", state, f"not installed; {why}", mend)
-        return Finding(name, version or "?", "wrong", f"cannot be imported: {error}", _install(error.name or name))
-    except Exception as error:  # whatever a broken package raises is what the report is about
-        problem = " ".join(str(error).split())
-        if "torchvision::" in problem:  # whoever imports torchvision meets it
-            problem += " (torch and torchvision are of different builds)"
-            mend = _install_torch()
-        if "libGL" in problem:  # opencv-python wants it from the system; its headless twin has the same cv2 without
-            mend = "pip install --force-reinstall --no-deps opencv-python-headless"
-        return Finding(name, version or "?", "wrong", f"cannot be imported: {problem}", mend)
-    return Finding(name, str(getattr(module, "__version__", version)))
+        return dict(metadata.packages_distributions())
+    except Exception:
+        return {}
+
+
+def _culprit(error: BaseException) -> str | None:
+    """The installed package to blame: the one that is named as incompatible, else the innermost that was running."""
+    incompatible = re.search(r"\b(\w+)==\S+ is used but incompatible", describe(error))  # mmdet about mmcv
+    if incompatible and incompatible[1].lower() in MODULES:
+        return incompatible[1].lower()
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] in MODULES:
+        return error.name.partition(".")[0]
+    if isinstance(error, SyntaxError) and error.filename:  # a module that does not compile never runs
+        return next((part for part in reversed(Path(error.filename).parts) if part in MODULES), None)
+    culprit, trace = None, error.__traceback__
+    while trace is not None:
+        running = str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
+        if running in MODULES or (running not in NO_CULPRITS and running in _distributions()):
+            culprit = running
+        trace = trace.tb_next
+    return culprit
+
+
+def _first_failure(name: str, error: BaseException) -> BaseException:
+    """What importing mmgcvit met first, if it was ``name`` that failed.
+
+    A compiled package whose import failed once often raises something else, and misleading, the second time.
+    """
+    reason = _attribute(mmgcvit, "_reason")
+    return reason if isinstance(reason, BaseException) and _culprit(reason) == name else error
 
 
 def _check_bounds(findings: dict[str, Finding], stack: str) -> None:
-    """What the installed packages ask of each other, from their own metadata."""
+    """Check the installed versions against what the packages require of each other in their metadata."""
     names = {of[stack]: name for name, of in MODULES.items()}
     for asking in ["mmgcvit", *names]:
         for requirement in _requirements(asking, stack):
-            there = _version(requirement.name)
-            if requirement.name not in names or there is None:
+            there = _version(requirement.name) if requirement.name in names else None
+            if there is None:
                 continue
-            if not requirement.specifier.contains(there.partition("+")[0], prereleases=True):
-                finding = findings[names[requirement.name]]
+            try:
+                fits = requirement.specifier.contains(there.partition("+")[0], prereleases=True)
+            except Exception:  # not a version
+                fits = False
+            finding = findings[names[requirement.name]]
+            if not fits:
+                misfit = f"{requirement.name} {there} does not fit: {asking} asks for {requirement.specifier}"
                 finding.state = "wrong"
-                finding.problem = f"{requirement.name} {there} does not fit: {asking} asks for {requirement.specifier}"
-                finding.mend = _install(f"{requirement.name}{requirement.specifier}")
-    vision, torch = findings["torchvision"].found, findings["torch"].found
-    if "+" in vision and "+" in torch and vision.split("+")[1] != torch.split("+")[1]:
-        findings["torchvision"].state = "wrong"
-        findings["torchvision"].problem = f"torchvision {vision} is of another build than torch {torch}"
-        findings["torchvision"].mend = _install_torch()
+                finding.problem = f"{finding.problem}; {misfit}" if finding.problem else misfit
+                finding.fix = _install(f"{requirement.name}{requirement.specifier}")
+    vision, torch = findings["torchvision"], findings["torch"].found
+    if (
+        vision.state == "ok"
+        and "+" in vision.found
+        and "+" in torch
+        and vision.found.split("+")[1] != torch.split("+")[1]
+    ):
+        vision.state = "wrong"
+        vision.problem = f"torchvision {vision.found} is of another build than torch {torch}"
+        vision.fix = _install_torch()
 
 
 def _doubles() -> Iterator[Finding]:
@@ -206,58 +352,64 @@ def _doubles() -> Iterator[Finding]:
 
 
 def _ops(stack: str) -> Finding:
-    try:
-        importlib.import_module("mmcv._ext")
-    except ImportError as error:
-        return Finding(
-            "mmcv._ext",
-            "-",
-            "wrong",
-            f"mmcv's compiled ops (RoIAlign, NMS, ...) are missing or were built against another torch: {error}",
-            _install_ops(stack),
-        )
+    for name in ("mmcv._ext", "mmcv.ops"):  # the ops look up every function that they need in the extension
+        error = _import(name)
+        if isinstance(error, BaseException):
+            problem = "mmcv's compiled ops (RoIAlign, NMS, ...) are missing or were built against another torch or mmcv"
+            return Finding("mmcv._ext", "-", "wrong", f"{problem}: {describe(error)}", _install_ops(stack))
     return Finding("mmcv._ext", "compiled ops")
 
 
 def _gpu(stack: str) -> Finding:
-    import torch
-
-    if not torch.cuda.is_available():
-        return Finding("GPU", "none: everything runs on the CPU")
-    finding = Finding("GPU", f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
     try:
-        from mmcv.ops import get_compiling_cuda_version
-    except ImportError:
-        return finding
-    if get_compiling_cuda_version() == "not available":
+        import torch
+
+        if not torch.cuda.is_available():
+            return Finding("GPU", "none: everything runs on the CPU")
+        finding = Finding("GPU", f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
+    except Exception as error:
+        return Finding("GPU", "?", "wrong", f"torch.cuda cannot be used: {describe(error)}", _install_torch())
+    ops = _import("mmcv.ops")
+    try:
+        built_for: object = getattr(ops, "get_compiling_cuda_version", lambda: None)()  # None: reported by _ops
+    except Exception:
+        built_for = "not available"
+    if built_for == "not available":
         finding.state, finding.problem = "wrong", "mmcv's ops were built without CUDA, and fail on this GPU"
-        finding.mend = f"FORCE_CUDA=1 {_install_ops(stack)}"
+        finding.fix = f"FORCE_CUDA=1 {_install_ops(stack)}"
     return finding
 
 
-def _backbone(stack: str) -> Finding:
+def _backbone(stack: str, explained: bool) -> Finding:
+    """Whether mmgcvit itself works; ``explained`` if another check has failed already, so that it need not."""
     try:
-        from mmengine.registry import MODELS
-
-        import mmgcvit
-
-        registered = MODELS.get("GCViT") is mmgcvit.GCViT
+        registry = _import("mmengine.registry")
+        if isinstance(registry, BaseException):
+            raise ImportError from registry
+        for name in mmgcvit.__all__:
+            getattr(mmgcvit, name)
+        registered: object = registry.MODELS.get("GCViT")
+        backbone: object = mmgcvit.GCViT
     except Exception as error:
-        return Finding("mmgcvit", "-", "wrong", f"the backbone cannot be imported: {error}", "see above")
-    if not registered:
-        return Finding(
-            "mmgcvit",
-            mmgcvit.__version__,
-            "wrong",
-            f"another GCViT stands in mmengine's registry under its name: {MODELS.get('GCViT')}",
-            "do not import that one",
-        )
-    if not _requirements("mmgcvit", stack):
-        return Finding(
-            "mmgcvit",
-            mmgcvit.__version__,
-            "wrong",
-            "the versions that it asks for could not be checked: it is on the path but not installed",
-            "pip install packaging && pip install --no-deps -e .  # in its folder",
-        )
-    return Finding("mmgcvit", mmgcvit.__version__)
+        cause = error.__cause__ or error
+        fix = "see above" if explained else _fix_backbone(cause, stack)
+        return Finding("mmgcvit", "-", "wrong", f"the backbone cannot be imported: {describe(cause)}", fix)
+    finding = Finding("mmgcvit", mmgcvit.__version__)
+    if registered is not backbone:
+        finding.state = "wrong"
+        finding.problem = f"another class is registered as GCViT in mmengine's registry: {registered}"
+        finding.fix = "do not import that one"
+    elif not _requirements("mmgcvit", stack):
+        finding.state = "wrong"
+        finding.problem = "the required versions could not be checked: mmgcvit is importable but not installed"
+        finding.fix = "pip install packaging && pip install --no-deps -e .  # in its folder"
+    return finding
+
+
+def _fix_backbone(error: BaseException, stack: str) -> str:
+    """The command that fixes a requirement which no other check looks at."""
+    for name in OTHERS:
+        failure = _import(name)
+        if isinstance(failure, BaseException):
+            return _fix(failure, name, stack)
+    return _fix(error, "mmgcvit", stack)

@@ -1,3 +1,3 @@
-"""The version, in one place: setup.py and the package read it here."""
+"""The version, in one place: pyproject.toml and the package read it here."""
 
 __version__ = "0.1.0"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,11 @@ def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return ((got - wanted).abs().max() / wanted.abs().max()).item()
 
 
+def loss_of(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A sum in which every element of every map has its own weight."""
+    return sum((m * torch.linspace(-1, 1, m.numel(), dtype=m.dtype).reshape(m.shape)).sum() for m in maps)
+
+
 @pytest.fixture
 def tiny_model():
     """Build a tiny GCViT in evaluation mode; keyword arguments go through."""
@@ -64,7 +71,7 @@ def classifier():
 @pytest.fixture(scope="session")
 def authors_dict(classifier) -> dict[str, torch.Tensor]:
     """The classifier's tensors under the authors' names."""
-    from written import authors_names
+    from checkpoint_fixtures import authors_names
 
     return authors_names(classifier.state_dict(), TINY)
 
@@ -72,6 +79,23 @@ def authors_dict(classifier) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def files(tmp_path_factory, classifier, authors_dict) -> dict[str, Path]:
     """The classifier in a file of each layout."""
-    from written import write_all
+    from checkpoint_fixtures import write_all
 
     return write_all(tmp_path_factory.mktemp("checkpoints"), classifier.state_dict(), authors_dict, TINY["embed_dims"])
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """Messages of mmengine's current logger."""
+    from mmengine.logging import MMLogger
+
+    records: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record.getMessage())
+
+    logger, handler = MMLogger.get_current_instance(), Keep()
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)

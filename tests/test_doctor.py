@@ -1,12 +1,16 @@
-"""The doctor: right about a sound stack, and about each thing that can be wrong with one."""
+"""The doctor: no false alarm about a sound stack, and a fix for everything that can be wrong with one."""
 
 from __future__ import annotations
 
 import builtins
 import importlib
+import json
+import os
 import subprocess
 import sys
+import types
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +23,11 @@ def finding(name: str) -> doctor.Finding:
     return next(f for f in doctor.examine() if f.name == name)
 
 
-def broken(monkeypatch, module: str, error: Exception) -> None:
+def _reinstall_same(distribution: str) -> str:
+    return f'pip install --force-reinstall --no-deps "{distribution}=={metadata.version(distribution)}"'
+
+
+def broken(monkeypatch, module: str, error: BaseException) -> None:
     """Let importing ``module`` raise ``error``."""
     real = importlib.import_module
 
@@ -75,9 +83,9 @@ def test_what_the_backbone_needs_is_wrong_when_missing(monkeypatch, capsys, name
     broken(monkeypatch, name, ModuleNotFoundError(f"No module named {name!r}", name=name))
     assert finding(name).state == "wrong"
     assert "not installed" in finding(name).problem
-    assert "pip install" in finding(name).mend
+    assert "pip install" in finding(name).fix
     assert doctor.main() == 1
-    assert finding(name).mend in capsys.readouterr().out
+    assert finding(name).fix in capsys.readouterr().out
 
 
 def test_a_torch_without_its_libraries(tmp_path):
@@ -96,6 +104,282 @@ sys.exit(main(['doctor']))
     assert done.returncode == 1, done.stderr
     assert "torch: cannot be imported: libcublas.so.13" in done.stdout
     assert "pip install --force-reinstall" in done.stdout
+
+
+# What a broken package may do when it is imported,
+BROKEN = {
+    "ImportError": "raise ImportError('libodd.so: undefined symbol')",
+    "OSError": "raise OSError('libodd.so: cannot open shared object file')",
+    "RuntimeError": "raise RuntimeError('an odd operator does not exist')",
+    "AttributeError": "raise AttributeError('module has no odd attribute')",
+    "AssertionError": "assert False, 'an odd version is used'",
+    "KeyError": "{}['odd']",
+    "SyntaxError": "def odd(:",
+    "SystemExit": "raise SystemExit('odd exit')",
+    "BaseException": "class OddPanic(BaseException): pass\nraise OddPanic('odd')",
+    "dependency": "import odd_dependency",
+}
+# and with what peculiar messages.
+PECULIAR = {
+    "no message": "assert False",
+    "broken message": "class OddError(Exception):\n    def __str__(self): raise ValueError\nraise OddError",
+    "not UTF-8": "raise RuntimeError('odd \\udce9 \u2192')",
+}
+# For each package, what can be imported without importing it: before all of its cases, and of those after it too.
+PRELOADED = {
+    "torch": (["mmengine", "cv2"], []),
+    "mmengine": (["timm"], ["torch"]),
+    "torchvision": (["mmcv.ops"], ["mmengine.runner"]),
+    "timm": (["mmcv.ops", "torchvision"], []),
+    "mmcv": ([], ["timm"]),
+    "mmdet": ([], ["mmcv.ops", "mmgcvit"]),
+    "mmseg": ([], []),
+}
+# Runs `python -m mmgcvit doctor` once per case in a fork of a process that has imported what the cases share.
+DRIVER = """
+import contextlib, gc, importlib, io, json, os, runpy, sys, traceback, warnings
+
+gc.disable()  # it would copy the pages that the forks share
+warnings.simplefilter("ignore")  # of forks
+
+def doctor(folder):
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    sys.argv = ["mmgcvit", "doctor"]
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")  # as in a C locale
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            runpy.run_module("mmgcvit", run_name="__main__")
+        except SystemExit as exit:
+            status = exit.code
+        except BaseException:
+            status = traceback.format_exc()
+    import mmgcvit
+    try:
+        backbone = "there" if all(hasattr(mmgcvit, name) for name in mmgcvit.__all__) else "AttributeError"
+    except ImportError as error:
+        backbone = str(error).encode("ascii", "backslashreplace").decode()
+    out.flush()
+    return [status, out.buffer.getvalue().decode(), backbone]
+
+def forked(function, *args):
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with open(write, "w") as pipe:
+                json.dump(function(*args), pipe)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(0)
+    os.close(write)
+    with open(read) as pipe:
+        result = pipe.read()
+    os.waitpid(child, 0)
+    return json.loads(result)
+
+def package(name, preloaded, folders):
+    for module in preloaded:
+        importlib.import_module(module)
+    assert name not in sys.modules
+    return {kind: forked(doctor, folder) for kind, folder in folders.items()}
+
+cases = json.load(sys.stdin)
+results = {}
+for name, (preloaded, shared, folders) in cases.items():
+    for module in shared:
+        importlib.import_module(module)
+    results[name] = forked(package, name, preloaded, folders)
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def broken_stacks(tmp_path_factory) -> dict[str, dict[str, tuple[int, str, str]]]:
+    """The doctor's status and output, and what accessing mmgcvit gives, per package and way of being broken."""
+    pytest.importorskip("mmdet")
+    pytest.importorskip("mmseg")
+    folder = tmp_path_factory.mktemp("broken")
+    cases: dict[str, tuple[list[str], list[str], dict[str, str]]] = {}
+    for package, (preloaded, shared) in PRELOADED.items():
+        cases[package] = (preloaded, shared, {})
+        for kind, source in {**BROKEN, **(PECULIAR if package == "torch" else {})}.items():
+            file = folder / kind / package / package / "__init__.py"
+            file.parent.mkdir(parents=True)
+            file.write_text(source)
+            cases[package][2][kind] = str(file.parent.parent)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", DRIVER]
+    done = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True, env=env, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("package", "kind"),
+    [*((package, kind) for package in PRELOADED for kind in BROKEN), *(("torch", kind) for kind in PECULIAR)],
+)
+def test_a_package_that_raises_anything_when_imported(broken_stacks, package: str, kind: str):
+    status, output, backbone = broken_stacks[package][kind]
+    assert status == 1, f"{status}\n{output}"
+    assert "Traceback" not in output
+    lines = output.splitlines()
+    (problem,) = [i for i, line in enumerate(lines) if line.startswith(f"{package}: cannot be imported: ")]
+    words = {"no message": "AssertionError", "broken message": "OddError", "SyntaxError": "invalid syntax"}
+    assert words.get(kind, "odd") in lines[problem]
+    fix = lines[problem + 1].strip()
+    if kind == "dependency":
+        assert fix == 'pip install "odd_dependency"'
+    elif package in ("torch", "torchvision"):
+        assert fix.startswith('pip install --force-reinstall "torch==')
+    elif package == "mmcv":
+        assert "MMCV_WITH_OPS=1 pip install" in fix
+    else:
+        assert fix.startswith(f'pip install --force-reinstall --no-deps "{doctor.MODULES[package][doctor._stack()]}')
+    assert lines[-1].endswith("checks failed")
+    if package in ("mmcv", "mmdet", "mmseg"):  # the backbone does without
+        assert backbone == "there"
+        assert any(line.split() == ["mmgcvit", doctor._version("mmgcvit"), "ok"] for line in lines)
+    else:
+        assert "`python -m mmgcvit doctor`" in backbone
+
+
+@pytest.mark.parametrize("kind", ["OSError", "SystemExit", "BaseException"])
+def test_the_command_with_a_broken_torch(tmp_path: Path, kind: str):
+    """In a process of its own, and with every package that imports torch naming torch's fix."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text(BROKEN[kind])
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, "-m", "mmgcvit", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert done.stdout.count(doctor._install_torch()) >= 4  # torch, torchvision, timm, mmcv
+
+
+def test_a_dependency_that_is_missing():
+    error = ModuleNotFoundError("No module named 'cv2'", name="cv2")
+    assert doctor._fix(error, "mmcv", "onedl") == 'pip install "opencv-python-headless"'
+    error = ModuleNotFoundError("No module named 'torch._odd'", name="torch._odd")  # torch is there, but incomplete
+    assert doctor._fix(error, "timm", "onedl") == doctor._install_torch()
+
+
+def test_an_incompatible_mmcv_is_the_one_to_fix():
+    error = AssertionError("MMCV==2.2.0 is used but incompatible. Please install mmcv>=2.0.0rc4, <2.2.0.")
+    assert "MMCV_WITH_OPS=1" in doctor._fix(error, "mmdet", "onedl")
+
+
+def test_a_leftover_folder_is_no_package(tmp_path: Path, monkeypatch):
+    module = types.ModuleType("timm")
+    module.__path__ = [str(tmp_path / "timm")]
+    monkeypatch.setitem(sys.modules, "timm", module)
+    assert finding("timm").state == "wrong"
+    assert str(tmp_path / "timm") in finding("timm").problem
+    assert "pip install" in finding("timm").fix
+
+
+@pytest.mark.parametrize("version", [None, 2, ("2", "1"), "odd"])
+def test_a_module_without_a_proper_version(monkeypatch, version: object):
+    import timm
+
+    monkeypatch.setattr(timm, "__version__", version)
+    assert finding("timm").state == "ok"
+    assert finding("timm").found == (version if isinstance(version, str) else metadata.version("timm"))
+    monkeypatch.delattr(timm, "__version__")
+    assert finding("timm").found == metadata.version("timm")
+
+
+@pytest.mark.parametrize("error", [KeyError("Version"), UnicodeDecodeError("utf-8", b"", 0, 1, "odd"), None])
+def test_damaged_metadata(monkeypatch, error: Exception | None):
+    """Nothing can be said about versions then, but the rest of the report is there."""
+
+    def damaged(name: str) -> None:
+        if error:
+            raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(metadata, "version", damaged)
+        assert finding("torch").state == "ok"
+        assert doctor.main() in (0, 1)
+        assert "pip install" in doctor._install_torch()
+    monkeypatch.setattr(metadata, "requires", damaged)
+    assert finding("mmgcvit").state == "wrong"
+
+
+def test_metadata_with_malformed_requirements(monkeypatch):
+    requires = metadata.requires
+    monkeypatch.setattr(metadata, "requires", lambda name: ["odd !! line", "timm>=99", *(requires(name) or [])])
+    assert "asks for >=99" in finding("timm").problem
+
+
+def test_a_version_that_is_none(monkeypatch):
+    versions(monkeypatch, timm="odd", torch="2.odd")
+    assert "timm odd does not fit" in finding("timm").problem
+    assert '"timm>=' in finding("timm").fix
+    assert doctor.main() == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("No CUDA driver"), AssertionError(), KeyError("odd"), None])
+def test_a_broken_cuda(monkeypatch, error: Exception | None):
+    def broken_cuda() -> None:
+        raise error
+
+    if error:
+        monkeypatch.setattr(torch.cuda, "is_available", broken_cuda)
+    else:
+        monkeypatch.delattr(torch, "cuda")
+    gpu = doctor._gpu("onedl")
+    assert gpu.state == "wrong"
+    assert "torch.cuda cannot be used: " in gpu.problem
+    assert "--force-reinstall" in gpu.fix
+
+
+@pytest.mark.parametrize("module", ["mmcv._ext", "mmcv.ops"])
+@pytest.mark.parametrize("error", [AssertionError("nms miss in module _ext"), KeyError("nms"), SystemExit(3)])
+def test_broken_ops(monkeypatch, module: str, error: BaseException):
+    pytest.importorskip("mmcv.ops")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    broken(monkeypatch, module, error)
+    assert finding("mmcv._ext").state == "wrong"
+    assert type(error).__name__ in finding("mmcv._ext").problem
+    assert "MMCV_WITH_OPS=1" in finding("mmcv._ext").fix
+    assert finding("GPU").found.startswith("Some GPU")
+
+
+@pytest.mark.parametrize("error", [AssertionError(), KeyError("odd"), OSError("odd"), AttributeError("odd")])
+def test_a_broken_registry(monkeypatch, error: Exception):
+    from mmengine.registry import MODELS
+
+    def get(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(MODELS, "get", get)
+    assert finding("mmgcvit").state == "wrong"
+    assert finding("mmgcvit").problem.startswith("the backbone cannot be imported: ")
+    assert "pip install" in finding("mmgcvit").fix
+
+
+def test_another_class_under_the_same_name(monkeypatch):
+    from mmengine.registry import MODELS
+
+    monkeypatch.setattr(MODELS, "get", lambda name: dict)
+    assert "another class is registered as GCViT" in finding("mmgcvit").problem
+
+
+def test_a_broken_requirement_that_is_not_in_the_table(monkeypatch):
+    broken(monkeypatch, "safetensors", OSError("odd"))
+    assert doctor._fix_backbone(OSError("odd"), "onedl") == _reinstall_same("safetensors")
+
+
+def test_a_broken_package_below_the_stack():
+    """A numpy that does not load breaks mmengine, mmcv and more: it is numpy that has to be reinstalled."""
+    import numpy as np
+
+    with pytest.raises(TypeError) as raised:
+        np.zeros(4).mean(axis="odd")  # raised in numpy's own Python files
+    assert doctor._culprit(raised.value) == "numpy"
+    assert doctor._fix(raised.value, "mmengine", "onedl") == _reinstall_same("numpy")
 
 
 def test_versions_are_not_called_right_where_they_cannot_be_checked(monkeypatch):
@@ -132,7 +416,7 @@ def test_a_gpu_with_ops_for_the_cpu(monkeypatch):
     assert finding("GPU").state == "ok"
     monkeypatch.setattr(ops, "get_compiling_cuda_version", lambda: "not available")
     assert finding("GPU").state == "wrong"
-    assert "FORCE_CUDA=1" in finding("GPU").mend
+    assert "FORCE_CUDA=1" in finding("GPU").fix
 
 
 @pytest.mark.parametrize("name", ["mmdet", "mmseg"])
@@ -146,7 +430,7 @@ def test_mmcv_is_needed_by_mmdet(monkeypatch):
     pytest.importorskip("mmdet")
     broken(monkeypatch, "mmcv", ModuleNotFoundError("No module named 'mmcv'", name="mmcv"))
     assert finding("mmcv").state == "wrong"
-    assert "MMCV_WITH_OPS=1" in finding("mmcv").mend
+    assert "MMCV_WITH_OPS=1" in finding("mmcv").fix
 
 
 def test_missing_ops(monkeypatch):
@@ -155,8 +439,8 @@ def test_missing_ops(monkeypatch):
     wrong = finding("mmcv._ext")
     assert wrong.state == "wrong"
     assert "undefined symbol" in wrong.problem
-    assert "MMCV_WITH_OPS=1" in wrong.mend
-    assert "--no-cache-dir" in wrong.mend
+    assert "MMCV_WITH_OPS=1" in wrong.fix
+    assert "--no-cache-dir" in wrong.fix
 
 
 def test_torch_and_torchvision_of_different_builds(monkeypatch):
@@ -164,11 +448,11 @@ def test_torch_and_torchvision_of_different_builds(monkeypatch):
     assert "different builds" in finding("torchvision").problem
     major, minor = torch.__version__.split(".")[:2]
     wanted = f'"torch=={torch.__version__.partition("+")[0]}" "torchvision==0.{15 + int(minor)}.*"'
-    assert wanted in finding("torchvision").mend
+    assert wanted in finding("torchvision").fix
     assert major == "2"
-    # whatever imports torchvision fails with it, and is mended with it
+    # whatever imports torchvision fails with it, and has the same fix
     broken(monkeypatch, "timm", RuntimeError("operator torchvision::nms does not exist"))
-    assert wanted in finding("timm").mend
+    assert wanted in finding("timm").fix
 
 
 def test_versions_that_do_not_fit(monkeypatch):
@@ -181,7 +465,7 @@ def test_versions_that_do_not_fit(monkeypatch):
 def test_two_mmengines(monkeypatch):
     versions(monkeypatch, mmengine="0.10.7", onedl_mmengine="0.10.12")
     assert "two distributions" in finding("mmengine twice").problem
-    assert "pip uninstall -y onedl-mmengine mmengine" in finding("mmengine twice").mend
+    assert "pip uninstall -y onedl-mmengine mmengine" in finding("mmengine twice").fix
 
 
 def test_an_assertion_about_mmcv_is_shown(monkeypatch):
@@ -242,4 +526,4 @@ def test_a_system_without_libgl(monkeypatch):
     error = ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
     broken(monkeypatch, "mmcv", error)
     assert finding("mmcv").state == "wrong"
-    assert "opencv-python-headless" in finding("mmcv").mend
+    assert "opencv-python-headless" in finding("mmcv").fix

@@ -1,4 +1,4 @@
-"""Convert a GC ViT checkpoint of any publisher.
+"""Convert a GC ViT checkpoint from any publisher to another layout.
 
 python tools/convert_checkpoint.py SRC DST [--to mmgcvit|nvidia|timm] [--ema] [--hash] [--force]
 """
@@ -7,19 +7,19 @@ import argparse
 import sys
 
 from mmgcvit.checkpoint.commands import convert_file
-from mmgcvit.checkpoint.errors import CheckpointError
 from mmgcvit.checkpoint.layouts import WRITABLE
+from mmgcvit.errors import CheckpointError
 
 
 def main() -> int:
-    """Read the command line, convert, say what became of it."""
-    parser = argparse.ArgumentParser(description="Convert a GC ViT checkpoint of any publisher.")
-    parser.add_argument("source", help="file, URL, or a name of `mmgcvit weights list`")
+    """Parse the command line, convert, and print the report."""
+    parser = argparse.ArgumentParser(description="Convert a GC ViT checkpoint from any publisher to another layout.")
+    parser.add_argument("source", help="file, URL, or a name from `mmgcvit weights list`")
     parser.add_argument("target", help=".pth or .safetensors file to write")
-    parser.add_argument("--to", choices=WRITABLE, default="mmgcvit", help="layout to write (mmgcvit)")
+    parser.add_argument("--to", choices=WRITABLE, default="mmgcvit", help="layout to write (default: mmgcvit)")
     parser.add_argument("--ema", action="store_true", help="convert the averaged weights")
-    parser.add_argument("--hash", action="store_true", help="put the file's SHA-256 (8 digits) into its name")
-    parser.add_argument("--force", action="store_true", help="replace the target")
+    parser.add_argument("--hash", action="store_true", help="append 8 digits of the SHA-256 to the file name")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
     args = parser.parse_args()
     try:
         path, report = convert_file(args.source, args.target, args.to, args.ema, args.hash, args.force)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Evaluate under Slurm: tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [ARGUMENTS OF tools/test.py]
-# GPUS (8) in all, GPUS_PER_NODE (8) and CPUS_PER_TASK (5) per process; SRUN_ARGS goes to srun as it is.
+# Environment: GPUS (total, 8), GPUS_PER_NODE (8), CPUS_PER_TASK (per process, 5), SRUN_ARGS (passed to srun unchanged).
 set -euo pipefail
 [ $# -ge 4 ] || { echo "usage: $0 PARTITION JOB_NAME CONFIG CHECKPOINT [ARGUMENTS OF tools/test.py]" >&2; exit 2; }
 gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-8}
 [ "$per_node" -le "$gpus" ] || per_node=$gpus
-# shellcheck disable=SC2086  # SRUN_ARGS is a list of words
+# shellcheck disable=SC2086  # SRUN_ARGS holds several arguments
 exec srun -p "$1" --job-name="$2" --gres="gpu:$per_node" --ntasks="$gpus" --ntasks-per-node="$per_node" \
   --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
   python -u "$(dirname "$0")/test.py" "$3" "$4" --launcher slurm "${@:5}"

@@ -1,27 +1,28 @@
-# A classifier of your own pictures. Copy this file beside itself, change two things, where the data is and the class
-# names, and give the copy to tools/train.py.
+# Template for training a classifier on your own dataset. Copy this file within this folder, set `data_root` and
+# `classes`, and pass the copy to tools/train.py.
 #
-#   data_root/train/CLASS/NAME.jpg     pictures, a folder for each class; data_root/val/ the same, of other pictures
+#   data_root/train/CLASS/NAME.jpg     training images, one folder per class
+#   data_root/val/CLASS/NAME.jpg       validation images
 #
-# The base says what is trained. This one learns some hundred pictures from scratch, on a CPU, in minutes:
+# `_base_` selects the model. This one trains from scratch on a few hundred images, on a CPU, within minutes:
 #   ./_base_/gcvit-nano.py
-# and these fine-tune published ImageNet weights on a GPU (load = 'gcvit://tiny_in1k', or another of `mmgcvit weights
-# list`); take size = 224 with them, and --auto-scale-lr:
-#   ./gcvit-tiny_32xb128_in1k.py, or any other ImageNet-1k config here
-# (With a copy elsewhere: _base_ = 'mmgcvit::classification/_base_/gcvit-nano.py')
+# These fine-tune ImageNet weights on a GPU; set load = 'gcvit://tiny_in1k' (see `mmgcvit weights list`) and size = 224,
+# and train with --auto-scale-lr:
+#   ./gcvit-tiny_32xb128_in1k.py, or any other ImageNet-1k config
+# If the copy is in another folder, use _base_ = 'mmgcvit::classification/_base_/gcvit-nano.py'.
 _base_ = "./_base_/gcvit-nano.py"
 
 data_root = "data/my_data/"
-classes = ("cat", "dog")  # the folders' names, in the order of the classes
+classes = ("cat", "dog")  # folder names, in the order of the class indices
 
-size = 128  # pictures are brought to this size, in pixels, with a multiple of 32 nothing is padded
-scale = (0.5, 1.0)  # shares of the picture that training sees at a time
-flips = dict(hflip=0.5, vflip=0.0)  # how often pictures are mirrored; of pictures taken from above vflip=0.5 too
+size = 128  # input size in pixels; multiples of 32 avoid padding
+scale = (0.5, 1.0)  # area of a random training crop, relative to the image
+flips = dict(hflip=0.5, vflip=0.0)  # flip probabilities; use vflip=0.5 for aerial images
 batch_size = 16
 max_epochs = 60
 load = None
 
-# Nothing below needs a change.
+# No changes are needed below.
 model = dict(num_classes=len(classes))
 if load is not None:
     model["init_cfg"] = dict(type="Pretrained", checkpoint=load)
@@ -35,6 +36,7 @@ train_dataloader.dataset.pipeline[1].update(scale=scale, **flips)
 test_dataloader = val_dataloader
 param_scheduler = dict(warmup=max(max_epochs // 15, 1), T_max=max_epochs, end=max_epochs)
 train_cfg = dict(max_epochs=max_epochs, val_interval=max(max_epochs // 3, 1))
-custom_hooks = [dict(type="mmgcvit.ClassificationHook")]  # over few steps, averaged weights are the first ones
-if _base_.default_hooks.checkpoint.by_epoch:
+custom_hooks = [dict(type="ClassificationHook")]  # no EMA: over few steps it stays close to the initial weights
+if _base_.default_hooks.checkpoint.by_epoch:  # the nano model, whose learning rate suits small batches
+    auto_scale_lr = dict(base_batch_size=batch_size)
     default_hooks = dict(checkpoint=dict(interval=max(max_epochs // 3, 1)))

@@ -1,6 +1,6 @@
-# Fine-tuning on ImageNet-1k at 224 x 224 from weights of 21k: put a checkpoint of gcvit-large_32xb128_in21k.py where
-# init_cfg says; its head of other classes is left out. Of the authors' fine-tuning a rate is known (0.001, at 384),
-# without its batch and its length: this is Swin's recipe as a whole.
+# Fine-tuning on ImageNet-1k at 224 x 224 from ImageNet-21k weights. Put a checkpoint of gcvit-large_32xb128_in21k.py at
+# the path in init_cfg; its classification head is skipped. The authors only state a learning rate (0.001 at 384), but
+# neither batch size nor epochs, so this follows the recipe of Swin Transformer.
 _base_ = "./gcvit-large_32xb128_in1k.py"
 
 model = dict(

@@ -1,5 +1,5 @@
-# Pre-training on the 21841 classes of ImageNet-21k (the release of 2011): data/imagenet21k/train/CLASS/NAME.JPEG.
-# There are no validation pictures. The authors' schedule is not published; 90 epochs with 5 of warm-up are Swin's.
+# Pre-training on ImageNet-21k (2011 release, 21841 classes): data/imagenet21k/train/CLASS/NAME.JPEG. It has no
+# validation split. The authors' schedule is unpublished; 90 epochs with 5 of warmup follow Swin Transformer.
 _base_ = "./gcvit-large_32xb128_in1k.py"
 
 model = dict(num_classes=21841)

@@ -1,2 +1,2 @@
-# The recipe stands in its base; the other variants are deltas of it.
+# GC ViT-T on ImageNet-1k; the base holds the full recipe.
 _base_ = "./_base_/gcvit-tiny_in1k.py"

@@ -1,6 +1,5 @@
-# The recipe with parameters, gradients and optimizer sharded among GPUs (MMEngine's FSDPStrategy), as a pattern for
-# the wide archs at large sizes. It needs GPUs, and has not been run yet. Averaged weights are left out:
-# they would be a whole copy on each GPU.
+# FSDP (FSDPStrategy of MMEngine): parameters, gradients and optimizer states are sharded across GPUs. An example for
+# large archs at high resolution; not yet run. No EMA, as it would keep a full copy of the weights on every GPU.
 _base_ = "./gcvit-tiny_32xb128_in1k.py"
 
 runner_type = "FlexibleRunner"
@@ -13,11 +12,11 @@ strategy = dict(
     ),
 )
 optim_wrapper = dict(
-    type="mmgcvit.FSDPAmpOptimWrapper",  # clips by the norm of all shards
-    # By name and kind: sharded parameters are all vectors.
+    type="FSDPAmpOptimWrapper",  # clips by the gradient norm over all shards
+    # By parameter name and layer type, because FSDP flattens all parameters to 1-D.
     paramwise_cfg=dict(
         _delete_=True, norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys=dict(gamma=dict(decay_mult=0.0))
     ),
 )
-custom_hooks = [dict(type="mmgcvit.ClassificationHook")]
+custom_hooks = [dict(type="ClassificationHook")]
 val_cfg = dict(type="ValLoop")

@@ -1,4 +1,4 @@
-# Cascade Mask R-CNN with GC ViT-S on COCO, 36 epochs, several scales.
+# Cascade Mask R-CNN with GC ViT-S on COCO, 36 epochs, multi-scale training.
 _base_ = "./cascade-mask-rcnn_gcvit-tiny_fpn_ms-crop-3x_coco.py"
 
 model = dict(

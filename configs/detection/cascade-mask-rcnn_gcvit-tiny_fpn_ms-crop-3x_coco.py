@@ -1,5 +1,5 @@
-# Cascade Mask R-CNN with GC ViT-T on COCO, 36 epochs, several scales, heads of four convolutions: the paper's recipe
-# (with this project's padding).
+# Cascade Mask R-CNN with GC ViT-T on COCO, 36 epochs, multi-scale training, 4conv1fc box heads. This is the recipe of
+# the paper, except that the input image is padded instead of each window.
 _base_ = [
     "mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py",
     "./_base_/coco_instance_ms-crop.py",

@@ -1,4 +1,4 @@
-# Cascade R-CNN with GC ViT-T on COCO, boxes only, 12 epochs, 8 GPUs with 2 pictures each.
+# Cascade R-CNN with GC ViT-T on COCO, boxes only, 12 epochs, 8 GPUs x 2 images per GPU.
 _base_ = [
     "mmdet::_base_/models/cascade-rcnn_r50_fpn.py",
     "mmdet::_base_/datasets/coco_detection.py",

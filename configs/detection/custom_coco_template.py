@@ -1,28 +1,28 @@
-# Any detector of this folder on your own pictures. Copy this file beside itself, change two things, where the data is
-# and the class names, and give the copy to tools/check_data.py and tools/train.py.
+# Template for training any detector of this folder on your own dataset. Copy this file within this folder, set
+# `data_root` and `classes`, and pass the copy to tools/check_data.py and tools/train.py.
 #
-#   data_root/images/      the pictures
-#   data_root/train.json   COCO annotations: boxes, and for masks polygons or run lengths
-#   data_root/val.json     the same, of pictures that are not in train.json
+#   data_root/images/      images
+#   data_root/train.json   COCO annotations: boxes, and polygons or RLE for masks
+#   data_root/val.json     annotations of the validation images, which must not appear in train.json
 #
-# The base says what is trained. These learn some dozens of pictures from scratch, on a CPU, in minutes:
-#   ./_base_/mask-rcnn_gcvit-nano_fpn.py         boxes and masks
-#   ./_base_/cascade-mask-rcnn_gcvit-nano_fpn.py
-#   ./_base_/faster-rcnn_gcvit-nano_fpn.py       boxes only: annotations need no polygons
-#   ./_base_/retinanet_gcvit-nano_fpn.py         boxes only
-# and these fine-tune published ImageNet weights on a GPU; take scale = (1333, 800) with them, and --auto-scale-lr:
-#   ./mask-rcnn_gcvit-tiny_fpn_1x_coco.py, ./faster-rcnn_gcvit-tiny_fpn_1x_coco.py, or any other COCO config here
-# (their first 1000 iterations are warm-up: with some hundred pictures set param_scheduler and train_cfg.max_epochs too)
-# (With a copy elsewhere: _base_ = 'mmgcvit::detection/_base_/mask-rcnn_gcvit-nano_fpn.py')
+# `_base_` selects the model. These models train from scratch on a few dozen images, on a CPU, within minutes:
+#   ./_base_/mask-rcnn_gcvit-nano_fpn.py          boxes and masks
+#   ./_base_/cascade-mask-rcnn_gcvit-nano_fpn.py  boxes and masks
+#   ./_base_/faster-rcnn_gcvit-nano_fpn.py        boxes only; the annotations need no polygons
+#   ./_base_/retinanet_gcvit-nano_fpn.py          boxes only
+# These fine-tune ImageNet weights on a GPU; set scale = (1333, 800) and train with --auto-scale-lr:
+#   ./mask-rcnn_gcvit-tiny_fpn_1x_coco.py, ./faster-rcnn_gcvit-tiny_fpn_1x_coco.py, or any other COCO config
+# Their first 1000 iterations are warmup: with a few hundred images, also set param_scheduler and train_cfg.max_epochs.
+# If the copy is in another folder, use _base_ = 'mmgcvit::detection/_base_/mask-rcnn_gcvit-nano_fpn.py'.
 _base_ = "./_base_/mask-rcnn_gcvit-nano_fpn.py"
 
 data_root = "data/my_data/"
-classes = ("cat", "dog")  # the categories of train.json, in its order; one class: ('cat', )
+classes = ("cat", "dog")  # categories in the order of train.json; a single class: ('cat', )
 
-scale = (480, 320)  # pictures are brought inside this: long and short side, in pixels
-max_iters = 600  # of a nano base; some hundred pictures or more deserve more (the others count epochs)
+scale = (480, 320)  # images are resized to fit within (long side, short side), in pixels
+max_iters = 600  # for the nano models; increase it for several hundred images (the others count epochs)
 
-# Nothing below needs a change. Every head of the base gets as many classes.
+# No changes are needed below. All heads get the right number of classes.
 model = _base_.model
 parts = [model]
 for part in parts:
@@ -69,10 +69,6 @@ test_evaluator = val_evaluator
 
 if "max_iters" in _base_.train_cfg:
     train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 3)
-    param_scheduler = [
-        dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-        dict(
-            type="CosineAnnealingLR", by_epoch=False, begin=50, end=max_iters, T_max=max_iters - 50, eta_min_ratio=0.01
-        ),
-    ]
+    param_scheduler = _base_.param_scheduler
+    param_scheduler[-1].update(end=max_iters, T_max=max_iters - 50)
 del max_iters

@@ -1,4 +1,4 @@
-# DINO, four scales, with GC ViT-L pre-trained at 384 on ImageNet-21k; blocks are recomputed to fit a GPU.
+# 4-scale DINO with GC ViT-L, pre-trained on ImageNet-21k at 384 x 384. Activation checkpointing saves GPU memory.
 _base_ = "./dino-4scale_gcvit-tiny_8xb2-12e_coco.py"
 
 model = dict(

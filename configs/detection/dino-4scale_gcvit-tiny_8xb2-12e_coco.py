@@ -1,4 +1,4 @@
-# DINO, four scales, with GC ViT-T on COCO, 12 epochs, 8 GPUs with 2 pictures each.
+# 4-scale DINO with GC ViT-T on COCO, 12 epochs, 8 GPUs x 2 images per GPU.
 _base_ = "mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py"
 custom_imports = dict(imports=["mmgcvit"], allow_failed_imports=False)
 
@@ -14,8 +14,9 @@ model = dict(
     neck=dict(in_channels=[128, 256, 512]),
 )
 
-# The learning rate falls from the last block to the stem, 32 layers below the heads, to 0.94^32 = 0.14 of theirs: about
-# where one lower rate for the whole backbone (0.1) is usual.
+# Layer-wise learning rate decay: the stem, 32 layers below the heads, is trained at 0.94^32 = 0.14 of their rate. This
+# is close to the usual multiplier of 0.1 for the whole backbone.
 optim_wrapper = dict(
     constructor="GCViTLayerDecayOptimWrapperConstructor", paramwise_cfg=dict(_delete_=True, layer_decay_rate=0.94)
 )
+auto_scale_lr = dict(enable=False)

@@ -1,4 +1,4 @@
-# Faster R-CNN with GC ViT-T on COCO, boxes only, 12 epochs, 8 GPUs with 2 pictures each.
+# Faster R-CNN with GC ViT-T on COCO, boxes only, 12 epochs, 8 GPUs x 2 images per GPU.
 _base_ = [
     "./_base_/faster-rcnn_gcvit-tiny_fpn.py",
     "mmdet::_base_/datasets/coco_detection.py",

@@ -1,5 +1,5 @@
-# Faster R-CNN with GC ViT-T on Pascal VOC 2007 and 2012, 8 GPUs with 2 pictures each. mmdet's data set holds each
-# picture 3 times: 4 epochs are 12.
+# Faster R-CNN with GC ViT-T on Pascal VOC 2007 + 2012, 8 GPUs x 2 images per GPU. mmdet repeats the dataset 3 times, so
+# that 4 epochs amount to 12 passes over the data.
 _base_ = [
     "./_base_/faster-rcnn_gcvit-tiny_fpn.py",
     "mmdet::_base_/datasets/voc0712.py",

@@ -1,8 +1,8 @@
-# The demo: Mask R-CNN with a narrow GC ViT, from scratch on the digit scenes (tools/make_digit_scenes.py).
+# Detection demo: a narrow Mask R-CNN trained from scratch on digit scenes (tools/make_digit_scenes.py).
 _base_ = "./_base_/mask-rcnn_gcvit-nano_fpn.py"
 
-# From scratch and in minutes: heads with norms learn faster, boxes and masks that do not depend on the class learn from
-# all ten digits, and half of the sampled boxes are digits. Windows of 5 divide every map of a 160 x 160 scene.
+# Choices for fast training from scratch: normalized heads, class-agnostic boxes and masks (so that they learn from all
+# ten digits), and half of the sampled RoIs positive. Windows of 5 divide every feature map of a 160 x 160 scene.
 norm_cfg = dict(type="GN", num_groups=8)
 model = dict(
     backbone=dict(window_size=5),
@@ -21,13 +21,13 @@ model = dict(
         mask_head=dict(num_classes=10, class_agnostic=True),
     ),
     train_cfg=dict(rcnn=dict(mask_size=14, sampler=dict(num=48, pos_fraction=0.5))),
-    # One answer for one place: digits do not lie on each other.
+    # Digits do not overlap, so keep a single prediction per location.
     test_cfg=dict(rcnn=dict(nms=dict(class_agnostic=True))),
 )
 
 data_root = "data/digit_scenes/"
 metainfo = dict(classes=tuple("0123456789"))
-# Scenes are 160 x 160: nothing to resize, and a mirrored digit is another one or none.
+# Scenes are already 160 x 160, and flipping would change the digits: no augmentation.
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
@@ -63,5 +63,5 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root.rstrip("/") + "/annotations/instances_val.json")
 test_evaluator = val_evaluator
 auto_scale_lr = dict(base_batch_size=4)
-# Pictures show what the model is rather sure of.
+# Only draw confident predictions.
 default_hooks = dict(visualization=dict(score_thr=0.5))

@@ -1,4 +1,5 @@
-# Mask R-CNN with GC ViT-T on COCO, 36 epochs, several scales: the paper's recipe (with this project's padding).
+# Mask R-CNN with GC ViT-T on COCO, 36 epochs, multi-scale training. This is the recipe of the paper, except that the
+# input image is padded instead of each window.
 _base_ = [
     "./_base_/mask-rcnn_gcvit-tiny_fpn.py",
     "./_base_/coco_instance_ms-crop.py",

@@ -1,4 +1,4 @@
-# RetinaNet with GC ViT-T on COCO, boxes only, 12 epochs, 8 GPUs with 2 pictures each.
+# RetinaNet with GC ViT-T on COCO, boxes only, 12 epochs, 8 GPUs x 2 images per GPU.
 _base_ = [
     "mmdet::_base_/models/retinanet_r50_fpn.py",
     "mmdet::_base_/datasets/coco_detection.py",
@@ -16,6 +16,6 @@ model = dict(
         out_indices=(1, 2, 3),
         init_cfg=dict(type="Pretrained", checkpoint="gcvit://tiny_in1k"),
     ),
-    # RetinaNet begins at stride 8: a map that nobody reads would have a norm that never learns
+    # RetinaNet starts at stride 8. An unused stride-4 output would leave its norm layer without gradients.
     neck=dict(in_channels=[128, 256, 512], start_level=0),
 )

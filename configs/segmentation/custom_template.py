@@ -1,48 +1,45 @@
-# Any segmentor of this folder on your own pictures. Copy this file beside itself, change two things, where the data is
-# and the class names, and give the copy to tools/check_data.py and tools/train.py.
+# Template for training any segmentor of this folder on your own dataset. Copy this file within this folder, set
+# `data_root` and `classes`, and pass the copy to tools/check_data.py and tools/train.py.
 #
-#   data_root/images/train/NAME.jpg        pictures
-#   data_root/annotations/train/NAME.png   label maps of their sizes, 8 bits a pixel: the first class is 0, the next
-#                                          1, ...; 255 is ignored
-#   data_root/images/val/, data_root/annotations/val/    the same, of other pictures
+#   data_root/images/train/NAME.jpg                      images
+#   data_root/annotations/train/NAME.png                 8-bit label maps of the same size; 255 is ignored
+#   data_root/images/val/, data_root/annotations/val/    validation images and their label maps
 #
-# The base says what is trained. These learn some dozens of pictures from scratch, on a CPU, in minutes:
+# `_base_` selects the model. These models train from scratch on a few dozen images, on a CPU, within minutes:
 #   ./_base_/upernet_gcvit-nano.py
 #   ./_base_/fpn_gcvit-nano.py         Semantic FPN
 #   ./_base_/segformer_gcvit-nano.py
-# and these fine-tune published ImageNet weights on a GPU; take short = 512 and crop_size = (512, 512) with them, and
-# --auto-scale-lr:
-#   ./gcvit-tiny_upernet_8xb2-20k_ade20k-512x512.py, ./gcvit-tiny_upernet_8xb2-160k_ade20k-512x512_1gpu.py, or any other
-#   ADE20K config here
-# (With a copy elsewhere: _base_ = 'mmgcvit::segmentation/_base_/upernet_gcvit-nano.py')
+# These fine-tune ImageNet weights on a GPU; set short = 512 and crop_size = (512, 512), and train with --auto-scale-lr:
+#   ./gcvit-tiny_upernet_8xb2-20k_ade20k-512x512.py, or any other ADE20K config
+# If the copy is in another folder, use _base_ = 'mmgcvit::segmentation/_base_/upernet_gcvit-nano.py'.
 _base_ = "./_base_/upernet_gcvit-nano.py"
 
 data_root = "data/my_data/"
-classes = ("background", "cat", "dog")  # in the order of the label maps' values
+classes = ("background", "cat", "dog")  # in the order of the label values, from 0
 
-palette = None  # colours of drawings, such as [[0, 0, 0], [220, 20, 60], [0, 130, 200]]; None: some
+palette = None  # RGB colours for visualization, e.g. [[0, 0, 0], [220, 20, 60], [0, 130, 200]]; None: automatic
 img_suffix, seg_map_suffix = ".jpg", ".png"
-# Whether 0 in the label maps is none of the classes, to be ignored, and 1 the first of them. For data like ADE20K's.
-# Not where 0 is a background that is to be learnt, as it is then the first of the classes.
+# If True, label 0 is ignored and label 1 is the first class, as in ADE20K. Keep False if label 0 is a background class
+# to be learned.
 reduce_zero_label = False
-short = 192  # pictures are brought to this short side, in pixels
-# Height and width of what training sees at a time, in multiples of 32. Best most of a picture: what lies around a thing
-# helps to tell it from what has its colours.
+short = 192  # images are resized to this short side, in pixels
+# Height and width of a training crop, in multiples of 32. Crops should cover most of the image: context helps to
+# distinguish objects of similar colour.
 crop_size = (192, 256)
-# Of pictures taken from above ['horizontal', 'vertical', 'diagonal']; [] where a mirrored thing is another one.
+# Use ['horizontal', 'vertical', 'diagonal'] for aerial images, and [] if flipping changes the class of an object.
 flips = ["horizontal"]
-# How often training sees a picture in grey, so that shapes are learnt too: for backgrounds of colours that it does not
-# have. UPerNet, which sees more of what lies around, may do better with 0: mIoU 0.825 against 0.794 with 0.3, on the
-# README's three validation pictures.
+# Probability of converting a training image to greyscale, so that the model also learns shapes and generalizes to
+# backgrounds of unseen colours. UPerNet has more context and may do better with 0: on the README's three validation
+# images its mIoU is 0.825 with 0 and 0.794 with 0.3.
 grey = 0.3
-max_iters = 1200  # of a nano base; some hundred pictures or more deserve more (the others have their own)
+max_iters = 1200  # for the nano models; increase it for several hundred images (the others keep their own)
 
-# Nothing below needs a change. Every head of the base gets as many classes.
+# No changes are needed below. All heads get the right number of classes.
 model = _base_.model
 for name in ("decode_head", "auxiliary_head"):
     for head in [model.get(name)] if isinstance(model.get(name), dict) else model.get(name) or []:
         head.num_classes = len(classes)
-        if "class_weight" in head.get("loss_cls", {}):  # Mask2Former's has one for `nothing` too
+        if "class_weight" in head.get("loss_cls", {}):  # Mask2Former has an extra weight for `no object`
             head.loss_cls.class_weight = [1.0] * len(classes) + head.loss_cls.class_weight[-1:]
         del head
 del name

@@ -1,4 +1,5 @@
-# UPerNet with GC ViT-L, pre-trained on ImageNet-21k at 384, on ADE20K: windows of 10 divide the maps of 640 x 640.
+# UPerNet with GC ViT-L (pre-trained on ImageNet-21k at 384 x 384) on ADE20K. Windows of 10 divide the feature maps of a
+# 640 x 640 crop.
 _base_ = [
     "./_base_/upernet_gcvit-tiny.py",
     "./_base_/ade20k_640x640.py",

@@ -1,10 +1,10 @@
-# The demo of segmentation: from scratch on the digit scenes' label maps (tools/make_digit_scenes.py).
+# Segmentation demo: a narrow model trained from scratch on digit scenes (tools/make_digit_scenes.py).
 _base_ = "./_base_/fpn_gcvit-nano.py"
 
-# The coarse maps tell one digit from another, the finest one where its strokes are: the head sees all four side by
-# side. Nine of ten pixels are background, and a class weight that is small enough to make digits matter makes strokes
-# too thick: so the auxiliary head, on the coarse maps, has such a weight, and the other a larger one.
-# Windows of 5 divide every map of a 160 x 160 scene.
+# The head concatenates all four levels: coarse ones identify the digit, the finest one locates its strokes. About 90 %
+# of the pixels are background. A background weight small enough to balance this makes the predicted strokes too thick,
+# so only the auxiliary head, on the coarse levels, uses one; the main head uses a larger weight.
+# Windows of 5 divide every feature map of a 160 x 160 scene.
 crop_size = (160, 160)
 head = dict(
     _delete_=True,
@@ -45,7 +45,7 @@ del max_iters
 
 data_root = "data/digit_scenes/"
 metainfo = dict(classes=("background", *"0123456789"))
-# Scenes are 160 x 160: nothing to resize, and a mirrored digit is another one or none.
+# Scenes are already 160 x 160, and flipping would change the digits: no augmentation.
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),
@@ -68,22 +68,14 @@ tta_pipeline = [
         ],
     ),
 ]
+data = dict(type="BaseSegDataset", data_root=data_root, metainfo=metainfo)
 train_dataloader = dict(
     dataset=dict(
-        type="BaseSegDataset",
-        data_root=data_root,
-        data_prefix=dict(img_path="images/train", seg_map_path="semantic/train"),
-        metainfo=metainfo,
-        pipeline=train_pipeline,
+        data_prefix=dict(img_path="images/train", seg_map_path="semantic/train"), pipeline=train_pipeline, **data
     )
 )
 val_dataloader = dict(
-    dataset=dict(
-        type="BaseSegDataset",
-        data_root=data_root,
-        data_prefix=dict(img_path="images/val", seg_map_path="semantic/val"),
-        metainfo=metainfo,
-        pipeline=test_pipeline,
-    )
+    dataset=dict(data_prefix=dict(img_path="images/val", seg_map_path="semantic/val"), pipeline=test_pipeline, **data)
 )
 test_dataloader = val_dataloader
+del data

@@ -1,4 +1,4 @@
-# Semantic FPN with GC ViT-T on ADE20K; learning rate and decay as PVT's.
+# Semantic FPN with GC ViT-T on ADE20K; learning rate and weight decay as in PVT.
 _base_ = [
     "./_base_/fpn_gcvit-tiny.py",
     "./_base_/ade20k_512x512.py",

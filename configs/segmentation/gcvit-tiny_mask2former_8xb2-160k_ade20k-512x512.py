@@ -6,8 +6,8 @@ _base_ = [
     "./_base_/default_runtime.py",
 ]
 
-# The learning rate falls from the last block to the stem, to 0.14 of the heads' (as for DINO); norms, biases, bias
-# tables and queries are not decayed.
+# Layer-wise learning rate decay, as for DINO: the stem is trained at 0.14 of the rate of the heads. No weight decay for
+# norms, biases, relative position bias tables and queries.
 optim_wrapper = dict(
     optimizer=dict(lr=1e-4, weight_decay=0.05),
     clip_grad=dict(max_norm=0.01, norm_type=2),

@@ -1,4 +1,4 @@
-# SegFormer's head over GC ViT-T on ADE20K; the head learns at ten times the backbone's rate, as SegFormer's.
+# SegFormer's head with GC ViT-T on ADE20K. As in SegFormer, the head is trained at ten times the backbone's rate.
 _base_ = [
     "./_base_/segformer_gcvit-tiny.py",
     "./_base_/ade20k_512x512.py",
@@ -6,7 +6,7 @@ _base_ = [
     "./_base_/default_runtime.py",
 ]
 
-# A custom key goes before the rule for norms, so the head's norms have keys of their own.
+# Custom keys take precedence over norm_decay_mult, so the norms of the head need their own keys.
 optim_wrapper = dict(
     paramwise_cfg=dict(
         custom_keys={

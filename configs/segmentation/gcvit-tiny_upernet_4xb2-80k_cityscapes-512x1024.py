@@ -1,4 +1,4 @@
-# UPerNet with GC ViT-T on Cityscapes, 4 GPUs with 2 crops each.
+# UPerNet with GC ViT-T on Cityscapes, 4 GPUs x 2 images per GPU.
 _base_ = [
     "./_base_/upernet_gcvit-tiny.py",
     "./_base_/cityscapes_512x1024.py",

@@ -1,4 +1,4 @@
-# UPerNet with GC ViT-T on Pascal VOC 2012, augmented.
+# UPerNet with GC ViT-T on augmented Pascal VOC 2012.
 _base_ = [
     "./_base_/upernet_gcvit-tiny.py",
     "./_base_/pascal_voc12aug_512x512.py",

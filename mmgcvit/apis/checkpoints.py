@@ -9,8 +9,8 @@ from typing import Any
 
 from mmengine.runner import CheckpointLoader
 
-from mmgcvit.checkpoint.layouts import weights_of
-from mmgcvit.checkpoint.loading import locate
+from mmgcvit.checkpoint.layouts import unwrap_checkpoint
+from mmgcvit.checkpoint.loading import resolve_source
 from mmgcvit.checkpoint.reader import read_checkpoint
 
 READER = "mmgcvit-reader://"  # prefix of a checkpoint's name: mmengine reads it with the package's own reader
@@ -41,7 +41,7 @@ def newest_checkpoint(work_dir: str | Path) -> str | None:
 @CheckpointLoader.register_scheme(prefixes=READER, force=True)
 def load_from_mmgcvit_reader(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Read a checkpoint for mmengine with the package's reader; the weights are under ``state_dict``."""
-    found = read_checkpoint(locate(filename.removeprefix(READER)), map_location or "cpu")
+    found = read_checkpoint(resolve_source(filename.removeprefix(READER)), map_location or "cpu")
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         return dict(found)
-    return {"state_dict": weights_of(found)}
+    return {"state_dict": unwrap_checkpoint(found)}

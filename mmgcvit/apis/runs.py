@@ -17,11 +17,10 @@ from mmengine.runner import Runner
 from mmgcvit.apis.checkpoints import READER, newest_checkpoint
 from mmgcvit.apis.launch import build_runner
 from mmgcvit.apis.tta import use_tta
-from mmgcvit.checkpoint.errors import CheckpointError
 from mmgcvit.checkpoint.loading import SCHEMES
 from mmgcvit.datasets.problems import data_sets
 from mmgcvit.engine.single_device import revert_sync_bn, scale_single_device_lr
-from mmgcvit.errors import AnnotationError, ClassificationDataError, UsageError
+from mmgcvit.errors import AnnotationError, CheckpointError, ClassificationDataError, UsageError
 from mmgcvit.registry import rename_old_types, type_name
 from mmgcvit.tasks import TASKS, task_of_dataset
 from mmgcvit.utils.files import require_file

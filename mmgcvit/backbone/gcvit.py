@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,21 +14,20 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmgcvit import kernels
 from mmgcvit.backbone.arch import Arch, resolve_arch
-from mmgcvit.backbone.attention import Bias, WindowAttention
+from mmgcvit.backbone.attention import WindowAttention
 from mmgcvit.backbone.checks import STAGES, check_choice, check_four, check_integer, check_rate, check_stages
-from mmgcvit.backbone.eager import eager_on_cpu
-from mmgcvit.backbone.initial import SafePretrainedInit
 from mmgcvit.backbone.layers import Downsample, GlobalQuery, Mlp, PointwiseConv, Stem, layer_norm
-from mmgcvit.backbone.windows import PAD_MODES, Region, WindowGrid, pad_to_multiple
+from mmgcvit.backbone.pretrained_init import SafePretrainedInit, adapt_state_dict
+from mmgcvit.backbone.windows import PAD_MODES, Pack, WindowLayout, pad_to_multiple, window_layout
+from mmgcvit.compat import add_load_state_dict_pre_hook, compute_dtype
 
 INTERPOLATIONS = ("bicubic", "bilinear")
-# Elements of a map that a block works on at a time on a CPU.
-CHUNK = 2**18
 
 
 class Block(nn.Module):
-    """x + gamma1 * attention(norm1(x)), with stochastic depth, then the same with the MLP.
+    """x + gamma1 * attention(norm1(x)), then x + gamma2 * mlp(norm2(x)), each with drop path.
 
     Args:
         channels: C.
@@ -36,7 +36,7 @@ class Block(nn.Module):
         is_global: global attention, else local.
         mlp_ratio: hidden channels of the MLP over C.
         layer_scale: initial value of gamma1 and gamma2; None for none.
-        drop_path_rate: probability with which a picture skips either half.
+        drop_path_rate: probability with which an image skips a branch.
         **attention: further arguments of :class:`WindowAttention`.
     """
 
@@ -64,61 +64,48 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        global_query: Tensor | None,
-        size: tuple[int, int],
-        keep: Tensor | None = None,
-        shared: list[Bias] | None = None,
+        pack: Pack,
+        queries: Sequence[Tensor] | None = None,
+        biases: Sequence[Any] | None = None,
+        drop_path_scale: Tensor | None = None,
+        ops: kernels.Kernels | None = None,
     ) -> Tensor:
-        """One block.
+        """One block on packed windows.
 
         Args:
-            x: (windows, tokens, pictures, C), windows of one size.
-            global_query: (B, heads, tokens, C // heads), for the tokens of these windows.
-            size: height and width of these windows.
-            keep: of :meth:`draw`, so shaped that each half of it multiplies x.
-            shared: see :meth:`WindowAttention.forward`.
+            x: (rows, C), the windows of ``pack``.
+            pack: where the windows are.
+            queries: the global query of each region, see :meth:`WindowLayout.expand_query`.
+            biases: of each region; None to compute them from the block's own table.
+            drop_path_scale: (2, rows, 1), by which both branches are multiplied; None for no drop path.
+            ops: implementations of the operations; None for those that fit x and the block.
 
         Returns:
-            Tensor of x's shape.
+            (rows, C).
         """
-        keep_attention, keep_mlp = (None, None) if keep is None else keep
-        x = _add(x, self.attn(self.norm1(x), global_query, size, shared), self.gamma1, keep_attention)
-        return _add(x, self.mlp(self.norm2(x)), self.gamma2, keep_mlp)
-
-    def draw(self, pictures: int, x: Tensor) -> Tensor | None:
-        """Stochastic depth: by what each picture is multiplied in either half, (2, pictures, 1); None in evaluation.
-
-        0 with probability ``drop_path_rate``, else 1 / (1 - rate). Drawn once for all windows of a picture; x tells
-        type and device.
-        """
-        if not self.training or not self.drop_path_rate:
-            return None
-        keep = 1 - self.drop_path_rate
-        # All windows of a picture are dropped, or none: hence drawn before the map is cut.
-        return x.new_empty(2, pictures, 1).bernoulli_(keep).div_(keep) if keep else x.new_zeros(2, pictures, 1)
-
-
-def _add(x: Tensor, y: Tensor, gamma: Tensor | None, keep: Tensor | None) -> Tensor:
-    """x + y * gamma * keep."""
-    if keep is not None:
-        y = y * keep
-    return x + y if gamma is None else torch.addcmul(x, y, gamma)
+        ops = ops or kernels.choose(x, self)
+        scale1, scale2 = (None, None) if drop_path_scale is None else drop_path_scale.unbind(0)
+        y = self.norm1(x)
+        if pack.padding_rows is not None:
+            y.index_fill_(0, pack.padding_rows, 0)
+        x = ops.residual(x, self.attn(y, pack, queries, biases, ops), self.gamma1, scale1)
+        return ops.residual(x, self.mlp(self.norm2(x), ops), self.gamma2, scale2)
 
 
 class Stage(nn.Module):
-    """(Downsample,) global query, and blocks that attend locally and globally in turns.
+    """(Downsample,) global query, and blocks that attend locally and globally in turn.
 
     Args:
-        in_channels: channels of the map that comes in; None where no downsampling opens the stage.
+        in_channels: channels of the input map; None where the stage does not begin with downsampling.
         channels: C of this stage.
         depth: blocks.
         num_heads: attention heads.
         window: side of the windows, in tokens.
         pad: one of 'input', 'stage', 'window'; see :class:`GCViT`.
-        reductions: halvings of the global query's map.
+        reductions: halvings of the map that the global query comes from.
         interpolation: how the global query is resized.
         drop_path_rates: one per block.
-        with_cp: recompute each block in the backward pass instead of keeping what it computed.
+        with_cp: recompute the blocks in the backward pass instead of keeping their activations.
         **block: further arguments of :class:`Block`.
     """
 
@@ -147,42 +134,52 @@ class Stage(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, channels in) -> (B, H', W', C), H' and W' being half of H and W where the stage downsamples."""
+        """(B, H, W, input channels) -> (B, H', W', C), H' and W' being half of H and W where the stage downsamples."""
         x = self.downsample(x)
         height, width = x.shape[1:3]
         if self.pad == "stage":
             x = pad_to_multiple(x, self.window)
-        query = self.query(x) if self.query is not None else None
-        keeps = [block.draw(x.shape[0], x) for block in self.blocks]
-        grid = WindowGrid(x.shape[1], x.shape[2], self.window)
-        x = grid.merge([self._region(grid.cut(x, region), query, region, keeps) for region in grid.regions])
-        return x[:, :height, :width]
+        layout = window_layout(tuple(x.shape), self.window, x.device, kernels.max_pack(x))
+        dtype = compute_dtype(x)
+        queries = layout.expand_query(self.query(x).to(dtype)) if self.query is not None else None
+        scales = self.sample_drop_path(layout, x)
+        ops = [kernels.choose(x, block) for block in self.blocks]
+        packs = layout.pack(x)
+        for index, (block, biases) in enumerate(zip(self.blocks, self._biases(layout, ops, dtype), strict=True)):
+            if self.with_cp and torch.is_grad_enabled():
+                block = partial(checkpoint, block, use_reentrant=False)
+            for n, pack in enumerate(layout.packs):
+                scale = None if scales is None else scales[n][index]
+                packs[n] = block(packs[n], pack, queries, biases, scale, ops[index])
+        return layout.unpack(packs)[:, :height, :width]
 
-    def _region(self, x: Tensor, query: Tensor | None, region: Region, keeps: Sequence[Tensor | None]) -> Tensor:
-        """All blocks on the windows of one region, (windows, tokens, pictures, C)."""
-        if query is not None:
-            # (B, heads, window * window, d) -> (B, heads, height * width, d): a smaller window has the first of each
-            query = query.unflatten(2, (self.window, -1))[:, :, : region.height, : region.width].flatten(2, 3)
-        single = region.rows * region.columns == 1  # then the pictures lie where else the windows do
-        size = (region.height, region.width)
-        parts, step = [x], x.shape[0]
-        if eager_on_cpu(x):
-            # Some windows at a time: what lies between a block's input and output then stays in the caches, and in
-            # memory that the process already has (large tensors are new pages each time).
-            step = max(1, CHUNK // x[0].numel())
-            parts = list(x.split(step))
-        for block, keep in zip(self.blocks, keeps, strict=True):
-            shared: list[Bias] = []
-            for n, part in enumerate(parts):
-                some = slice(n * step, (n + 1) * step) if single and len(parts) > 1 else slice(None)  # pictures
-                own = None if query is None else query[some]
-                drop = keep if keep is None or not single else keep[:, some, None, None]
-                if self.with_cp and torch.is_grad_enabled():
-                    # Nothing is shared: what one part leaves for others would not be there when it is computed anew.
-                    parts[n] = checkpoint(block, part, own, size, drop, use_reentrant=False)
-                else:
-                    parts[n] = block(part, own, size, drop, shared)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def _biases(self, layout: WindowLayout, ops: list[kernels.Kernels], dtype: torch.dtype) -> Iterable[Any]:
+        """The position biases of each block and region.
+
+        Those of all blocks are computed together. Where a block was modified, each computes its own: its weights may be
+        there only while it is called (sharding, offloading).
+        """
+        if kernels.is_eager() and kernels.REFERENCE in ops:
+            return [None] * len(ops)
+        tables = [block.attn.relative_position_bias_table for block in self.blocks]
+        sizes = [(region.height, region.width) for region in layout.regions]
+        return ops[0].position_biases(tables, sizes, self.window, dtype)
+
+    def sample_drop_path(self, layout: WindowLayout, x: Tensor) -> list[Tensor] | None:
+        """Sample the drop-path scale of each image for both branches of each block.
+
+        All windows of an image are dropped together: 0 with the block's ``drop_path_rate``, else 1 / (1 - rate).
+
+        Returns:
+            (blocks, 2, rows, 1) for each pack; None in evaluation.
+        """
+        rates = [block.drop_path_rate for block in self.blocks]
+        if not self.training or not any(rates):
+            return None
+        keep = [[1 - rate, 1 / (1 - rate) if rate < 1 else 0.0] for rate in rates]
+        keep, scale = torch.tensor(keep, dtype=x.dtype, device=x.device)[:, :, None, None].unbind(1)
+        scale = torch.bernoulli(keep.expand(-1, 2, layout.batch)) * scale
+        return [rows[..., None] for rows in layout.per_row(scale)]
 
 
 @MODELS.register_module()
@@ -257,6 +254,7 @@ class GCViT(SafePretrainedInit, BaseModule):
                 + f"; allowed: {allowed}"
             )
         super().__init__(init_cfg=init_cfg)
+        add_load_state_dict_pre_hook(self, adapt_state_dict)
         self.arch: Arch = resolve_arch(arch, window_size, drop_path_rate)
         in_channels = check_integer("in_channels", in_channels, 1)
         check_choice("pad", pad, PAD_MODES)
@@ -392,10 +390,3 @@ class GCViT(SafePretrainedInit, BaseModule):
         if part.startswith("norm"):
             return sum(depths[: int(part.removeprefix("norm")) + 1]), layers
         return layers - 1, layers
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Take any publisher's names, and windows of another size, before torch takes what is there."""
-        from mmgcvit.checkpoint.loading import prepare_state_dict
-
-        prepare_state_dict(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)

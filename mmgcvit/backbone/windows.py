@@ -1,13 +1,20 @@
-"""Padding, and the way from maps to windows and back: all of it is here, for every ``pad`` mode."""
+"""Padding, and the way from a map to windows and back, for every ``pad`` mode.
+
+A stage's map (B, H, W, C) is *packed* once: all windows lie one after another in a tensor of rows, (rows, C). Whatever
+works on single tokens (norms, linear layers, MLP, residuals) then runs once, however many kinds of windows there are.
+Attention alone looks at each region's rows, as a view (B x windows, tokens, C).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mmgcvit.utils.capture import cached
 
 PAD_MODES = ("input", "stage", "window")
 
@@ -22,84 +29,266 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Region:
-    """A rectangle of a map, made of windows that are all of one size.
+    """A rectangle of a map that consists of windows of one size.
 
     Args:
         top: first row of the map, in tokens.
         left: first column of the map, in tokens.
-        rows: windows from top to bottom.
-        columns: windows from left to right.
-        height: of a window, in tokens.
-        width: of a window, in tokens.
+        grid_h: windows from top to bottom.
+        grid_w: windows from left to right.
+        height: height of a window, in tokens.
+        width: width of a window, in tokens.
+        window: side of a full window, in tokens. A smaller window was cut off by an edge of the map.
     """
 
     top: int
     left: int
-    rows: int
-    columns: int
+    grid_h: int
+    grid_w: int
     height: int
     width: int
+    window: int
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether an edge cuts these windows off, so that attention pads them to the full window."""
+        return self.height < self.window or self.width < self.window
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of one image."""
+        return self.grid_h * self.grid_w
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a window in the packed tensor: its tokens, and one that stands for all of its padding."""
+        return self.height * self.width + self.is_padded
+
+    def cut(self, x: Tensor) -> Tensor:
+        """This rectangle as windows: (B, H, W, C) -> (B * num_windows, height * width, C)."""
+        gh, gw, h, w = self.grid_h, self.grid_w, self.height, self.width
+        x = x[:, self.top : self.top + gh * h, self.left : self.left + gw * w]
+        # [B, gh * h, gw * w, C] -> [B, gh, h, gw, w, C] -> [B, gh, gw, h, w, C] -> [B * gh * gw, h * w, C]
+        x = x.reshape(-1, gh, h, gw, w, x.shape[3]).transpose(2, 3)
+        return x.reshape(-1, h * w, x.shape[5])
+
+    def uncut(self, windows: Tensor) -> Tensor:
+        """Inverse of :meth:`cut`: (B * num_windows, height * width, C) -> (B, grid_h * height, grid_w * width, C)."""
+        gh, gw, h, w = self.grid_h, self.grid_w, self.height, self.width
+        # [B * gh * gw, h * w, C] -> [B, gh, gw, h, w, C] -> [B, gh, h, gw, w, C] -> [B, gh * h, gw * w, C]
+        x = windows.reshape(-1, gh, gw, h, w, windows.shape[2]).transpose(2, 3)
+        return x.reshape(-1, gh * h, gw * w, x.shape[5])
 
 
-class WindowGrid:
-    """How one stage's maps are cut into windows.
+def split_into_regions(height: int, width: int, window: int) -> tuple[Region, ...]:
+    """The regions of a map, from left to right and from top to bottom: at most four.
 
-    Where the window does not divide the map, the windows at the right edge and at the bottom are smaller: at most four
-    ``regions`` of equal windows, from left to right, from top to bottom. Nothing in GC ViT moves windows between
-    blocks, so a map is cut once per stage. What padding would have added to the smaller windows, attention knows
-    (:class:`~mmgcvit.backbone.attention.WindowAttention`); it never lies in memory.
-
-    Windows are laid out as (windows, tokens, pictures, C): whatever belongs to one window position of every picture
-    lies together, so that pictures and heads merge into one axis without a copy. Attention then runs over
-    ``windows`` as its batch, and the global query, which all windows of a picture share, is expanded along it with
-    stride 0. A region that is a single window needs no cutting: there the pictures take the windows' place,
-    (pictures, tokens, 1, C), which is a view of the map where the region is all of it.
+    Full windows come first. Where the window does not divide the map, the right edge, the bottom edge and the corner
+    have smaller windows.
 
     Args:
         height: H of the map, in tokens.
         width: W of the map, in tokens.
         window: side of a window, in tokens.
     """
-
-    def __init__(self, height: int, width: int, window: int) -> None:
-        self.regions = tuple(
-            Region(top, left, rows, columns, h, w)
-            for top, rows, h in _spans(height, window)
-            for left, columns, w in _spans(width, window)
-        )
-
-    def cut(self, x: Tensor, region: Region) -> Tensor:
-        """A region's windows: (B, H, W, C) -> (windows, tokens, pictures, C)."""
-        rows, columns, h, w = region.rows, region.columns, region.height, region.width
-        batch, _, _, channels = x.shape
-        x = x[:, region.top : region.top + rows * h, region.left : region.left + columns * w]
-        if rows * columns == 1:
-            return x.reshape(batch, h * w, 1, channels)
-        # (B, rows, h, columns, w, C) -> (rows, columns, h, w, B, C) -> (rows * columns, h * w, B, C)
-        x = x.reshape(batch, rows, h, columns, w, channels).permute(1, 3, 2, 4, 0, 5)
-        return x.reshape(-1, h * w, batch, channels)
-
-    def merge(self, parts: Sequence[Tensor]) -> Tensor:
-        """Inverse of :meth:`cut`: the windows of each region, (windows, tokens, pictures, C), -> (B, H, W, C)."""
-        bands: dict[int, list[Tensor]] = {}
-        for region, x in zip(self.regions, parts, strict=True):
-            rows, columns, h, w = region.rows, region.columns, region.height, region.width
-            if rows * columns == 1:
-                x = x.reshape(-1, h, w, x.shape[3])
-            else:
-                # (rows, columns, h, w, B, C) -> (B, rows, h, columns, w, C) -> (B, rows * h, columns * w, C)
-                x = x.reshape(rows, columns, h, w, -1, x.shape[3]).permute(4, 0, 2, 1, 3, 5)
-                x = x.reshape(-1, rows * h, columns * w, x.shape[5])
-            bands.setdefault(region.top, []).append(x)
-        return _join([_join(band, axis=2) for band in bands.values()], axis=1)
+    return tuple(
+        Region(top, left, grid_h, grid_w, h, w, window)
+        for top, grid_h, h in _spans(height, window)
+        for left, grid_w, w in _spans(width, window)
+    )
 
 
 def _spans(length: int, window: int) -> list[tuple[int, int, int]]:
-    """Along one axis: (first token, windows, tokens in each) of the whole windows, and of what is left."""
-    whole, rest = length // window, length % window  # not divmod: the compiler does not know it
-    spans = [(0, whole, window)] if whole else []
-    return spans + ([(whole * window, 1, rest)] if rest else [])
+    """Along one axis: (first token, windows, tokens of each) of the full windows, and of the rest."""
+    full, rest = length // window, length % window  # not divmod, which torch.compile does not know
+    spans = [(0, full, window)] if full else []
+    return spans + ([(full * window, 1, rest)] if rest else [])
 
 
-def _join(parts: list[Tensor], axis: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
+def merge_regions(parts: Sequence[Tensor], regions: Sequence[Region]) -> Tensor:
+    """Put the windows of all regions, (B * num_windows, height * width, C) each, together to a map (B, H, W, C)."""
+    bands: dict[int, list[Tensor]] = {}
+    for region, windows in zip(regions, parts, strict=True):
+        bands.setdefault(region.top, []).append(region.uncut(windows))
+    return _concatenate([_concatenate(band, dim=2) for band in bands.values()], dim=1)
+
+
+def _concatenate(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive windows of one region inside a packed tensor.
+
+    Args:
+        index: number of the region in its layout.
+        region: the region itself.
+        start: first row in the packed tensor.
+        first: first window, counted over all images of the batch.
+        count: windows.
+    """
+
+    index: int
+    region: Region
+    start: int
+    first: int
+    count: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the packed tensor."""
+        return self.count * self.region.num_rows
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What one packed tensor (rows, C) holds.
+
+    Args:
+        spans: its windows, region after region.
+        padding_rows: rows that stand for padding, int64; None where no window is padded.
+    """
+
+    spans: tuple[Span, ...]
+    padding_rows: Tensor | None
+
+
+@cached
+def _pack_indices(batch: int, height: int, width: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token of each packed row, and packed row of each token, int64. A padding row has its window's first token."""
+    regions = split_into_regions(height, width, window)
+    tokens = torch.arange(batch * height * width, device=device).reshape(batch, height, width, 1)
+    windows = [region.cut(tokens) for region in regions]
+    windows = [torch.cat([t, t[:, :1]], 1) if r.is_padded else t for t, r in zip(windows, regions, strict=True)]
+    packed = torch.cat([t.flatten() for t in windows])
+    rows = torch.arange(packed.shape[0], device=device).split([t.shape[0] * t.shape[1] for t in windows])
+    rows = [row.reshape(t.shape)[:, : r.height * r.width] for row, t, r in zip(rows, windows, regions, strict=True)]
+    return packed, merge_regions(rows, regions).flatten()
+
+
+@cached
+def _padding_rows(spans: tuple[Span, ...], device: torch.device) -> Tensor | None:
+    """The last row of each padded window."""
+    rows = [
+        torch.arange(s.count, device=device) * s.region.num_rows + s.start + s.region.num_rows - 1
+        for s in spans
+        if s.region.is_padded
+    ]
+    return torch.cat(rows) if rows else None
+
+
+@cached
+def _corner(window: int, height: int, width: int, device: torch.device) -> Tensor:
+    """Tokens of a full window that lie in its top left corner; then the first once more, for the padding row."""
+    tokens = torch.arange(window * window, device=device).reshape(window, window)[:height, :width].flatten()
+    return torch.cat([tokens, tokens[:1]])
+
+
+@cached
+def _image_of_row(spans: tuple[Span, ...], device: torch.device) -> Tensor:
+    """The image, counted from 0, that each row of a pack belongs to."""
+    images = []
+    for s in spans:
+        windows = torch.arange(s.first, s.first + s.count, device=device)
+        images.append((windows // s.region.num_windows).repeat_interleave(s.region.num_rows))
+    return _concatenate(images, 0)
+
+
+@cached
+def window_layout(
+    shape: Sequence[int], window: int, device: torch.device, max_elements: int | None = None
+) -> WindowLayout:
+    """The layout of a map, which is computed once for each shape. Arguments: see :class:`WindowLayout`."""
+    return WindowLayout(shape, window, device, max_elements)
+
+
+class WindowLayout:
+    """How the map of a stage is packed as windows.
+
+    On an accelerator all windows are one pack. On a CPU a pack is as many windows of one region as the caches hold, so
+    that what a block computes between its input and its output never goes to memory.
+
+    Args:
+        shape: (B, H, W, C) of the map.
+        window: side of the windows, in tokens.
+        device: device of the map.
+        max_elements: upper bound for the elements of a pack; None for a single pack.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], window: int, device: torch.device, max_elements: int | None = None
+    ) -> None:
+        self.batch, self.height, self.width, self.channels = shape
+        self.window, self.device = window, device
+        self.regions = split_into_regions(self.height, self.width, window)
+        self.packs = tuple(Pack(spans, _padding_rows(spans, device)) for spans in self._spans(max_elements))
+        self.is_indexed = max_elements is None and len(self.regions) > 1
+
+    def _spans(self, max_elements: int | None) -> Iterator[tuple[Span, ...]]:
+        start, spans = 0, []
+        for index, region in enumerate(self.regions):
+            count = self.batch * region.num_windows
+            if max_elements is None:
+                spans.append(Span(index, region, start, 0, count))
+                start += spans[-1].num_rows
+                continue
+            step = max(1, max_elements // (region.num_rows * self.channels))
+            for first in range(0, count, step):
+                yield (Span(index, region, 0, first, min(step, count - first)),)
+        if spans:
+            yield tuple(spans)
+
+    def pack(self, x: Tensor) -> list[Tensor]:
+        """(B, H, W, C) -> (rows, C) for each pack."""
+        if self.is_indexed:
+            return [x.flatten(0, 2).index_select(0, self._indices()[0])]
+        packs: list[Tensor] = []
+        for index, region in enumerate(self.regions):
+            windows = region.cut(x)
+            if region.is_padded:
+                windows = F.pad(windows, (0, 0, 0, 1))
+            counts = [p.spans[0].count for p in self.packs if p.spans[0].index == index]
+            packs += [part.flatten(0, 1) for part in windows.split(counts)]
+        return packs
+
+    def unpack(self, packs: Sequence[Tensor]) -> Tensor:
+        """Inverse of :meth:`pack`."""
+        if self.is_indexed:
+            x = packs[0].index_select(0, self._indices()[1])
+            return x.view(self.batch, self.height, self.width, x.shape[1])
+        parts: list[list[Tensor]] = [[] for _ in self.regions]
+        for x, pack in zip(packs, self.packs, strict=True):
+            parts[pack.spans[0].index].append(x.unflatten(0, (pack.spans[0].count, -1)))
+        windows = [
+            _concatenate(part, 0)[:, : region.height * region.width]
+            for part, region in zip(parts, self.regions, strict=True)
+        ]
+        return merge_regions(windows, self.regions)
+
+    def expand_query(self, query: Tensor) -> list[Tensor]:
+        """The global query for the windows of each region.
+
+        Args:
+            query: (B, heads, window * window, d).
+
+        Returns:
+            (B * num_windows, heads, rows of a window, d) per region; of a single image (1, ...), for all windows.
+            A smaller window takes the query's top left corner.
+        """
+        queries = []
+        for region in self.regions:
+            q = query
+            if region.is_padded:
+                q = q.index_select(2, _corner(self.window, region.height, region.width, q.device))
+            if self.batch > 1 and region.num_windows > 1:
+                q = q[:, None].expand(-1, region.num_windows, -1, -1, -1).flatten(0, 1)
+            queries.append(q)
+        return queries
+
+    def per_row(self, values: Tensor) -> list[Tensor]:
+        """Give each row its image's value: (..., B) -> (..., rows) for each pack."""
+        return [values.index_select(-1, _image_of_row(pack.spans, values.device)) for pack in self.packs]
+
+    def _indices(self) -> tuple[Tensor, Tensor]:
+        return _pack_indices(self.batch, self.height, self.width, self.window, self.device)

@@ -1,8 +1,8 @@
-"""Weights of every publisher: read safely, renamed into ours, fitted to a model, reported."""
+"""Checkpoints of all publishers: fetched, read safely, converted to our names, matched with a model, reported."""
 
-from mmgcvit.checkpoint.errors import CheckpointError
 from mmgcvit.checkpoint.fit import LoadReport
 from mmgcvit.checkpoint.layouts import convert_state_dict
-from mmgcvit.checkpoint.loading import load_pretrained
+from mmgcvit.checkpoint.loading import accept_bare_network, load_pretrained
+from mmgcvit.errors import CheckpointError
 
-__all__ = ["CheckpointError", "LoadReport", "convert_state_dict", "load_pretrained"]
+__all__ = ["CheckpointError", "LoadReport", "accept_bare_network", "convert_state_dict", "load_pretrained"]

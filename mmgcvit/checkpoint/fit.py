@@ -1,4 +1,4 @@
-"""Whether a checkpoint's network is the model's, and what of it goes where."""
+"""Matches the tensors of a checkpoint with those of a model."""
 
 from __future__ import annotations
 
@@ -6,37 +6,41 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from mmgcvit.backbone.arch import ARCHS, Arch
-from mmgcvit.backbone.attention import resize_bias_table, table_window
+from mmgcvit.backbone.bias import resize_bias_table, table_window
 from mmgcvit.backbone.checks import STAGES
-from mmgcvit.backbone.gcvit import GCViT
-from mmgcvit.checkpoint.errors import CheckpointError, some
 from mmgcvit.checkpoint.layouts import TABLE, Converted, is_ours
+from mmgcvit.errors import CheckpointError
+from mmgcvit.utils import summarize
+
+if TYPE_CHECKING:
+    from mmgcvit.backbone.gcvit import GCViT
 
 ENOUGH = 0.95  # share of the backbone's tensors that a checkpoint must have
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_SAME = ("embed_dims", "depths", "num_heads", "mlp_ratio", "layer_scale")
+_COMPARED = ("embed_dims", "depths", "num_heads", "mlp_ratio", "layer_scale")
 
 
 @dataclass
 class LoadReport:
-    """What became of a checkpoint's tensors. ``print(report)`` tells it in a few lines.
+    """What was done with each tensor of a checkpoint; ``print(report)`` summarises it in a few lines.
 
     Args:
         source: file, URL or name that was loaded; '' for a state dict.
         layout: one of :data:`~mmgcvit.checkpoint.layouts.LAYOUTS`.
-        arch: the published variants that the checkpoint's numbers fit; empty for a network of one's own.
-        loaded: tensors of the model that were taken as they are.
-        resized: bias tables that were resized, with the windows of the file and of the model.
-        adapted: first convolutions for another number of channels, with those of the file and of the model.
-        left_in_file: tensors of the file that the model has no use for.
-        left_initial: tensors of the backbone (and head) that the file does not have: at their initial values.
-        notes: what else a user should know.
+        arch: published variants with the checkpoint's dimensions; empty for a custom network.
+        loaded: tensors of the model that were copied unchanged.
+        resized: resized bias tables, with the window sizes (tokens) of the file and of the model.
+        adapted: first convolutions adapted to another number of input channels, with those of the file and the model.
+        left_in_file: tensors of the file that the model does not use.
+        left_initial: tensors of the backbone (and head) that are missing from the file and keep their initial values.
+        notes: further remarks for the user.
     """
 
     source: str
@@ -50,9 +54,14 @@ class LoadReport:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether every tensor was taken as it is, and none was left."""
+    def is_exact(self) -> bool:
+        """Whether every tensor was copied unchanged, with none left over on either side."""
         return not (self.resized or self.adapted or self.left_in_file or self.left_initial)
+
+    @property
+    def is_plain(self) -> bool:
+        """Old name of :attr:`is_exact`, kept for one release."""
+        return self.is_exact
 
     def __str__(self) -> str:
         arch = f", arch {' or '.join(self.arch)}" if self.arch else ""
@@ -69,13 +78,26 @@ class LoadReport:
         lines += [f"  adapted: {name} from {old} to {new} channels" for name, (old, new) in self.adapted.items()]
         for title, names in (("left in the file", self.left_in_file), ("left at initial values", self.left_initial)):
             if names:
-                lines.append(f"  {title}: {len(names)} tensors ({grouped(names)})")
+                lines.append(f"  {title}: {len(names)} tensors ({group_by_part(names)})")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """What the shapes of a state dict in our names say about its network. 0 where there is nothing to read."""
+class InferredArch:
+    """Dimensions of a network, inferred from the shapes in its state dict (our names). 0 where tensors are missing.
+
+    Args:
+        embed_dims: channels of the first stage.
+        depths: blocks per stage.
+        num_heads: attention heads per stage.
+        mlp_channels: hidden channels of the MLP per stage.
+        layer_scale: whether the blocks have layer scale.
+        qkv_bias: whether the query, key and value projections have a bias.
+        windows: window side per stage, in tokens.
+        query_mbconvs: MBConvs of the global query per stage.
+        in_channels: input channels of the first convolution.
+        num_classes: classes of the head.
+    """
 
     embed_dims: int
     depths: tuple[int, ...]
@@ -89,8 +111,12 @@ class Numbers:
     num_classes: int
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Numbers:
-        """Read them off the tensors."""
+    def of(cls, tensors: Mapping[str, Tensor]) -> InferredArch:
+        """Infer the dimensions.
+
+        Raises:
+            CheckpointError: blocks or MBConvs of a stage are not numbered consecutively.
+        """
 
         def counts(pattern: str) -> tuple[int, ...]:
             found: list[set[int]] = [set() for _ in range(STAGES)]
@@ -102,7 +128,9 @@ class Numbers:
                 gaps = [i for i in range(len(numbers)) if i not in numbers]
                 if gaps:
                     what = pattern.split("\\")[0]
-                    raise CheckpointError(f"stage {stage} has the {what} {some(sorted(numbers))}, but not {gaps[0]}")
+                    raise CheckpointError(
+                        f"stage {stage} has the {what} {summarize(sorted(numbers))}, but not {gaps[0]}"
+                    )
             return tuple(map(len, found))
 
         def shape(name: str, axis: int) -> int:
@@ -126,7 +154,7 @@ class Numbers:
 
     @property
     def archs(self) -> tuple[str, ...]:
-        """The published variants with these numbers: by their windows, or whatever the windows where none has them."""
+        """Published variants with these dimensions; if any of them also has these windows, only those."""
         rows = {name: Arch(**row) for name, row in ARCHS.items()}
         stages = self.stages
         fits = [name for name, arch in rows.items() if stages and not self.differences(arch, stages)]
@@ -135,22 +163,22 @@ class Numbers:
 
     @property
     def stages(self) -> int:
-        """How many stages there are from the first on; a backbone without the last maps has fewer than four."""
+        """Number of stages; fewer than four for a backbone that does not output the last maps."""
         return next((i for i, depth in enumerate(self.depths) if not depth), STAGES)
 
     @property
     def mlp_ratio(self) -> float:
-        """A ratio that gives these channels."""
+        """MLP ratio that yields :attr:`mlp_channels`; 0.0 if it cannot be inferred."""
         if not self.embed_dims or not self.stages:
             return 0.0
         last = self.stages - 1
         channels, dims = self.mlp_channels[last], self.embed_dims * 2**last
-        # Channels are rounded down: from the widest stage, and half a channel more, the others come out too.
+        # The model rounds channels down. Half a channel more in the widest stage reproduces those of the other stages.
         return channels / dims if channels % dims == 0 else (channels + 0.5) / dims
 
     def differences(self, arch: Arch, stages: int) -> list[str]:
-        """In what a network of ``arch`` differs, in its first ``stages`` stages."""
-        # a stage's MLP without its weights is missing, not different
+        """Describe the dimensions in which the first ``stages`` stages of ``arch`` differ."""
+        # an MLP without weights counts as missing, not as different
         channels = tuple(
             theirs and int(dim * arch.mlp_ratio)
             for dim, theirs in zip(arch.dims[:stages], self.mlp_channels, strict=False)
@@ -164,38 +192,41 @@ class Numbers:
             arch.layer_scale is not None,
         )
         theirs = (self.embed_dims, self.depths[:stages], self.num_heads[:stages], ratio, self.layer_scale)
-        # a number of 0 stands for tensors that are missing, which is told elsewhere
+        # 0 means missing tensors, which are reported elsewhere
         return [
-            f"{name} {_number(b)} in the file, {_number(a)} in the model"
-            for name, a, b in zip(_SAME, ours, theirs, strict=True)
+            f"{name} {_format(b)} in the file, {_format(a)} in the model"
+            for name, a, b in zip(_COMPARED, ours, theirs, strict=True)
             if a != b and (b != 0 or b is False)
         ]
 
 
-def fit(
+def match_state_dict(
     backbone: GCViT, converted: Converted, source: str = "", head: nn.Linear | None = None, check_values: bool = True
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """Choose a tensor for each of the backbone's, resized or adapted where that is what it takes. Changes nothing.
+    """Find the checkpoint's tensor for each tensor of the backbone, resized or adapted if necessary.
+
+    Neither the backbone nor the checkpoint is changed.
 
     Args:
-        backbone: the model, or the model's.
+        backbone: the model, or the backbone of the model.
         converted: a checkpoint in our names.
-        source: for the report.
-        head: a classifier's last linear map, if there is one; its tensors are ``head.weight`` and ``head.bias``.
-        check_values: whether NaN or infinite numbers are an error.
+        source: name of the checkpoint, for the report and for errors.
+        head: last linear layer of a classifier, if any; its tensors are ``head.weight`` and ``head.bias``.
+        check_values: whether to reject NaN and infinite values.
 
     Returns:
-        Tensors by the backbone's own names and the head's, of the model's shapes, and the report.
+        Tensors in the model's shapes, by the names of the backbone and the head; and the report.
 
     Raises:
-        CheckpointError: another variant, depth, width or number of heads; a tensor that fits nowhere; fewer than 95 %
-            of the backbone's tensors; integers, NaN or infinite numbers.
+        CheckpointError: the variant, depth, width or number of heads differs; a tensor has no counterpart in the
+            model; fewer than 95 % of the backbone's tensors are present; a tensor is an integer tensor, sparse or
+            without values; NaN or infinite values.
     """
     file = dict(converted.backbone)
-    _usable_values(file, source, check_values, backbone.stem.conv.weight.is_meta)
-    numbers = Numbers.of(file)
-    report = LoadReport(source, converted.layout, numbers.archs)
-    _same_network(backbone, numbers, report)
+    _check_values(file, source, check_values, backbone.stem.conv.weight.is_meta)
+    inferred = InferredArch.of(file)
+    report = LoadReport(source, converted.layout, inferred.archs)
+    _check_network(backbone, inferred, report)
     wanted = backbone.state_dict(keep_vars=True)
     if head is not None:
         wanted |= {f"head.{name}": value for name, value in head.named_parameters()}
@@ -226,26 +257,26 @@ def fit(
         else:
             wrong.append(f"{name} {tuple(value.shape)}, in the model {tuple(parameter.shape)}")
     if wrong:
-        raise CheckpointError(f"{_of(source)}shapes that do not fit the model: {some(wrong)}")
+        raise CheckpointError(f"{_of(source)}shapes that do not fit the model: {summarize(wrong)}")
 
     unused = [name for name in file if not _may_stay(name, backbone)]
     if unused:
-        raise CheckpointError(f"{_of(source)}tensors of the network that the model does not have: {some(unused)}")
+        raise CheckpointError(f"{_of(source)}tensors of the network that the model does not have: {summarize(unused)}")
     report.left_in_file += [*file, *converted.others]
     needed = [name for name in wanted if is_ours(name) and not re.match(r"norm\d|head", name)]
     missing = [name for name in needed if name not in chosen]
     if len(missing) > (1 - ENOUGH) * len(needed):
         raise CheckpointError(
             f"{_of(source)}only {len(needed) - len(missing)} of the backbone's {len(needed)} tensors "
-            f"are in it, and {ENOUGH:.0%} are needed; missing: {some(missing)}"
+            f"are in it, and {ENOUGH:.0%} are needed; missing: {summarize(missing)}"
         )
     return chosen, report
 
 
-def grouped(names: list[str]) -> str:
-    """``norm0, norm1, roi_head (12)``: tensors by the part that they belong to."""
+def group_by_part(names: list[str]) -> str:
+    """``norm0, norm1, roi_head (12)``: tensor names, counted per part of the model."""
     parts = Counter(name.split(".")[0] for name in names)
-    return some(
+    return summarize(
         [
             part if part in ("head",) or re.fullmatch(r"norm\d", part) else f"{part} ({count})"
             for part, count in parts.items()
@@ -254,21 +285,21 @@ def grouped(names: list[str]) -> str:
     )
 
 
-def _same_network(backbone: GCViT, numbers: Numbers, report: LoadReport) -> None:
-    stages = len(backbone.stages)
-    differences = numbers.differences(backbone.arch, stages)
-    queries = tuple(0 if stage.query is None else len(stage.query.mbconvs) for stage in backbone.stages)
-    theirs = tuple(count if ours else 0 for ours, count in zip(queries, numbers.query_mbconvs, strict=False))
+def _check_network(backbone: GCViT, inferred: InferredArch, report: LoadReport) -> None:
+    stages: Any = backbone.stages
+    differences = inferred.differences(backbone.arch, len(stages))
+    queries = tuple(0 if stage.query is None else len(stage.query.mbconvs) for stage in stages)
+    theirs = tuple(count if ours else 0 for ours, count in zip(queries, inferred.query_mbconvs, strict=False))
     if queries != theirs:
         differences.append(
             f"MBConvs of the global query {theirs} in the file, {queries} in the model (global_query_reductions)"
         )
-    qkv = backbone.stages[0].blocks[0].attn.qkv
-    if numbers.qkv_bias != (qkv.bias is not None):
-        differences.append(f"qkv_bias {numbers.qkv_bias} in the file, {qkv.bias is not None} in the model")
-    if numbers.in_channels not in (3, backbone.in_channels):
+    qkv = stages[0].blocks[0].attn.qkv
+    if inferred.qkv_bias != (qkv.bias is not None):
+        differences.append(f"qkv_bias {inferred.qkv_bias} in the file, {qkv.bias is not None} in the model")
+    if inferred.in_channels not in (3, backbone.in_channels):
         differences.append(
-            f"in_channels {numbers.in_channels} in the file, {backbone.in_channels} in the model "
+            f"in_channels {inferred.in_channels} in the file, {backbone.in_channels} in the model "
             "(allowed: the same, or 3 in the file)"
         )
     if differences:
@@ -280,35 +311,44 @@ def _same_network(backbone: GCViT, numbers: Numbers, report: LoadReport) -> None
 
 
 def _may_stay(name: str, backbone: GCViT) -> bool:
-    """Whether a model can do without this tensor of a file: a head, or stages, norms and queries that it leaves out."""
+    """Whether the model may ignore this tensor: a head, or a stage, norm or query that it does not build."""
     stage = re.match(r"stages\.(\d)\.(query)?", name)
     if stage is None:
         return re.match(r"head\.|norm\d\.", name) is not None
+    stages: Any = backbone.stages
     index = int(stage[1])
-    return index >= len(backbone.stages) or (stage[2] is not None and backbone.stages[index].query is None)
+    return index >= len(stages) or (stage[2] is not None and stages[index].query is None)
 
 
-def _usable_values(tensors: Mapping[str, Tensor], source: str, finite: bool, may_be_meta: bool) -> None:
+def _check_values(tensors: Mapping[str, Tensor], source: str, finite: bool, may_be_meta: bool) -> None:
     tensors = {name: value for name, value in tensors.items() if is_ours(name)}
     others = [f"{name} {value.dtype}" for name, value in tensors.items() if value.dtype not in _FLOATS]
     if others:
-        raise CheckpointError(f"{_of(source)}wrong types; allowed: floating point of 16 bits or more: {some(others)}")
+        raise CheckpointError(
+            f"{_of(source)}wrong types; allowed: floating point of 16 bits or more: {summarize(others)}"
+        )
     odd = [
         name
         for name, value in tensors.items()
         if value.layout != torch.strided or value.is_nested or (value.is_meta and not may_be_meta)
     ]
     if odd:
-        raise CheckpointError(f"{_of(source)}tensors that are sparse, nested or without values: {some(odd)}")
+        raise CheckpointError(f"{_of(source)}tensors that are sparse, nested or without values: {summarize(odd)}")
     if finite:
         bad = [name for name, value in tensors.items() if not value.is_meta and not torch.isfinite(value).all()]
         if bad:
-            raise CheckpointError(f"{_of(source)}NaN or infinite numbers in {len(bad)} tensors: {some(bad)}")
+            raise CheckpointError(f"{_of(source)}NaN or infinite numbers in {len(bad)} tensors: {summarize(bad)}")
 
 
 def _of(source: str) -> str:
     return f"{source}: " if source else ""
 
 
-def _number(value: object) -> str:
+def _format(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# Old names, kept for one release
+Numbers = InferredArch
+fit = match_state_dict
+grouped = group_by_part

@@ -1,7 +1,7 @@
-"""The names and shapes that publishers give to the network's tensors, both ways.
+"""Conversion between our tensor names and shapes and those of each publisher, in both directions.
 
-One table says what each tensor is called by us, by the authors and by timm. tfgcvit's names are the authors' with other
-separators and leaves. All regular expressions are made from the table.
+A single table lists the names used by this project, by the authors and by timm; all regular expressions are derived
+from it. tfgcvit uses the authors' names with other separators and leaf names.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmgcvit.backbone.attention import table_window
-from mmgcvit.checkpoint.errors import CheckpointError, some
+from mmgcvit.backbone.bias import table_window
+from mmgcvit.errors import CheckpointError
+from mmgcvit.utils import summarize
 
 LAYOUTS = ("nvidia", "nvidia-detection", "timm", "keras", "mmgcvit")
 WRITABLE = ("mmgcvit", "nvidia", "timm")
 TABLE = "relative_position_bias_table"
 
-# Ours, the authors', timm's. {i} is a stage, {h} the one before, {j} a block, {k} an MBConv (timm counts from 1: {n}),
-# {p} weight or bias.
+# Columns: ours, the authors', timm's. {i}: stage, {h}: the stage before, {j}: block, {k}: MBConv ({n} in timm, which
+# counts from 1), {p}: weight or bias.
 _MBCONV = (
     ("depthwise.weight", "conv.0.weight", "conv_dw.weight"),
     ("se.fc1.weight", "conv.2.fc.0.weight", "se.fc1.weight"),
@@ -39,7 +40,7 @@ _DOWNSAMPLE = (
 _BLOCK = (
     ("norm1.{p}", "norm1.{p}", "norm1.{p}"),
     ("attn.qkv.{p}", "attn.qkv.{p}", "attn.qkv.{p}"),
-    ("attn.kv.{p}", "attn.qkv.{p}", "attn.qkv.{p}"),  # of global attention; which it is, the rows say
+    ("attn.kv.{p}", "attn.qkv.{p}", "attn.qkv.{p}"),  # global attention; told apart by the number of rows
     (f"attn.{TABLE}", f"attn.{TABLE}", f"attn.rel_pos.{TABLE}"),
     ("attn.proj.{p}", "attn.proj.{p}", "attn.proj.{p}"),
     ("gamma1", "gamma1", "ls1.gamma"),
@@ -50,24 +51,24 @@ _BLOCK = (
 )
 
 
-def _under(rows: tuple, *prefixes: str) -> list[tuple[str, ...]]:
+def _with_prefixes(rows: tuple, *prefixes: str) -> list[tuple[str, ...]]:
     return [tuple(prefix + name for prefix, name in zip(prefixes, row, strict=True)) for row in rows]
 
 
 NAMES: list[tuple[str, ...]] = [
     ("stem.conv.{p}", "patch_embed.proj.{p}", "stem.conv1.{p}"),
-    *_under(_DOWNSAMPLE, "stem.downsample.", "patch_embed.conv_down.", "stem.down."),
-    *_under(_DOWNSAMPLE, "stages.{i}.downsample.", "levels.{h}.downsample.", "stages.{i}.downsample."),
-    *_under(_MBCONV, "stages.{i}.query.mbconvs.{k}.", "levels.{i}.q_global_gen.to_q_global.{k}.",
+    *_with_prefixes(_DOWNSAMPLE, "stem.downsample.", "patch_embed.conv_down.", "stem.down."),
+    *_with_prefixes(_DOWNSAMPLE, "stages.{i}.downsample.", "levels.{h}.downsample.", "stages.{i}.downsample."),
+    *_with_prefixes(_MBCONV, "stages.{i}.query.mbconvs.{k}.", "levels.{i}.q_global_gen.to_q_global.{k}.",
             "stages.{i}.global_block.blocks.conv{n}."),
-    *_under(_BLOCK, "stages.{i}.blocks.{j}.", "levels.{i}.blocks.{j}.", "stages.{i}.blocks.{j}."),
+    *_with_prefixes(_BLOCK, "stages.{i}.blocks.{j}.", "levels.{i}.blocks.{j}.", "stages.{i}.blocks.{j}."),
     ("head.{p}", "head.{p}", "head.fc.{p}"),
 ]  # fmt: skip
-_FINAL_NORM = [("norm3.{p}", "norm.{p}", "stages.3.norm.{p}")]  # a classifier's
-_MAP_NORMS = [("norm{i}.{p}", "norm{i}.{p}", None)]  # one per map: the authors' detection models and ours
-# Recomputed by everybody, never learnt.
+_FINAL_NORM: list[tuple[str, ...]] = [("norm3.{p}", "norm.{p}", "stages.3.norm.{p}")]  # of classifiers
+_MAP_NORMS: list[tuple[str, ...]] = [("norm{i}.{p}", "norm{i}.{p}", "")]  # one per map: the authors' detectors and ours
+# Buffers that every implementation recomputes.
 _IGNORED = re.compile(r"attn\.(rel_pos\.)?relative_position_index$")
-# What tells a layout, and where in the file its network begins.
+# The tensor that identifies each layout and the prefix of the network in the file.
 _ANCHORS = {"nvidia": "patch_embed.proj.weight", "timm": "stem.conv1.weight", "mmgcvit": "stem.conv.weight",
             "keras": "patch_embed/proj/kernel"}  # fmt: skip
 _GROUPS = {"i": r"[0-3]", "h": r"[0-2]", "j": r"\d+", "k": r"\d+", "n": r"[1-9]\d*", "p": "weight|bias"}
@@ -75,13 +76,13 @@ _GROUPS = {"i": r"[0-3]", "h": r"[0-2]", "j": r"\d+", "k": r"\d+", "n": r"[1-9]\
 
 @dataclass
 class Converted:
-    """A state dict taken apart.
+    """A state dict, split into the GC ViT and the other parts of the model.
 
     Args:
         layout: one of :data:`LAYOUTS`.
-        prefix: what stood before the network's names in the file, e.g. ``backbone.``.
-        backbone: the network's tensors under our names, the head's two as ``head.weight`` and ``head.bias``.
-        others: what belongs to other parts of a detector or segmentor, as it was.
+        prefix: prefix of the network's names in the file, e.g. ``backbone.``.
+        backbone: tensors of the network under our names; those of a head as ``head.weight`` and ``head.bias``.
+        others: tensors of the other parts of a detector or segmentor, unchanged.
     """
 
     layout: str
@@ -91,7 +92,7 @@ class Converted:
 
     @property
     def state_dict(self) -> dict[str, Tensor]:
-        """One flat dict: the network's tensors bare, or under ``backbone.`` beside what else there is."""
+        """A flat dict: the network's tensors without a prefix, or under ``backbone.`` if there are other parts."""
         if not self.others:
             return self.backbone
         head = {name: value for name, value in self.backbone.items() if name.startswith("head.")}
@@ -100,33 +101,36 @@ class Converted:
 
 
 def convert_state_dict(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """Bring any published GC ViT state dict into our names and shapes.
+    """Convert any published GC ViT state dict to our names and shapes.
 
     Args:
-        state_dict: tensors by name, of any of :data:`LAYOUTS`, under any prefix; or a checkpoint that holds such a
+        state_dict: tensors by name in any of :data:`LAYOUTS`, with any prefix; or a checkpoint that contains such a
             dict as ``state_dict``, ``model``, ...
 
     Returns:
-        The layout, and a new dict: the network under bare names (``stem.``, ``stages.``, ``norm3.``, a classifier's
-        ``head.``); of a whole detector or segmentor under ``backbone.``, the other parts' tensors as they are.
-        Tensors are reordered, never recomputed.
+        The layout, and a new dict with the network's tensors without a prefix (``stem.``, ``stages.``, ``norm3.``,
+        ``head.`` of a classifier). For a whole detector or segmentor they are under ``backbone.``, beside the
+        unchanged tensors of the other parts. Values are permuted, never recomputed.
 
     Raises:
-        CheckpointError: it is none of these layouts, a key is unknown, or a shape cannot be; all of them are listed.
+        CheckpointError: the layout is unknown, a key is unknown, or a shape is impossible; all of them are listed.
     """
-    converted = take_apart(weights_of(state_dict))
+    converted = split_state_dict(unwrap_checkpoint(state_dict))
     return converted.layout, converted.state_dict
 
 
-def weights_of(checkpoint: object, ema: bool = False) -> dict[str, Tensor]:
-    """The state dict inside a checkpoint, unwrapped.
+def unwrap_checkpoint(checkpoint: object, ema: bool = False) -> dict[str, Tensor]:
+    """Return the state dict inside a checkpoint.
 
     Args:
-        checkpoint: what was read from a file.
-        ema: take the averaged weights, which timm's and mmengine's savers put beside the others.
+        checkpoint: contents of a file, e.g. from :func:`~mmgcvit.checkpoint.reader.read_checkpoint`.
+        ema: return the averaged weights, which timm and mmengine save beside the others.
+
+    Returns:
+        Tensors by name; NumPy arrays are converted, other values are dropped.
 
     Raises:
-        CheckpointError: no dict of tensors is in it, or ``ema`` is asked for and there is none.
+        CheckpointError: there is no dict of tensors, or no averaged weights although ``ema`` is set.
     """
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f"the checkpoint is a {type(checkpoint).__name__}; allowed: a dict of tensors")
@@ -134,12 +138,12 @@ def weights_of(checkpoint: object, ema: bool = False) -> dict[str, Tensor]:
     for name in names:
         inner = checkpoint.get(name)
         if isinstance(inner, Mapping):
-            return weights_of(inner)
+            return unwrap_checkpoint(inner)
     if ema:
         raise CheckpointError(
-            f"the checkpoint has no averaged (EMA) weights: none of {', '.join(names)} among {some(checkpoint)}"
+            f"the checkpoint has no averaged (EMA) weights: none of {', '.join(names)} among {summarize(checkpoint)}"
         )
-    # `epoch`, `steps` and the like are plain numbers beside the tensors
+    # entries such as `epoch` and `steps` are plain numbers
     tensors = {
         name: torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "fiu" else value
         for name, value in checkpoint.items()
@@ -147,19 +151,22 @@ def weights_of(checkpoint: object, ema: bool = False) -> dict[str, Tensor]:
     }
     tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise CheckpointError(f"the checkpoint holds no tensors by name; its keys: {some(checkpoint) or 'none'}")
+        raise CheckpointError(f"the checkpoint holds no tensors by name; its keys: {summarize(checkpoint) or 'none'}")
     return tensors
 
 
 def find_network(state_dict: Mapping[str, Tensor], prefix: str | None = None) -> tuple[str, str]:
-    """Which layout a state dict has, and the prefix under which its network stands.
+    """Detect the layout of a state dict and the prefix of its network.
 
     Args:
         state_dict: tensors by name.
-        prefix: look only there.
+        prefix: the only prefix to consider.
+
+    Returns:
+        The layout, one of :data:`LAYOUTS`, and the prefix, '' for none.
 
     Raises:
-        CheckpointError: nothing of a GC ViT, or more than one.
+        CheckpointError: there is no GC ViT, or more than one.
     """
     found = []
     for name in state_dict:
@@ -172,7 +179,7 @@ def find_network(state_dict: Mapping[str, Tensor], prefix: str | None = None) ->
         where = "" if prefix is None else f" under {prefix!r}"
         raise CheckpointError(
             f"no GC ViT in this checkpoint{where}; allowed: the layouts {', '.join(LAYOUTS)}. "
-            f"Its keys: {some(state_dict)}"
+            f"Its keys: {summarize(state_dict)}"
         )
     if len(found) > 1:
         raise CheckpointError(
@@ -186,25 +193,32 @@ def find_network(state_dict: Mapping[str, Tensor], prefix: str | None = None) ->
 
 
 def is_ours(name: str) -> bool:
-    """Whether a bare name is one of the network's or its head's, in our own layout."""
+    """Whether a name without prefix belongs to the network or its head in our own layout."""
     return _renamer("mmgcvit")(name) is not None
 
 
-def take_apart(state_dict: Mapping[str, Tensor], prefix: str | None = None, also: Container[str] = ()) -> Converted:
-    """As :func:`convert_state_dict`, of a plain state dict, with the parts kept apart.
+def split_state_dict(
+    state_dict: Mapping[str, Tensor], prefix: str | None = None, also: Container[str] = ()
+) -> Converted:
+    """Convert a plain state dict like :func:`convert_state_dict`, but keep the network apart from other parts.
 
     Args:
         state_dict: tensors by name.
-        prefix: where in it the network stands, by default wherever it is found.
-        also: bare names to let through as they are: what a user's subclass of the backbone adds to it.
+        prefix: prefix of the network; detected by default.
+        also: names without prefix to accept unchanged: the additional tensors of a subclass of the backbone.
+
+    Raises:
+        CheckpointError: as :func:`convert_state_dict`.
     """
     layout, before = find_network(state_dict, prefix)
-    to_ours, unknown, wrong = _renamer(layout), [], []
+    to_ours = _renamer(layout)
+    unknown: list[str] = []
+    wrong: list[str] = []
     backbone: dict[str, Tensor] = {}
     others: dict[str, Tensor] = {}
     for name, value in state_dict.items():
         if not name.startswith(before):
-            # A classifier's head stands beside `backbone.`: mmpretrain calls it head.fc, we call it head.
+            # The head of a classifier is beside `backbone.`: `head.fc` in mmpretrain, `head` in ours.
             outer = before.removesuffix("backbone.")
             head = re.fullmatch(re.escape(outer) + r"head\.(fc\.)?(weight|bias)", name)
             if head and outer != before:
@@ -214,7 +228,7 @@ def take_apart(state_dict: Mapping[str, Tensor], prefix: str | None = None, also
             continue
         plain = name[len(before) :].removesuffix(":0")
         if layout == "timm":
-            plain = re.sub(r"^stages_(\d)\.", r"stages.\1.", plain)  # of its models for features
+            plain = re.sub(r"^stages_(\d)\.", r"stages.\1.", plain)  # features_only models
         if _IGNORED.search(plain):
             continue
         ours = to_ours(plain)
@@ -228,28 +242,28 @@ def take_apart(state_dict: Mapping[str, Tensor], prefix: str | None = None, also
             value = value.flatten(1)
         backbone[ours] = value
     if unknown:
-        raise CheckpointError(f"unknown keys in a checkpoint of layout {layout!r}: {some(unknown, 20)}")
+        raise CheckpointError(f"unknown keys in a checkpoint of layout {layout!r}: {summarize(unknown, 20)}")
     if layout != "mmgcvit":
         backbone = _reorder(backbone, _heads_first, wrong)
     wrong += _impossible_shapes(backbone)
     if wrong:
-        raise CheckpointError(f"impossible shapes in a checkpoint of layout {layout!r}: {some(wrong, 20)}")
+        raise CheckpointError(f"impossible shapes in a checkpoint of layout {layout!r}: {summarize(wrong, 20)}")
     return Converted(layout, before, backbone, others)
 
 
-def convert_back(backbone: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Our tensors under another publisher's names and shapes, exactly.
+def export_state_dict(backbone: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Convert our tensors to another publisher's names and shapes; the inverse of :func:`split_state_dict`.
 
     Args:
         backbone: as :attr:`Converted.backbone`.
-        layout: one of :data:`WRITABLE`. With more norms than the last, 'nvidia' is the authors' detection layout
-            (without the ``backbone.`` before it), else their classification layout.
+        layout: one of :data:`WRITABLE`. With any of norm0 to norm2, 'nvidia' is the authors' detection layout
+            (without the prefix ``backbone.``), otherwise their classification layout.
 
     Returns:
-        The state dict, and the names of ours that have no place in it (timm has no norm0 to norm2).
+        The state dict, and our names that have no counterpart in the layout (timm has no norm0 to norm2).
 
     Raises:
-        CheckpointError: an unknown layout.
+        CheckpointError: the layout is unknown.
     """
     if layout not in WRITABLE:
         raise CheckpointError(f"layout={layout!r}; allowed: {', '.join(WRITABLE)}")
@@ -275,7 +289,14 @@ def convert_back(backbone: Mapping[str, Tensor], layout: str) -> tuple[dict[str,
 
 
 def relative_position_index(window: int) -> Tensor:
-    """Row of the bias table for each pair of tokens, (window^2, window^2) int64: a buffer in the authors' files."""
+    """Row of the bias table for each pair of tokens: a buffer of the authors' models.
+
+    Args:
+        window: window side w, in tokens.
+
+    Returns:
+        (w^2, w^2) int64.
+    """
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     y, x = y.flatten(), x.flatten()
     return (y[:, None] - y + window - 1) * (2 * window - 1) + (x[:, None] - x + window - 1)
@@ -283,7 +304,7 @@ def relative_position_index(window: int) -> Tensor:
 
 @cache
 def _renamer(layout: str) -> Callable[[str], str | None]:
-    """From one of their names to ours, None where there is none."""
+    """A function from a layout's names to ours; it returns None for unknown names."""
     if layout == "mmgcvit":
         names = NAMES + _MAP_NORMS
         rules = [(_pattern(row[0]), row[0]) for row in names]
@@ -315,7 +336,7 @@ def _rename(name: str, rules: list[tuple[re.Pattern, str]]) -> str | None:
                 found["n"] = str(int(found["k"]) + 1)
             try:
                 return template.format(**found)
-            except KeyError:  # a downsampling that opens stage 0: there is none
+            except KeyError:  # stage 0 has no downsampling
                 return None
     return None
 
@@ -336,12 +357,12 @@ def _from_keras(name: str, value: Tensor) -> Tensor:
 
 
 def _wants_two_axes(ours: str) -> bool:
-    """Whether this is a 1x1 convolution or a linear map, which others write with two more axes."""
+    """Whether this is a 1x1 convolution, which other layouts store as a 4-D tensor and we as a matrix."""
     return ours.endswith(("pointwise.weight", "se.fc1.weight", "se.fc2.weight"))
 
 
 def _reorder(backbone: Mapping[str, Tensor], order: Callable, wrong: list[str]) -> dict[str, Tensor]:
-    """Reorder the rows of all qkv by their bias tables' heads; in our names, two parts are a kv."""
+    """Reorder the rows of all qkv and kv projections; the bias table gives the number of heads."""
     new = {}
     for name, value in backbone.items():
         stem, attn, projection = name.partition(".attn.")
@@ -355,7 +376,7 @@ def _reorder(backbone: Mapping[str, Tensor], order: Callable, wrong: list[str]) 
         if not heads or not channels or channels % heads or rows not in (2 * channels, 3 * channels):
             wrong.append(f"{name} {tuple(value.shape)}")
             continue
-        parts = rows // channels
+        parts = rows // channels  # 3: qkv, 2: kv
         if order is _heads_first and parts == 2:
             projection = projection.replace("qkv.", "kv.")
         new[f"{stem}.attn.{projection}"] = order(value, heads, parts)
@@ -380,12 +401,18 @@ _AXES = (
 
 
 def _impossible_shapes(backbone: Mapping[str, Tensor]) -> list[str]:
-    """Tensors whose number of axes is wrong, or tables that fit no window."""
+    """Tensors with the wrong number of axes, and bias tables that fit no window."""
     wrong = []
     for name, value in backbone.items():
-        if not is_ours(name):  # a subclass's own
+        if not is_ours(name):  # added by a subclass
             continue
         axes = next(count for pattern, count in _AXES if re.fullmatch(pattern, name))
         if value.ndim != axes or 0 in value.shape or (name.endswith(TABLE) and not table_window(value)):
             wrong.append(f"{name} {tuple(value.shape)}")
     return wrong
+
+
+# Old names, kept for one release
+take_apart = split_state_dict
+convert_back = export_state_dict
+weights_of = unwrap_checkpoint

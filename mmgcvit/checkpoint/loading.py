@@ -1,4 +1,8 @@
-"""Loading weights into models: by a call, by ``init_cfg``, by ``load_from``, by ``load_state_dict``."""
+"""Loads weights into models: :func:`load_pretrained`, ``init_cfg``, ``load_from`` and ``load_state_dict``.
+
+Importing this module registers :func:`load_pretrained` and :func:`prepare_state_dict` with the backbone, and the names
+of the published weights with mmengine's ``CheckpointLoader``.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,15 @@ import torch
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook
 
 from mmgcvit.backbone.gcvit import GCViT
-from mmgcvit.checkpoint.errors import CheckpointError
-from mmgcvit.checkpoint.fit import LoadReport, fit
-from mmgcvit.checkpoint.layouts import find_network, is_ours, take_apart, weights_of
+from mmgcvit.backbone.pretrained_init import register_checkpoint_support
+from mmgcvit.checkpoint.fit import LoadReport, match_state_dict
+from mmgcvit.checkpoint.layouts import find_network, is_ours, split_state_dict, unwrap_checkpoint
 from mmgcvit.checkpoint.reader import read_checkpoint
 from mmgcvit.checkpoint.weights import fetch
+from mmgcvit.compat import add_load_state_dict_pre_hook
+from mmgcvit.errors import CheckpointError
 
 SCHEMES = ("gcvit://", "timm://")
 
@@ -32,38 +37,39 @@ def load_pretrained(
     map_location: str | torch.device = "cpu",
     prefix: str | None = None,
 ) -> LoadReport:
-    """Load published (or one's own) weights into a GC ViT or into a model that has one.
+    """Load published or own weights into a GC ViT, or into a model that contains one.
 
-    Bias tables of other windows are resized bicubically, as the authors do for detection. A first convolution for RGB
-    is summed for one channel, repeated and scaled for others, as timm does. A classifier's final norm becomes the norm
-    of the last map; a head is loaded into a classifier's head of as many classes.
+    Bias tables for other windows are resized bicubically, as in the authors' detection code. The first convolution of
+    an RGB checkpoint is summed for one input channel, and repeated and rescaled for any other number, as in timm. The
+    final norm of a classifier becomes the norm of the last map. A head is loaded into a classifier's head with the
+    same number of classes.
 
     Args:
-        model: a :class:`GCViT`, or a detector, segmentor or classifier with one.
-        source: a file, a URL, a name of ``mmgcvit weights list``, or a state dict.
-        ema: take the averaged weights of the file.
-        map_location: where the file is read to; the model's parameters stay where they are.
-        prefix: where in the file the network stands, if there are several.
+        model: a :class:`~mmgcvit.GCViT`, or a detector, segmentor or classifier that contains one.
+        source: a file, a URL, a name from ``mmgcvit weights list``, or a state dict.
+        ema: load the averaged weights of the file.
+        map_location: device that the file is read to; the parameters of the model stay on their device.
+        prefix: prefix of the network in a file that contains several.
 
     Returns:
-        What was loaded, resized, adapted, and left; it is logged too.
+        What was loaded, resized, adapted and left out; it is also logged.
 
     Raises:
-        CheckpointError: the file cannot be had or read, or is not of this network; the model is unchanged.
-        ValueError: the model has no GC ViT, or several.
+        CheckpointError: the file cannot be fetched or read, or belongs to another network. The model is unchanged.
+        ValueError: the model contains no GC ViT, or several.
     """
     backbones = [module for module in model.modules() if isinstance(module, GCViT)]
     if len(backbones) != 1:
         raise ValueError(f"model: a {type(model).__name__} with {len(backbones)} GCViT; allowed: one")
     _refuse_sharded(model)
     name = "" if isinstance(source, Mapping) else str(source)
-    checkpoint = source if isinstance(source, Mapping) else read_checkpoint(locate(name), map_location)
+    checkpoint = source if isinstance(source, Mapping) else read_checkpoint(resolve_source(name), map_location)
     try:
-        converted = take_apart(weights_of(checkpoint, ema), prefix, also=_own_names(backbones[0]))
+        converted = split_state_dict(unwrap_checkpoint(checkpoint, ema), prefix, also=_own_names(backbones[0]))
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}" if name else str(error)) from error
     _, head = _classifier_head(_parent(model, backbones[0]))
-    chosen, report = fit(backbones[0], converted, name, head)
+    chosen, report = match_state_dict(backbones[0], converted, name, head)
     parameters = backbones[0].state_dict(keep_vars=True)
     parameters |= {} if head is None else {f"head.{key}": value for key, value in head.named_parameters()}
     with torch.no_grad():
@@ -73,25 +79,37 @@ def load_pretrained(
     return report
 
 
-def locate(source: str) -> Path:
-    """The file of a name, a URL or a path."""
+def resolve_source(source: str) -> Path:
+    """Path of a checkpoint that is given as a path, a URL or a published name; the latter two are fetched.
+
+    Raises:
+        CheckpointError: the name is unknown, or the file cannot be fetched.
+    """
     if source.startswith((*SCHEMES, "http://", "https://")):
         return fetch(source)
     return Path(source)
 
 
 def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor], prefix: str, log: bool = True) -> None:
-    """Bring what a state dict has for the backbone into its names and shapes, in place. A load-state-dict pre-hook.
+    """Convert the backbone's part of a state dict to its names and shapes, in place.
 
-    Our own state dict of the same network is left untouched. With others' weights, what they do not have (norm0 to
-    norm2) is filled with the backbone's own values, so that a strict load passes; the log names it.
+    ``load_state_dict`` of a backbone, or of a model that contains one, calls this. The state dict of an identical
+    network of ours is left unchanged. Tensors that other publishers do not have (norm0 to norm2) are filled with the
+    current values of the backbone, so that a strict load passes; the log lists them.
+
+    Args:
+        backbone: the module that the state dict is about to be loaded into.
+        state_dict: tensors by name, changed in place.
+        prefix: name of the backbone in the model, with a dot; '' if it is the model.
+        log: whether to log the report.
 
     Raises:
-        CheckpointError: as :func:`~mmgcvit.checkpoint.fit.fit`; mmengine's ``strict=False`` does not hide it.
+        CheckpointError: as :func:`~mmgcvit.checkpoint.fit.match_state_dict`, also with ``strict=False``; or there is
+            nothing under ``prefix``.
     """
     parameters = backbone.state_dict()
     if not any(is_ours(name) for name in parameters):
-        return  # flattened by FSDP, which loads its own way
+        return  # flattened by FSDP, which has its own way of loading
     given = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
     if all(
         name in given and getattr(given[name], "shape", None) == getattr(value, "shape", None)
@@ -99,12 +117,16 @@ def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor],
     ):
         return
     if not given:
-        raise CheckpointError(f"the state dict has nothing for the GCViT at {prefix.rstrip('.')!r}")
-    converted = take_apart(given, also=_own_names(backbone))
+        raise CheckpointError(
+            f"the state dict has nothing for the GCViT at {prefix.rstrip('.')!r}. Weights of the backbone alone are "
+            "loaded into a whole model by mmgcvit.load_pretrained(model, file), or by load_state_dict after "
+            "mmgcvit.checkpoint.accept_bare_network(model)"
+        )
+    converted = split_state_dict(given, also=_own_names(backbone))
     ours = converted.layout == "mmgcvit" and not converted.prefix
-    chosen, report = fit(backbone, converted, check_values=not ours)
+    chosen, report = match_state_dict(backbone, converted, check_values=not ours)
     for name in given:
-        # Our own dict keeps what it has beyond the network, for torch to complain about.
+        # Unexpected tensors in a state dict of ours are left for torch to report.
         if not ours or name in chosen:
             del state_dict[prefix + name]
     for name, value in chosen.items():
@@ -113,32 +135,33 @@ def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor],
         for name in report.left_initial:
             if re.match(r"norm\d\.", name):
                 state_dict[prefix + name] = parameters[name]
-    if log and not (ours and report.is_plain):
+    if log and not (ours and report.is_exact):
         _log(report)
 
 
 def _own_names(backbone: GCViT) -> set[str]:
-    """Everything in the state dict of the backbone: a user's subclass may have more than the network."""
+    """All names in the backbone's state dict; a subclass may have additional ones."""
     return set(backbone.state_dict())
 
 
 def _classifier_head(model: nn.Module) -> tuple[str, nn.Linear] | tuple[str, None]:
-    """The last linear map of a classifier, ``head`` (ours) or ``head.fc`` (mmpretrain), None for other models."""
+    """Last linear layer of a classifier and its name, ``head`` (ours) or ``head.fc`` (mmpretrain); else ('', None)."""
     modules = dict(model.named_modules())
     for name in ("head", "head.fc"):
-        if isinstance(modules.get(name), nn.Linear):
-            return name, modules[name]
+        head = modules.get(name)
+        if isinstance(head, nn.Linear):
+            return name, head
     return "", None
 
 
 def _parent(model: nn.Module, backbone: GCViT) -> nn.Module:
-    """The module that has the backbone, inside whatever wraps it; the backbone itself if none has."""
+    """The direct parent of the backbone in ``model``; the backbone itself if it has none."""
     parents = (module for module in model.modules() if any(child is backbone for child in module.children()))
     return next(parents, backbone)
 
 
 def _refuse_sharded(model: nn.Module) -> None:
-    """A model that is spread over processes has no whole parameters to copy into."""
+    """Raise CheckpointError if parameters are sharded over processes: there are no whole ones to copy into."""
     sharded = [
         type(part).__name__
         for part in (*model.modules(), *model.parameters())
@@ -149,32 +172,50 @@ def _refuse_sharded(model: nn.Module) -> None:
 
 
 def _log(report: LoadReport) -> None:
-    print_log(str(report), logger="current", level=logging.INFO if report.is_plain else logging.WARNING)
+    print_log(str(report), logger="current", level=logging.INFO if report.is_exact else logging.WARNING)
 
 
-def _move_bare_network(module: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str, *_: Any) -> None:
-    """Put a network that stands bare in a state dict under the name that a model has for its backbone. A pre-hook.
+def accept_bare_network(model: nn.Module) -> None:
+    """Let ``load_state_dict`` of a whole model accept the weights of a GC ViT alone.
 
-    So that ``load_from`` and ``load_state_dict`` of a whole model take a publisher's file, which has no ``backbone.``.
+    The files of all publishers of classifiers contain the network without the name that a detector, segmentor or
+    classifier has for it (``backbone.``). After this call, ``model.load_state_dict`` and mmengine's ``load_checkpoint``
+    (``load_from`` in a config) find such a network and load it into the model's backbone, with its head if the model
+    is a classifier. Everything is checked before anything is loaded, so an error leaves the model unchanged.
+
+    :class:`~mmgcvit.GCViTClassifier` does this itself. :func:`mmgcvit.load_pretrained` and ``init_cfg`` of the
+    backbone need it in no model. Without it, the backbone in a detector sees only the part of a state dict that is
+    under its own name, and raises a :class:`~mmgcvit.errors.CheckpointError` if there is none.
+
+    Args:
+        model: a module that contains any number of GC ViTs, at any depth. A repeated call changes nothing.
     """
+    for module in model.modules():
+        if any(isinstance(child, GCViT) for child in module.children()):
+            add_load_state_dict_pre_hook(module, _move_bare_network)
+
+
+def _move_bare_network(module: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str, *_: object) -> None:
+    """Load-state-dict pre-hook of the parent of a backbone: rename a network without prefix to that of the backbone."""
     names = [name for name, child in module.named_children() if isinstance(child, GCViT)]
     given = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
     if len(names) != 1:
         return
     if not any(name.startswith(f"{names[0]}.") for name in given):
         _move(module, names[0], state_dict, prefix, given)
-    # Before anything of the model is loaded, not when it is the backbone's turn: an error leaves all as it was.
-    prepare_state_dict(getattr(module, names[0]), dict(state_dict), f"{prefix}{names[0]}.", log=False)
+    # On a copy, before anything of the model is loaded: an error leaves the whole model unchanged.
+    backbone: Any = getattr(module, names[0])
+    prepare_state_dict(backbone, dict(state_dict), f"{prefix}{names[0]}.", log=False)
 
 
 def _move(
     module: nn.Module, backbone: str, state_dict: MutableMapping[str, Tensor], prefix: str, given: Mapping[str, Any]
 ) -> None:
     try:
-        tensors = weights_of(given)
+        tensors = unwrap_checkpoint(given)
         _, before = find_network(tensors)
     except CheckpointError:
-        return  # nothing of ours: the backbone will say so
+        return  # not a GC ViT: the backbone reports it
     head_name, head = _classifier_head(module)
     moved = {name: value for name, value in tensors.items() if name.startswith(before)}
     for name in tensors.keys() & given.keys() & moved.keys():
@@ -183,7 +224,7 @@ def _move(
         if head is None or not name.startswith(f"{before}head"):
             state_dict[f"{prefix}{backbone}.{name[len(before) :]}"] = value
     if head is not None:
-        theirs = take_apart(tensors, before).backbone
+        theirs = split_state_dict(tensors, before).backbone
         own = head.state_dict()
         found = {name: theirs[f"head.{name}"] for name in own if f"head.{name}" in theirs}
         if any(value.shape != own[name].shape for name, value in found.items()):
@@ -198,17 +239,9 @@ def _move(
             state_dict[f"{prefix}{head_name}.{name}"] = value
 
 
-def _watch_parents(module: nn.Module, _: str, child: nn.Module | None) -> None:
-    """Whatever model gets a GC ViT gets the hook above with it: there is no other way from a backbone to its model."""
-    if isinstance(child, GCViT):
-        hooks = module._load_state_dict_pre_hooks.values()
-        if not any(getattr(hook, "hook", None) is _move_bare_network for hook in hooks):
-            module._register_load_state_dict_pre_hook(_move_bare_network, with_module=True)
-
-
 def register() -> None:
-    """Make mmengine's CheckpointLoader know the published weights by name, and models take bare networks."""
-    register_module_module_registration_hook(_watch_parents)
+    """Register with the backbone, and register the published names with mmengine's ``CheckpointLoader``."""
+    register_checkpoint_support(load_pretrained, prepare_state_dict)
     for scheme in SCHEMES:
         CheckpointLoader.register_scheme(
             prefixes=scheme,
@@ -218,3 +251,6 @@ def register() -> None:
 
 
 register()
+
+# Old names, kept for one release
+locate = resolve_source

@@ -1,4 +1,4 @@
-"""Reading checkpoint files without running anything that is in them."""
+"""Reads checkpoint files without executing anything that they contain."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmgcvit.checkpoint.errors import CheckpointError
+from mmgcvit.compat import PythonUnpickler
+from mmgcvit.errors import CheckpointError
 
-# Loading a pickle runs what it names. What torch's own safe loader refuses is read by an unpickler that knows only the
-# following: builders of tensors and numpy values, which can do no harm, and holders of settings, in whose place an
-# inert object is made.
+# Loading a pickle calls whatever it names. Files that torch's safe loader refuses are read by an unpickler with an
+# allow-list: constructors of tensors and NumPy values, which are harmless, and settings objects, each of which is
+# replaced by an inert placeholder.
 _BUILDERS = {
     "collections": ("OrderedDict", "defaultdict", "Counter", "deque"),
     "torch._utils": ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state"),
@@ -34,7 +35,7 @@ _BUILDERS = {
     "_codecs": ("encode",),
     "builtins": ("int", "float", "bool", "complex", "list", "dict", "tuple", "set", "frozenset"),
 }  # fmt: skip
-_BUILDERS["__builtin__"] = _BUILDERS["builtins"]  # as Python 2's pickles call it
+_BUILDERS["__builtin__"] = _BUILDERS["builtins"]  # in pickles of Python 2
 _HOLDERS = {
     "argparse": ("Namespace",),
     "types": ("SimpleNamespace",),
@@ -50,11 +51,11 @@ _HOLDERS = {
     "omegaconf.listconfig": ("ListConfig",),
     "timm.utils.model_ema": ("ModelEma", "ModelEmaV2"),
 }
-_REFUSED = "the file asks for {}, which a file of weights has no need of: refused, and nothing of it was run"
+_REFUSED = "the file asks for {}, which no file of weights needs: refused, and nothing in it was executed"
 
 
 class _Holder(dict):
-    """Stands for a settings object of a file. Nothing of the real class runs."""
+    """Placeholder for a settings object of a file; no code of the real class runs."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> _Holder:
         return super().__new__(cls)
@@ -66,43 +67,43 @@ class _Holder(dict):
         self.state = state
 
     def append(self, _: object) -> None:
-        """Take a list's item, as unpickling may hand them over."""
+        """Discard an item of a pickled list."""
 
     def extend(self, _: object) -> None:
-        """Take a list's items."""
+        """Discard items of a pickled list."""
 
 
 def _attribute_of_holder(holder: object, *_: object) -> _Holder:
-    """In place of getattr, by which mmengine's histories name their own methods."""
+    """Replaces ``getattr``, with which mmengine's HistoryBuffer refers to its own methods."""
     if holder is not _Holder:
         raise CheckpointError(_REFUSED.format("builtins.getattr"))
     return _Holder()
 
 
 def _empty_array(_: type, __: tuple, code: bytes | str) -> np.ndarray:
-    """In place of numpy's _reconstruct, which makes an array of any size: what it is for is an empty one."""
-    return np.ndarray((0,), code)
+    """Replaces NumPy's ``_reconstruct``, which allocates any size, although pickles only need an empty array."""
+    return np.ndarray((0,), code.decode() if isinstance(code, bytes) else code)
 
 
-class _Unpickler(pickle._Unpickler):
-    """The unpickler in Python, as its steps can be watched: what a file may name must not be changed or made by it."""
+class _Unpickler(PythonUnpickler):
+    """Unpickler that resolves only allowed names, and lets a file neither modify them nor allocate through them."""
 
-    dispatch: ClassVar[dict] = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict] = dict(PythonUnpickler.dispatch)
 
     def load_build(self) -> None:
-        """Give an object its state: objects only, never the classes and functions that the file names."""
+        """Set the state of an object, but never that of a class or function."""
         if not isinstance(self.stack[-2], (dict, list, Tensor, np.ndarray, np.dtype)):
             raise CheckpointError(_REFUSED.format(f"a change to {self.stack[-2]!r}"))
         super().load_build()
 
     def load_reduce(self) -> None:
-        """Call what the file names, but for classes that are named as arguments only."""
+        """Call an allowed name, except for classes that are allowed as arguments only."""
         if self.stack[-2] in _ARGUMENTS:
             raise CheckpointError(_REFUSED.format(f"a {self.stack[-2].__name__} of a size of its own"))
         super().load_reduce()
 
     def load_newobj(self) -> None:
-        """As load_reduce."""
+        """Like :meth:`load_reduce`."""
         if self.stack[-2] in _ARGUMENTS:
             raise CheckpointError(_REFUSED.format(f"a {self.stack[-2].__name__} of a size of its own"))
         super().load_newobj()
@@ -112,6 +113,7 @@ class _Unpickler(pickle._Unpickler):
     dispatch[pickle.NEWOBJ[0]] = load_newobj
 
     def find_class(self, module: str, name: str) -> Any:
+        """Resolve a name through the allow-list."""
         if (module, name) in (("builtins", "getattr"), ("__builtin__", "getattr")):
             return _attribute_of_holder
         if name in _HOLDERS.get(module, ()):
@@ -129,22 +131,23 @@ def _load(file: Any, **kwargs: Any) -> Any:
 
 _ARGUMENTS = (np.ndarray, Tensor, torch.UntypedStorage, torch.storage.TypedStorage)
 
-# What torch.load takes for the module `pickle`.
+# Passed to torch.load in place of the module `pickle`.
 _RESTRICTED = SimpleNamespace(Unpickler=_Unpickler, load=_load, __name__="restricted pickle")
 
 
 def read_checkpoint(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read a checkpoint file: torch's (.pth, .pth.tar, ...), .safetensors, or Keras' .h5, by its contents.
+    """Read a checkpoint: torch's (.pth, .pth.tar, ...), .safetensors or Keras' .h5, detected by content.
 
     Args:
         path: the file.
         map_location: device for the tensors.
 
     Returns:
-        What the file holds: a dict of tensors by name, or such a dict among other things.
+        The contents of the file: a dict of tensors by name, or a dict that contains such a dict beside other entries.
 
     Raises:
-        CheckpointError: it is not there, not a checkpoint, cut off, larger inside than out, or asks to run something.
+        CheckpointError: the file does not exist, is not a checkpoint, is truncated, claims more bytes than it has, or
+            asks for code to be executed.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -169,7 +172,7 @@ def read_checkpoint(path: str | os.PathLike, map_location: str | torch.device = 
             )
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint {str(path)!r} ({size:,} bytes): {error}") from error
-    except Exception as error:  # whatever a broken file makes a reader raise: no reader lists it
+    except Exception as error:  # readers do not document what they raise for a damaged file
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(f"checkpoint {str(path)!r} ({size:,} bytes): cut off or damaged ({reason})") from error
     return _to(found, map_location)
@@ -196,12 +199,12 @@ def _read_torch(path: Path) -> Any:
                 f"torch's safe loader refuses it ({reason}), and TORCH_FORCE_WEIGHTS_ONLY_LOAD allows no other"
             ) from error
         found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_RESTRICTED)
-    # torch 2.1 believes what a file says of its storages' lengths: tensors over memory that is not theirs.
+    # torch 2.1 trusts the storage lengths in a file, which may exceed the memory that it allocates.
     size = path.stat().st_size
     for tensor in _tensors(found):
         if tensor.is_meta or tensor.layout != torch.strided or tensor.is_nested:
-            continue  # no weights; whoever wants to load them says so
-        # a view may say that it is larger than what it looks at, too
+            continue  # not weights; rejected when they are to be loaded
+        # an expanded view may claim more than its storage, too
         claimed = max(tensor.untyped_storage().nbytes(), tensor.numel() * tensor.element_size())
         if claimed > size:
             raise CheckpointError(f"a tensor of it claims {claimed:,} bytes")
@@ -226,13 +229,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_h5(path: Path, size: int) -> dict[str, Tensor]:
-    """Tensors of a Keras file by their weights' names, in Keras' layouts."""
+    """Tensors of a Keras file by weight name, in Keras' memory layouts."""
     try:
         import h5py
     except ImportError:
         raise CheckpointError("a Keras file, and h5py is not installed: pip install h5py") from None
 
     tensors: dict[str, Tensor] = {}
+    claimed = 0
 
     def visit(group: Any, path: str) -> None:
         for key in group:
@@ -253,16 +257,15 @@ def _read_h5(path: Path, size: int) -> dict[str, Tensor]:
                 raise CheckpointError(f"{name} has the type {item.dtype}; allowed: numbers")
             tensors[_weight_name(name)] = torch.from_numpy(item[()])
 
-    claimed = 0
     with h5py.File(path, "r") as file:
-        visit(file.get("model_weights", file), "")  # a saved model keeps its weights in a group
+        visit(file.get("model_weights", file), "")  # the group that a saved model has
     if not tensors:
         raise CheckpointError("a Keras file without weights")
     return tensors
 
 
 def _weight_name(path: str) -> str:
-    """``a/b/a/b/c:0`` -> ``a/b/c``: Keras puts the weight's full name under its layer's."""
+    """``a/b/a/b/c:0`` -> ``a/b/c``: Keras stores a weight under its layer's name, followed by its own full name."""
     parts = path.removesuffix(":0").split("/")
     for cut in range(len(parts) // 2, 0, -1):
         if parts[:cut] == parts[cut : 2 * cut]:

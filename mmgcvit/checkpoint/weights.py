@@ -1,4 +1,4 @@
-"""The published weights by name: where they are, what they are, and how they get here whole."""
+"""Published weights: a table of names, URLs and evaluation settings, and a downloader that verifies and resumes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from filelock import FileLock
 from rich.progress import Progress
 
 from mmgcvit.backbone.arch import ARCHS
-from mmgcvit.checkpoint.errors import CheckpointError
 from mmgcvit.checkpoint.reader import read_checkpoint
+from mmgcvit.errors import CheckpointError
+from mmgcvit.utils import atomic_path, file_sha256
 
-LICENCE = "CC BY-NC-SA 4.0"  # also of what others converted from the authors' files
+LICENCE = "CC BY-NC-SA 4.0"  # also applies to conversions of the authors' files
 MIRROR = "MMGCVIT_MIRROR"
 _HUB = "https://huggingface.co/nvidia/GCViT/resolve/main/"
 _TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-weights-morevit/"
-TRIES, TIMEOUT, CHUNK = 5, 30, 1 << 20  # attempts, seconds without an answer, bytes
+TRIES, TIMEOUT, CHUNK = 5, 30, 1 << 20  # attempts, seconds without a response, bytes
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,15 @@ class Weights:
     """A published file.
 
     Args:
-        name: with its scheme.
-        url: where its publisher has it.
-        arch: variant; its windows are :data:`~mmgcvit.backbone.arch.ARCHS`'.
-        input_size: side of the pictures that it was trained on, in pixels.
-        crop: share of the resized picture that the publisher evaluates.
-        squash: the whole picture is squeezed into a square instead of cropped.
-        top1: ImageNet-1k top-1 accuracy as published, in percent; None where the publisher's page has none.
-        sha256: first hexadecimal digits of the file's SHA-256; '' where it was not published.
+        name: name with scheme, e.g. ``gcvit://tiny_in1k``.
+        url: the publisher's URL.
+        arch: variant, a key of :data:`~mmgcvit.backbone.arch.ARCHS`.
+        input_size: side of the training images, in pixels.
+        crop: evaluation crop of the publisher, as a fraction of the resized image.
+        squash: whether the image is resized to a square for evaluation instead of being cropped.
+        top1: published ImageNet-1k top-1 accuracy, in percent; None if unpublished.
+        sha256: first hexadecimal digits of the SHA-256 of the file; '' if unpublished.
+        licence: licence of the weights.
     """
 
     name: str
@@ -57,16 +59,17 @@ class Weights:
 
     @property
     def window_size(self) -> tuple[int, ...]:
-        """Windows per stage."""
+        """Window side per stage, in tokens."""
         return ARCHS[self.arch]["window_size"]
 
     @property
     def filename(self) -> str:
-        """The last part of the URL."""
+        """Last component of the URL."""
         return self.url.rsplit("/", 1)[-1]
 
 
-# Authors: evaluation settings and accuracies of their page. timm: its pretrained configs; the names end in hashes.
+# Authors: evaluation settings and accuracies from their page. timm: from its pretrained configs; file names end in
+# hashes.
 # fmt: off
 WEIGHTS: dict[str, Weights] = {
     weights.name: weights for weights in (
@@ -87,10 +90,10 @@ WEIGHTS: dict[str, Weights] = {
 
 
 def find_weights(name: str) -> Weights:
-    """The table's row.
+    """Return the entry of :data:`WEIGHTS` with this name.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: the name is unknown.
     """
     if name not in WEIGHTS:
         raise CheckpointError(f"weights {name!r}; allowed: {', '.join(WEIGHTS)}")
@@ -98,29 +101,30 @@ def find_weights(name: str) -> Weights:
 
 
 def cache_dir() -> Path:
-    """Where fetched files are kept: ``mmgcvit`` in torch.hub's folder (``TORCH_HOME`` moves it)."""
+    """Folder of fetched files: ``mmgcvit`` in torch.hub's cache, which ``TORCH_HOME`` relocates."""
     return Path(torch.hub.get_dir()) / "mmgcvit"
 
 
 def fetch(source: str) -> Path:
-    """A published file, by name or URL, from the cache or from its publisher (or ``MMGCVIT_MIRROR``).
+    """Return the local path of a published file; download it from its publisher or ``MMGCVIT_MIRROR`` if necessary.
 
-    A file is whole or absent: it grows under another name, is verified, and is then renamed. A download that broke off
-    goes on where it stopped if the server can do so. Several processes may ask for the same file. Its SHA-256 is
-    compared with the published one, or with the one that was recorded when it came first.
+    A file in the cache is always complete: it is downloaded under a temporary name, verified, and then renamed. An
+    interrupted download resumes if the server supports it. Concurrent processes may request the same file. The SHA-256
+    is compared with the published one, or with the one recorded at the first download.
 
     Args:
-        source: a name of :data:`WEIGHTS`, or a URL (http, https).
+        source: a name in :data:`WEIGHTS`, or a URL (http, https).
 
     Returns:
-        The file in :func:`cache_dir`.
+        Path in :func:`cache_dir`.
 
     Raises:
-        CheckpointError: unknown name, no answer, an answer that is no such file, or another file than before.
+        CheckpointError: the name is unknown, the server does not respond or sends something else than a checkpoint, or
+            the file differs from the expected one.
     """
     if source.startswith(("http://", "https://")):
         url, sha256 = source, ""
-        # the same file name at two places is two files
+        # files of the same name at different URLs are different files
         place = hashlib.sha256(source.encode()).hexdigest()[:8]
         target = cache_dir() / f"{place}-{Path(urlparse(source).path).name or 'weights'}"
     else:
@@ -135,30 +139,29 @@ def fetch(source: str) -> Path:
             _copy(Path(url), part) if "://" not in url else _download(url, part)
             try:
                 read_checkpoint(part)
-            except CheckpointError as error:  # half a file, a page, a pointer to a file: not to be kept
+            except CheckpointError as error:  # a truncated file, a web page, a Git LFS pointer
                 part.unlink()
-                raise CheckpointError(f"{url}: what comes is no checkpoint, and was removed: {error}") from error
+                raise CheckpointError(f"{url}: the download is not a checkpoint and was removed: {error}") from error
             found = file_sha256(part)
             if not found.startswith(known):
                 part.unlink()
                 raise CheckpointError(
                     f"{url}: another file than expected: its SHA-256 is {found}, not {known}...; "
-                    f"removed. (Recorded at the first download: {record})"
+                    f"removed. (The SHA-256 of the first download is recorded in {record})"
                 )
-            with temporary(record) as building:
-                building.write_text(f"{found}  {target.name}\n")
-                building.replace(record)
+            with atomic_path(record) as unfinished:
+                unfinished.write_text(f"{found}  {target.name}\n")
             part.replace(target)
         elif known and not (found := file_sha256(target)).startswith(known):
             raise CheckpointError(
                 f"{target} has changed since it was fetched: its SHA-256 is {found}, not {known}; "
-                "remove it to have it fetched again"
+                "remove it to download it again"
             )
     return target
 
 
 def mirrored(url: str) -> str:
-    """Where to take a published file from: its URL, or the same name at ``MMGCVIT_MIRROR`` (a URL or a folder)."""
+    """URL or path to fetch a published file from: its own URL, or its name in ``MMGCVIT_MIRROR`` (a URL or folder)."""
     mirror = os.environ.get(MIRROR)
     if not mirror:
         return url
@@ -168,25 +171,6 @@ def mirrored(url: str) -> str:
     return str(Path(mirror.removeprefix("file://")).expanduser() / name)
 
 
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@contextmanager
-def temporary(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write under and then to rename; what still has it in the end is removed."""
-    building = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield building
-    finally:
-        building.unlink(missing_ok=True)
-
-
 def _copy(source: Path, part: Path) -> None:
     if not source.is_file():
         raise CheckpointError(f"{MIRROR}: {source}: there is no such file")
@@ -194,36 +178,36 @@ def _copy(source: Path, part: Path) -> None:
 
 
 def _download(url: str, part: Path) -> None:
-    """Fetch ``url`` into ``part``, going on with what is there, trying again where a connection breaks."""
+    """Download ``url`` to ``part``; resume a partial file, and retry if the connection breaks."""
     for attempt in range(TRIES):
         try:
             return _transfer(url, part)
         except CheckpointError:
             raise
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # what is there is no beginning of what the server has
+            if error.code == 416:  # the partial file is longer than the server's
                 part.unlink(missing_ok=True)
             elif error.code < 500 and error.code not in (408, 429):
                 raise CheckpointError(
                     f"{url}: the server answers {error.code} {error.reason}; "
-                    f"{MIRROR} (a URL or folder) says where else to look"
+                    f"set {MIRROR} (a URL or folder) to fetch it from elsewhere"
                 ) from error
             reason: Exception = error
         except http.client.InvalidURL as error:
             raise CheckpointError(f"{url}: not a URL: {error}") from error
-        # no connection, a broken one, one that fell silent, an answer that is none
+        # no connection, a broken or stalled one, an invalid response
         except (OSError, EOFError, ValueError, http.client.HTTPException) as error:
             reason = error
         if attempt < TRIES - 1:
             time.sleep(min(2**attempt / 4, 4))
     raise CheckpointError(
         f"{url}: {TRIES} attempts failed, the last with {type(reason).__name__}: {reason}; "
-        "a further call goes on from there"
+        "the next call resumes the download"
     ) from reason
 
 
 def _transfer(url: str, part: Path) -> None:
-    # Of which file the part is a part: only the same one, by the server's own tag, is gone on with.
+    # URL and ETag of the file that the partial download belongs to: it resumes only if both are unchanged.
     origin = part.with_name(part.name + ".from")
     tag = origin.read_text().removeprefix(f"{url}\n") if origin.is_file() else ""
     have = part.stat().st_size if part.is_file() and tag and tag != origin.read_text() else 0
@@ -247,3 +231,14 @@ def _transfer(url: str, part: Path) -> None:
         if total is not None and done != total:
             raise EOFError(f"the connection ended after {done:,} of {total:,} bytes")
     origin.unlink()
+
+
+# Old names, kept for one release
+@contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that the caller renames; use :func:`mmgcvit.utils.atomic_path` instead."""
+    building = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield building
+    finally:
+        building.unlink(missing_ok=True)

@@ -7,14 +7,23 @@ import torch
 import torch.nn.functional as F
 from conftest import randomise, relative_error
 
-from mmgcvit.backbone import attention as attention_module
-from mmgcvit.backbone.attention import WindowAttention, gather_bias, resize_bias_table
+from mmgcvit import kernels
+from mmgcvit.backbone.attention import WindowAttention
+from mmgcvit.backbone.bias import resize_bias_table
+from mmgcvit.backbone.windows import window_layout
+from mmgcvit.kernels import dispatch, reference
 
 CHANNELS, HEADS, WINDOW = 12, 3, 3
 TOKENS, HEAD_DIM = WINDOW**2, CHANNELS // HEADS
+IMPLEMENTATIONS = [dispatch.REFERENCE, dispatch.EAGER, dispatch.CPU]
 
 
-def test_gather_bias_is_the_table_at_each_pairs_offset():
+def gather_bias(table: torch.Tensor, window: int) -> torch.Tensor:
+    ((bias,),) = reference.position_biases([table], [(window, window)], window, table.dtype)
+    return bias
+
+
+def test_the_bias_is_the_table_at_each_pairs_offset():
     w = 3
     table = torch.randn((2 * w - 1) ** 2, 2)
     bias = gather_bias(table, w)
@@ -27,124 +36,100 @@ def test_gather_bias_is_the_table_at_each_pairs_offset():
                     assert torch.equal(bias[:, i * w + j, k * w + m], table[offset])
 
 
-def formula(
-    attention: WindowAttention, x: torch.Tensor, query: torch.Tensor | None, height: int, width: int
-) -> torch.Tensor:
-    """Each window, picture and head on its own, zero-padded to the whole window; softmax(q k^T / sqrt(d) + b) v."""
-    windows, _, pictures, _ = x.shape
-    padded = x.new_zeros(windows, WINDOW, WINDOW, pictures, CHANNELS)
-    padded[:, :height, :width] = x.unflatten(1, (height, width))
-    padded = padded.flatten(1, 2)
+def formula(attention: WindowAttention, x: torch.Tensor, query: torch.Tensor | None) -> torch.Tensor:
+    """Each window and head on its own, zero-padded to the full window; softmax(q k^T / sqrt(d) + b) v."""
+    batch, height, width, _ = x.shape
+    padded = F.pad(x, (0, 0, 0, -width % WINDOW, 0, -height % WINDOW))
     bias = gather_bias(attention.relative_position_bias_table, WINDOW)
-    outs = []
-    for window in range(windows):
-        for picture in range(pictures):
-            rows = (attention.kv if attention.is_global else attention.qkv)(padded[window, :, picture])
-            rows = rows.reshape(TOKENS, HEADS, -1, HEAD_DIM)
-            heads = []
-            for head in range(HEADS):
-                if attention.is_global:
-                    # a region of a single window has its pictures where others have their windows
-                    q = query[picture if pictures > 1 or len(query) == 1 else window, head]
-                    k, v = rows[:, head, 0], rows[:, head, 1]
-                else:
-                    q, k, v = rows[:, head, 0], rows[:, head, 1], rows[:, head, 2]
-                weights = (q @ k.T / HEAD_DIM**0.5 + bias[head]).softmax(-1)
-                heads.append(weights @ v)
-            outs.append(torch.cat(heads, 1))
-    out = torch.stack(outs).reshape(windows, pictures, WINDOW, WINDOW, CHANNELS)
-    return attention.proj(out[:, :, :height, :width].flatten(2, 3).transpose(1, 2))
+    out = torch.zeros_like(padded)
+    for image in range(batch):
+        for top in range(0, height, WINDOW):
+            for left in range(0, width, WINDOW):
+                window = padded[image, top : top + WINDOW, left : left + WINDOW].reshape(TOKENS, CHANNELS)
+                rows = (attention.kv if attention.is_global else attention.qkv)(window).reshape(
+                    TOKENS, HEADS, -1, HEAD_DIM
+                )
+                heads = []
+                for head in range(HEADS):
+                    k, v = rows[:, head, -2], rows[:, head, -1]
+                    q = query[image, head] if attention.is_global else rows[:, head, 0]
+                    heads.append((q @ k.T / HEAD_DIM**0.5 + bias[head]).softmax(-1) @ v)
+                y = attention.proj(torch.cat(heads, 1)).reshape(WINDOW, WINDOW, CHANNELS)
+                out = out.clone()
+                out[image, top : top + WINDOW, left : left + WINDOW] = y
+    return out[:, :height, :width]
 
 
 def run(
-    attention: WindowAttention, x: torch.Tensor, query: torch.Tensor | None, height: int, width: int
+    attention: WindowAttention,
+    x: torch.Tensor,
+    query: torch.Tensor | None,
+    ops: kernels.Kernels,
+    limit: int | None = None,
 ) -> torch.Tensor:
-    """The attention on windows of height x width, of whose query it gets what belongs to their tokens."""
-    if query is not None:
-        query = query.unflatten(2, (WINDOW, WINDOW))[:, :, :height, :width].flatten(2, 3)
-    return attention(x, query, (height, width))
+    """The attention on a whole map."""
+    layout = window_layout(tuple(x.shape), WINDOW, x.device, limit)
+    queries = None if query is None else layout.expand_query(query)
+    packs = []
+    for part, pack in zip(layout.pack(x), layout.packs, strict=True):
+        if pack.padding_rows is not None:
+            part = part.index_fill(0, pack.padding_rows, 0)
+        packs.append(attention(part, pack, queries, None, ops))
+    return layout.unpack(packs)
 
 
-@pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize(("scores", "bias"), [(2**19, 2**22), (1, 1), (100, 200)])
-@pytest.mark.parametrize("size", [(3, 3), (2, 3), (3, 1), (1, 2)])
-@pytest.mark.parametrize(("windows", "pictures", "queries"), [(5, 2, 2), (5, 1, 1), (3, 1, 3)])
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS, ids=["reference", "eager", "cpu"])
+@pytest.mark.parametrize("limit", [None, 200])
+@pytest.mark.parametrize("shape", [(2, 6, 9), (1, 7, 6), (3, 5, 4), (2, 2, 1), (1, 3, 3)])
 @pytest.mark.parametrize("is_global", [False, True])
-def test_equals_the_formula(
-    monkeypatch,
-    is_global: bool,
-    windows: int,
-    pictures: int,
-    queries: int,
-    size: tuple[int, int],
-    scores: int,
-    bias: int,
-    grad: bool,
-):
-    """With its gradients, however much is worked on at a time."""
-    monkeypatch.setattr(attention_module, "SCORES", scores)
-    monkeypatch.setattr(attention_module, "BIAS", bias)
+def test_equals_the_formula(is_global: bool, shape: tuple[int, ...], limit: int | None, ops: kernels.Kernels):
+    """With its gradients."""
     attention = randomise(WindowAttention(CHANNELS, HEADS, WINDOW, is_global)).double()
-    x = torch.randn(windows, size[0] * size[1], pictures, CHANNELS, dtype=torch.double, requires_grad=grad)
-    query = torch.randn(queries, HEADS, TOKENS, HEAD_DIM, dtype=torch.double, requires_grad=grad)
+    x = torch.randn(*shape, CHANNELS, dtype=torch.double, requires_grad=True)
+    query = torch.randn(shape[0], HEADS, TOKENS, HEAD_DIM, dtype=torch.double, requires_grad=True)
     query = query if is_global else None
-    with torch.set_grad_enabled(grad):
-        got, wanted = run(attention, x, query, *size), formula(attention, x, query, *size)
+    with torch.no_grad():
+        assert relative_error(run(attention, x, query, ops, limit), formula(attention, x, query)) < 1e-12
+    got, wanted = run(attention, x, query, ops, limit), formula(attention, x, query)
     assert relative_error(got, wanted) < 1e-12
-    if grad:
-        inputs = [x, *attention.parameters()] + ([query] if is_global else [])
-        weight = torch.randn_like(got)
-        for a, b in zip(
-            torch.autograd.grad((got * weight).sum(), inputs),
-            torch.autograd.grad((wanted * weight).sum(), inputs),
-            strict=True,
-        ):
-            assert (a - b).abs().max() < 1e-10
+    inputs = [x, *attention.parameters()] + ([query] if is_global else [])
+    weight = torch.randn_like(got)
+    for a, b in zip(
+        torch.autograd.grad((got * weight).sum(), inputs),
+        torch.autograd.grad((wanted * weight).sum(), inputs),
+        strict=True,
+    ):
+        assert (a - b).abs().max() < 1e-10
 
 
-def test_padding_far_less_likely_than_the_rest_gives_no_nan():
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS, ids=["reference", "eager", "cpu"])
+def test_padding_far_less_likely_than_the_rest_gives_no_nan(ops: kernels.Kernels):
     attention = WindowAttention(CHANNELS, HEADS, WINDOW, False)
     table = attention.relative_position_bias_table
     with torch.no_grad():
         table.fill_(-1e4)
         table[(2 * WINDOW - 1) ** 2 // 2] = 0  # each token sees itself
-    x = torch.randn(2, 2, 1, CHANNELS, requires_grad=True)
-    run(attention, x, None, 1, 2).sum().backward()
+    x = torch.randn(2, 1, 2, CHANNELS, requires_grad=True)
+    run(attention, x, None, ops).sum().backward()
     assert x.grad.isfinite().all()
     assert table.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS, ids=["reference", "eager", "cpu"])
 @pytest.mark.parametrize("size", [(2, 3), (3, 2), (1, 1)])
 @pytest.mark.parametrize("entry", [-300.0, 110.0, 300.0])
-def test_a_table_of_any_spread(entry: float, size: tuple[int, int]):
-    """What the padding's token weighs is told by its own places, not by the table's largest entry."""
+def test_a_table_of_any_spread(entry: float, size: tuple[int, int], ops: kernels.Kernels):
+    """The weight of the padding token follows from its own positions, not from the table's largest entry."""
     attention = randomise(WindowAttention(CHANNELS, HEADS, WINDOW, False)).double()
     with torch.no_grad():
         attention.relative_position_bias_table.zero_()
         attention.relative_position_bias_table[0] = entry
-    x = torch.randn(2, size[0] * size[1], 1, CHANNELS, dtype=torch.double)
-    assert relative_error(run(attention, x, None, *size), formula(attention, x, None, *size)) < 1e-12
-
-
-def test_calls_that_share_a_bias(monkeypatch):
-    attention = randomise(WindowAttention(CHANNELS, HEADS, WINDOW, False))
-    x = torch.randn(6, TOKENS, 2, CHANNELS)
-    wanted = run(attention, x, None, WINDOW, WINDOW)
-    made, real, shared = [], WindowAttention.bias, []
-    monkeypatch.setattr(WindowAttention, "bias", lambda *args: made.append(args) or real(*args))
-    got = torch.cat([attention(part, None, (WINDOW, WINDOW), shared) for part in x.split(2)])
-    assert len(made) == 1
-    assert relative_error(got, wanted) < 1e-6
-    gradients = [
-        torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), attention.parameters())
-        for y in (got, wanted)
-    ]
-    for a, b in zip(*gradients, strict=True):
-        assert relative_error(a, b) < 1e-5
+    x = torch.randn(2, *size, CHANNELS, dtype=torch.double)
+    assert relative_error(run(attention, x, None, ops), formula(attention, x, None)) < 1e-12
 
 
 def test_the_gradient_of_the_bias_keeps_no_scores():
-    """What is kept for the backward pass does not grow with the square of the window."""
+    """On a CPU, what is kept for the backward pass does not grow with the square of the window."""
     kept = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -153,12 +138,14 @@ def test_the_gradient_of_the_bias_keeps_no_scores():
 
     window = 24
     attention = WindowAttention(CHANNELS, HEADS, window, False)
+    layout = window_layout((2, window, window, CHANNELS), window, torch.device("cpu"))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        attention(torch.randn(2, window**2, 1, CHANNELS), None, (window, window))
+        attention(torch.randn(2 * window**2, CHANNELS), layout.packs[0], ops=dispatch.CPU)
     assert max(kept) < window**4 * HEADS * 4 / 2
 
 
-def test_the_global_query_is_not_copied_per_window(monkeypatch):
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS, ids=["reference", "eager", "cpu"])
+def test_one_bias_and_one_query_for_all_windows(monkeypatch, ops: kernels.Kernels):
     seen = {}
     real = F.scaled_dot_product_attention
 
@@ -168,20 +155,22 @@ def test_the_global_query_is_not_copied_per_window(monkeypatch):
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     attention = WindowAttention(CHANNELS, HEADS, WINDOW, is_global=True)
-    query = torch.randn(2, HEADS, TOKENS, HEAD_DIM)
-    attention(torch.randn(7, TOKENS, 2, CHANNELS), query, (WINDOW, WINDOW))
-    assert seen["query"].shape == seen["key"].shape == (7, 2 * HEADS, TOKENS, HEAD_DIM)
+    query = torch.randn(1, HEADS, TOKENS, HEAD_DIM)
+    run(attention, torch.randn(1, 3 * WINDOW, WINDOW, CHANNELS), query, ops)
+    assert seen["query"].shape == seen["key"].shape == (3, HEADS, TOKENS, HEAD_DIM)
     assert seen["query"].data_ptr() == query.data_ptr()
     assert seen["query"].stride(0) == 0
-    assert seen["bias"].shape == (1, 2 * HEADS, TOKENS, TOKENS)  # one for all windows
+    assert seen["bias"].shape == (1, HEADS, TOKENS, TOKENS)
 
 
-def test_dropout_acts_in_training_only():
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS, ids=["reference", "eager", "cpu"])
+@pytest.mark.parametrize("size", [(3, 3), (4, 5)])
+def test_dropout_acts_in_training_only(size: tuple[int, int], ops: kernels.Kernels):
     attention = WindowAttention(CHANNELS, HEADS, WINDOW, False, attn_drop_rate=0.5, drop_rate=0.5)
-    x = torch.randn(3, TOKENS, 2, CHANNELS)
-    assert not torch.equal(run(attention, x, None, WINDOW, WINDOW), run(attention, x, None, WINDOW, WINDOW))
+    x = torch.randn(3, *size, CHANNELS)
+    assert not torch.equal(run(attention, x, None, ops), run(attention, x, None, ops))
     attention.eval()
-    assert torch.equal(run(attention, x, None, WINDOW, WINDOW), run(attention, x, None, WINDOW, WINDOW))
+    assert torch.equal(run(attention, x, None, ops), run(attention, x, None, ops))
 
 
 def test_resize_bias_table():

@@ -8,14 +8,15 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, randomise, relative_error
+from conftest import TINY, loss_of, randomise, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.logging import MMLogger
 from torch import nn
 
-from mmgcvit.backbone import ARCHS, GCViT, gcvit
-from mmgcvit.backbone.windows import PAD_MODES
+from mmgcvit.backbone import ARCHS, GCViT
+from mmgcvit.backbone.windows import PAD_MODES, window_layout
+from mmgcvit.kernels import cpu
 
 PUBLISHED_PARAMETERS = {  # of the classifiers with 1000 classes
     "xxtiny": 11_995_428, "xtiny": 19_981_294, "tiny": 28_221_974, "tiny2": 34_535_654,
@@ -30,11 +31,6 @@ def expected_shapes(model: GCViT, batch: int, height: int, width: int) -> list[t
     return [
         (batch, c, -(-height // s), -(-width // s)) for c, s in zip(model.out_channels, model.out_strides, strict=True)
     ]
-
-
-def loss_of(maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """A sum in which every element of every map has its own weight."""
-    return sum((m * torch.linspace(-1, 1, m.numel()).reshape(m.shape)).sum() for m in maps)
 
 
 @pytest.fixture
@@ -256,17 +252,21 @@ def test_drop_path_drops_whole_pictures(size: tuple[int, int], pad: str):
 
 
 @pytest.mark.parametrize("rate", [0.25, 1.0])
-def test_drop_path_is_drawn_per_picture(rate: float):
-    block = GCViT(TINY).stages[0].blocks[0]
-    block.drop_path_rate = rate
-    assert block.eval().draw(3, torch.zeros(1)) is None
-    keep = block.train().draw(4000, torch.zeros(1, dtype=torch.double))
-    assert keep.shape == (2, 4000, 1)
-    assert keep.dtype == torch.double
-    assert keep.unique().tolist() == pytest.approx([0.0, 1 / 0.75] if rate < 1 else [0.0])
-    assert ((keep == 0).double().mean((1, 2)) - rate).abs().max() < 0.03
-    block.drop_path_rate = 0.0
-    assert block.draw(3, torch.zeros(1)) is None
+def test_drop_path_is_sampled_per_image(rate: float):
+    stage = GCViT(TINY).stages[0]
+    stage.blocks[0].drop_path_rate, stage.blocks[1].drop_path_rate = 0.0, rate
+    layout = window_layout((4000, 1, 1, 16), 2, torch.device("cpu"), None)
+    x = torch.zeros(1, dtype=torch.double)
+    assert stage.eval().sample_drop_path(layout, x) is None
+    (scale,) = stage.train().sample_drop_path(layout, x)
+    assert scale.shape == (2, 2, 8000, 1)  # blocks, branches, rows: a token and its padding
+    assert scale.dtype == torch.double
+    assert (scale[0] == 1).all()
+    assert torch.equal(scale[1, :, ::2], scale[1, :, 1::2])
+    assert scale[1].unique().tolist() == pytest.approx([0.0, 1 / 0.75] if rate < 1 else [0.0])
+    assert ((scale[1] == 0).double().mean((1, 2)) - rate).abs().max() < 0.03
+    stage.blocks[1].drop_path_rate = 0.0
+    assert stage.sample_drop_path(layout, x) is None
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -276,7 +276,7 @@ def test_how_much_is_worked_on_at_a_time_does_not_matter(tiny_model, monkeypatch
     pictures = torch.randn(batch, 3, 100, 132)
     results = []
     for chunk in (2**30, 500, 1):
-        monkeypatch.setattr(gcvit, "CHUNK", chunk)
+        monkeypatch.setattr(cpu, "MAX_PACK", chunk)
         torch.manual_seed(1)
         model.zero_grad()
         maps = model(pictures)

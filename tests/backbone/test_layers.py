@@ -9,7 +9,6 @@ from conftest import randomise, relative_error
 from torch import nn
 from torch.nn.utils import prune
 
-from mmgcvit.backbone import layers
 from mmgcvit.backbone.layers import Downsample, GlobalQuery, MBConv, Mlp, Stem
 
 
@@ -48,53 +47,6 @@ def test_global_query(reductions: int, interpolation: str, size: tuple[int, int]
     assert got.shape == (3, 2, 16, 4)
     for head in range(2):
         assert torch.allclose(got[:, head], y.reshape(3, 16, 8)[..., 4 * head : 4 * head + 4], atol=1e-6)
-
-
-@pytest.mark.parametrize("piece", [2**18, 20])
-@pytest.mark.parametrize("frozen", [(), ("se.fc1.weight",), ("depthwise.weight", "pointwise.weight")])
-def test_mbconv_on_a_map_larger_than_its_weight(monkeypatch, piece: int, frozen: tuple[str, ...]):
-    """There the weight is scaled, and the activation is computed anew: with the gradients of the plain formula."""
-    monkeypatch.setattr(layers, "PIECE", piece)
-    mbconv = randomise(MBConv(8)).double()
-    for name, parameter in mbconv.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    x = torch.randn(2, 5, 7, 8, dtype=torch.double, requires_grad=True)
-    inputs = [x, *(p for p in mbconv.parameters() if p.requires_grad)]
-    weight = torch.randn_like(x)
-    got = mbconv(x)
-    y = F.gelu(layers.conv_channels_last(mbconv.depthwise, x))
-    wanted = x + mbconv.pointwise(y * mbconv.se(y.mean((1, 2), keepdim=True)))
-    assert relative_error(got, wanted) < 1e-12
-    for a, b in zip(
-        torch.autograd.grad((got * weight).sum(), inputs),
-        torch.autograd.grad((wanted * weight).sum(), inputs),
-        strict=True,
-    ):
-        assert relative_error(a, b) < 1e-10
-
-
-def test_mlp_keeps_no_activation():
-    kept = []
-    mlp = randomise(Mlp(6, 12, 0.0)).double()
-    x = torch.randn(3, 5, 6, dtype=torch.double, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        got = mlp(x)
-    hidden = [t for t in kept if t.shape == (3, 5, 12)]
-    assert len({t.data_ptr() for t in hidden}) == 1  # the activation's input alone
-    wanted = mlp_formula(mlp, x)
-    assert torch.equal(got, wanted)
-    inputs = [x, *mlp.parameters()]
-    weight = torch.randn_like(got)
-    for a, b in zip(
-        torch.autograd.grad((got * weight).sum(), inputs),
-        torch.autograd.grad((wanted * weight).sum(), inputs),
-        strict=True,
-    ):
-        assert relative_error(a, b) < 1e-12
-    mlp.requires_grad_(False)
-    mlp(x).sum().backward()
-    assert x.grad is not None
-    assert mlp.fc2.weight.grad is None
 
 
 def mlp_formula(mlp: Mlp, x: torch.Tensor) -> torch.Tensor:

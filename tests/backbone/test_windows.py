@@ -1,4 +1,4 @@
-"""Padding, cutting and merging."""
+"""Padding, packing and unpacking."""
 
 from __future__ import annotations
 
@@ -6,47 +6,115 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mmgcvit.backbone.windows import WindowGrid, pad_to_multiple
+from mmgcvit.backbone.windows import pad_to_multiple, split_into_regions, window_layout
+
+CPU = torch.device("cpu")
+SIZES = st.integers(1, 20)
 
 
 @settings(max_examples=60, deadline=None)
-@given(batch=st.integers(1, 3), height=st.integers(1, 20), width=st.integers(1, 20), window=st.integers(1, 8))
-def test_every_token_is_where_it_belongs_and_comes_back(batch: int, height: int, width: int, window: int):
+@given(batch=st.integers(1, 3), height=SIZES, width=SIZES, window=st.integers(1, 8),
+       limit=st.sampled_from([None, 1, 40, 10**6]))  # fmt: skip
+def test_each_token_has_its_row(batch: int, height: int, width: int, window: int, limit: int | None):
     x = torch.arange(batch * height * width * 2).float().reshape(batch, height, width, 2)
-    grid = WindowGrid(height, width, window)
-    parts = [grid.cut(x, region) for region in grid.regions]
-    assert sum(part.numel() for part in parts) == x.numel()  # nothing is padded
+    layout = window_layout(tuple(x.shape), window, CPU, limit)
+    packs = layout.pack(x)
+    assert [len(p) for p in packs] == [sum(s.num_rows for s in pack.spans) for pack in layout.packs]
     for b, i, j in [(0, 0, 0), (batch - 1, height - 1, width - 1), (batch // 2, height // 2, width // 3)]:
         (n,) = (
             n
-            for n, r in enumerate(grid.regions)
-            if 0 <= i - r.top < r.rows * r.height and 0 <= j - r.left < r.columns * r.width
+            for n, r in enumerate(layout.regions)
+            if 0 <= i - r.top < r.grid_h * r.height and 0 <= j - r.left < r.grid_w * r.width
         )
-        region = grid.regions[n]
+        region = layout.regions[n]
         # a window is smaller than the others where an edge cuts it off
         assert region.height == min(window, height - i // window * window)
         assert region.width == min(window, width - j // window * window)
+        assert region.is_padded == (region.height * region.width < window**2)
         row, y = divmod(i - region.top, region.height)
         column, z = divmod(j - region.left, region.width)
-        token = y * region.width + z
-        single = region.rows * region.columns == 1
-        place = (b, token, 0) if single else (row * region.columns + column, token, b)
-        assert torch.equal(parts[n][place], x[b, i, j])
-    assert torch.equal(grid.merge(parts), x)
+        number = (b * region.grid_h + row) * region.grid_w + column
+        ((part, pack, span),) = (
+            (part, pack, span)
+            for part, pack in zip(packs, layout.packs, strict=True)
+            for span in pack.spans
+            if span.index == n and span.first <= number < span.first + span.count
+        )
+        first = span.start + (number - span.first) * region.num_rows
+        assert torch.equal(part[first + y * region.width + z], x[b, i, j])
+        if region.is_padded:
+            assert first + region.num_rows - 1 in pack.padding_rows.tolist()
+    padding = sum(0 if pack.padding_rows is None else len(pack.padding_rows) for pack in layout.packs)
+    assert padding == batch * sum(r.num_windows for r in layout.regions if r.is_padded)
+    assert torch.equal(layout.unpack(packs), x)
+
+
+@settings(max_examples=20, deadline=None)
+@given(batch=st.integers(1, 3), height=SIZES, width=SIZES, limit=st.sampled_from([None, 40]))
+def test_values_of_images_reach_their_rows(batch: int, height: int, width: int, limit: int | None):
+    layout = window_layout((batch, height, width, 2), 3, CPU, limit)
+    images = torch.arange(batch).float()
+    packs = layout.pack(images.view(-1, 1, 1, 1).expand(-1, height, width, 2))
+    for pack, rows, tokens in zip(layout.packs, layout.per_row(images), packs, strict=True):
+        real = torch.ones(len(tokens), dtype=torch.bool)
+        if pack.padding_rows is not None:
+            real[pack.padding_rows] = False
+        assert torch.equal(rows[real], tokens[real, 0])
+
+
+@pytest.mark.parametrize("limit", [None, 100])
+def test_gradients_of_padding_rows_go_nowhere(limit: int | None):
+    x = torch.randn(2, 5, 7, 3, dtype=torch.double, requires_grad=True)
+    layout = window_layout(tuple(x.shape), 4, CPU, limit)
+    packs = layout.pack(x)
+    assert torch.autograd.gradcheck(lambda x: layout.unpack(layout.pack(x)), (x,))
+    weights = [torch.randn_like(p) for p in packs]
+    y = layout.unpack([p * w for p, w in zip(packs, weights, strict=True)])
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient, layout.unpack(weights))
 
 
 @pytest.mark.parametrize(("size", "regions"), [((8, 12), 1), ((9, 12), 2), ((8, 13), 2), ((9, 13), 4), ((3, 2), 1)])
 def test_regions(size: tuple[int, int], regions: int):
-    assert len(WindowGrid(*size, 4).regions) == regions
+    assert len(split_into_regions(*size, 4)) == regions
 
 
-@pytest.mark.parametrize("size", [(4, 4), (3, 2)])
-def test_a_map_of_one_window_is_not_copied(size: tuple[int, int]):
-    x = torch.randn(3, *size, 5)
-    grid = WindowGrid(*size, 4)
-    windows = grid.cut(x, grid.regions[0])
-    assert windows.data_ptr() == grid.merge([windows]).data_ptr() == x.data_ptr()
+def test_a_map_of_one_window_is_not_copied():
+    x = torch.randn(3, 4, 4, 5)
+    layout = window_layout(tuple(x.shape), 4, CPU)
+    (rows,) = layout.pack(x)
+    assert rows.data_ptr() == layout.unpack([rows]).data_ptr() == x.data_ptr()
+
+
+def test_the_query_of_one_image_is_not_copied():
+    layout = window_layout((1, 8, 12, 6), 4, CPU)
+    query = torch.randn(1, 2, 16, 3)
+    (expanded,) = layout.expand_query(query)
+    assert expanded.data_ptr() == query.data_ptr()
+
+
+def test_the_query_of_several_images_goes_to_their_own_windows():
+    layout = window_layout((2, 8, 7, 6), 4, CPU)
+    query = torch.randn(2, 2, 16, 3)
+    full, edge = layout.expand_query(query)
+    assert full.shape == (4, 2, 16, 3)
+    assert edge.shape == (4, 2, 4 * 3 + 1, 3)
+    for window in range(4):  # two of each image in either region
+        image = window // 2
+        assert torch.equal(full[window], query[image])
+        assert torch.equal(edge[window, :, :-1], query[image].unflatten(1, (4, 4))[:, :, :3].flatten(1, 2))
+
+
+def test_layouts_are_computed_once_but_not_for_fake_tensors():
+    arguments = ((2, 9, 9, 4), 4, CPU, None)
+    assert window_layout(*arguments) is window_layout(*arguments)
+    with FakeTensorMode():
+        assert window_layout(*arguments) is not window_layout(*arguments)
+    with torch.inference_mode():
+        rows = window_layout((2, 11, 9, 4), 4, CPU, None).packs[0].padding_rows
+    assert not rows.is_inference()
 
 
 @pytest.mark.parametrize(("size", "padded"), [((1, 1), (4, 4)), ((4, 8), (4, 8)), ((5, 3), (8, 4))])

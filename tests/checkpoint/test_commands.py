@@ -17,7 +17,7 @@ from mmgcvit import GCViT, load_pretrained
 from mmgcvit.__main__ import main
 from mmgcvit.checkpoint import CheckpointError
 from mmgcvit.checkpoint.commands import convert_file, inspect
-from mmgcvit.checkpoint.weights import file_sha256
+from mmgcvit.utils import file_sha256
 
 
 @pytest.mark.parametrize("layout", ["nvidia", "nvidia-detection", "timm", "keras", "mmgcvit"])
@@ -36,7 +36,7 @@ def test_inspect(files, layout: str, capsys):
         assert said["other parts"] == "neck (1), roi_head (1)"
 
 
-def test_inspect_says_what_more_there_is(authors_dict, tmp_path: Path):
+def test_inspect_lists_other_contents(authors_dict, tmp_path: Path):
     torch.save(dict(state_dict=authors_dict, state_dict_ema=authors_dict, epoch=3), tmp_path / "both.pth")
     said = inspect(str(tmp_path / "both.pth"))
     assert "EMA weights         state_dict_ema\n" in said
@@ -65,7 +65,7 @@ def test_list_and_fetch(files, capsys, monkeypatch, tmp_path: Path):
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("to", ["mmgcvit", "nvidia", "timm"])
-def test_convert_there_and_back(files, authors_dict, tmp_path: Path, to: str, suffix: str):
+def test_convert_round_trip(files, authors_dict, tmp_path: Path, to: str, suffix: str):
     once, report = convert_file(str(files["nvidia"]), tmp_path / f"once{suffix}", to)
     assert report.layout == "nvidia"
     assert len(report.loaded) == 188
@@ -76,7 +76,7 @@ def test_convert_there_and_back(files, authors_dict, tmp_path: Path, to: str, su
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_detector_there_and_back(files, tmp_path: Path):
+def test_detector_round_trip(files, tmp_path: Path):
     whole = torch.load(files["nvidia-detection"], weights_only=True)["state_dict"]
     ours, _ = convert_file(str(files["nvidia-detection"]), tmp_path / "ours.pth")
     state = torch.load(ours, weights_only=True)["state_dict"]
@@ -92,7 +92,7 @@ def test_a_detector_there_and_back(files, tmp_path: Path):
     ]
 
 
-def test_keras_is_converted(files, tmp_path: Path, classifier):
+def test_convert_keras(files, tmp_path: Path, classifier):
     if "keras" not in files:
         pytest.skip("h5py is not installed")
     path, _ = convert_file(str(files["keras"]), tmp_path / "a.safetensors")
@@ -121,7 +121,7 @@ def tool(*arguments: object) -> subprocess.CompletedProcess:
     )
 
 
-def test_the_tool(files, tmp_path: Path):
+def test_tool(files, tmp_path: Path):
     target = tmp_path / "ours.safetensors"
     done = tool(files["nvidia"], target)
     assert done.returncode == 0, done.stderr
@@ -136,8 +136,8 @@ def test_the_tool(files, tmp_path: Path):
     assert "head.fc.weight" in load_file(target)
 
 
-def test_averaged_weights_are_converted(authors_dict, tmp_path: Path):
-    from written import write_authors
+def test_convert_averaged_weights(authors_dict, tmp_path: Path):
+    from checkpoint_fixtures import write_authors
 
     zeros = {k: v * 0 for k, v in authors_dict.items()}
     source = write_authors(tmp_path / "both.pth", zeros, state_dict_ema=authors_dict)
@@ -145,7 +145,7 @@ def test_averaged_weights_are_converted(authors_dict, tmp_path: Path):
     assert_same(torch.load(path, weights_only=True)["state_dict"], authors_dict)
 
 
-def test_a_hashed_name_that_is_there(files, tmp_path: Path):
+def test_hashed_name_exists(files, tmp_path: Path):
     path, _ = convert_file(str(files["nvidia"]), tmp_path / "a.pth", hashed=True)
     with pytest.raises(FileExistsError, match=path.name):
         convert_file(str(files["nvidia"]), tmp_path / "a.pth", hashed=True)
@@ -154,7 +154,7 @@ def test_a_hashed_name_that_is_there(files, tmp_path: Path):
 
 
 @pytest.mark.parametrize("what", ["cut", "evil", "other", "folder"])
-def test_a_bad_file_is_one_line_to_the_user(files, tmp_path: Path, capsys, what: str):
+def test_bad_file_gives_one_line_of_error(files, tmp_path: Path, capsys, what: str):
     from test_reader import Evil
 
     path = tmp_path / "bad.pth"

@@ -8,7 +8,7 @@ from conftest import TINY, randomise
 
 from mmgcvit import GCViT
 from mmgcvit.checkpoint import CheckpointError, convert_state_dict
-from mmgcvit.checkpoint.layouts import convert_back, take_apart, weights_of
+from mmgcvit.checkpoint.layouts import export_state_dict, split_state_dict, unwrap_checkpoint
 from mmgcvit.checkpoint.reader import read_checkpoint
 
 LAYOUTS = ("nvidia", "nvidia-detection", "timm", "keras", "mmgcvit")
@@ -26,7 +26,7 @@ def assert_same(got: dict, wanted: dict) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_our_tensors(files, classifier, layout: str):
+def test_every_layout_converts_to_our_tensors(files, classifier, layout: str):
     if layout not in files:
         pytest.skip("h5py is not installed")
     found, state = convert_state_dict(read_checkpoint(files[layout]))
@@ -54,7 +54,7 @@ def test_prefixes_and_wrappers(authors_dict, classifier, prefix: str, wrapper: s
 
 
 @pytest.mark.parametrize("head", ["head", "head.fc"])
-def test_a_head_stands_beside_the_backbone(authors_dict, classifier, head: str):
+def test_head_beside_the_backbone(authors_dict, classifier, head: str):
     """Ours and mmpretrain's classifiers."""
     state = {f"backbone.{name}" if not name.startswith("head.") else name.replace("head", head): value
              for name, value in authors_dict.items()}  # fmt: skip
@@ -67,36 +67,36 @@ def test_averaged_weights(authors_dict):
         dict(state_dict=authors_dict, state_dict_ema=other),
         dict(state_dict=authors_dict, ema_state_dict=other | {"steps": torch.tensor(3)}),
     ):
-        assert torch.equal(weights_of(checkpoint, ema=True)["norm.bias"], other["norm.bias"])
-        assert torch.equal(weights_of(checkpoint)["norm.bias"], authors_dict["norm.bias"])
+        assert torch.equal(unwrap_checkpoint(checkpoint, ema=True)["norm.bias"], other["norm.bias"])
+        assert torch.equal(unwrap_checkpoint(checkpoint)["norm.bias"], authors_dict["norm.bias"])
     with pytest.raises(CheckpointError, match=r"no averaged .EMA. weights: none of state_dict_ema"):
-        weights_of(dict(state_dict=authors_dict), ema=True)
+        unwrap_checkpoint(dict(state_dict=authors_dict), ema=True)
 
 
-def test_there_and_back(authors_dict, files):
-    ours = take_apart(authors_dict).backbone
-    theirs, left = convert_back(ours, "nvidia")
+def test_round_trip(authors_dict, files):
+    ours = split_state_dict(authors_dict).backbone
+    theirs, left = export_state_dict(ours, "nvidia")
     assert not left
     assert_same(theirs, authors_dict)
     detection = read_checkpoint(files["nvidia-detection"])["state_dict"]
-    converted = take_apart(detection)
-    theirs, left = convert_back(converted.backbone, "nvidia")
+    converted = split_state_dict(detection)
+    theirs, left = export_state_dict(converted.backbone, "nvidia")
     assert not left
     assert_same({f"backbone.{k}": v for k, v in theirs.items()} | converted.others, detection)
     # timm has one norm
-    assert sorted(convert_back(converted.backbone, "timm")[1]) == [
+    assert sorted(export_state_dict(converted.backbone, "timm")[1]) == [
         f"norm{i}.{p}" for i in range(4) for p in ("bias", "weight") if i < 3
     ]
 
 
 @pytest.mark.parametrize("name", ["xxtiny", "xtiny", "tiny", "small", "base"])
-def test_timm_there_and_back(name: str):
+def test_timm_round_trip(name: str):
     timm = pytest.importorskip("timm", minversion="1.0.31")
     model = randomise(timm.create_model(f"gcvit_{name}", num_classes=7))
     state = model.state_dict()
     layout, ours = convert_state_dict(state)
     assert layout == "timm"
-    theirs, left = convert_back(ours, "timm")
+    theirs, left = export_state_dict(ours, "timm")
     assert not left
     assert_same(theirs, dict(state))
     model.load_state_dict(theirs)
@@ -120,7 +120,7 @@ def test_impossible_shapes_are_listed(authors_dict, name: str, shape: tuple):
     assert str(shape) in str(error.value)
 
 
-def test_a_downsampling_that_opens_no_stage(authors_dict):
+def test_downsampling_without_a_stage(authors_dict):
     with pytest.raises(CheckpointError, match=r"unknown keys .* levels.3.downsample.norm1.weight"):
         convert_state_dict({**authors_dict, "levels.3.downsample.norm1.weight": torch.ones(128)})
 
@@ -141,7 +141,7 @@ def test_two_networks(authors_dict):
     state = {f"{who}.{name}": value for who in ("teacher", "student") for name, value in authors_dict.items()}
     with pytest.raises(CheckpointError, match=r"2 networks .* give `prefix`: 'teacher.', 'student.'"):
         convert_state_dict(state)
-    assert take_apart(state, "student.").prefix == "student."
+    assert split_state_dict(state, "student.").prefix == "student."
 
 
 def test_our_own_norms():
@@ -151,7 +151,7 @@ def test_our_own_norms():
     assert_same(converted, dict(state))
 
 
-def test_timms_model_for_features():
+def test_timm_features_only_model():
     timm = pytest.importorskip("timm", minversion="1.0.31")
     model = randomise(timm.create_model("gcvit_xxtiny", features_only=True))
     layout, state = convert_state_dict(model.state_dict())

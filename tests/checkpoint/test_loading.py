@@ -1,16 +1,11 @@
-"""Loading into models, by each of the ways that users have."""
+"""Loading into backbones, in each of the ways that users have."""
 
 from __future__ import annotations
 
-import copy
-import logging
-
 import pytest
 import torch
+from checkpoint_fixtures import Detector, assert_loaded, unchanged
 from conftest import TINY, randomise
-from mmengine.logging import MMLogger
-from mmengine.registry import MODELS
-from mmengine.runner import load_checkpoint
 from torch import nn
 
 from mmgcvit import GCViT, GCViTClassifier, load_pretrained
@@ -18,45 +13,6 @@ from mmgcvit.checkpoint import CheckpointError
 from mmgcvit.checkpoint.layouts import TABLE
 
 LAYOUTS = ("nvidia", "nvidia-detection", "timm", "keras", "mmgcvit")
-
-
-class Detector(nn.Module):
-    def __init__(self, **backbone) -> None:
-        super().__init__()
-        self.neck = nn.Linear(2, 2)  # before the backbone: what fails there is not to have changed this
-        self.backbone = GCViT(**{"arch": TINY, **backbone})
-
-
-@pytest.fixture
-def logged():
-    """What mmengine's loggers say."""
-    records: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            records.append(record.getMessage())
-
-    logger, handler = MMLogger.get_current_instance(), Keep()
-    logger.addHandler(handler)
-    yield records
-    logger.removeHandler(handler)
-
-
-def assert_loaded(backbone: GCViT, classifier: GCViTClassifier) -> None:
-    got = backbone.state_dict()
-    for name, value in classifier.backbone.state_dict().items():
-        if name in got and not name.startswith("norm"):
-            assert torch.equal(got[name], value), name
-
-
-def unchanged(model: nn.Module):
-    before = copy.deepcopy(model.state_dict())
-
-    def check() -> None:
-        for name, value in model.state_dict().items():
-            assert torch.equal(value, before[name]), name
-
-    return check
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -86,13 +42,13 @@ def test_load_pretrained(file, classifier, whole: bool):
 
 
 @pytest.mark.parametrize("layout", ["nvidia", "timm", "keras", "mmgcvit"])
-def test_a_classifiers_head(files, classifier, layout: str):
+def test_head_of_a_classifier(files, classifier, layout: str):
     if layout not in files:
         pytest.skip("h5py is not installed")
     model = GCViTClassifier(dict(arch=TINY), num_classes=5).eval()
-    assert load_pretrained(model, files[layout]).is_plain
-    pictures = torch.randn(3, 3, 64, 96)
-    assert torch.equal(model(pictures), classifier(pictures))
+    assert load_pretrained(model, files[layout]).is_exact
+    images = torch.randn(3, 3, 64, 96)
+    assert torch.equal(model(images), classifier(images))
     other = GCViTClassifier(dict(arch=TINY), num_classes=4)
     before = other.head.weight.clone()
     report = load_pretrained(other, files[layout])
@@ -100,11 +56,11 @@ def test_a_classifiers_head(files, classifier, layout: str):
     assert report.notes == ["head: 5 classes of 128 channels in the file, 4 of 128 in the model: left out"]
 
 
-def test_a_head_of_21841_classes(classifier, tmp_path):
+def test_head_with_21841_classes(classifier, tmp_path):
     model = randomise(GCViTClassifier(dict(arch=TINY), num_classes=21841))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / "21k.pth")
     got = GCViTClassifier(dict(arch=TINY), num_classes=21841)
-    assert load_pretrained(got, tmp_path / "21k.pth").is_plain
+    assert load_pretrained(got, tmp_path / "21k.pth").is_exact
     assert torch.equal(got.head.weight, model.head.weight)
 
 
@@ -121,16 +77,6 @@ def test_load_state_dict_of_a_foreign_dict(authors_dict, classifier, logged, who
     assert "left at initial values: 6 tensors (norm0, norm1, norm2)" in message
 
 
-def test_load_state_dict_into_a_classifier(authors_dict, files, classifier):
-    from safetensors.torch import load_file
-
-    for state in (authors_dict, load_file(files["timm"]), {f"module.{k}": v for k, v in authors_dict.items()}):
-        model = GCViTClassifier(dict(arch=TINY), num_classes=5)
-        model.load_state_dict(state)
-        for name, value in classifier.state_dict().items():
-            assert torch.equal(model.state_dict()[name], value), name
-
-
 def test_init_cfg(file, classifier):
     model = GCViT(TINY, init_cfg=dict(type="Pretrained", checkpoint=str(file)))
     model.init_weights()
@@ -138,7 +84,7 @@ def test_init_cfg(file, classifier):
     assert model.init_cfg["checkpoint"] == str(file)
 
 
-def test_init_cfg_runs_nothing_and_fails_aloud(tmp_path, files):
+def test_init_cfg_executes_nothing_and_raises(tmp_path, files):
     from test_reader import Evil
 
     evil = {"state_dict": {"stem.conv.weight": torch.ones(1)}, "args": Evil(tmp_path / "ran")}
@@ -149,7 +95,7 @@ def test_init_cfg_runs_nothing_and_fails_aloud(tmp_path, files):
         (str(tmp_path / "evil.pth"), "refused"),
     ):
         model = GCViT(TINY, init_cfg=dict(type="Pretrained", checkpoint=checkpoint))
-        for _ in range(2):  # the second call does not pass over what failed in the first
+        for _ in range(2):  # the second call tries again
             with pytest.raises(CheckpointError, match=message):
                 model.init_weights()
         assert model.init_cfg["checkpoint"] == checkpoint
@@ -159,35 +105,8 @@ def test_init_cfg_runs_nothing_and_fails_aloud(tmp_path, files):
         model.init_weights()
 
 
-@pytest.mark.parametrize("layout", ["nvidia", "nvidia-detection", "mmgcvit"])
-def test_mmengines_loader_of_a_whole_model(files, classifier, logged, layout: str):
-    """What ``load_from`` in a config does: strict=False."""
-    model = Detector()
-    load_checkpoint(model, str(files[layout]), map_location="cpu", logger="current")
-    assert_loaded(model.backbone, classifier)
-    if layout == "nvidia":
-        assert any("weights from a state dict (layout nvidia" in m and "(head)" in m for m in logged)
-
-
-def test_strict_false_hides_nothing(classifier, tmp_path):
-    """Weights of another network, or under a name that the model does not have, used to be skipped silently."""
-    model = Detector()
-    check = unchanged(model)
-    timm = pytest.importorskip("timm")
-    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet.pth")
-    torch.save({f"encoder.{k}": v for k, v in model.neck.state_dict().items()}, tmp_path / "neck.pth")
-    for name in ("resnet.pth", "neck.pth"):
-        with pytest.raises(CheckpointError, match="the state dict has nothing for the GCViT at 'backbone'"):
-            load_checkpoint(model, str(tmp_path / name), logger="current")
-    state = {f"backbone.{k}": v for k, v in model.backbone.state_dict().items() if "mlp" not in k}
-    state |= {"neck.weight": torch.ones(2, 2)}
-    with pytest.raises(CheckpointError, match=r"only 154 of the backbone's 186 tensors .* 95% are needed; missing: st"):
-        model.load_state_dict(state, strict=False)
-    check()
-
-
-def test_our_own_dict_is_left_to_torch(logged):
-    """Exactly as it was before: what is missing or unexpected is an error of a strict load only."""
+def test_our_own_state_dict_is_left_to_torch(logged):
+    """Missing and unexpected keys are errors of a strict load only, as in torch."""
     model, other = GCViT(TINY), randomise(GCViT(TINY))
     state = other.state_dict()
     model.load_state_dict(state)
@@ -199,12 +118,12 @@ def test_our_own_dict_is_left_to_torch(logged):
         model.load_state_dict(fewer)
     model.load_state_dict(fewer, strict=False)
     assert any("left at initial values: 2 tensors (norm0)" in m for m in logged)
-    # a classifier's dict has a head, which a strict load has always complained of
+    # a strict load reports the head in the state dict of a classifier
     with pytest.raises(RuntimeError, match=r"Unexpected key.*head.weight"):
         model.load_state_dict(state | {"head.weight": torch.zeros(5, 128), "head.bias": torch.zeros(5)})
 
 
-def test_a_subclass_may_have_more(classifier):
+def test_subclass_with_more_parameters(classifier):
     class Prompted(GCViT):
         def __init__(self, **kwargs) -> None:
             super().__init__(**kwargs)
@@ -268,7 +187,7 @@ def test_another_variant(files, change: dict, message: str):
     check()
 
 
-def test_the_arch_that_fits_is_named():
+def test_error_names_the_matching_arch():
     with torch.device("meta"):
         small, model = GCViT("small"), GCViT("tiny")
     state = {name: torch.zeros(value.shape) for name, value in small.state_dict().items()}
@@ -320,7 +239,7 @@ def test_types(authors_dict, classifier):
 
 
 def test_averaged_weights(authors_dict, tmp_path, classifier):
-    from written import write_authors
+    from checkpoint_fixtures import write_authors
 
     zeros = {k: v * 0 for k, v in authors_dict.items()}
     path = write_authors(tmp_path / "both.pth", zeros, state_dict_ema=authors_dict)
@@ -329,97 +248,15 @@ def test_averaged_weights(authors_dict, tmp_path, classifier):
     assert_loaded(model, classifier)
 
 
-def test_models_without_or_with_two(files):
+def test_models_with_none_or_two(files):
     with pytest.raises(ValueError, match="a Linear with 0 GCViT; allowed: one"):
         load_pretrained(nn.Linear(2, 2), files["nvidia"])
     with pytest.raises(ValueError, match="a ModuleList with 2 GCViT; allowed: one"):
         load_pretrained(nn.ModuleList([GCViT(TINY), GCViT(TINY)]), files["nvidia"])
 
 
-def test_a_model_with_hooks_is_copied_and_pickled(classifier, tmp_path, authors_dict):
-    model = copy.deepcopy(Detector())
-    torch.save(model, tmp_path / "model.pth")
-    for got in (model, torch.load(tmp_path / "model.pth", weights_only=False)):
-        load_checkpoint(got, _saved(authors_dict, tmp_path), logger="current")
-        assert_loaded(got.backbone, classifier)
-
-
-def _saved(state: dict, folder) -> str:
-    torch.save(state, folder / "bare.pth")
-    return str(folder / "bare.pth")
-
-
-@pytest.mark.parametrize(("package", "config"), [
-    ("mmdet", "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"),
-    ("mmseg", None),
-])  # fmt: skip
-def test_init_cfg_inside_detectors_and_segmentors(package: str, config: str | None, files, classifier):
-    pytest.importorskip("mmcv._ext")
-    pytest.importorskip(package)
-    init_cfg = dict(type="Pretrained", checkpoint=str(files["nvidia"]))
-    backbone = dict(type="GCViT", arch=TINY, init_cfg=init_cfg)
-    channels = [16, 32, 64, 128]
-    if package == "mmdet":
-        from mmdet.utils import register_all_modules
-        from mmengine.hub import get_config
-
-        register_all_modules()
-        cfg = get_config(config).model
-        cfg.backbone, cfg.neck.in_channels = backbone, channels
-    else:
-        from mmseg.utils import register_all_modules
-
-        register_all_modules()
-        norm = dict(type="BN")
-        cfg = dict(
-            type="mmseg.EncoderDecoder",
-            backbone=backbone,
-            train_cfg=dict(),
-            test_cfg=dict(mode="whole"),
-            decode_head=dict(
-                type="UPerHead",
-                in_channels=channels,
-                in_index=[0, 1, 2, 3],
-                channels=16,
-                num_classes=3,
-                norm_cfg=norm,
-                pool_scales=(1, 2),
-            ),
-        )
-    model = MODELS.build(cfg)
-    model.init_weights()
-    assert_loaded(model.backbone, classifier)
-    # and without init_cfg, through the whole model's own loading
-    model.backbone.stem.conv.weight.data.zero_()
-    load_checkpoint(model, str(files["nvidia"]), logger="current")
-    assert_loaded(model.backbone, classifier)
-
-
-def test_load_from_reports_the_heads_that_it_skips(logged, tmp_path):
-    """A fine-tuned detector with another number of classes, by mmengine's own loading."""
-    pytest.importorskip("mmcv._ext")
-    pytest.importorskip("mmdet")
-    from conftest import ROOT
-    from mmdet.utils import register_all_modules
-    from mmengine.config import Config
-
-    register_all_modules()
-    cfg = Config.fromfile(ROOT / "configs/detection/mask-rcnn_gcvit-nano_fpn_digits.py").model
-    ten = MODELS.build(cfg)
-    torch.save(dict(state_dict=ten.state_dict()), tmp_path / "ten.pth")
-    cfg.roi_head.bbox_head.num_classes = 3
-    three = MODELS.build(cfg)
-    load_checkpoint(three, str(tmp_path / "ten.pth"), logger="current")
-    (message,) = [m for m in logged if "do not match exactly" in m]
-    assert "size mismatch for roi_head.bbox_head.fc_cls.weight" in message
-    assert "size mismatch for roi_head.bbox_head.fc_cls.bias" in message
-    for name, value in ten.state_dict().items():
-        if "fc_cls" not in name:
-            assert torch.equal(three.state_dict()[name], value), name
-
-
-def test_values_are_checked_whoever_loads(authors_dict):
-    """A publisher's dict full of NaN, through torch's own loading; our own is left as it is, for resuming."""
+def test_values_are_checked_in_load_state_dict(authors_dict):
+    """Also for a publisher's state dict in torch's own loading; our own may contain anything, for resuming."""
     bad = {k: v * float("nan") if v.is_floating_point() else v for k, v in authors_dict.items()}
     model = GCViT(TINY)
     check = unchanged(model)
@@ -431,7 +268,7 @@ def test_values_are_checked_whoever_loads(authors_dict):
     check()
 
 
-def test_a_strict_load_of_a_foreign_dict_needs_all_but_the_norms(authors_dict):
+def test_strict_load_of_a_foreign_dict_needs_all_but_the_norms(authors_dict):
     less = {k: v for k, v in authors_dict.items() if k != "levels.0.blocks.0.mlp.fc1.bias"}
     with pytest.raises(RuntimeError, match=r"Missing key.*stages.0.blocks.0.mlp.fc1.bias"):
         GCViT(TINY).load_state_dict(less)
@@ -439,24 +276,10 @@ def test_a_strict_load_of_a_foreign_dict_needs_all_but_the_norms(authors_dict):
     assert "stages.0.blocks.0.mlp.fc1.bias" in report.left_initial
 
 
-def test_a_block_that_is_not_there(authors_dict):
+def test_missing_block(authors_dict):
     state = {k.replace("levels.2.blocks.1.", "levels.2.blocks.200000."): v for k, v in authors_dict.items()}
     with pytest.raises(CheckpointError, match="stage 2 has the blocks 0, 200000, but not 1"):
         load_pretrained(GCViT(TINY), state)
-
-
-def test_heads_of_wrapped_and_of_other_classifiers(authors_dict, files, classifier, logged):
-    model = GCViTClassifier(dict(arch=TINY), num_classes=5)
-    assert load_pretrained(nn.ModuleDict({"module": model}), files["nvidia"]).is_plain
-    assert torch.equal(model.head.weight, classifier.head.weight)
-    model.head = nn.Linear(7, 5)
-    report = load_pretrained(model, files["nvidia"])
-    assert report.notes == ["head: 5 classes of 128 channels in the file, 5 of 7 in the model: left out"]
-    other = GCViTClassifier(dict(arch=TINY), num_classes=4)
-    before = other.head.weight.clone()
-    other.load_state_dict(authors_dict)
-    assert torch.equal(other.head.weight, before)
-    assert "GCViT: head of 5 classes in the state dict, 4 in the model: left out" in logged
 
 
 def test_norms_of_some_maps(files, tmp_path):
@@ -468,7 +291,7 @@ def test_norms_of_some_maps(files, tmp_path):
     theirs, _ = convert_file(str(tmp_path / "three.pth"), tmp_path / "theirs.pth", "nvidia")
     back, _ = convert_file(str(theirs), tmp_path / "back.pth")
     got = GCViT(TINY, out_indices=(1, 2, 3))
-    assert load_pretrained(got, back).is_plain
+    assert load_pretrained(got, back).is_exact
     for name, value in three.state_dict().items():
         assert torch.equal(got.state_dict()[name], value), name
     assert load_pretrained(GCViT(TINY, out_indices=(3,)), theirs).layout == "nvidia-detection"
@@ -480,13 +303,13 @@ def test_norms_of_some_maps(files, tmp_path):
     dict(qkv_bias=False), dict(out_indices=(0, 1)), dict(in_channels=5), dict(global_query_reductions=(0, 1, 2, 3)),
     dict(arch={**TINY, "layer_scale": None, "depths": (1, 2, 1, 3)}),
 ])  # fmt: skip
-def test_any_network_of_ours_is_inspected(kwargs: dict, tmp_path):
+def test_inspect_any_network_of_ours(kwargs: dict, tmp_path):
     from mmgcvit.checkpoint.commands import inspect
 
     model = randomise(GCViT(**{"arch": TINY, **kwargs}))
     torch.save(model.state_dict(), tmp_path / "ours.pth")
     assert f"loaded: {len(model.state_dict())} tensors" in inspect(str(tmp_path / "ours.pth"))
-    assert load_pretrained(GCViT(**{"arch": TINY, **kwargs}), tmp_path / "ours.pth").is_plain
+    assert load_pretrained(GCViT(**{"arch": TINY, **kwargs}), tmp_path / "ours.pth").is_exact
 
 
 def test_qkv_without_bias(files):
@@ -500,7 +323,7 @@ def test_arrays(authors_dict, classifier):
     assert_loaded(model, classifier)
 
 
-def test_a_sharded_model_is_refused(files, monkeypatch):
+def test_sharded_model_is_refused(files, monkeypatch):
     class FullyShardedDataParallel(nn.Module):
         def __init__(self, module: nn.Module) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Files are read, and nothing in them is run."""
+"""Files are read, and nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Evil:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path: Path, zipped: bool):
+def test_malicious_pickle_is_refused_and_not_executed(tmp_path: Path, zipped: bool):
     torch.save(
         {"state_dict": {"a": torch.ones(2)}, "args": Evil(tmp_path / "ran")},
         tmp_path / "evil.pth",
         _use_new_zipfile_serialization=zipped,
     )
     torch.load(tmp_path / "evil.pth", weights_only=False)
-    assert (tmp_path / "ran").exists(), "the file does no evil: this test shows nothing"
+    assert (tmp_path / "ran").exists(), "the file is harmless, so this test would prove nothing"
     (tmp_path / "ran").unlink()
     with pytest.raises(CheckpointError, match=r"evil.pth.*asks for (posix|nt|os).system.*refused"):
         read_checkpoint(tmp_path / "evil.pth")
@@ -43,7 +43,7 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path: Path, zipped: 
 
 
 @pytest.mark.parametrize("expression", ["getattr", "eval", "exec", "__import__", "open"])
-def test_builtins_that_do_things_are_refused(tmp_path: Path, expression: str):
+def test_dangerous_builtins_are_refused(tmp_path: Path, expression: str):
     class Call:
         def __reduce__(self) -> tuple:
             return getattr(builtins, expression), ("1",)
@@ -53,14 +53,14 @@ def test_builtins_that_do_things_are_refused(tmp_path: Path, expression: str):
         read_checkpoint(tmp_path / "call.pth")
 
 
-def test_a_bare_malicious_pickle(tmp_path: Path):
+def test_malicious_pickle_without_a_zip(tmp_path: Path):
     (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
     with pytest.raises(CheckpointError):
         read_checkpoint(tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
 
 
-def test_settings_beside_the_weights_are_no_obstacle(files):
+def test_settings_beside_the_weights_are_read(files):
     found = read_checkpoint(files["nvidia"])
     assert found["epoch"] == 310
     assert found["args"].state["lr"] == 0.005
@@ -68,7 +68,7 @@ def test_settings_beside_the_weights_are_no_obstacle(files):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_mmengines_messages_are_no_obstacle(tmp_path: Path, zipped: bool):
+def test_message_hub_of_mmengine_is_read(tmp_path: Path, zipped: bool):
     from mmengine.config import ConfigDict
     from mmengine.logging import HistoryBuffer
 
@@ -79,7 +79,7 @@ def test_mmengines_messages_are_no_obstacle(tmp_path: Path, zipped: bool):
     assert torch.equal(read_checkpoint(tmp_path / "run.pth")["state_dict"]["a"], torch.arange(3.0))
 
 
-def test_cut_off(files, tmp_path: Path):
+def test_truncated_file(files, tmp_path: Path):
     for path in files.values():
         whole = path.read_bytes()
         for share in (0.02, 0.5, 0.98):
@@ -105,7 +105,7 @@ def test_other_files(tmp_path: Path):
         read_checkpoint(tmp_path / "absent.pth")
 
 
-def test_a_safetensors_header_that_claims_terabytes(tmp_path: Path):
+def test_safetensors_header_claims_terabytes(tmp_path: Path):
     header = json.dumps({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
     for length in (len(header), 2**42):
         (tmp_path / "huge.safetensors").write_bytes(struct.pack("<Q", length) + header + bytes(64))
@@ -113,7 +113,7 @@ def test_a_safetensors_header_that_claims_terabytes(tmp_path: Path):
             read_checkpoint(tmp_path / "huge.safetensors")
 
 
-def test_a_zip_whose_entries_claim_more_than_is_there(files, tmp_path: Path):
+def test_zip_entries_claim_more_than_the_file(files, tmp_path: Path):
     with zipfile.ZipFile(files["mmgcvit"]) as old, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as new:
         for entry in old.infolist():
             new.writestr(entry.filename, old.read(entry))
@@ -122,8 +122,8 @@ def test_a_zip_whose_entries_claim_more_than_is_there(files, tmp_path: Path):
         read_checkpoint(tmp_path / "bomb.pth")
 
 
-def test_a_storage_that_claims_terabytes(tmp_path: Path):
-    """The same file, but for a pickle that speaks of a larger tensor."""
+def test_storage_claims_terabytes(tmp_path: Path):
+    """The same file, but with a larger tensor in its pickle."""
     torch.save({"a": torch.zeros(1000)}, tmp_path / "a.pth")
     with zipfile.ZipFile(tmp_path / "a.pth") as old, zipfile.ZipFile(tmp_path / "huge.pth", "w") as new:
         for entry in old.infolist():
@@ -136,13 +136,13 @@ def test_a_storage_that_claims_terabytes(tmp_path: Path):
         read_checkpoint(tmp_path / "huge.pth")
 
 
-def test_a_program(tmp_path: Path):
+def test_torchscript_program(tmp_path: Path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.pth")
     with pytest.raises(CheckpointError, match="a TorchScript program"):
         read_checkpoint(tmp_path / "program.pth")
 
 
-def test_h5_that_leads_elsewhere_or_claims_too_much(tmp_path: Path):
+def test_h5_with_links_or_excessive_claims(tmp_path: Path):
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["secret"] = [1.0]
@@ -169,7 +169,7 @@ def test_h5_that_leads_elsewhere_or_claims_too_much(tmp_path: Path):
 
 
 def write_pickle(path: Path, program: bytes) -> Path:
-    """A torch file whose pickle is this program, and something that torch's safe loader refuses."""
+    """A torch file with this pickle program, which torch's safe loader refuses."""
     torch.save({"a": torch.zeros(2)}, path.with_suffix(".whole"))
     with zipfile.ZipFile(path.with_suffix(".whole")) as old, zipfile.ZipFile(path, "w") as new:
         for entry in old.infolist():
@@ -179,7 +179,7 @@ def write_pickle(path: Path, program: bytes) -> Path:
 
 @pytest.mark.parametrize("name", [
     "torch.storage TypedStorage", "collections Counter", "torch._utils _rebuild_tensor_v2"])  # fmt: skip
-def test_what_a_file_names_is_not_changed_by_it(tmp_path: Path, name: str):
+def test_file_cannot_modify_what_it_names(tmp_path: Path, name: str):
     holder = b"cargparse\nNamespace\n)\x81"
     named = "c{}\n{}\n".format(*name.split()).encode()
     change = b"}X\x05\x00\x00\x00thing" + b"K\x01s"
@@ -190,7 +190,7 @@ def test_what_a_file_names_is_not_changed_by_it(tmp_path: Path, name: str):
     assert not hasattr(getattr(__import__(module, fromlist=["x"]), attribute), "thing")
 
 
-def test_what_a_file_makes_has_the_size_of_a_file(tmp_path: Path):
+def test_file_cannot_allocate_more_than_its_size(tmp_path: Path):
     holder = b"cargparse\nNamespace\n)\x810"
     array = b"cnumpy\nndarray\n(J\x00\xe1\xf5\x05t\x85R."
     with pytest.raises(CheckpointError, match=r"a ndarray of a size of its own.*refused"):
@@ -202,7 +202,7 @@ def test_what_a_file_makes_has_the_size_of_a_file(tmp_path: Path):
         read_checkpoint(tmp_path / "view.pth")
 
 
-def test_numpy_beside_the_weights_is_no_obstacle(tmp_path: Path):
+def test_numpy_values_beside_the_weights_are_read(tmp_path: Path):
     import argparse
 
     import numpy as np
@@ -214,7 +214,7 @@ def test_numpy_beside_the_weights_is_no_obstacle(tmp_path: Path):
     assert found["best"] == 3.5
 
 
-def test_torch_may_be_told_to_be_stricter(files, monkeypatch):
+def test_environment_forbids_the_second_reader(files, monkeypatch):
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     with pytest.raises(CheckpointError, match="TORCH_FORCE_WEIGHTS_ONLY_LOAD allows no other"):
         read_checkpoint(files["nvidia"])

@@ -1,4 +1,4 @@
-"""Published weights by name, fetched from a server that does its worst."""
+"""Published weights by name, fetched from an unreliable server."""
 
 from __future__ import annotations
 
@@ -116,14 +116,14 @@ def rest_of_cache() -> set[str]:
     return {path.name for path in cache_dir().iterdir() if path.suffix != ".lock"}
 
 
-def test_the_table():
+def test_table():
     assert len(WEIGHTS) == 16
     assert len({row.url for row in WEIGHTS.values()}) == 16
     for name, row in WEIGHTS.items():
         assert row.name == name
         assert row.arch in ARCHS
         assert row.window_size == ARCHS[row.arch]["window_size"]
-        # what it was trained on: one window is the smallest map
+        # the training size: the smallest map is one window
         assert row.input_size == 32 * row.window_size[3]
         assert row.licence == "CC BY-NC-SA 4.0"
         assert row.url.startswith("https://")
@@ -133,7 +133,7 @@ def test_the_table():
     assert [row.arch for row in WEIGHTS.values() if row.squash] == ["large-384", "large-512"]
 
 
-def test_timms_rows_are_timms():
+def test_rows_of_timm_match_timm():
     timm = pytest.importorskip("timm")
     for name, row in WEIGHTS.items():
         if name.startswith("timm://"):
@@ -155,20 +155,20 @@ def test_fetch(server):
 
 @pytest.mark.parametrize("faults", [["break"], ["break", "break"], [503], ["break", 500, "break"], [429, 408],
                                     ["garbage"]])  # fmt: skip
-def test_a_download_that_breaks_off_goes_on(server, faults: list):
+def test_interrupted_download_resumes(server, faults: list):
     server.faults = list(faults)
     assert fetch(NAME).read_bytes() == server.content
     breaks = faults.count("break")
-    assert len({r for r in server.requests if r}) == breaks  # each further on than the last
+    assert len({r for r in server.requests if r}) == breaks  # each starts later than the one before
 
 
-def test_a_server_that_cannot_go_on(server):
+def test_server_without_ranges(server):
     server.faults, server.ranges = ["break", "chunks"], False
     assert fetch(NAME).read_bytes() == server.content
     assert len(server.requests) == 3
 
 
-def test_the_next_call_goes_on(server):
+def test_next_call_resumes(server):
     server.faults = ["break", *[503] * 4]
     with pytest.raises(CheckpointError, match=r"5 attempts failed, the last with HTTPError.*503"):
         fetch(NAME)
@@ -177,7 +177,7 @@ def test_the_next_call_goes_on(server):
     assert server.requests[-1] == f"bytes={len(server.content) // 2}-"
 
 
-def test_a_part_that_is_longer_than_the_file(server):
+def test_partial_file_longer_than_the_file(server):
     cache_dir().mkdir(parents=True)
     (cache_dir() / f"{FILE}.part").write_bytes(server.content + b"more")
     tag = hashlib.sha256(server.content).hexdigest()
@@ -185,12 +185,12 @@ def test_a_part_that_is_longer_than_the_file(server):
     assert fetch(NAME).read_bytes() == server.content
 
 
-def test_a_slow_server(server):
+def test_slow_server(server):
     server.faults = ["slow"]
     assert fetch(NAME).read_bytes() == server.content
 
 
-def test_a_server_that_falls_silent(server, monkeypatch):
+def test_stalled_server(server, monkeypatch):
     monkeypatch.setattr(weights, "TIMEOUT", 0.3)
     server.faults = ["silent"]
     assert fetch(NAME).read_bytes() == server.content
@@ -213,13 +213,13 @@ def test_a_web_page(server):
     assert rest_of_cache() == set()
 
 
-def test_another_file_than_published(server):
+def test_file_differs_from_published(server):
     with pytest.raises(CheckpointError, match=r"another file than expected: its SHA-256 is .*, not ac783954"):
         fetch("timm://gcvit_tiny.in1k")
     assert rest_of_cache() == set()
 
 
-def test_another_file_than_recorded(server, files):
+def test_file_differs_from_recorded(server, files):
     path = fetch(NAME)
     path.unlink()
     server.content = files["mmgcvit"].read_bytes()
@@ -228,7 +228,7 @@ def test_another_file_than_recorded(server, files):
     assert rest_of_cache() == {FILE + ".sha256"}
 
 
-def test_a_file_that_changed_in_the_cache(server):
+def test_file_changed_in_the_cache(server):
     path = fetch(NAME)
     path.write_bytes(b"x" + path.read_bytes()[1:])
     with pytest.raises(CheckpointError, match="has changed since it was fetched"):
@@ -241,7 +241,7 @@ def test_no_server(server, monkeypatch):
         fetch(NAME)
 
 
-def test_several_at_once_fetch_one(server):
+def test_concurrent_calls_download_once(server):
     server.faults = ["slow"]
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(fetch, [NAME] * 4))
@@ -250,7 +250,7 @@ def test_several_at_once_fetch_one(server):
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_a_folder_as_mirror(files, monkeypatch, tmp_path: Path, scheme: str):
+def test_folder_as_mirror(files, monkeypatch, tmp_path: Path, scheme: str):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("MMGCVIT_MIRROR", f"{scheme}{tmp_path}")
     with pytest.raises(CheckpointError, match=rf"MMGCVIT_MIRROR: .*{FILE}: there is no such file"):
@@ -270,7 +270,7 @@ def test_a_url(server):
     assert one.name.endswith("-w.pth")
 
 
-def test_mmengine_knows_the_names(server, monkeypatch, classifier):
+def test_names_work_in_mmengine(server, monkeypatch, classifier):
     name = "gcvit://of_this_test"
     monkeypatch.setitem(WEIGHTS, name, Weights(name, "https://x/y.pth", "tiny", 224, 1.0))
     found = CheckpointLoader.load_checkpoint(name, map_location="cpu")
@@ -282,7 +282,7 @@ def test_mmengine_knows_the_names(server, monkeypatch, classifier):
 
 
 @pytest.mark.parametrize("tags", [True, False])
-def test_a_file_that_changes_between_two_halves(server, files, tags: bool):
+def test_file_changes_between_two_attempts(server, files, tags: bool):
     server.tags = tags
     server.faults = ["break", *[503] * 4]
     with pytest.raises(CheckpointError, match="5 attempts failed"):
@@ -292,23 +292,23 @@ def test_a_file_that_changes_between_two_halves(server, files, tags: bool):
 
 
 @pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b"", None])
-def test_what_is_no_checkpoint_is_not_kept(server, files, content: bytes | None):
+def test_download_without_a_checkpoint_is_removed(server, files, content: bytes | None):
     right = server.content
     server.content = right[: len(right) // 2] if content is None else content
-    with pytest.raises(CheckpointError, match="what comes is no checkpoint, and was removed"):
+    with pytest.raises(CheckpointError, match="the download is not a checkpoint and was removed"):
         fetch(NAME)
     assert rest_of_cache() == set()
     server.content = right
     assert fetch(NAME).read_bytes() == right
 
 
-def test_an_answer_without_a_length_that_is_cut(server):
+def test_truncated_response_without_a_length(server):
     server.faults = ["lengthless"]
-    with pytest.raises(CheckpointError, match="what comes is no checkpoint"):
+    with pytest.raises(CheckpointError, match="the download is not a checkpoint"):
         fetch(NAME)
     assert fetch(NAME).read_bytes() == server.content
 
 
-def test_what_is_no_url():
+def test_invalid_url():
     with pytest.raises(CheckpointError, match="not a URL"):
         fetch("http://127.0.0.1:port/x.pth")

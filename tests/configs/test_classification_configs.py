@@ -1,8 +1,10 @@
-"""The classification configs: the authors' recipe value by value, as the built runner has it, and every delta."""
+"""The classification configs: the authors' recipe as seen in a built runner, and what each other config changes."""
 
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import re
 import shlex
 from pathlib import Path
@@ -36,34 +38,42 @@ CENTRE_875 = ("xtiny", "tiny2", "small", "small2")
 DROP_PATH = dict(xxtiny=0.2, xtiny=0.2, tiny=0.2, tiny2=0.25, small=0.3, small2=0.35, base=0.5, large=0.5)
 
 
-def read(name: str) -> Config:
-    cfg = Config.fromfile(str(FOLDER / name))
+@functools.cache
+def parse(name: str) -> Config:
+    """Parse a config file once; callers must not modify the result."""
+    return Config.fromfile(str(FOLDER / name))
+
+
+def load(name: str) -> Config:
+    """Load a classification config and activate its default scope."""
+    cfg = copy.deepcopy(parse(name))
     init_default_scope(cfg.default_scope)
     return cfg
 
 
 def drop_paths(model: torch.nn.Module) -> list[float]:
-    """The rate of each block, from the first to the last."""
+    """The drop path rate of each block, from the first to the last."""
     return [block.drop_path_rate for stage in model.backbone.stages for block in stage.blocks]
 
 
-def on_meta(cfg: Config) -> torch.nn.Module:
+def build_on_meta(cfg: Config) -> torch.nn.Module:
+    """Build the model on the meta device, to check names and shapes without allocating memory."""
     with torch.device("meta"):
         return MODELS.build(cfg.model)
 
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory) -> Runner:
-    """The recipe's runner, with a folder of a thousand classes in place of ImageNet, and a narrow backbone."""
+    """A runner of the recipe with a narrow backbone and a folder of 1000 classes instead of ImageNet."""
     folder = tmp_path_factory.mktemp("imagenet")
-    picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    image = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
     for index in range(1000):
         for split, count in (("train", 4), ("val", 1)):
             path = folder / split / f"n{index:08d}"
             path.mkdir(parents=True)
             for number in range(count):
-                picture.save(path / f"{number}.jpg")
-    cfg = read("gcvit-tiny_32xb128_in1k.py")
+                image.save(path / f"{number}.jpg")
+    cfg = load("gcvit-tiny_32xb128_in1k.py")
     cfg.model.backbone.arch = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4))
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = str(folder)
@@ -74,14 +84,14 @@ def runner(tmp_path_factory) -> Runner:
     cfg.work_dir = str(folder / "run")
     cfg.log_level = "WARNING"
     runner = Runner.from_cfg(cfg)
-    # what Runner.train() does before it begins
+    # what Runner.train() builds first
     runner._train_loop = runner.build_train_loop(runner._train_loop)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
     return runner
 
 
-def test_optimizer_and_its_groups(runner: Runner):
+def test_optimizer_and_parameter_groups(runner: Runner) -> None:
     optimizer = runner.optim_wrapper.optimizer
     assert type(optimizer) is torch.optim.AdamW
     assert optimizer.defaults["betas"] == (0.9, 0.999)
@@ -95,7 +105,7 @@ def test_optimizer_and_its_groups(runner: Runner):
     tables = [name for name in decays if name.endswith("relative_position_bias_table")]
     assert tables
     assert all(decays[name] == 0.05 for name in tables)
-    cfg = read("gcvit-tiny_32xb128_in1k.py")
+    cfg = load("gcvit-tiny_32xb128_in1k.py")
     assert (cfg.optim_wrapper.type, cfg.optim_wrapper.dtype, cfg.optim_wrapper.loss_scale) == (
         "AmpOptimWrapper",
         "float16",
@@ -103,8 +113,8 @@ def test_optimizer_and_its_groups(runner: Runner):
     )
 
 
-def test_learning_rate(runner: Runner):
-    """At 32 GPUs an epoch has 312 iterations; here, with one process, 31."""
+def test_learning_rate(runner: Runner) -> None:
+    """An epoch has 31 iterations here (312 in a real run on 32 GPUs)."""
     length = len(runner.train_dataloader)
     assert length == 4000 // 128
     schedule = runner.param_schedulers[0]
@@ -118,15 +128,15 @@ def test_learning_rate(runner: Runner):
         schedule.step()
     assert {group["initial_lr"] for group in optimizer.param_groups} == {0.005}
     assert rates[0] == pytest.approx(1e-6)
-    last = 20 * length - 1  # of the warm-up
+    last = 20 * length - 1  # of the warmup
     assert rates[last] == pytest.approx(1e-6 + (0.005 - 1e-6) * last / (20 * length))
     assert rates[last + 1] == pytest.approx(5e-6 + (0.005 - 5e-6) * (1 + np.cos(np.pi * 20 / 310)) / 2)
     assert rates[155 * length] == pytest.approx((0.005 + 5e-6) / 2)
     assert rates[310 * length :] == pytest.approx([5e-6] * (10 * length))
-    assert len(set(rates[:last])) == last  # by iterations
+    assert len(set(rates[:last])) == last  # updated every iteration
 
 
-def test_transforms(runner: Runner):
+def test_transforms(runner: Runner) -> None:
     train = runner.train_dataloader.dataset.pipeline.transforms[1].transform.transforms
     crop, flip, augment = train[:3]
     assert type(crop) is RandomResizedCropAndInterpolation
@@ -139,7 +149,7 @@ def test_transforms(runner: Runner):
     assert {op.magnitude for op in augment.ops} == {9}
     assert {op.magnitude_std for op in augment.ops} == {0.5}
     assert "PosterizeIncreasing" in {op.name for op in augment.ops}
-    assert len(train) == 4  # and no other: colours are RandAugment's
+    assert len(train) == 4  # no colour jitter besides RandAugment
     assert runner.train_dataloader.drop_last
     assert runner.train_dataloader.batch_size == 128
 
@@ -158,25 +168,25 @@ def test_transforms(runner: Runner):
     assert type(runner.model.soft_loss).__name__ == "SoftTargetCrossEntropy"
 
 
-def test_averages_and_seed(runner: Runner):
-    (average,) = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
-    average.before_run(runner)
-    assert type(average.ema_model).__name__ == "ExponentialMovingAverage"
-    assert average.ema_model.momentum == pytest.approx(1 - 0.9998)
-    assert average.ema_model.interval == 1
+def test_ema_and_seed(runner: Runner) -> None:
+    (ema_hook,) = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+    ema_hook.before_run(runner)
+    assert type(ema_hook.ema_model).__name__ == "ExponentialMovingAverage"
+    assert ema_hook.ema_model.momentum == pytest.approx(1 - 0.9998)
+    assert ema_hook.ema_model.interval == 1
     assert runner.seed == 42
-    assert read("gcvit-tiny_32xb128_in1k.py").randomness == dict(seed=42, diff_rank_seed=True)
+    assert load("gcvit-tiny_32xb128_in1k.py").randomness == dict(seed=42, diff_rank_seed=True)
 
 
-def test_both_weights_are_evaluated(runner: Runner):
+def test_loops(runner: Runner) -> None:
     assert type(runner.build_val_loop(runner._val_loop)) is EMAValLoop
     assert type(runner._train_loop) is ResumableTrainLoop
 
 
 @pytest.mark.parametrize("arch", PUBLISHED_PARAMETERS)
-def test_variants(arch: str):
-    cfg = read(f"gcvit-{arch}_32xb128_in1k.py")
-    model = on_meta(cfg)
+def test_variants(arch: str) -> None:
+    cfg = load(f"gcvit-{arch}_32xb128_in1k.py")
+    model = build_on_meta(cfg)
     assert sum(p.numel() for p in model.parameters()) == PUBLISHED_PARAMETERS[arch]
     assert cfg.auto_scale_lr.base_batch_size == 32 * 128
     rates = drop_paths(model)
@@ -194,9 +204,9 @@ def test_variants(arch: str):
 
 
 @pytest.mark.parametrize(("size", "windows"), [(384, (12, 12, 24, 12)), (512, (16, 16, 32, 16))])
-def test_larger_pictures(size: int, windows: tuple[int, ...]):
-    cfg = read(f"gcvit-large-{size}_32xb32_in1k.py")
-    model = on_meta(cfg)
+def test_larger_images(size: int, windows: tuple[int, ...]) -> None:
+    cfg = load(f"gcvit-large-{size}_32xb32_in1k.py")
+    model = build_on_meta(cfg)
     assert tuple(stage.window for stage in model.backbone.stages) == windows
     assert size % model.backbone.pad_multiple == 0
     for loader, training in ((cfg.train_dataloader, True), (cfg.test_dataloader, False)):
@@ -210,11 +220,11 @@ def test_larger_pictures(size: int, windows: tuple[int, ...]):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_trains_a_step_and_infers(name: str):
-    """Every config at 64 x 64, or as little as its windows make of it, with its own head, loss and transforms."""
-    cfg = read(name)
-    full = on_meta(cfg)
-    if sum(p.numel() for p in full.parameters()) > 3e7:  # the wide ones narrow: the others show the widths
+def test_trains_a_step_and_infers(name: str) -> None:
+    """Every config with its own head, loss and optimizer, at 64 x 64 with padded windows."""
+    cfg = load(name)
+    full = build_on_meta(cfg)
+    if sum(p.numel() for p in full.parameters()) > 3e7:  # shrink large archs; the others cover full widths
         arch = cfg.model.backbone.arch
         windows = tuple(stage.window for stage in full.backbone.stages)
         scale = dict(layer_scale=1e-5) if "small" in arch or "base" in arch or "large" in arch else {}
@@ -245,50 +255,50 @@ def test_trains_a_step_and_infers(name: str):
     assert any(not torch.equal(p, before[n]) for n, p in model.named_parameters() if n.startswith("backbone."))
     model.eval()
     with torch.no_grad():
-        found = model.test_step(batch)
-    assert found.shape == (2, classes)
-    assert torch.allclose(found.sum(1), torch.ones(2), atol=1e-5)
+        scores = model.test_step(batch)
+    assert scores.shape == (2, classes)
+    assert torch.allclose(scores.sum(1), torch.ones(2), atol=1e-5)
 
 
-def test_deltas():
-    accumulated = read("gcvit-tiny_8xb128-accum4_in1k.py")
+def test_other_configs() -> None:
+    accumulated = load("gcvit-tiny_8xb128-accum4_in1k.py")
     assert accumulated.optim_wrapper.accumulative_counts == accumulated.custom_hooks[0].interval == 4
     assert accumulated.default_hooks.checkpoint.interval % 4 == 0
-    assert read("gcvit-large_32xb128_in21k.py").model.num_classes == 21841
-    second = read("gcvit-tiny_imagenet-v2.py").test_dataloader.dataset
-    assert (second.classes, second.split) == (1000, "")
-    assert read("gcvit-tiny_imagenet-real.py").test_evaluator.real_labels == "timm"
+    assert load("gcvit-large_32xb128_in21k.py").model.num_classes == 21841
+    imagenet_v2 = load("gcvit-tiny_imagenet-v2.py").test_dataloader.dataset
+    assert (imagenet_v2.classes, imagenet_v2.split) == (1000, "")
+    assert load("gcvit-tiny_imagenet-real.py").test_evaluator.real_labels == "timm"
 
 
 @pytest.mark.parametrize("arch", PUBLISHED_PARAMETERS)
-def test_other_validation_data_of_any_variant(arch: str):
-    """The README's lines, as a shell and the tools read them; the crop stays the variant's."""
+def test_readme_options_for_imagenet_v2_and_real(arch: str) -> None:
+    """The --cfg-options of the README equal the tiny configs and keep the crop of each variant."""
     text = (FOLDER / "README.md").read_text()
     parser = argparse.ArgumentParser()
     apis.add_runner_arguments(parser)
-    own = read(f"gcvit-{arch}_32xb128_in1k.py")
+    original = load(f"gcvit-{arch}_32xb128_in1k.py")
     for line, name in zip(re.findall("`(--cfg-options test_.*?)`", text), ("v2", "real"), strict=True):
         path = str(FOLDER / f"gcvit-{arch}_32xb128_in1k.py")
         cfg = apis.config_from_arguments(parser.parse_args([path, *shlex.split(line)]))
-        delta = read(f"gcvit-tiny_imagenet-{name}.py")
-        found, wanted = cfg.test_dataloader.dataset, delta.test_dataloader.dataset
-        assert (found.data_root, found.split, found.get("classes")) == (
-            wanted.data_root,
-            wanted.split,
-            wanted.get("classes"),
+        reference = load(f"gcvit-tiny_imagenet-{name}.py")
+        actual, expected = cfg.test_dataloader.dataset, reference.test_dataloader.dataset
+        assert (actual.data_root, actual.split, actual.get("classes")) == (
+            expected.data_root,
+            expected.split,
+            expected.get("classes"),
         )
-        assert cfg.test_evaluator == delta.test_evaluator
-        assert found.pipeline == own.test_dataloader.dataset.pipeline
+        assert cfg.test_evaluator == reference.test_evaluator
+        assert actual.pipeline == original.test_dataloader.dataset.pipeline
 
 
 @pytest.mark.parametrize("arch", ["tiny", "small"])
-def test_sharded_parameters_are_decayed_as_whole_ones(arch: str):
-    """Which are spared is told by name there, by shape elsewhere: the same ones."""
+def test_fsdp_config_has_the_same_weight_decay(arch: str) -> None:
+    """FSDP selects parameters by name and layer type, the other configs by shape; the result must be equal."""
     decays = []
     for name in ("gcvit-tiny_32xb128_in1k.py", "gcvit-tiny_32xb128_in1k_fsdp.py"):
-        cfg = read(name)
+        cfg = load(name)
         cfg.model.backbone.arch = arch
-        model = on_meta(cfg)
+        model = build_on_meta(cfg)
         optim = dict(
             type="OptimWrapper", optimizer=cfg.optim_wrapper.optimizer, paramwise_cfg=cfg.optim_wrapper.paramwise_cfg
         )
@@ -299,13 +309,14 @@ def test_sharded_parameters_are_decayed_as_whole_ones(arch: str):
     assert set(decays[0].values()) == {0, 0.05}
 
 
-def template(folder: Path, base: str, load: str | None = None) -> Config:
+def copy_template(folder: Path, base: str, checkpoint: str | None = None) -> Config:
+    """Write a copy of the template as a user would, and load it."""
     text = (FOLDER / "custom_template.py").read_text()
     for old, new in (
-        ("_base_ = './_base_/gcvit-nano.py'", f"_base_ = '{FOLDER}/{base}'"),
+        ('_base_ = "./_base_/gcvit-nano.py"', f'_base_ = "{FOLDER}/{base}"'),
         ("data/my_data/", "mine"),
-        ("('cat', 'dog')", "('a', 'b', 'c')"),
-        ("load = None", f"load = {load!r}"),
+        ('("cat", "dog")', '("a", "b", "c")'),
+        ("load = None", f"load = {checkpoint!r}"),
     ):
         assert old in text
         text = text.replace(old, new)
@@ -313,19 +324,20 @@ def template(folder: Path, base: str, load: str | None = None) -> Config:
     return Config.fromfile(str(folder / "mine.py"))
 
 
-@pytest.mark.parametrize(("base", "load"), [
+@pytest.mark.parametrize(("base", "checkpoint"), [
     ("_base_/gcvit-nano.py", None), ("gcvit-tiny_32xb128_in1k.py", "gcvit://tiny_in1k"),
     ("gcvit-small_32xb128_in1k.py", "timm://gcvit_small.in1k")])  # fmt: skip
-def test_the_template_reaches_everything(tmp_path: Path, base: str, load: str | None):
-    cfg = template(tmp_path, base, load)
+def test_template_applies_everywhere(tmp_path: Path, base: str, checkpoint: str | None) -> None:
+    cfg = copy_template(tmp_path, base, checkpoint)
     assert cfg.model.num_classes == 3
-    assert cfg.model.get("init_cfg", {}).get("checkpoint") == load
+    assert cfg.model.get("init_cfg", {}).get("checkpoint") == checkpoint
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert loader.dataset.data_root == "mine"
         assert tuple(loader.dataset.classes) == ("a", "b", "c")
         assert loader.dataset.pipeline[1].input_size == cfg.size
         assert loader.batch_size == cfg.batch_size
+    assert cfg.auto_scale_lr.base_batch_size == (cfg.batch_size if "nano" in base else 4096)
     assert cfg.train_cfg.max_epochs == cfg.param_scheduler.T_max == cfg.param_scheduler.end == 60
     assert "my_data" not in cfg.pretty_text
     assert not re.search("EMAHook", cfg.pretty_text)
-    on_meta(cfg)
+    build_on_meta(cfg)

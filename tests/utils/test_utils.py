@@ -14,10 +14,15 @@ from mmgcvit.utils import atomic_path, file_sha256, summarize, write_json
 def test_atomic_path_replaces_only_on_success(tmp_path: Path):
     target = tmp_path / "image.png"
     target.write_text("old")
-    with pytest.raises(RuntimeError, match="halfway"), atomic_path(target) as temporary:
-        assert temporary.suffix == ".png"
-        temporary.write_text("half")
-        raise RuntimeError("halfway")
+
+    def fail_halfway() -> None:
+        with atomic_path(target) as temporary:
+            assert temporary.suffix == ".png"
+            temporary.write_text("half")
+            raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        fail_halfway()
     assert target.read_text() == "old"
     with atomic_path(target) as temporary:
         temporary.write_text("new")

@@ -1,11 +1,11 @@
-# GC ViT-T on ImageNet-1k at 224 x 224 from scratch: the authors' recipe. The learning rate is for 4096 pictures a step,
-# 32 GPUs with 128 each; with others --auto-scale-lr, or the _accum4 configs, which collect gradients.
+# GC ViT-T on ImageNet-1k at 224 x 224 from scratch, with the recipe of the authors. The learning rate is for a global
+# batch size of 4096 (32 GPUs x 128 images). With fewer GPUs, use --auto-scale-lr or the `accum4` config.
 default_scope = "mmengine"
 custom_imports = dict(imports=["mmgcvit"], allow_failed_imports=False)
 
 model = dict(
     type="GCViTClassifier",
-    backbone=dict(type="GCViT", arch="tiny"),  # drop path is the arch's
+    backbone=dict(type="GCViT", arch="tiny"),  # uses the drop path rate of the arch
     num_classes=1000,
     data_preprocessor=dict(
         type="mmgcvit.ClassificationPreprocessor",
@@ -41,13 +41,13 @@ test_pipeline = [
         crop_mode="center",
     ),
 ]
-# reader='folder' (split/CLASS/NAME.JPEG), 'tar', 'shards' (WebDataset's, with classes=1000) or 'hfds' (Hugging Face's)
+# reader: 'folder' (split/CLASS/NAME.JPEG), 'tar', 'shards' (WebDataset; set classes=1000) or 'hfds' (Hugging Face)
 train_dataloader = dict(
     batch_size=128,
     num_workers=8,
     persistent_workers=True,
     pin_memory=True,
-    drop_last=True,  # mixing pairs the pictures of a batch
+    drop_last=True,  # mixup pairs the images of a batch
     sampler=dict(type="DefaultSampler", shuffle=True),
     collate_fn=dict(type="default_collate"),
     dataset=dict(
@@ -78,16 +78,16 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="mmgcvit.TopKAccuracy", topk=(1, 5))
 test_evaluator = val_evaluator
 
-# No decay for vectors (norms, layer scale) and biases; the tables of position biases are decayed.
+# No weight decay for 1-D parameters (norms, layer scale) and biases. Relative position bias tables are decayed.
 optim_wrapper = dict(
-    type="AmpOptimWrapper",  # float32 without a GPU; --amp bf16
+    type="AmpOptimWrapper",  # falls back to float32 without a GPU; use --amp bf16 for bfloat16
     dtype="float16",
     loss_scale="dynamic",
     optimizer=dict(type="AdamW", lr=5e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
     paramwise_cfg=dict(flat_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=5.0, norm_type=2),
 )
-# 310 epochs of cosine, of which 20 of warm-up, and 10 of cool-down at the lowest rate
+# 310 epochs of cosine annealing, including 20 of warmup, then 10 epochs of cooldown at the minimum rate
 param_scheduler = dict(
     type="mmgcvit.WarmupCosineLR",
     warmup=20,

@@ -1,4 +1,4 @@
-# For the variants that are evaluated on the centre of pictures brought to a short side of 256.
+# For variants that are evaluated with a crop ratio of 0.875: resize the short side to 256, then center crop to 224.
 _base_ = "./gcvit-tiny_in1k.py"
 
 val_dataloader = _base_.val_dataloader

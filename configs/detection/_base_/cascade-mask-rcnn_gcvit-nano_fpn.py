@@ -1,4 +1,4 @@
-# The narrow Mask R-CNN with three box heads, each for better boxes than the one before.
+# Cascade version of the narrow Mask R-CNN: three box heads with increasing IoU thresholds.
 _base_ = "./mask-rcnn_gcvit-nano_fpn.py"
 
 model = dict(

@@ -1,4 +1,4 @@
-# Several scales, and crops between two resizings, as in DETR.
+# Multi-scale training with random crops, as in DETR.
 _base_ = "mmdet::_base_/datasets/coco_instance.py"
 resize = dict(type="RandomChoiceResize", scales=[(short, 1333) for short in range(480, 801, 32)], keep_ratio=True)
 train_pipeline = [

@@ -1,4 +1,4 @@
-# The narrow Mask R-CNN without its masks, for data that have boxes only.
+# The narrow Mask R-CNN without the mask branch, for datasets with boxes only.
 _base_ = "./mask-rcnn_gcvit-nano_fpn.py"
 
 model = dict(type="FasterRCNN", roi_head=dict(mask_roi_extractor=None, mask_head=None))

@@ -1,4 +1,4 @@
-# mmdet's Faster R-CNN with GC ViT-T in the place of its backbone.
+# mmdet's Faster R-CNN with a GC ViT-T backbone.
 _base_ = "mmdet::_base_/models/faster-rcnn_r50_fpn.py"
 custom_imports = dict(imports=["mmgcvit"], allow_failed_imports=False)
 

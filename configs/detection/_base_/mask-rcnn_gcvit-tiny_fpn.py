@@ -1,4 +1,4 @@
-# mmdet's Mask R-CNN with GC ViT-T in the place of its backbone.
+# mmdet's Mask R-CNN with a GC ViT-T backbone.
 _base_ = "mmdet::_base_/models/mask-rcnn_r50_fpn.py"
 custom_imports = dict(imports=["mmgcvit"], allow_failed_imports=False)
 

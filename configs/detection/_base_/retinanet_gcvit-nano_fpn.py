@@ -1,10 +1,10 @@
-# A narrow RetinaNet with the same backbone, data and schedule.
+# A narrow RetinaNet with the same backbone, dataset and schedule.
 _base_ = "./faster-rcnn_gcvit-nano_fpn.py"
 
 width = _base_.width
 model = dict(
     _delete_=True,
-    _scope_="mmdet",  # where this file is reached as mmgcvit::detection/..., mmengine would look for RetinaNet there
+    _scope_="mmdet",  # loaded as mmgcvit::detection/..., mmengine would search the mmgcvit scope
     type="RetinaNet",
     data_preprocessor=_base_.model.data_preprocessor,
     backbone={**_base_.model.backbone, "out_indices": (1, 2, 3)},

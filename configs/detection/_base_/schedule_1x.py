@@ -1,4 +1,4 @@
-# 12 epochs with AdamW, 8 GPUs with 2 pictures each: what all COCO configs here share.
+# 1x schedule (12 epochs) with AdamW, shared by the COCO configs. Batch size: 8 GPUs x 2 images per GPU.
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=1)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

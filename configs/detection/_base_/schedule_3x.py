@@ -1,4 +1,4 @@
-# 36 epochs, with the longer warm-up of the published models.
+# 3x schedule (36 epochs) with the longer warmup of the published models.
 _base_ = "./schedule_1x.py"
 train_cfg = dict(max_epochs=36)
 param_scheduler = [

@@ -1,5 +1,5 @@
-# ADE20K, 150 classes: 0 in its label maps is none of them (the data set's own reduce_zero_label).
-scale = (2048, 512)  # long side at most, short side
+# ADE20K with 150 classes. Label 0 is ignored: ADE20KDataset sets reduce_zero_label=True.
+scale = (2048, 512)  # maximum long side, short side
 crop_size = (512, 512)
 ratios = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 data_root = "data/ade/ADEChallengeData2016"
@@ -12,7 +12,7 @@ train_pipeline = [
     dict(type="PhotoMetricDistortion"),
     dict(type="PackSegInputs"),
 ]
-# Label maps are loaded behind Resize: they keep their size, to which predictions are brought.
+# Label maps are loaded after Resize, so that predictions are evaluated at the original resolution.
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=scale, keep_ratio=True),

@@ -1,4 +1,4 @@
-# Larger crops, of larger pictures.
+# ADE20K with larger images and 640 x 640 crops.
 _base_ = "./ade20k_512x512.py"
 
 scale = (2560, 640)

@@ -1,4 +1,4 @@
-# Cityscapes, 19 classes, by its *_gtFine_labelTrainIds.png.
+# Cityscapes with 19 classes; labels are read from *_gtFine_labelTrainIds.png.
 _base_ = "./ade20k_512x512.py"
 
 scale = (2048, 1024)

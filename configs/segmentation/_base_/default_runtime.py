@@ -1,4 +1,4 @@
-# What all segmentation configs share, but for data, model, and schedule with its hooks.
+# Runtime settings shared by all segmentation configs.
 default_scope = "mmseg"
 env_cfg = dict(
     cudnn_benchmark=True, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl")

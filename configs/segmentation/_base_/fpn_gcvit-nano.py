@@ -1,4 +1,4 @@
-# A narrow Semantic FPN with the same backbone, data and schedule.
+# A narrow Semantic FPN with the same backbone, dataset and schedule.
 _base_ = "./upernet_gcvit-nano.py"
 
 width = _base_.width

@@ -1,4 +1,4 @@
-# Semantic FPN over GC ViT-T: a fifth of UPerNet's multiply-adds.
+# Semantic FPN with GC ViT-T: one fifth of the FLOPs of UPerNet.
 _base_ = "./upernet_gcvit-tiny.py"
 
 norm_cfg = _base_.norm_cfg

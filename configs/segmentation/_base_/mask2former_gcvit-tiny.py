@@ -1,4 +1,4 @@
-# Mask2Former over GC ViT-T: mmseg's head around mmdet's.
+# Mask2Former with GC ViT-T. The head of mmseg wraps that of mmdet.
 _base_ = "./upernet_gcvit-tiny.py"
 custom_imports = dict(imports=["mmgcvit", "mmdet.models"], allow_failed_imports=False)
 
@@ -50,7 +50,7 @@ model = dict(
             loss_weight=2.0,
             reduction="mean",
             class_weight=[1.0] * num_classes + [0.1],
-        ),  # the last: a query that stands for nothing
+        ),  # the last weight is for the `no object` class
         loss_mask=dict(type="mmdet.CrossEntropyLoss", use_sigmoid=True, reduction="mean", loss_weight=5.0),
         loss_dice=dict(
             type="mmdet.DiceLoss",

@@ -1,4 +1,4 @@
-# Pascal VOC 2012 with the additional label maps of SBD (SegmentationClassAug, aug.txt): 10582 pictures, 21 classes.
+# Pascal VOC 2012 augmented with SBD (SegmentationClassAug, aug.txt): 10582 training images, 21 classes.
 _base_ = "./ade20k_512x512.py"
 
 data_root = "data/VOCdevkit/VOC2012"

@@ -1,4 +1,4 @@
-# 160k iterations with AdamW, 8 GPUs with 2 crops each: the convention on ADE20K since Swin.
+# 160k iterations with AdamW, as in Swin Transformer on ADE20K. Batch size: 8 GPUs x 2 images per GPU.
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=160000, val_interval=16000)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

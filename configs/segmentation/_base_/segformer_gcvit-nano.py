@@ -1,5 +1,5 @@
-# SegFormer's head, narrow, with the same backbone, data and schedule. Its 1 x 1 convolutions see nothing around a
-# place: that takes a backbone of more training than some minutes, so that the maps go through an FPN first.
+# A narrow SegFormer head with the same backbone, dataset and schedule. Its 1 x 1 convolutions add no spatial context,
+# and the backbone cannot learn enough of it within minutes: an FPN in between provides it.
 _base_ = "./fpn_gcvit-nano.py"
 
 model = dict(

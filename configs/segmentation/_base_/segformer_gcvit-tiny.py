@@ -1,4 +1,4 @@
-# SegFormer's head, linear maps only, over GC ViT-T.
+# SegFormer's all-MLP head with GC ViT-T.
 _base_ = "./upernet_gcvit-tiny.py"
 
 norm_cfg = _base_.norm_cfg

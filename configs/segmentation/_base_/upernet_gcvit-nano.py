@@ -1,9 +1,9 @@
-# A GC ViT UPerNet that learns a small data set from scratch in minutes, on two CPU cores if need be: a narrow backbone,
-# and heads cut to match. (With UPerNet's full head the 3 x 3 convolutions at stride 4 are the cost, not the backbone.)
+# A narrow UPerNet with GC ViT that trains from scratch on a small dataset within minutes, even on two CPU cores. The
+# heads are reduced to match the backbone: at full size, the 3 x 3 convolutions at stride 4 would dominate the cost.
 _base_ = "../gcvit-tiny_upernet_8xb2-160k_ade20k-512x512.py"
 
 width = 64
-norm_cfg = dict(_delete_=True, type="GN", num_groups=8)  # few crops at a time
+norm_cfg = dict(_delete_=True, type="GN", num_groups=8)  # GN suits small batches
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -11,7 +11,7 @@ model = dict(
         arch=dict(embed_dims=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), mlp_ratio=3),
         window_size=8,
         pad="window",
-    ),  # small pictures: padding them to multiples of 256 would cost more than it does on ADE20K's
+    ),  # pad per window: padding small images to multiples of 256 is expensive
     decode_head=dict(in_channels=[32, 64, 128, 256], channels=width, norm_cfg=norm_cfg),
     auxiliary_head=dict(in_channels=128, channels=width, norm_cfg=norm_cfg),
 )

@@ -1,9 +1,9 @@
-# UPerNet over GC ViT-T. Windows of 8 divide the maps of a 512 x 512 crop: nothing is padded.
-# (The bases here are written out, not taken from mmseg: mmengine finds mmseg's in one stack only.)
+# UPerNet with GC ViT-T. Windows of 8 divide the feature maps of a 512 x 512 crop, so that no padding is needed.
+# The bases do not inherit from `mmseg::`, because mmengine resolves it with OpenMMLab's packages only (not OneDL's).
 custom_imports = dict(imports=["mmgcvit"], allow_failed_imports=False)
 norm_cfg = dict(type="SyncBN", requires_grad=True)
 model = dict(
-    _scope_="mmseg",  # where this file is reached as mmgcvit::segmentation/..., mmengine would look there
+    _scope_="mmseg",  # loaded as mmgcvit::segmentation/..., mmengine would search the mmgcvit scope
     type="EncoderDecoder",
     data_preprocessor=dict(
         type="SegDataPreProcessor",

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from mmgcvit.backbone import GCViT
 from mmgcvit.backbone.checks import check_choice, check_integer, check_rate
-from mmgcvit.backbone.initial import SafePretrainedInit
+from mmgcvit.backbone.pretrained_init import SafePretrainedInit
+from mmgcvit.checkpoint.loading import accept_bare_network
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.classification.preprocessor import ClassificationPreprocessor
 
@@ -67,6 +68,7 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
         self.head = nn.Linear(self.backbone.out_channels[-1], num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+        accept_bare_network(self)
 
     def forward(
         self, inputs: Tensor, targets: Tensor | None = None, sample_idx: Tensor | None = None, mode: str = "tensor"

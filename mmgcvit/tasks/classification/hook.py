@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from mmgcvit.checkpoint.layouts import take_apart, weights_of
+from mmgcvit.checkpoint.layouts import split_state_dict, unwrap_checkpoint
 from mmgcvit.compat import has_train_loop
 from mmgcvit.errors import ClassificationDataError
 from mmgcvit.registry import HOOKS
@@ -54,7 +54,7 @@ class ClassificationHook(Hook):
         self.trained = ((checkpoint.get("meta") or {}).get("dataset_meta") or {}).get("classes")
         if isinstance(_model(runner), GCViTClassifier):
             own = set(_model(runner).backbone.state_dict())
-            head = take_apart(weights_of(checkpoint), also=own).backbone.get("head.weight")
+            head = split_state_dict(unwrap_checkpoint(checkpoint), also=own).backbone.get("head.weight")
             if head is None:
                 self.headless = "no head"
             elif len(head) != _model(runner).num_classes:

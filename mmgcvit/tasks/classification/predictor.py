@@ -16,10 +16,9 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image, ImageDraw
 from timm.data import ImageNetInfo
 
-from mmgcvit.checkpoint.errors import CheckpointError
-from mmgcvit.checkpoint.loading import load_pretrained, locate
+from mmgcvit.checkpoint.loading import load_pretrained, resolve_source
 from mmgcvit.checkpoint.reader import read_checkpoint
-from mmgcvit.errors import UsageError
+from mmgcvit.errors import CheckpointError, UsageError
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.sources import Source
 from mmgcvit.utils import write_json
@@ -56,7 +55,7 @@ class ClassPredictor:
         init_default_scope(cfg.get("default_scope", "mmengine"))
         self.model = MODELS.build(cfg.model)
         try:
-            content = read_checkpoint(locate(checkpoint), "cpu")
+            content = read_checkpoint(resolve_source(checkpoint), "cpu")
             report = load_pretrained(self.model, content)
         except CheckpointError as error:
             raise UsageError(f"checkpoint {checkpoint!r}: {error}") from error

@@ -1,6 +1,8 @@
-"""Linear maps by oneDNN against torch's own, on any processor: what decides is made to say yes."""
+"""Linear layers by oneDNN against torch's own, on any processor: the decision is forced."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,15 +11,15 @@ from conftest import randomise, relative_error
 from torch import nn
 
 from mmgcvit import GCViT
-from mmgcvit.backbone import linear as linear_module
-from mmgcvit.backbone.linear import by_onednn, linear, product
+from mmgcvit.kernels import cpu, dispatch
+from mmgcvit.kernels.cpu import fits_onednn, gelu_linear, linear, product
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
 
 @pytest.fixture
 def onednn(monkeypatch) -> list:
-    """oneDNN for inputs of any size; lists the shapes of their pictures of one column."""
+    """oneDNN for inputs of any size; lists the shapes of their images one pixel wide."""
     calls, real = [], F.conv2d
 
     def spy(x, *args, **kwargs):
@@ -25,10 +27,15 @@ def onednn(monkeypatch) -> list:
             calls.append(tuple(x.shape))
         return real(x, *args, **kwargs)
 
-    monkeypatch.setattr(linear_module, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(linear_module, "SMALL", 0)
+    monkeypatch.setattr(cpu, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(cpu, "MIN_ONEDNN", 0)
     monkeypatch.setattr(F, "conv2d", spy)
+    monkeypatch.setitem(dispatch._tables, "cpu", replace(dispatch.CPU, linear=linear, gelu_linear=gelu_linear))
     return calls
+
+
+def apply(module: nn.Linear, x: torch.Tensor, gelu: bool) -> torch.Tensor:
+    return gelu_linear(module, x) if gelu else linear(module, x)
 
 
 # Numbers of rows that 4 divides and does not; inputs that torch gives to oneDNN and that are too small for it.
@@ -39,7 +46,7 @@ def test_equals_torchs(onednn, shape: tuple[int, ...], bias: bool, gelu: bool):
     x = torch.randn(*shape, 12, requires_grad=True)
     module = randomise(nn.Linear(12, 20, bias=bias))
     inputs = [x, *module.parameters()]
-    got = linear(module, x, gelu)
+    got = apply(module, x, gelu)
     assert len(onednn) == 1
     wanted = F.linear(F.gelu(x) if gelu else x, module.weight, module.bias)
     assert got.shape == wanted.shape
@@ -54,13 +61,13 @@ def test_equals_torchs(onednn, shape: tuple[int, ...], bias: bool, gelu: bool):
         assert a.shape == b.shape
         assert relative_error(a, b) < 1e-5
     with torch.no_grad():
-        assert torch.equal(linear(module, x, gelu), got)
+        assert torch.equal(apply(module, x, gelu), got)
 
 
 @pytest.mark.parametrize("gelu", [False, True])
 def test_one_row_without_a_batch(onednn, gelu: bool):
     module, x = nn.Linear(12, 20), torch.randn(12, requires_grad=True)
-    got = linear(module, x, gelu)
+    got = apply(module, x, gelu)
     assert relative_error(got, module(F.gelu(x) if gelu else x)) < 1e-6
     got.sum().backward()
     assert module.bias.grad.shape == (20,)
@@ -82,25 +89,22 @@ def test_only_the_gradients_that_are_wanted(onednn):
 
 def test_what_is_left_to_torch(onednn, monkeypatch):
     x, weight = torch.randn(100, 12), torch.randn(20, 12)
-    assert by_onednn(x, weight)
-    assert not by_onednn(x.double(), weight.double())
-    assert not by_onednn(x.bfloat16(), weight.bfloat16())
-    assert not by_onednn(x.to("meta"), weight)
+    assert fits_onednn(x, weight)
+    assert not fits_onednn(x.double(), weight.double())
+    assert not fits_onednn(x.bfloat16(), weight.bfloat16())
     with torch.backends.mkldnn.flags(enabled=False):
-        assert not by_onednn(x, weight)
+        assert not fits_onednn(x, weight)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not by_onednn(x, weight)
+        assert not fits_onednn(x, weight)
         assert linear(nn.Linear(12, 20), x).dtype is torch.bfloat16
 
-    class Quantised(torch.Tensor):
-        """A weight that computes in its own way."""
-
-    assert not by_onednn(x, weight.as_subclass(Quantised))
-    monkeypatch.setattr(linear_module, "SMALL", 1200)
-    assert not by_onednn(x, weight)
-    monkeypatch.setattr(linear_module, "SMALL", 0)
-    monkeypatch.setattr(linear_module, "onednn_is_faster", lambda: False)
-    assert not by_onednn(x, weight)
+    monkeypatch.setattr(cpu, "MIN_ONEDNN", 1200)
+    assert not fits_onednn(x, weight)
+    monkeypatch.setattr(cpu, "MIN_ONEDNN", 0)
+    onednn.clear()
+    monkeypatch.setattr(cpu, "onednn_is_faster", lambda: False)
+    assert torch.equal(product(x, weight), F.linear(x, weight))
+    assert not onednn
 
 
 @pytest.mark.parametrize("pad", ["input", "stage", "window"])
@@ -122,22 +126,9 @@ def test_the_backbone_by_either(onednn, pad: str, monkeypatch):
 
     by_it = run()
     assert len(onednn) > 50
-    monkeypatch.setattr(linear_module, "onednn_is_faster", lambda: False)
+    monkeypatch.setattr(cpu, "onednn_is_faster", lambda: False)
+    monkeypatch.setitem(dispatch._tables, "cpu", dispatch.EAGER)
     onednn.clear()
     for a, b in zip(by_it, run(), strict=True):
         assert relative_error(a, b) < 1e-4
     assert not onednn
-
-
-def test_a_module_that_is_not_plain_is_called(onednn):
-    module, seen = nn.Linear(12, 20), []
-    x = torch.randn(100, 12)
-    linear(module, x)
-    assert len(onednn) == 1
-    module.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out)))
-    got = linear(module, x)
-    assert got is seen[0][1]
-    assert seen[0][0] is x
-    assert len(onednn) == 1
-    quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(12, 20)), {nn.Linear})
-    assert relative_error(linear(quantised[0], x), quantised(x)) == 0

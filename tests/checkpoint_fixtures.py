@@ -1,20 +1,24 @@
-"""Checkpoints as each publisher writes them, made from a classifier's tensors."""
+"""Checkpoints in the layout of each publisher, written from the tensors of a classifier, and models to load them."""
 
 from __future__ import annotations
 
 import argparse
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmgcvit.checkpoint.layouts import convert_back, take_apart
+from mmgcvit import GCViT, GCViTClassifier
+from mmgcvit.checkpoint.layouts import export_state_dict, split_state_dict
 
 
 def authors_names(state: dict[str, Tensor], arch: dict) -> dict[str, Tensor]:
-    """A classifier's tensors under the authors' names; without the project's tables, row by row of qkv."""
+    """Tensors of a classifier under the authors' names; independent of the project's own conversion tables."""
     theirs = {}
     for name, value in state.items():
         name = name.removeprefix("backbone.")
@@ -48,7 +52,7 @@ def authors_names(state: dict[str, Tensor], arch: dict) -> dict[str, Tensor]:
 
 
 def write_authors(path: Path, state: dict[str, Tensor], **more: object) -> Path:
-    """As timm's saver does: with an optimizer, and arguments that torch's safe loader refuses."""
+    """Write a file as timm's saver does: with an optimizer state, and arguments that torch's safe loader refuses."""
     optimizer = dict(state={0: dict(step=3)}, param_groups=[dict(lr=0.1)])
     torch.save(
         dict(
@@ -66,7 +70,7 @@ def write_authors(path: Path, state: dict[str, Tensor], **more: object) -> Path:
 
 
 def write_detection(path: Path, state: dict[str, Tensor], embed_dims: int) -> Path:
-    """As mmdet 2 does for the authors' detectors: norms for every map, no head, other parts beside the backbone."""
+    """Write a file as mmdet 2 does for the authors' detectors: a norm per map, no head, and other parts."""
     network = {f"backbone.{name}": value for name, value in state.items() if not name.startswith(("norm.", "head."))}
     for i in range(4):
         dim = embed_dims * 2**i
@@ -78,7 +82,7 @@ def write_detection(path: Path, state: dict[str, Tensor], embed_dims: int) -> Pa
 
 
 def write_keras(path: Path, state: dict[str, Tensor]) -> Path:
-    """As tfgcvit's save_weights does."""
+    """Write a file as tfgcvit's save_weights does."""
     h5py = pytest.importorskip("h5py")
     with h5py.File(path, "w") as file:
         for name, value in state.items():
@@ -98,7 +102,7 @@ def write_keras(path: Path, state: dict[str, Tensor]) -> Path:
 
 
 def write_all(folder: Path, ours: dict[str, Tensor], authors: dict[str, Tensor], embed_dims: int) -> dict[str, Path]:
-    """One file per layout (a Keras one where h5py is installed)."""
+    """Write one file per layout; the Keras one only if h5py is installed."""
     found = {
         "nvidia": write_authors(folder / "authors.pth.tar", authors),
         "nvidia-detection": write_detection(folder / "detection.pth", authors, embed_dims),
@@ -106,7 +110,8 @@ def write_all(folder: Path, ours: dict[str, Tensor], authors: dict[str, Tensor],
         "mmgcvit": folder / "ours.pth",
     }
     save_file(
-        {k: v.contiguous() for k, v in convert_back(take_apart(authors).backbone, "timm")[0].items()}, found["timm"]
+        {k: v.contiguous() for k, v in export_state_dict(split_state_dict(authors).backbone, "timm")[0].items()},
+        found["timm"],
     )
     torch.save({"state_dict": ours, "meta": {}}, found["mmgcvit"])
     try:
@@ -114,3 +119,28 @@ def write_all(folder: Path, ours: dict[str, Tensor], authors: dict[str, Tensor],
     except ImportError:
         return found
     return found | {"keras": write_keras(folder / "keras.h5", authors)}
+
+
+class Detector(nn.Module):
+    def __init__(self, **backbone) -> None:
+        super().__init__()
+        self.neck = nn.Linear(2, 2)  # before the backbone: what fails there is not to have changed this
+        self.backbone = GCViT(**{"arch": TINY, **backbone})
+
+
+def assert_loaded(backbone: GCViT, classifier: GCViTClassifier) -> None:
+    got = backbone.state_dict()
+    for name, value in classifier.backbone.state_dict().items():
+        if name in got and not name.startswith("norm"):
+            assert torch.equal(got[name], value), name
+
+
+def unchanged(model: nn.Module) -> Callable[[], None]:
+    """Return a function that asserts that no tensor of the model has changed since."""
+    before = copy.deepcopy(model.state_dict())
+
+    def check() -> None:
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, before[name]), name
+
+    return check

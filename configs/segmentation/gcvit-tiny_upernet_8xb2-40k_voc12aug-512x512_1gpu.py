@@ -1,7 +1,0 @@
-# The same on one GPU or a CPU: BN in place of SyncBN, 4 crops, blocks recomputed, the learning rate scaled to them.
-_base_ = "./gcvit-tiny_upernet_8xb2-40k_voc12aug-512x512.py"
-
-norm_cfg = dict(type="BN")
-model = dict(backbone=dict(with_cp=True), decode_head=dict(norm_cfg=norm_cfg), auxiliary_head=dict(norm_cfg=norm_cfg))
-train_dataloader = dict(batch_size=4)
-auto_scale_lr = dict(enable=True)

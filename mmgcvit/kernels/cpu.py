@@ -1,0 +1,427 @@
+"""Implementations for CPUs in eager mode: work ordered for the caches, and the fastest matrix products.
+
+``docs/performance.md`` has what each of them is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from mmgcvit.compat import autocast_is_enabled, onednn_is_enabled, softmax_backward
+from mmgcvit.kernels import eager, reference
+
+MAX_PACK = 2**18  # elements of a map that a block works on at a time
+MAX_SCORES = 2**19  # elements of q k^T that are computed at a time in the backward pass of attention
+MAX_BIAS = 2**22  # elements of a bias that is laid out at once; a larger one is computed for some rows at a time
+MIN_ONEDNN = 2**15  # elements from which on oneDNN pays; torch gives it no convolution of 20480 or fewer
+
+
+# ---------------------------------------------------------------------------------------------------- linear layers
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether oneDNN multiplies matrices faster than the library that torch uses on this processor.
+
+    That library is MKL, which uses half the width of the vector units of AMD processors with AVX-512. The decision
+    depends on the processor's name and not on a measurement, so that results do not differ between runs.
+    """
+    info = Path("/proc/cpuinfo")
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.backends.mkl.is_available()
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and info.exists()
+        and "AuthenticAMD" in info.read_text()
+    )
+
+
+def fits_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether the product of x and a weight can go to oneDNN: both float32, not small, no autocast."""
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and x.numel() > MIN_ONEDNN
+        and onednn_is_enabled()
+        and not autocast_is_enabled("cpu")
+    )
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias without a gradient: (..., C), (C', C), (C',) -> (..., C')."""
+    if onednn_is_faster() and fits_onednn(x, weight):
+        return _onednn_product(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # A convolution over an image one pixel wide. The dilation of a 1x1 kernel changes nothing in the result, but makes
+    # torch choose oneDNN with a single thread, too.
+    y = F.conv2d(_as_image(x), weight[:, :, None, None], bias, dilation=2)
+    return y.permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
+
+
+def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    """Sum of the outer products of all rows: (..., C'), (..., C) -> (C', C)."""
+    rows = x.numel() // x.shape[-1]
+    even = rows // 4 * 4  # other numbers of pixels are slow
+    gradient, x = gradient.reshape(rows, -1), x.reshape(rows, -1)
+    weight = gradient.new_empty(gradient.shape[1], x.shape[1])
+    if not (onednn_is_faster() and fits_onednn(x[:even], weight)):
+        return gradient.T @ x
+    weight = torch.ops.aten.convolution_backward(
+        _as_image(gradient[:even]), _as_image(x[:even]), weight[:, :, None, None],
+        None, [1, 1], [0, 0], [2, 2], False, [0, 0], 1, [False, True, False],
+    )[1][:, :, 0, 0]  # fmt: skip
+    return weight if even == rows else torch.addmm(weight, gradient[even:].T, x[even:])
+
+
+def _as_image(x: Tensor) -> Tensor:
+    """(..., C) -> (1, C, rows, 1), channels last in memory."""
+    return x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+
+
+class OneDNNLinear(torch.autograd.Function):
+    """Linear layer by oneDNN, optionally with a GELU before it that is computed again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+        """(..., C), (C', C), (C',) -> (..., C')."""
+        ctx.save_for_backward(x, weight)
+        ctx.gelu = gelu
+        return product(F.gelu(x) if gelu else x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of forward's arguments, where they are needed."""
+        x, weight = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        d_x = d_weight = d_bias = None
+        if ctx.needs_input_grad[0]:
+            d_x = product(gradient, weight.T)
+            if ctx.gelu:
+                d_x = torch.ops.aten.gelu_backward(d_x, x)
+        if ctx.needs_input_grad[1]:
+            d_weight = weight_gradient(gradient, F.gelu(x) if ctx.gelu else x)
+        if ctx.needs_input_grad[2]:
+            d_bias = gradient.reshape(-1, gradient.shape[-1]).sum(0)
+        return d_x, d_weight, d_bias, None
+
+
+def linear(module: nn.Linear, x: Tensor) -> Tensor:
+    """See :func:`mmgcvit.kernels.reference.linear`; ``module`` must be unmodified."""
+    if not fits_onednn(x, module.weight):
+        return module(x)
+    if not torch.is_grad_enabled():
+        return _onednn_product(x, module.weight, module.bias)
+    return OneDNNLinear.apply(x, module.weight, module.bias, False)
+
+
+def gelu_linear(module: nn.Linear, x: Tensor) -> Tensor:
+    """See :func:`mmgcvit.kernels.reference.gelu_linear`; ``module`` must be unmodified."""
+    if not fits_onednn(x, module.weight):
+        return eager.gelu_linear(module, x)
+    if not torch.is_grad_enabled():
+        return _onednn_product(F.gelu(x), module.weight, module.bias)
+    return OneDNNLinear.apply(x, module.weight, module.bias, True)
+
+
+# ------------------------------------------------------------------------------------------------- tail of an MBConv
+
+
+def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: nn.Module) -> Tensor:
+    """See :func:`mmgcvit.kernels.reference.mbconv_tail`; all modules must be unmodified, ``y`` may be overwritten.
+
+    Where the map is larger than the weight, it is computed some rows at a time: each of the six maps in the formula is
+    memory that the process would have to be given, which costs more than computing it.
+    """
+    height, width, channels = y.shape[1:]
+    is_small = height * width <= channels or y.dtype.itemsize <= 2 or x.dtype != y.dtype
+    if is_small or not pointwise.bias is se.fc1.bias is se.fc2.bias is None:
+        return reference.mbconv_tail(x, y, se, pointwise)
+    weights = pointwise.weight, se.fc1.weight, se.fc2.weight
+    x, y = x.contiguous(), y.contiguous()  # as they are, unless torch was built without oneDNN
+    if torch.is_grad_enabled():
+        return MBConvTail.apply(x, y, *weights)
+    return _mbconv_tail(x, y, weights, out=y)[0]
+
+
+def _scaled_weight(mean: Tensor, pointwise: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
+    """Weight of the pointwise layer, scaled by squeeze-and-excitation for each image: (B, 1, C) -> (B, C', C)."""
+    return pointwise * F.linear(F.gelu(F.linear(mean, fc1)), fc2).sigmoid()
+
+
+def _mbconv_tail(x: Tensor, y: Tensor, weights: Sequence[Tensor], out: Tensor) -> tuple[Tensor, Tensor]:
+    """The result, written to ``out`` (which may be y itself), and the mean of GELU(y), (B, 1, C)."""
+    in_place, step = out is y, _chunk_rows(y)
+    activate = torch.ops.aten.gelu_ if in_place else F.gelu
+    x, y, result = x.flatten(1, 2), y.flatten(1, 2), out.flatten(1, 2)  # [B, H * W, C]
+    means = []
+    for image in y:
+        total = y.new_zeros(y.shape[2])
+        for rows in image.split(step):
+            total += activate(rows).sum(0)
+        means.append(total)
+    mean = torch.stack(means)[:, None] / y.shape[1]
+    for i, weight in enumerate(_scaled_weight(mean, *weights)):
+        for rows, added, target in zip(y[i].split(step), x[i].split(step), result[i].split(step), strict=True):
+            torch.add(added, product(rows if in_place else F.gelu(rows), weight), out=target)
+    return out, mean
+
+
+class MBConvTail(torch.autograd.Function):
+    """The tail of an MBConv that keeps x and y only, and computes the activation again wherever it is needed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, *weights: Tensor) -> Tensor:
+        """x and y: (B, H, W, C); ``weights`` as of :func:`_scaled_weight`."""
+        out, mean = _mbconv_tail(x, y, weights, out=torch.empty_like(x))
+        ctx.save_for_backward(y, mean, *weights)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of forward's arguments; x's is the output's."""
+        y, *inputs = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        # Copies, so that hooks on the weights are not called here.
+        inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+        with torch.enable_grad():
+            scaled = _scaled_weight(*inputs)
+        step = _chunk_rows(y)
+        d_y = torch.empty_like(y)
+        y, grad, result = y.flatten(1, 2), gradient.flatten(1, 2), d_y.flatten(1, 2)
+        d_scaled = torch.zeros_like(scaled)
+        for i, total in enumerate(d_scaled):
+            for rows, g in zip(y[i].split(step), grad[i].split(step), strict=True):
+                total += weight_gradient(g, F.gelu(rows))
+        d_mean, *d_weights = torch.autograd.grad(scaled, inputs, d_scaled)
+        d_mean = d_mean / y.shape[1]
+        for i, (weight, d) in enumerate(zip(scaled.detach(), d_mean, strict=True)):
+            for rows, g, target in zip(y[i].split(step), grad[i].split(step), result[i].split(step), strict=True):
+                torch.ops.aten.gelu_backward.grad_input(product(g, weight.T, d[0]), rows, grad_input=target)
+        return gradient, d_y, *d_weights
+
+
+def _chunk_rows(x: Tensor) -> int:
+    """Rows of channels that fit the caches."""
+    return max(1, MAX_PACK // x.shape[-1])
+
+
+# --------------------------------------------------------------------------------------------------------- attention
+
+
+class Bias(NamedTuple):
+    """Relative position bias of one block for windows of one size, of which a row can be laid out at a time.
+
+    Args:
+        columns: see :func:`bias_columns`.
+        padding: see :func:`padding_bias`; None where the windows are not padded.
+        dense: (heads, queries, keys), laid out from both without a gradient; None where that would be large.
+    """
+
+    columns: Tensor
+    padding: Tensor | None = None
+    dense: Tensor | None = None
+
+    def groups(self, limit: int | None) -> Iterator[tuple[slice, Tensor]]:
+        """Queries and their bias (heads, queries, keys), of at most ``limit`` elements or one row of the window."""
+        height, width = (self.columns.shape[2] + 1) // 2, self.columns.shape[1]
+        step = height if limit is None else max(1, limit // (self.columns.shape[0] * width * height * width))
+        for first in range(0, height, step):
+            yield slice(first * width, min(first + step, height) * width), self.rows(first, min(first + step, height))
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """The bias of the queries in rows first to last - 1 of the window: (heads, i * j, keys)."""
+        height, width = (self.columns.shape[2] + 1) // 2, self.columns.shape[1]
+        rows = [self.columns[:, :, height - 1 - i : 2 * height - 1 - i] for i in range(first, last)]
+        bias = torch.stack(rows, 1).flatten(3, 4).flatten(1, 2)  # [heads, i, j, k, l] -> [heads, i * j, k * l]
+        if self.padding is not None:
+            bias = torch.cat([bias, self.padding[:, first * width : last * width].to(bias.dtype)], 2)
+        return bias
+
+
+def bias_columns(table: Tensor, window: int, height: int, width: int) -> Tensor:
+    """The bias between the columns of a window: a table ((2w-1)^2, heads) -> (heads, j, k - i, l).
+
+    Entry [h, j, r, l] is the bias of head h between a query in column j and a key in column l, r - (height - 1) rows
+    below it. A slice of ``height`` along r is all that the queries of one row need: no index, no scattered reads.
+    """
+    grid = table.T.reshape(-1, 2 * window - 1, 2 * window - 1).flip(1, 2)
+    grid = grid[:, window - height : window + height - 1, window - width : window + width - 1]
+    return torch.stack([grid[:, :, width - 1 - j : 2 * width - 1 - j] for j in range(width)], 1)
+
+
+def padding_bias(table: Tensor, window: int, height: int, width: int) -> Tensor:
+    """Bias of the padding token (:func:`mmgcvit.kernels.reference.position_biases`) of windows cut off by an edge.
+
+    Returns:
+        (heads, height * width, 1), float32 or wider.
+    """
+    grid = table.T.reshape(-1, 2 * window - 1, 2 * window - 1).flip(1, 2)  # [h, k - i + w - 1, l - j + w - 1]
+    grid = grid.to(torch.promote_types(grid.dtype, torch.float32))
+
+    def logsumexp(rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+        """Over the keys in ``rows`` and ``columns`` (first, last + 1), for each query: (heads, height, width)."""
+        sums = grid
+        for axis, (first, last), queries in ((1, rows, height), (2, columns, width)):
+            # A query in row i finds these keys first - i to last - 1 - i rows below it. The last query comes first.
+            part = sums.narrow(axis, first - queries + window, last - first + queries - 1)
+            sums = part.unfold(axis, last - first, 1).logsumexp(-1).flip(axis)
+        return sums
+
+    parts = []
+    if height < window:  # below, and in the corner
+        parts.append(logsumexp((height, window), (0, window)))
+    if width < window:  # on the right
+        parts.append(logsumexp((0, height), (width, window)))
+    return torch.stack(parts).logsumexp(0).flatten(1)[..., None]
+
+
+def position_biases(
+    tables: Sequence[Tensor], sizes: Sequence[tuple[int, int]], window: int, dtype: torch.dtype
+) -> Iterator[list[Any]]:
+    """See :func:`mmgcvit.kernels.reference.position_biases`; as :class:`Bias`, of which one block's is laid out."""
+    heads = tables[0].shape[1]
+    # Blocks next to heads: the columns of all blocks at once, (rows, blocks * heads).
+    table = tables[0] if len(tables) == 1 else torch.cat(list(tables), 1)
+    parts = []
+    for height, width in sizes:
+        columns = bias_columns(table, window, height, width).split(heads)
+        padding: Sequence[Tensor | None] = [None] * len(tables)
+        if height < window or width < window:
+            padding = padding_bias(table, window, height, width).split(heads)
+        parts.append((height, columns, padding))
+    for block in range(len(tables)):
+        biases = []
+        for height, columns, padding in parts:
+            bias = Bias(columns[block], padding[block])
+            if heads * (height * columns[block].shape[1]) ** 2 <= MAX_BIAS:
+                with torch.no_grad():  # the gradient goes through the other two
+                    bias = bias._replace(dense=bias.rows(0, height).to(dtype))
+            biases.append(bias)
+        yield biases
+
+
+def window_attention(qkv: Tensor, query: Tensor | None, bias: Bias, num_heads: int, dropout: float = 0.0) -> Tensor:
+    """See :func:`mmgcvit.kernels.reference.window_attention`; the result of the padding token is zero."""
+    if dropout:
+        bias = bias._replace(dense=None)  # a gradient, and dropout at once for all queries
+    elif torch.is_grad_enabled() and bias.columns.requires_grad:
+        return WindowAttention.apply(qkv, query, *bias, num_heads)
+    if bias.dense is not None and bias.padding is None:
+        return reference.window_attention(qkv, query, bias.dense, num_heads)
+    return _window_attention(qkv, query, bias, num_heads, dropout)
+
+
+def _window_attention(qkv: Tensor, query: Tensor | None, bias: Bias, num_heads: int, dropout: float = 0.0) -> Tensor:
+    """Attention by torch's fused kernel, some rows of queries at a time."""
+    q, k, v = reference.split_heads(qkv, query, num_heads)
+    groups = bias.groups(None if dropout else MAX_BIAS)
+    if bias.dense is not None:
+        groups = iter([(slice(0, bias.dense.shape[1]), bias.dense)])
+    parts = []
+    for queries, mask in groups:
+        mask = mask.to(q.dtype)[None]
+        x = F.scaled_dot_product_attention(q[:, :, queries], k, v, attn_mask=mask, dropout_p=dropout)
+        parts.append(x.transpose(1, 2))  # [windows, heads, queries, d] -> [windows, queries, heads, d]
+    if bias.padding is not None:
+        parts.append(parts[0].new_zeros(parts[0].shape[0], 1, *parts[0].shape[2:]))
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).flatten(2)
+
+
+class WindowAttention(torch.autograd.Function):
+    """Attention whose bias has a gradient.
+
+    torch's fused attention on a CPU has none for it, and falls back to an implementation that keeps all of q k^T. Here
+    the forward pass is the fused one. The backward pass computes q k^T again, in chunks that stay in the caches, and
+    sums the gradient of the bias over windows.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        query: Tensor | None,
+        columns: Tensor,
+        padding: Tensor | None,
+        dense: Tensor | None,
+        num_heads: int,
+    ) -> Tensor:
+        """See :func:`window_attention`; the bias in its parts."""
+        ctx.save_for_backward(qkv, query, columns, padding)
+        ctx.num_heads = num_heads
+        return _window_attention(qkv, query, Bias(columns, padding, dense), num_heads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of forward's arguments."""
+        qkv, query, columns, padding = ctx.saved_tensors
+        bias = Bias(columns, padding)
+        heads, width, height = ctx.num_heads, columns.shape[1], (columns.shape[2] + 1) // 2
+        tokens = height * width
+        d_qkv = torch.empty_like(qkv)
+        q, k, v = reference.split_heads(qkv, query, heads)
+        scale = q.shape[-1] ** -0.5
+        acc_dtype = torch.promote_types(qkv.dtype, torch.float32)  # of sums over windows
+        d_query = None if query is None else torch.zeros_like(query, dtype=acc_dtype)
+        d_columns = torch.zeros_like(columns, dtype=acc_dtype)
+        d_padding = None if padding is None else torch.zeros_like(padding, dtype=acc_dtype)
+        d_q, d_k, d_v = reference.split_heads(d_qkv, d_query, heads)
+        if query is None:
+            d_q[:, :, tokens:] = 0  # the padding token's own result was not computed
+        gradient = gradient.unflatten(2, (heads, -1)).transpose(1, 2)  # [windows, heads, tokens, d]
+        for queries, mask in bias.groups(MAX_BIAS):
+            first, last = queries.start // width, queries.stop // width
+            write = Tensor.add_ if first else Tensor.copy_
+            d_mask = columns.new_zeros(mask.shape, dtype=acc_dtype)
+            for windows in _chunks(len(qkv), max(1, MAX_SCORES // mask.numel())):
+                shape = (windows.stop - windows.start, heads)
+                # [windows, heads, tokens, d] -> [windows * heads, tokens, d], copied
+                qs = (q[windows, :, queries] * scale).flatten(0, 1)
+                ks, vs = k[windows].flatten(0, 1), v[windows].flatten(0, 1)
+                gs = gradient[windows, :, queries].flatten(0, 1)
+                scores = qs @ ks.mT
+                scores.unflatten(0, shape).add_(mask.to(scores.dtype))
+                weights = scores.softmax(-1)
+                write(d_v[windows], (weights.mT @ gs).unflatten(0, shape))
+                d_scores = softmax_backward(gs @ vs.mT, weights)  # [windows * heads, queries, keys]
+                d_mask += d_scores.unflatten(0, shape).sum(0, dtype=acc_dtype)
+                write(d_k[windows], (d_scores.mT @ qs).unflatten(0, shape))
+                d_qs = (d_scores @ ks).mul_(scale).unflatten(0, shape)
+                if query is None:
+                    d_q[windows, :, queries] = d_qs
+                elif query.shape[0] == len(qkv):
+                    d_query[windows, :, queries] = d_qs.to(acc_dtype)
+                else:
+                    d_query[0, :, queries] += d_qs.sum(0, dtype=acc_dtype)
+            if padding is not None:
+                d_padding[:, queries] += d_mask[..., -1:]
+                d_mask = d_mask[..., :-1]
+            d_mask = d_mask.unflatten(1, (last - first, width))  # [heads, i, j, keys]
+            for i in range(first, last):
+                below = slice(height - 1 - i, 2 * height - 1 - i)
+                d_columns[:, :, below] += d_mask[:, i - first].unflatten(2, (height, width))
+        return (
+            d_qkv,
+            None if query is None else d_query.to(query.dtype),
+            d_columns.to(columns.dtype),
+            None if padding is None else d_padding.to(padding.dtype),
+            None,
+            None,
+        )
+
+
+def _chunks(length: int, step: int) -> Iterator[slice]:
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))

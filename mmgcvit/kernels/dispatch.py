@@ -1,0 +1,118 @@
+"""Which implementation of an operation runs: by device, by mode, and by whether a module is still as it was built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from mmgcvit.compat import does_more_than_forward
+from mmgcvit.kernels import cpu, eager, reference
+from mmgcvit.utils.capture import is_eager
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One implementation of each operation; see :mod:`mmgcvit.kernels.reference` for what they compute."""
+
+    linear: Callable = reference.linear
+    gelu_linear: Callable = reference.gelu_linear
+    residual: Callable = reference.residual
+    mbconv_tail: Callable = reference.mbconv_tail
+    window_attention: Callable = reference.window_attention
+    position_biases: Callable = reference.position_biases
+
+
+REFERENCE = Kernels()
+EAGER = Kernels(
+    gelu_linear=eager.gelu_linear,
+    residual=eager.residual,
+    mbconv_tail=eager.mbconv_tail,
+    position_biases=eager.position_biases,
+)
+CPU = Kernels(
+    linear=cpu.linear if cpu.onednn_is_faster() else reference.linear,
+    gelu_linear=cpu.gelu_linear if cpu.onednn_is_faster() else eager.gelu_linear,
+    residual=eager.residual,
+    mbconv_tail=cpu.mbconv_tail,
+    window_attention=cpu.window_attention,
+    position_biases=cpu.position_biases,
+)
+#: What can be switched off, and the operations that belong together.
+KERNELS = {
+    "linear": ("linear",),
+    "gelu_linear": ("gelu_linear",),
+    "residual": ("residual",),
+    "mbconv_tail": ("mbconv_tail",),
+    "window_attention": ("window_attention", "position_biases"),
+    "packs": (),  # a block on some windows at a time
+}
+_disabled: set[str] = set()
+_tables: dict[str, Kernels] = {"cpu": CPU, "eager": EAGER}
+
+
+def choose(x: Tensor, module: nn.Module) -> Kernels:
+    """The implementations for what ``module`` computes of x.
+
+    While a graph is captured, and where the module or a part of it was modified, it is the reference, which calls every
+    module.
+    """
+    if not is_eager() or not is_unmodified(module):
+        return REFERENCE
+    return _tables["cpu" if x.device.type == "cpu" else "eager"]
+
+
+def max_pack(x: Tensor) -> int | None:
+    """Elements of a map that a block is to work on at a time; None for all of them."""
+    if x.device.type != "cpu" or not is_eager() or "packs" in _disabled:
+        return None
+    return cpu.MAX_PACK
+
+
+def is_unmodified(module: nn.Module) -> bool:
+    """Whether a module and all of its parts are as they were built, so that weights may be used without calling them.
+
+    They are not if a part was subclassed or replaced (LoRA, parametrization), does more than its ``forward`` when it is
+    called (hooks, offloading), or has a weight that computes in its own way (quantization, DTensor).
+    """
+    for part in module.modules():
+        kind = type(part)
+        if kind not in _BUILT_FROM and not kind.__module__.startswith(_OWN):
+            return False
+    for parameter in module.parameters():
+        if type(parameter) is not nn.Parameter and type(parameter) is not Tensor:
+            return False
+    return not does_more_than_forward(module)
+
+
+#: What blocks and MBConvs are built from; a subclass, of these or of the network's own classes, counts as modified.
+_BUILT_FROM = (nn.Linear, nn.LayerNorm, nn.Conv2d)
+_OWN = "mmgcvit.backbone."
+
+
+@contextmanager
+def disabled(*names: str) -> Iterator[None]:
+    """Use the reference for some operations, e.g. ``disabled("linear")``; for tests and ablations.
+
+    Args:
+        *names: of :data:`KERNELS`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    unknown = [name for name in names if name not in KERNELS]
+    if unknown:
+        raise ValueError(f"disabled: {', '.join(map(repr, unknown))}; allowed: {', '.join(KERNELS)}")
+    before = dict(_tables), set(_disabled)
+    operations = [operation for name in names for operation in KERNELS[name]]
+    for key, kernels in _tables.items():
+        _tables[key] = replace(kernels, **{operation: getattr(REFERENCE, operation) for operation in operations})
+    _disabled.update(names)
+    try:
+        yield
+    finally:
+        _tables.update(before[0])
+        _disabled.clear()
+        _disabled.update(before[1])

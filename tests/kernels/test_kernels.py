@@ -1,0 +1,262 @@
+"""Every implementation of an operation against its reference: outputs, gradients, odd sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import TINY, loss_of, randomise, relative_error
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from mmgcvit import kernels
+from mmgcvit.backbone.attention import WindowAttention
+from mmgcvit.backbone.gcvit import GCViT
+from mmgcvit.backbone.layers import MBConv
+from mmgcvit.backbone.windows import PAD_MODES, window_layout
+from mmgcvit.kernels import cpu, dispatch, eager, reference
+
+ONEDNN = replace(dispatch.CPU, linear=cpu.linear, gelu_linear=cpu.gelu_linear)
+IMPLEMENTATIONS = {"eager": dispatch.EAGER, "cpu": dispatch.CPU, "cpu, oneDNN": ONEDNN}
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def ops(request, monkeypatch) -> Iterator[kernels.Kernels]:
+    """One implementation, with limits so small that everything is done in several chunks, and oneDNN forced."""
+    monkeypatch.setattr(cpu, "MAX_PACK", 60)
+    monkeypatch.setattr(cpu, "MAX_SCORES", 100)
+    if request.param == "cpu, oneDNN":
+        if not torch.backends.mkldnn.is_available():
+            pytest.skip("this torch has no oneDNN")
+        monkeypatch.setattr(cpu, "onednn_is_faster", lambda: True)
+        monkeypatch.setattr(cpu, "MIN_ONEDNN", 0)
+    return IMPLEMENTATIONS[request.param]
+
+
+def compare(got: Callable, wanted: Callable, inputs: Sequence[Tensor], tolerance: float = 1e-5) -> None:
+    """Outputs and the gradients of all inputs, and outputs without gradients, which may take another way."""
+    with torch.no_grad():
+        assert relative_error(got(), wanted()) < tolerance
+    a, b = got(), wanted()
+    assert relative_error(a, b) < tolerance
+    weight = torch.randn_like(b)
+    gradients = (torch.autograd.grad((y * weight).sum(), inputs) for y in (a, b))
+    for x, y in zip(*gradients, strict=True):
+        assert (x - y).abs().max() < tolerance * max(1, y.abs().max().item())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(3, 49, 12), (5, 7, 12), (101, 12)])
+def test_linear(ops: kernels.Kernels, shape: tuple[int, ...], bias: bool):
+    module = randomise(nn.Linear(12, 20, bias=bias))
+    x = torch.randn(shape, requires_grad=True)
+    inputs = [x, *module.parameters()]
+    compare(lambda: ops.linear(module, x), lambda: reference.linear(module, x), inputs)
+    compare(lambda: ops.gelu_linear(module, x), lambda: reference.gelu_linear(module, x), inputs)
+
+
+@pytest.mark.parametrize("gamma", [True, False])
+@pytest.mark.parametrize("scale", [True, False])
+def test_residual(ops: kernels.Kernels, gamma: bool, scale: bool):
+    x, y, g = (torch.randn(s, requires_grad=True) for s in ((15, 6), (15, 6), (6,)))
+    arguments = (x, y, g if gamma else None, torch.rand(15, 1) if scale else None)
+    inputs = [x, y, *([g] if gamma else [])]
+    compare(lambda: ops.residual(*arguments), lambda: reference.residual(*arguments), inputs)
+
+
+@pytest.mark.parametrize("frozen", [(), ("se.fc1.weight",), ("depthwise.weight", "pointwise.weight")])
+@pytest.mark.parametrize("size", [(7, 9), (2, 3), (1, 1)])
+def test_mbconv_tail(ops: kernels.Kernels, size: tuple[int, int], frozen: tuple[str, ...]):
+    mbconv = randomise(MBConv(8))
+    for name, parameter in mbconv.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    x, y = (torch.randn(3, *size, 8, requires_grad=True) for _ in range(2))
+    weights = [p for n, p in mbconv.named_parameters() if n not in frozen and not n.startswith("depthwise")]
+
+    def run(implementation: kernels.Kernels) -> Tensor:  # `y` may be overwritten
+        return implementation.mbconv_tail(x, y * 1, mbconv.se, mbconv.pointwise)
+
+    compare(lambda: run(ops), lambda: run(kernels.REFERENCE), [x, y, *weights])
+
+
+@pytest.mark.parametrize("max_bias", [2**22, 20])
+@pytest.mark.parametrize("shape", [(3, 6, 9), (3, 7, 8), (2, 2, 1), (1, 8, 5)])
+@pytest.mark.parametrize("is_global", [False, True])
+def test_window_attention(ops: kernels.Kernels, monkeypatch, is_global: bool, shape: tuple[int, ...], max_bias: int):
+    """Both operations together: what is passed from one to the other is the implementation's own."""
+    monkeypatch.setattr(cpu, "MAX_BIAS", max_bias)
+    attention = randomise(WindowAttention(12, 3, 3, is_global)).double()
+    layout = window_layout((*shape, 12), 3, torch.device("cpu"), 60)
+    x = torch.randn(*shape, 12, dtype=torch.double, requires_grad=True)
+    query = torch.randn(shape[0], 3, 9, 4, dtype=torch.double, requires_grad=True)
+    sizes = [(r.height, r.width) for r in layout.regions]
+
+    def run(implementation: kernels.Kernels) -> Tensor:
+        queries = layout.expand_query(query) if is_global else None
+        (biases,) = implementation.position_biases([attention.relative_position_bias_table], sizes, 3, x.dtype)
+        packs = [
+            attention(part, pack, queries, biases, implementation)
+            for part, pack in zip(layout.pack(x), layout.packs, strict=True)
+        ]
+        return layout.unpack(packs)
+
+    inputs = [x, *attention.parameters(), *([query] if is_global else [])]
+    compare(lambda: run(ops), lambda: run(kernels.REFERENCE), inputs, 1e-5 if ops is ONEDNN else 1e-10)
+
+
+def results(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Maps, gradients, and the maps of evaluation without gradients."""
+    torch.manual_seed(1)
+    model.train().zero_grad()
+    x = images.clone().requires_grad_()
+    maps = model(x)
+    loss_of(maps).backward()
+    with torch.no_grad():
+        evaluated = model.eval()(images)
+    return [*(m.detach() for m in maps), x.grad, *(p.grad.clone() for p in model.parameters()), *evaluated]
+
+
+@pytest.mark.parametrize("pad", PAD_MODES)
+@pytest.mark.parametrize("size", [(50, 70), (64, 64), (9, 33)])
+def test_the_network_by_each_implementation(ops, monkeypatch, tiny_model, pad: str, size: tuple[int, int]):
+    """On a batch of 3, with drop path; the reference packs all windows at once."""
+    model = tiny_model(pad=pad, drop_path_rate=0.3, arch={**TINY, "depths": (2, 3, 1, 2)}).double()
+    images = torch.randn(3, 3, *size, dtype=torch.double)
+    with kernels.disabled(*kernels.KERNELS):
+        wanted = results(model, images)
+    monkeypatch.setitem(dispatch._tables, "cpu", ops)
+    if ops is dispatch.EAGER:  # as on a GPU
+        monkeypatch.setattr(dispatch, "max_pack", lambda x: None)
+        monkeypatch.setattr(kernels, "max_pack", lambda x: None)
+    for got, w in zip(results(model, images), wanted, strict=True):
+        assert (got - w).abs().max() < 1e-9 * max(1, w.abs().max().item())
+
+
+@pytest.mark.parametrize("name", kernels.KERNELS)
+def test_each_can_be_disabled(tiny_model, name: str):
+    model, images = tiny_model(pad="window"), torch.randn(3, 3, 50, 70)
+    wanted = results(model, images)
+    with kernels.disabled(name):
+        chosen = kernels.choose(images, model.stages[0].blocks[0])
+        assert all(getattr(chosen, o) is getattr(kernels.REFERENCE, o) for o in kernels.KERNELS[name])
+        assert (kernels.max_pack(images) is None) == (name == "packs")
+        with kernels.disabled("linear"):
+            pass
+        assert kernels.choose(images, model.stages[0].blocks[0]) is chosen
+        got = results(model, images)
+    for a, b in zip(got, wanted, strict=True):
+        assert (a - b).abs().max() <= 2e-4 * b.abs().max() + 1e-6
+    assert kernels.choose(images, model.stages[0].blocks[0]) is dispatch.CPU
+
+
+def test_disabled_refuses_unknown_names():
+    with (
+        pytest.raises(ValueError, match=r"disabled: 'lineal'; allowed: linear, gelu_linear"),
+        kernels.disabled("lineal"),
+    ):
+        pass
+
+
+class Subclassed(nn.Linear):
+    """As an adapter puts it in the place of a layer."""
+
+
+class OwnTensor(Tensor):
+    """As quantization and sharding put it in the place of a weight."""
+
+
+def _hook(*_: object) -> None:
+    pass
+
+
+MODIFICATIONS: dict[str, Callable[[nn.Module], object]] = {
+    "forward hook": lambda block: block.attn.proj.register_forward_hook(_hook),
+    "forward hook with keywords": lambda block: block.register_forward_hook(_hook, with_kwargs=True),
+    "forward pre-hook": lambda block: block.norm1.register_forward_pre_hook(_hook),
+    "full backward hook": lambda block: block.mlp.register_full_backward_hook(_hook),
+    "full backward pre-hook": lambda block: block.mlp.fc1.register_full_backward_pre_hook(_hook),
+    "subclass": lambda block: setattr(block.mlp, "fc1", Subclassed(16, 48)),
+    "other module": lambda block: setattr(block.mlp, "fc2", nn.Identity()),
+    "replaced forward": lambda block: setattr(block.norm2, "forward", lambda x: x),
+    "compiled": lambda block: block.compile(),
+    "parametrization": lambda block: nn.utils.parametrizations.weight_norm(block.mlp.fc1),
+    "pruning": lambda block: prune.identity(block.mlp.fc1, "weight"),
+    "tensor subclass": lambda block: setattr(
+        block.mlp.fc1, "weight", nn.Parameter(block.mlp.fc1.weight.detach().as_subclass(OwnTensor))
+    ),
+}
+
+
+@pytest.mark.parametrize("modification", MODIFICATIONS)
+def test_a_modified_block_is_called_as_it_is(modification: str):
+    block = GCViT(TINY).stages[0].blocks[0]
+    x = torch.zeros(1)
+    assert kernels.choose(x, block) is dispatch.CPU
+    assert kernels.choose(x.to("meta"), block) is dispatch.EAGER
+    MODIFICATIONS[modification](block)
+    assert kernels.choose(x, block) is kernels.REFERENCE
+    assert kernels.choose(x.to("meta"), block) is kernels.REFERENCE
+
+
+def test_a_global_hook_reaches_every_module():
+    block = GCViT(TINY).stages[0].blocks[0]
+    handle = nn.modules.module.register_module_forward_hook(_hook)
+    try:
+        assert kernels.choose(torch.zeros(1), block) is kernels.REFERENCE
+    finally:
+        handle.remove()
+    assert kernels.choose(torch.zeros(1), block) is dispatch.CPU
+
+
+def test_a_hook_on_one_layer_sees_what_the_layer_computes(tiny_model):
+    model, images = tiny_model(pad="window"), torch.randn(2, 3, 50, 70)
+    with torch.no_grad():
+        wanted, seen = model(images), []
+        model.stages[1].blocks[1].mlp.fc2.register_forward_hook(lambda m, args, out: seen.append(out.shape))
+        for got, w in zip(model(images), wanted, strict=True):
+            assert relative_error(got, w) < 1e-5
+    assert seen
+
+
+def test_transforms_see_the_reference(tiny_model):
+    block = GCViT(TINY).stages[0].blocks[0]
+    chosen = []
+    torch.func.vmap(lambda x: chosen.append(kernels.choose(x, block)) or x)(torch.zeros(2, 1))
+    torch.jit.trace(lambda x: chosen.append(kernels.choose(x, block)) or x, torch.zeros(1), check_trace=False)
+    assert chosen == [kernels.REFERENCE] * 2
+
+
+def test_gelu_linear_keeps_no_activation():
+    module = randomise(nn.Linear(12, 6))
+    x = torch.randn(3, 5, 12, requires_grad=True)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        eager.gelu_linear(module, x)
+    assert {t.data_ptr() for t in kept if t.shape == x.shape} == {x.data_ptr()}
+
+
+@pytest.mark.parametrize("function", ["gelu_linear", "residual", "position_biases"])
+def test_second_derivatives_of_eager_operations(function: str):
+    """Against finite differences of the first."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, dtype=torch.double, requires_grad=True)
+    if function == "gelu_linear":
+        module = randomise(nn.Linear(4, 2)).double()
+        run, inputs = (lambda x, *_: eager.gelu_linear(module, x)), (x,)
+    elif function == "residual":
+        scale = torch.rand(3, 1, dtype=torch.double)
+        run, inputs = (lambda x, y: eager.residual(x, y, None, scale) ** 3), (x, x.detach().cos().requires_grad_())
+    else:
+        tables = [torch.randn(25, 2, dtype=torch.double, requires_grad=True) for _ in range(2)]
+        run, inputs = (
+            (
+                lambda *t: sum(
+                    (b**3).sum() for pair in eager.position_biases(t, [(3, 3), (2, 1)], 3, t[0].dtype) for b in pair
+                )
+            ),
+            tuple(tables),
+        )
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)

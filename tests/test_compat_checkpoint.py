@@ -1,0 +1,96 @@
+"""The private interfaces that mmgcvit.checkpoint uses exist, and mean what it takes them to mean."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from mmgcvit import compat
+
+
+def record(module: nn.Module, state_dict: dict, prefix: str, *rest: object) -> None:
+    module.seen = [*getattr(module, "seen", []), prefix]
+    for name in [name for name in state_dict if name.startswith(f"{prefix}old.")]:
+        state_dict[name.replace("old.", "new.")] = state_dict.pop(name)
+
+
+class Child(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.new = nn.Linear(2, 2)
+
+
+def test_a_pre_hook_runs_before_its_module_and_may_rename(tmp_path):
+    model = nn.Sequential(nn.Linear(1, 1), Child())
+    for _ in range(2):
+        compat.add_load_state_dict_pre_hook(model[1], record)
+    assert compat.load_state_dict_pre_hooks(model[1]) == [record]
+    assert compat.load_state_dict_pre_hooks(model) == []
+    state = {name.replace("new.", "old."): value + 1 for name, value in model.state_dict().items()}
+    torch.save(model, tmp_path / "model.pth")
+    for got in (model, copy.deepcopy(model), torch.load(tmp_path / "model.pth", weights_only=False)):
+        got.load_state_dict(state)  # strict: the names were changed before they were compared
+        assert got[1].seen == ["1."]
+        assert torch.equal(got[1].new.weight, state["1.old.weight"])
+        del got[1].seen
+
+
+def test_a_pre_hook_of_the_child_sees_its_own_part_of_a_state_dict_at_least():
+    """Whatever else it sees: children are loaded after their parent's hook, with its changes."""
+    model = nn.Sequential(Child())
+    seen: dict[str, torch.Tensor] = {}
+    compat.add_load_state_dict_pre_hook(model, lambda module, state, *_: state.update({"0.extra": torch.ones(1)}))
+    compat.add_load_state_dict_pre_hook(model[0], lambda module, state, *_: seen.update(state))
+    model.load_state_dict(model.state_dict(), strict=False)
+    assert {"0.extra", "0.new.weight", "0.new.bias"} <= seen.keys()
+
+
+class Traced(compat.PythonUnpickler):
+    dispatch = dict(compat.PythonUnpickler.dispatch)  # noqa: RUF012
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.steps: list[tuple[str, object]] = []
+
+    def load_reduce(self) -> None:
+        self.steps.append(("reduce", self.stack[-2]))
+        super().load_reduce()
+
+    def load_build(self) -> None:
+        self.steps.append(("build", type(self.stack[-2])))
+        super().load_build()
+
+    def load_newobj(self) -> None:
+        self.steps.append(("newobj", self.stack[-2]))
+        super().load_newobj()
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+
+
+class Plain:
+    pass
+
+
+@pytest.mark.parametrize("protocol", [2, pickle.HIGHEST_PROTOCOL])
+def test_every_step_of_the_unpickler_can_be_checked(protocol: int):
+    thing = Plain()
+    thing.x = complex(1, 2)  # reduced to a call of complex
+    unpickler = Traced(io.BytesIO(pickle.dumps(thing, protocol)))
+    assert unpickler.load().x == complex(1, 2)
+    assert unpickler.steps == [("newobj", Plain), ("reduce", complex), ("build", Plain)]
+
+
+def test_names_are_resolved_by_find_class():
+    class Refusing(compat.PythonUnpickler):
+        def find_class(self, module: str, name: str) -> object:
+            raise LookupError(f"{module}.{name}")
+
+    with pytest.raises(LookupError, match=r"collections\.OrderedDict"):
+        Refusing(io.BytesIO(pickle.dumps(__import__("collections").OrderedDict(a=1)))).load()
