@@ -37,7 +37,7 @@ except BaseException as _error:
 
     def __getattr__(name: str) -> object:
         if name in __all__:
-            from mmgcvit.doctor import describe
+            from mmgcvit.utils.text import describe
 
             raise ImportError(
                 f"mmgcvit.{name} cannot be imported: {describe(_reason)}. "
