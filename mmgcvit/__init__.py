@@ -1,10 +1,9 @@
 """GC ViT (Global Context Vision Transformer) as a backbone for dense prediction with OpenMMLab.
 
-Importing the package registers its models, hooks and transforms in mmengine's root registries, makes ``mmgcvit::...``
-known as a place for ``_base_`` configs, and ``gcvit://...`` and ``timm://...`` as checkpoints.
+Importing the package registers ``GCViT`` and ``GCViTClassifier`` in mmengine's root registries and everything else in
+its own, of scope ``mmgcvit`` (:mod:`mmgcvit.registry`). It makes ``mmgcvit::...`` known as a place for ``_base_``
+configs, and ``gcvit://...`` and ``timm://...`` as checkpoints.
 """
-
-from importlib import import_module
 
 from mmgcvit.version import __version__
 
@@ -13,10 +12,9 @@ try:
 
     from mmgcvit.backbone import GCViT
     from mmgcvit.checkpoint import load_pretrained
-    from mmgcvit.classification import ClassificationPreprocessor, GCViTClassifier, TopKAccuracy
-    from mmgcvit.datasets.classification import ClassificationDataset  # noqa: F401
     from mmgcvit.engine import (
         ClassificationHook,
+        CorruptImageHook,
         CorruptPictureHook,
         EMAValLoop,
         InvalidLossHook,
@@ -24,6 +22,11 @@ try:
         ResumableTrainLoop,
     )
     from mmgcvit.optim import GCViTLayerDecayOptimWrapperConstructor, WarmupCosineLR
+    from mmgcvit.tasks.classification.classifier import GCViTClassifier
+    from mmgcvit.tasks.classification.dataset import ClassificationDataset
+    from mmgcvit.tasks.classification.metric import TopKAccuracy
+    from mmgcvit.tasks.classification.preprocessor import ClassificationPreprocessor
+    from mmgcvit.tasks.classification.transforms import LoadPillowImage, TimmTransform
 except KeyboardInterrupt:
     raise
 except BaseException as _error:
@@ -34,7 +37,7 @@ except BaseException as _error:
 
     def __getattr__(name: str) -> object:
         if name in __all__:
-            from mmgcvit.doctor import describe
+            from mmgcvit.utils.text import describe
 
             raise ImportError(
                 f"mmgcvit.{name} cannot be imported: {describe(_reason)}. "
@@ -43,15 +46,8 @@ except BaseException as _error:
         raise AttributeError(f"module 'mmgcvit' has no attribute {name!r}")
 else:
     MODULE2PACKAGE["mmgcvit"] = "mmgcvit"
-    try:
-        import_module("mmcv.transforms")
-    except KeyboardInterrupt:
-        raise
-    except BaseException:
-        pass  # the backbone and classifiers need no mmcv; whoever does imports it too, and gets the error
-    else:
-        from mmgcvit.datasets.pictures import LoadCheckedImage  # noqa: F401
 
-__all__ = ["ClassificationHook", "ClassificationPreprocessor", "CorruptPictureHook", "EMAValLoop", "GCViT",
-           "GCViTClassifier", "GCViTLayerDecayOptimWrapperConstructor", "InvalidLossHook", "ReproducibleHook",
-           "ResumableTrainLoop", "TopKAccuracy", "WarmupCosineLR", "__version__", "load_pretrained"]  # fmt: skip
+__all__ = ["ClassificationDataset", "ClassificationHook", "ClassificationPreprocessor", "CorruptImageHook",
+           "CorruptPictureHook", "EMAValLoop", "GCViT", "GCViTClassifier", "GCViTLayerDecayOptimWrapperConstructor",
+           "InvalidLossHook", "LoadPillowImage", "ReproducibleHook", "ResumableTrainLoop", "TimmTransform",
+           "TopKAccuracy", "WarmupCosineLR", "__version__", "load_pretrained"]  # fmt: skip

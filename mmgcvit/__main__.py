@@ -1,4 +1,4 @@
-"""``mmgcvit`` and ``python -m mmgcvit``: the commands that train nothing."""
+"""``mmgcvit`` and ``python -m mmgcvit``: commands other than training and testing."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def main(argv: list[str] | None = None) -> int:
     actions.add_parser("list", help="the published weights, by name")
     fetch = actions.add_parser("fetch", help="download weights into the cache, verified; prints the file's path")
     fetch.add_argument("name", help="a name of the list, or a URL")
-    inspect = actions.add_parser("inspect", help="what a checkpoint holds, and what of it would load")
+    inspect = actions.add_parser("inspect", help="content of a checkpoint, and what would be loaded")
     inspect.add_argument("file", help="file, URL, or a name of the list")
-    params = commands.add_parser("params", help="what a config's optimizer does with which parameters")
+    params = commands.add_parser("params", help="parameter groups of a config's optimizer")
     params.add_argument("config", help="config file, or mmgcvit::detection/... and the like for the package's own")
     args = parser.parse_args(argv)
 
@@ -44,8 +44,8 @@ def _params(args: argparse.Namespace) -> int:
 
 def _weights(args: argparse.Namespace) -> int:
     from mmgcvit.checkpoint import commands
-    from mmgcvit.checkpoint.errors import CheckpointError
     from mmgcvit.checkpoint.weights import fetch
+    from mmgcvit.errors import CheckpointError
 
     try:
         if args.action == "list":

@@ -1,4 +1,4 @@
-"""How much a model computes and what its optimizer does to which parameters: before hours are spent on it."""
+"""The cost of a model's forward pass, and the parameter groups of its optimizer."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.structures import InstanceData
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from mmgcvit.backbone.gcvit import GCViT
-
-PROPOSALS, MASKS = 1000, 100  # what a two-stage detector's heads see at test time, at most
+from mmgcvit.compat import flash_attention_on_cpu
+from mmgcvit.registry import type_name
+from mmgcvit.tasks import find_task
+from mmgcvit.tasks.detection.flops import MASKS, PROPOSALS
 
 
 @dataclass(frozen=True)
 class Published:
-    """What the paper says of a config's model; its detectors' input size is not stated: there mmdet's at test time."""
+    """What the paper publishes for a config's model; for detectors it states no input size: mmdet's at test time."""
 
     shape: tuple[int, int]  # height, width
     gflops: float
@@ -34,7 +35,7 @@ class Published:
     table: int  # of the paper
 
 
-# By the config's file name. Variants of other windows stand beside the same published model.
+# By the config's file name. Variants with other windows are compared with the same published model.
 PUBLISHED: dict[str, Published] = {
     f"{name}{windows}_fpn_{schedule}_coco": Published((800, 1344), gflops, parameters, 3)
     for name, gflops, parameters in (
@@ -77,49 +78,49 @@ def _together(name: str, parts: Sequence[Part]) -> Part:
 
 
 def published(config: str | Path, shape: tuple[int, int]) -> Published | None:
-    """What is published of a config at this shape; variants for one GPU or less memory have the same model."""
+    """The published figures of a config at this shape; variants for one GPU or less memory have the same model."""
     found = PUBLISHED.get(Path(config).stem.removesuffix("_1gpu").removesuffix("_cp"))
     return found if found is not None and found.shape == tuple(shape) else None
 
 
 def build_model(cfg: Config, device: str = "cpu") -> nn.Module:
-    """The config's model without its published weights: for what depends on names and shapes alone."""
+    """The config's model without its published weights, for what depends only on names and shapes."""
     init_default_scope(cfg.get("default_scope", "mmengine"))
     with torch.device(device):
         return MODELS.build(cfg.model)
 
 
 def count_flops(model: nn.Module, shape: tuple[int, int], channels: int = 3) -> Flops:
-    """Count the multiply-adds of convolutions, linear maps and matrix products, attention's too, for one picture.
+    """Count the multiply-adds of convolutions, linear layers and matrix products (attention, too) for one image.
 
-    The forward pass is run, on the model's device, and torch's FlopCounterMode sees each operation; it counts two for a
-    multiply-add, so its figures are halved to what papers call FLOPs. A two-stage detector's box heads get 1000
-    proposals, its mask heads 100, as in mmdet's own count. Not counted: norms, activations, pooling, resampling (of
+    The forward pass is run on the model's device under torch's FlopCounterMode, which counts two operations for a
+    multiply-add; its figures are halved to what papers call FLOPs. A two-stage detector's box heads get 1000 proposals,
+    its mask heads 100, as in mmdet's own count. Not counted: norms, activations, pooling, resampling (of
     deformable attention too), RoIAlign, losses, NMS.
 
     Args:
         model: a backbone, or a classifier, detector or segmentor of mmengine, mmdet, mmseg.
-        shape: height and width of the picture, in pixels.
-        channels: of the picture.
+        shape: height and width of the image, in pixels.
+        channels: number of channels of the image.
 
     Returns:
-        Figures for the stem, each stage, the neck, each head, and what is outside them.
+        Figures for the stem, each stage, the neck, each head, and the rest.
     """
     parameter = next(model.parameters())
-    picture = torch.zeros(1, channels, *shape, device=parameter.device, dtype=parameter.dtype)
+    image = torch.zeros(1, channels, *shape, device=parameter.device, dtype=parameter.dtype)
     counter = FlopCounterMode(display=False, custom_mapping=_fused_on_cpu())
     result = Flops(shape)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     with torch.no_grad(), _no_fast_path(), counter, _parts(model, counter, result):
-        _forward(model, picture)
+        _forward(model, image)
     for module, mode in modes:
         module.training = mode
     rest = Part("other", *_read(counter), _size(model))
     for part in result.parts:
         rest.macs, rest.attention = rest.macs - part.macs, rest.attention - part.attention
         rest.parameters -= part.parameters
-    if backbone := _backbone(model):  # the norm of a stage's map counts as the stage's
+    if backbone := _backbone(model):  # the norm of a stage's map belongs to the stage
         prefix = "" if backbone is model else "backbone."
         for part in result.parts:
             stage = part.name.removeprefix(f"{prefix}stages.")
@@ -131,52 +132,19 @@ def count_flops(model: nn.Module, shape: tuple[int, int], channels: int = 3) -> 
     return result
 
 
-def _forward(model: nn.Module, picture: Tensor) -> None:
-    """A forward pass in which all heads have as much to do as they can have at test time."""
+def _forward(model: nn.Module, image: Tensor) -> None:
+    """A forward pass in which all heads have the most work that they can have at test time."""
     if not hasattr(model, "data_preprocessor"):
-        model(picture)
-        return
-    meta = dict(
-        img_shape=picture.shape[2:],
-        ori_shape=picture.shape[2:],
-        pad_shape=picture.shape[2:],
-        batch_input_shape=tuple(picture.shape[2:]),
-        scale_factor=(1.0, 1.0),
-    )
-    if not hasattr(model, "roi_head"):
-        samples = _samples(model, meta)
-        if not hasattr(model, "decode_head"):
-            model(picture, samples, mode="tensor")
-        else:  # mmseg's tensor mode ends at the logits; so does its prediction, but for the resizing
-            model.encode_decode(picture, [sample.metainfo for sample in samples])
-        return
-    maps = model.extract_feat(picture)
-    model.rpn_head(maps)
-    # Of untrained scores, NMS leaves as many proposals as chance will have it.
-    proposals = InstanceData(bboxes=picture.new_tensor([[0.0, 0.0, 64.0, 64.0]]).repeat(PROPOSALS, 1))
-    head = model.roi_head
-    heads = head.bbox_head if isinstance(head.bbox_head, nn.ModuleList) else [head.bbox_head]
-    rois = torch.cat([proposals.bboxes.new_zeros(PROPOSALS, 1), proposals.bboxes], dim=1)
-    cascade = isinstance(head.bbox_head, nn.ModuleList)
-    for stage in range(len(heads)):
-        head._bbox_forward(*([stage] if cascade else []), maps, rois)
-        if head.with_mask:
-            head._mask_forward(*([stage] if cascade else []), maps, rois[:MASKS])
-
-
-def _samples(model: nn.Module, meta: dict) -> list:
-    if hasattr(model, "decode_head"):
-        from mmseg.structures import SegDataSample as Sample
-    elif hasattr(model, "bbox_head"):
-        from mmdet.structures import DetDataSample as Sample
+        model(image)
+    elif (task := find_task(model)) is not None:
+        task.forward(model, image)
     else:
-        return []
-    return [Sample(metainfo=meta)]
+        model(image, [], mode="tensor")
 
 
 @contextmanager
 def _parts(model: nn.Module, counter: FlopCounterMode, result: Flops) -> Iterator[None]:
-    """Attribute what is counted between a part's beginning and end to it."""
+    """Attribute to each part what is counted during its forward pass."""
     modules = part_modules(model)
     for name, module in modules:
         part = Part(name, parameters=_size(module))
@@ -203,15 +171,15 @@ def _counting(forward: Callable, part: Part, counter: FlopCounterMode) -> Callab
 
 
 def part_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The parts that a user asks about: stem, stages, then neck and heads, each with its name in the model."""
+    """Stem, stages, then neck and heads, each with its name in the model."""
     backbone = _backbone(model)
     prefix = "" if backbone is model else "backbone."
     parts: list[tuple[str, nn.Module]] = []
     if backbone is not None:
         parts = [(f"{prefix}stem", backbone.stem)]
         parts += [(f"{prefix}stages.{i}", stage) for i, stage in enumerate(backbone.stages)]
-    elif hasattr(model, "backbone"):
-        parts = [("backbone", model.backbone)]
+    elif isinstance(other := getattr(model, "backbone", None), nn.Module):
+        parts = [("backbone", other)]
     if backbone is not model:
         for name, child in model.named_children():
             inner = child.named_children() if name == "roi_head" else [("", child)]
@@ -222,8 +190,10 @@ def part_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
             ]
     unrolled: list[tuple[str, nn.Module]] = []
     for name, module in parts:  # a list of heads is never called itself
-        heads = isinstance(module, nn.ModuleList)
-        unrolled += [(f"{name}.{i}", head) for i, head in enumerate(module)] if heads else [(name, module)]
+        if isinstance(module, nn.ModuleList):
+            unrolled += [(f"{name}.{i}", head) for i, head in enumerate(module)]
+        else:
+            unrolled.append((name, module))
     return unrolled
 
 
@@ -237,15 +207,15 @@ def _size(module: nn.Module) -> int:
 
 
 def _read(counter: FlopCounterMode) -> tuple[int, int]:
-    """Multiply-adds counted so far, and those of them in attention."""
+    """Multiply-adds counted so far, and how many of them in attention."""
     counts = counter.get_flop_counts().get("Global", {})
     attention = sum(n for op, n in counts.items() if "attention" in str(op) or str(op) in ("aten.bmm", "aten.baddbmm"))
     return sum(counts.values()) // 2, attention // 2
 
 
 def _fused_on_cpu() -> dict:
-    """Torch counts its fused attention on CUDA, and passes over the CPU's (2.1 has no such operation)."""
-    fused = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+    """Torch counts its fused attention on CUDA, but not that on a CPU."""
+    fused = flash_attention_on_cpu()
 
     def count(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object) -> int:
         return sdpa_flop_count(query, key, value)
@@ -255,7 +225,7 @@ def _fused_on_cpu() -> dict:
 
 @contextmanager
 def _no_fast_path() -> Iterator[None]:
-    """Keep nn.MultiheadAttention from its single fused operation, of which nothing can be counted."""
+    """Keep nn.MultiheadAttention from its single fused operation, which cannot be counted."""
     switch = getattr(torch.backends, "mha", None)
     if switch is None or not switch.get_fastpath_enabled():
         yield
@@ -269,7 +239,7 @@ def _no_fast_path() -> Iterator[None]:
 
 @dataclass
 class Group:
-    """Parameters that an optimizer treats alike."""
+    """Parameters with the same learning rate and weight decay."""
 
     lr: float
     weight_decay: float
@@ -278,23 +248,23 @@ class Group:
 
 
 def parameter_groups(cfg: Config) -> tuple[list[Group], list[str], list[str]]:
-    """What the config's optimizer does with each parameter.
+    """The parameter groups of the config's optimizer.
 
     Args:
         cfg: a config with ``model`` and ``optim_wrapper``.
 
     Returns:
-        Groups of the same learning rate and weight decay, largest rates first; names that are not trained; custom keys
-        of ``paramwise_cfg`` that match no parameter.
+        Groups by learning rate and weight decay, largest rates first; names that are not trained; custom keys of
+        ``paramwise_cfg`` that match no parameter.
     """
     model = build_model(cfg, "meta")
     wrapper = copy.deepcopy(cfg.optim_wrapper)
-    if wrapper.get("type") == "AmpOptimWrapper":  # which needs a GPU, and changes nothing here
+    if type_name(wrapper) in ("AmpOptimWrapper", "FSDPAmpOptimWrapper"):  # which need a GPU, and change nothing here
         wrapper = {key: value for key, value in wrapper.items() if key not in ("dtype", "loss_scale", "use_fsdp")}
         wrapper["type"] = "OptimWrapper"
     logger = MMLogger.get_current_instance()
     level = logger.level
-    logger.setLevel("ERROR")  # mmengine has a line for each parameter
+    logger.setLevel("ERROR")  # mmengine logs a line for each parameter
     try:
         optimizer = build_optim_wrapper(model, wrapper).optimizer
     finally:
@@ -315,13 +285,13 @@ def parameter_groups(cfg: Config) -> tuple[list[Group], list[str], list[str]]:
 
 
 def print_flops(flops: Flops, beside: Published | None = None) -> None:
-    """A table of the parts, of the backbone and of all, published figures beside it, and how it was counted."""
+    """Print a table of the parts, the backbone and the total, with published figures and how they were counted."""
     height, width = flops.shape
-    table = Table(title=f"forward pass of one {height} x {width} picture (height x width)", title_justify="left")
+    table = Table(title=f"forward pass of one {height} x {width} image (height x width)", title_justify="left")
     table.add_column("part", no_wrap=True)
     for title in ("GFLOPs", "of them attention", "parameters, M"):
         table.add_column(title, justify="right")
-    inside = [part for part in flops.parts if part.name.startswith("backbone.")]  # a neck or heads are beside it
+    inside = [part for part in flops.parts if part.name.startswith("backbone.")]  # empty for a backbone alone
     for parts in ((inside, [_together("backbone", inside)]) if inside else ()) + (
         [part for part in flops.parts if part not in inside],
         [flops.total],
@@ -336,14 +306,14 @@ def print_flops(flops: Flops, beside: Published | None = None) -> None:
     console = Console()
     console.print(table)
     console.print(
-        "A multiply-add counts as one, as in papers. Counted: convolutions, linear maps, matrix products, "
-        "the attention's too. Not counted: norms, activations, pooling, resampling, RoIAlign, NMS."
+        "A multiply-add counts as one, as in papers. Counted: convolutions, linear layers, matrix products, "
+        "attention too. Not counted: norms, activations, pooling, resampling, RoIAlign, NMS."
         + (f" Box heads see {PROPOSALS} proposals, mask heads {MASKS}." if _two_stage(flops) else "")
     )
 
 
 def print_parameter_groups(cfg: Config) -> bool:
-    """A table of the optimizer's groups, and a warning of each custom key that matches nothing.
+    """Print a table of the optimizer's groups, and a warning for each custom key that matches nothing.
 
     Returns:
         Whether all custom keys match.

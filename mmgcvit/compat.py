@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from mmengine.optim.scheduler.param_scheduler import _ParamScheduler as ParamScheduler  # noqa: F401
 from torch import Tensor, nn
 
 try:
@@ -110,3 +111,54 @@ def add_load_state_dict_pre_hook(module: nn.Module, hook: StateDictHook) -> None
         module.register_load_state_dict_pre_hook(hook)
     else:  # before torch 2.5
         module._register_load_state_dict_pre_hook(hook, with_module=True)
+
+
+# Runs and data (mmgcvit.engine, optim, tasks, analysis)
+
+
+def flash_attention_on_cpu() -> Any:
+    """The operation of torch's fused attention on a CPU, or None (torch 2.1 has none)."""
+    return getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+
+
+def has_train_loop(runner: Any) -> bool:
+    """Whether the training loop of an mmengine Runner has been built, which ``runner.train_loop`` would do."""
+    return not (runner._train_loop is None or isinstance(runner._train_loop, dict))
+
+
+def skipped_batch_size(iterator: Any) -> int | None:
+    """The batch size if mmengine's iterator of an IterBasedTrainLoop will skip indices when a run is resumed.
+
+    None: it loads the skipped data again (before mmengine 0.10.12, or a batch sampler of another class), or has
+    started its workers already.
+    """
+    if not hasattr(iterator, "_resolve_sampler") or iterator._resolve_sampler() is None:
+        return None
+    return None if iterator._iterator is not None else iterator._resolve_batch_size()
+
+
+def dataset_metainfo(dataset_class: Any, metainfo: dict) -> dict:
+    """The meta information that a data set class makes of a config's ``metainfo``: names in a file are read."""
+    return dataset_class._load_metainfo(metainfo) if hasattr(dataset_class, "_load_metainfo") else metainfo
+
+
+def forward_box_head(roi_head: Any, *args: Any) -> Any:
+    """Run the box head of mmdet's roi head on (stage if it is a cascade, maps, rois)."""
+    return roi_head._bbox_forward(*args)
+
+
+def forward_mask_head(roi_head: Any, *args: Any) -> Any:
+    """Run the mask head of mmdet's roi head on (stage if it is a cascade, maps, rois)."""
+    return roi_head._mask_forward(*args)
+
+
+#: Private methods and attributes of other libraries that the package overrides or sets in subclasses, by class.
+OVERRIDDEN = {
+    "mmengine.infer.BaseInferencer": ("_load_weights_to_model",),
+    "mmengine.optim.AmpOptimWrapper": ("_clip_grad",),
+    "mmengine.optim.DefaultOptimWrapperConstructor": ("_validate_cfg",),
+    "mmengine.optim.OptimWrapper": ("_clip_grad",),
+    "mmengine.optim.scheduler.param_scheduler._ParamScheduler": ("_get_value",),
+    "mmengine.runner.EpochBasedTrainLoop": ("_epoch", "_iter"),
+    "timm.data.readers.reader.Reader": ("_filename",),
+}

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import mmgcvit
+from mmgcvit.utils.text import describe
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -120,18 +121,6 @@ def _attribute(module: ModuleType, name: str) -> object:
         return getattr(module, name, None)
     except Exception:
         return None
-
-
-def describe(error: BaseException) -> str:
-    """The error's message on one line, with its kind where the message alone does not tell."""
-    kind = type(error).__name__
-    try:
-        message = " ".join(str(error).split())
-    except Exception:
-        message = ""
-    if isinstance(error, ImportError) and message:
-        return message
-    return f"{message} ({kind})" if message else kind
 
 
 def _version(distribution: str) -> str | None:

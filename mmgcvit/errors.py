@@ -31,6 +31,9 @@ class CorruptImageError(MMGCViTError, OSError):
     """An image cannot be decoded, or is truncated."""
 
 
+CorruptPictureError = CorruptImageError  # the former name, kept for one release
+
+
 class PrepareError(MMGCViTError, ValueError):
     """A downloaded data set cannot be linked to where the configs expect it."""
 

@@ -23,7 +23,7 @@ from mmgcvit.analysis import (
     print_parameter_groups,
     published,
 )
-from mmgcvit.backbone.windows import WindowGrid
+from mmgcvit.backbone.windows import split_into_regions
 from mmgcvit.classification import GCViTClassifier
 
 DETECTION = ROOT / "configs/detection"
@@ -112,15 +112,14 @@ def padding(backbone: GCViT, shape: tuple[int, int]) -> int:
         window, channels = stage.window, backbone.arch.dims[i]
         padded = -(-height // window) * -(-width // window) * window**2
         products = 2 * channels * padded * window**2
-        tokens, keys = 0, 0  # here; the padding of a window is one key
-        for r in WindowGrid(height, width, window).regions:
-            inside, count = r.height * r.width, r.rows * r.columns
-            outside = inside < window**2
-            tokens, keys = tokens + count * inside, keys + count * (inside + outside)
-            products -= 2 * channels * count * inside * (inside + outside)
+        tokens, rows = 0, 0  # here; the padding of a window is one row, which goes through the MLP, too
+        for r in split_into_regions(height, width, window):
+            tokens, rows = tokens + r.num_windows * r.height * r.width, rows + r.num_windows * r.num_rows
+            products -= 2 * channels * r.num_windows * r.num_rows**2
+        hidden = int(channels * backbone.arch.mlp_ratio)
         for block in stage.blocks:
-            maps = 2 if block.attn.is_global else 3
-            total += products + channels**2 * (maps * (padded - keys) + padded - tokens)
+            maps = 3 if block.attn.is_global else 4  # with the projection
+            total += products + channels**2 * maps * (padded - rows) - 2 * hidden * channels * (rows - tokens)
     return total
 
 
@@ -142,14 +141,14 @@ def test_padding_is_what_whole_windows_cost_more():
 
 
 class _Alone(torch.nn.Module):
-    """A part that takes maps, as a model that takes pictures."""
+    """A part that takes maps, as a model that takes images."""
 
     def __init__(self, part: torch.nn.Module, channels: int) -> None:
         super().__init__()
         self.part, self.channels = part, channels
 
-    def forward(self, picture: torch.Tensor) -> torch.Tensor:
-        return self.part(picture[:, :1].permute(0, 2, 3, 1).expand(-1, -1, -1, self.channels).contiguous())
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.part(image[:, :1].permute(0, 2, 3, 1).expand(-1, -1, -1, self.channels).contiguous())
 
 
 @pytest.mark.slow

@@ -16,18 +16,18 @@ def main() -> None:
         nargs=2,
         required=True,
         metavar=("H", "W"),
-        help="height and width of the picture, e.g. 800 1344 (COCO), 512 2048 (ADE20K)",
+        help="height and width of the image, e.g. 800 1344 (COCO), 512 2048 (ADE20K)",
     )
     args = parser.parse_args()
     if min(args.shape) < 1:
-        sys.exit(f"get_flops: --shape {args.shape[0]} {args.shape[1]}; allowed: whole numbers of at least 1")
+        sys.exit(f"get_flops: --shape {args.shape[0]} {args.shape[1]}; allowed: integers of at least 1")
     from mmgcvit import analysis
 
     try:
         model = analysis.build_model(apis.load_config(args.config, cfg_options=args.cfg_options))
     except apis.UsageError as error:
         sys.exit(f"get_flops: {error}")
-    # values over the config's make it another model
+    # other values make it another model
     beside = None if args.cfg_options else analysis.published(args.config, tuple(args.shape))
     analysis.print_flops(analysis.count_flops(model, tuple(args.shape)), beside)
 

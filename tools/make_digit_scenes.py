@@ -8,12 +8,12 @@ import sys
 
 
 def main() -> None:
-    """Read the arguments, make the data set, say where it is."""
+    """Read the arguments, make the data set, print where it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", help="folder to make")
     parser.add_argument("--images", type=int, default=1000, help="scenes in all, a twentieth for validation (1000)")
     parser.add_argument("--size", type=int, default=160, help="side of a scene, in pixels (160)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (0)")
     parser.add_argument("--force", action="store_true", help="replace OUT if it holds digit scenes")
     args = parser.parse_args()
     try:
@@ -24,7 +24,7 @@ def main() -> None:
         out = make_digit_scenes(args.out, args.images, args.size, args.seed, args.force)
     except (ValueError, FileExistsError) as error:
         sys.exit(f"make_digit_scenes: {error}")
-    print(f"digit scenes: {out} (what is where: {out / 'README.txt'})")
+    print(f"digit scenes: {out} (content: {out / 'README.txt'})")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 import argparse
 import sys
 
-from mmgcvit.datasets.prepare import DATASETS, PrepareError, prepare, print_report
+from mmgcvit.datasets.prepare import DATASETS, prepare, print_report
+from mmgcvit.errors import PrepareError
 
 
 def main() -> int:
-    """Read the arguments, check the tree, link it, say what is missing."""
+    """Read the arguments, check the tree, link it, print what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, epilog="exit status 1 if something is missing or wrong")
     parser.add_argument("name", choices=DATASETS, help="data set")
     parser.add_argument("folder", help="where it was downloaded to")

@@ -11,9 +11,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     apis.add_runner_arguments(parser)
     parser.add_argument("checkpoint", help="checkpoint file of any publisher, URL, or name of `mmgcvit weights list`")
-    parser.add_argument("--show-dir", help="folder for pictures: truth on the left, prediction on the right")
-    parser.add_argument("--tta", action="store_true", help="merge what is found at several scales and in mirror images")
-    parser.add_argument("--out", metavar="FILE.csv", help="of a classifier: table of the predictions")
+    parser.add_argument("--show-dir", help="folder for images: ground truth on the left, prediction on the right")
+    parser.add_argument("--tta", action="store_true", help="merge predictions of several scales and mirrored images")
+    parser.add_argument("--out", metavar="FILE.csv", help="table of a classifier's predictions")
     args = parser.parse_args()
     try:
         apis.test(apis.config_from_arguments(args), args.checkpoint, args.show_dir, args.tta, args.out)

@@ -16,7 +16,7 @@ def main() -> None:
         const=True,
         default=False,
         metavar="CHECKPOINT",
-        help="go on from this checkpoint; without one, from the newest of the work directory",
+        help="resume from this checkpoint; without a value, from the newest of the work directory",
     )
     parser.add_argument(
         "--amp",
@@ -24,22 +24,23 @@ def main() -> None:
         const="fp16",
         default=False,
         choices=("fp16", "bf16"),
-        help="mixed precision, on a GPU; without a word behind it fp16",
+        help="mixed precision, on a GPU; without a value fp16",
     )
     parser.add_argument(
         "--auto-scale-lr",
         action="store_true",
-        help="scale the learning rate by the global batch size over the config's base_batch_size",
+        help="scale the learning rate by the global batch size over the config's base_batch_size (with one process "
+        "this is done anyway if the batch is smaller; --cfg-options auto_scale_lr.enable=False prevents it)",
     )
     parser.add_argument(
         "--corrupt",
         choices=("stop", "skip"),
-        help="a picture that cannot be decoded stops the run, or is left out and counted (what the "
-        "config says, else stop)",
+        help="an image that cannot be decoded stops the run, or is skipped and counted (as the config says, else stop)",
     )
     args = parser.parse_args()
+    scale = args.auto_scale_lr or None  # None: only with one process
     try:
-        apis.train(apis.config_from_arguments(args), args.resume, args.amp, args.auto_scale_lr, args.corrupt)
+        apis.train(apis.config_from_arguments(args), args.resume, args.amp, scale, args.corrupt)
     except apis.UsageError as error:
         sys.exit(f"train: {error}")
 

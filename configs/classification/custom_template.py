@@ -36,7 +36,7 @@ train_dataloader.dataset.pipeline[1].update(scale=scale, **flips)
 test_dataloader = val_dataloader
 param_scheduler = dict(warmup=max(max_epochs // 15, 1), T_max=max_epochs, end=max_epochs)
 train_cfg = dict(max_epochs=max_epochs, val_interval=max(max_epochs // 3, 1))
-custom_hooks = [dict(type="ClassificationHook")]  # no EMA: over few steps it stays close to the initial weights
+custom_hooks = [dict(type="mmgcvit.ClassificationHook")]  # no EMA: over few steps it stays close to the initial weights
 if _base_.default_hooks.checkpoint.by_epoch:  # the nano model, whose learning rate suits small batches
     auto_scale_lr = dict(base_batch_size=batch_size)
     default_hooks = dict(checkpoint=dict(interval=max(max_epochs // 3, 1)))

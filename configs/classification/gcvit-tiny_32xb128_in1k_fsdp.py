@@ -12,11 +12,11 @@ strategy = dict(
     ),
 )
 optim_wrapper = dict(
-    type="FSDPAmpOptimWrapper",  # clips by the gradient norm over all shards
+    type="mmgcvit.FSDPAmpOptimWrapper",  # clips by the gradient norm over all shards
     # By parameter name and layer type, because FSDP flattens all parameters to 1-D.
     paramwise_cfg=dict(
         _delete_=True, norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys=dict(gamma=dict(decay_mult=0.0))
     ),
 )
-custom_hooks = [dict(type="ClassificationHook")]
+custom_hooks = [dict(type="mmgcvit.ClassificationHook")]
 val_cfg = dict(type="ValLoop")

@@ -1,14 +1,11 @@
 """Training, testing and inference from a config file: what the commands in ``tools/`` call."""
 
-from mmgcvit.apis.config import (
-    UsageError,
-    add_config_arguments,
-    add_runner_arguments,
-    config_from_arguments,
-    load_config,
-)
-from mmgcvit.apis.inference import predict
+from mmgcvit.apis.checkpoints import newest_checkpoint
+from mmgcvit.apis.config import add_config_arguments, add_runner_arguments, config_from_arguments, load_config
+from mmgcvit.apis.inference import Summary, predict
 from mmgcvit.apis.runs import test, train
+from mmgcvit.apis.tta import use_tta
+from mmgcvit.errors import UsageError
 
-__all__ = ["UsageError", "add_config_arguments", "add_runner_arguments", "config_from_arguments", "load_config",
-           "predict", "test", "train"]  # fmt: skip
+__all__ = ["Summary", "UsageError", "add_config_arguments", "add_runner_arguments", "config_from_arguments",
+           "load_config", "newest_checkpoint", "predict", "test", "train", "use_tta"]  # fmt: skip

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, DictAction
+from mmengine.logging import print_log
+
+from mmgcvit.errors import UsageError
+from mmgcvit.registry import rename_old_types
+from mmgcvit.utils.files import require_file
+from mmgcvit.utils.paths import SHIPPED_CONFIGS
 
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
-SHIPPED = Path(__file__).parents[1] / ".mim" / "configs"
-
-
-class UsageError(ValueError):
-    """Something that the user gave cannot be used; the message is for the user, without a traceback."""
+SINGLE_GPU = "_1gpu"  # end of the names of configs that earlier releases had for one GPU
+#: Batch sizes of those configs, by the beginning of their names; the others kept that of their base.
+SINGLE_GPU_BATCHES = {"gcvit-large-384_upernet": 2, "gcvit-": 4}
 
 
 def load_config(
@@ -21,11 +28,17 @@ def load_config(
 ) -> Config:
     """Read a config and set what the commands let a user choose.
 
+    Type names and ``..._1gpu.py`` configs of earlier releases are translated, with a warning.
+
     Args:
         config: a config file, or ``mmgcvit::detection/...`` for one that came with the package.
-        work_dir: where logs and checkpoints go; by default the config's own, else ``work_dirs/<name of the config>``.
-        cfg_options: values to put over the config's, by dotted key.
+        work_dir: folder for logs and checkpoints; by default the config's own, else ``work_dirs/<name of the config>``.
+        cfg_options: values that override the config's, by dotted key.
         launcher: one of 'none', 'pytorch', 'slurm', 'mpi'.
+
+    Returns:
+        The config. ``auto_scale_lr.enable`` is in it only if the user has decided about it: it is True, or set in
+        ``cfg_options`` or in a config file of the user's own.
 
     Raises:
         UsageError: there is no such config, or an unknown launcher.
@@ -33,46 +46,82 @@ def load_config(
     if launcher not in LAUNCHERS:
         raise UsageError(f"launcher={launcher!r}; allowed: {', '.join(LAUNCHERS)}")
     package, _, inside = str(config).partition("::")
-    if package == "mmgcvit" and inside:
-        config = SHIPPED / inside
-    cfg = Config.fromfile(existing("config", str(config)))
+    path = SHIPPED_CONFIGS / inside if package == "mmgcvit" and inside else Path(config)
+    shipped = path.resolve().is_relative_to(SHIPPED_CONFIGS.resolve())
+    base = path.with_name(path.name.replace(f"{SINGLE_GPU}.py", ".py"))
+    if base != path and base.is_file() and (shipped or not path.is_file()):
+        cfg = _for_one_gpu(Config.fromfile(str(base)), path, base)
+    else:
+        cfg = Config.fromfile(require_file("config", str(path)))
+        if (cfg.get("auto_scale_lr") or {}).get("enable") is False and (shipped or not _decides_on_scaling(path)):
+            del cfg.auto_scale_lr["enable"]
     if cfg_options:
         cfg.merge_from_dict(cfg_options)
+    rename_old_types(cfg)
     cfg.launcher = launcher
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get("work_dir") is None:
-        cfg.work_dir = os.path.join("work_dirs", Path(config).stem)
+        cfg.work_dir = os.path.join("work_dirs", path.stem)
     return cfg
 
 
-def existing(what: str, path: str) -> str:
-    """The path, if there is such a file; URLs and names of weights pass.
+def _for_one_gpu(cfg: Config, path: Path, base: Path) -> Config:
+    """What a config of earlier releases for one GPU made of its base."""
+    print_log(
+        f"deprecated config {path.name}: take {base.name}; with one process SyncBN becomes BN and the learning rate is "
+        "scaled without it. Blocks are recomputed by model.backbone.with_cp=True, the batch is train_dataloader."
+        "batch_size",
+        logger="current",
+        level=logging.WARNING,
+    )
+    waiting: list[Any] = [cfg.model]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            if part.get("type") == "SyncBN":
+                part["type"] = "BN"
+            waiting += part.values()
+        elif isinstance(part, (list, tuple)):
+            waiting += part
+    cfg.model.backbone.with_cp = True
+    for name, batch in SINGLE_GPU_BATCHES.items():
+        if base.name.startswith(name):
+            cfg.train_dataloader.batch_size = batch
+            break
+    cfg.auto_scale_lr = dict(cfg.get("auto_scale_lr") or {}, enable=True)
+    return cfg
 
-    Raises:
-        UsageError: there is no such file.
-    """
-    if "://" not in path and not os.path.isfile(path):
-        raise UsageError(f"{what} {path!r}: there is no such file")
-    return path
+
+def _decides_on_scaling(path: Path) -> bool:
+    """Whether a config file itself, not one of its bases, sets ``auto_scale_lr.enable``."""
+    if path.suffix != ".py":
+        return False
+    return any(
+        (isinstance(inner, ast.keyword) and inner.arg == "enable")
+        or (isinstance(inner, ast.Constant) and inner.value == "enable")
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(statement, ast.Assign) and "auto_scale_lr" in ast.unparse(statement.targets[0])
+        for inner in ast.walk(statement)
+    )
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the config, and values to put over its own."""
+    """Add the config, and options that override its values."""
     parser.add_argument("config", help="config file, or mmgcvit::detection/... and the like for the package's own")
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         action=DictAction,
         metavar="KEY=VALUE",
-        help="values to put over the config's, e.g. train_dataloader.batch_size=4",
+        help="values that override the config's, e.g. train_dataloader.batch_size=4",
     )
 
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what training and testing have in common, under the names of mmdet's and mmseg's own tools."""
+    """Add the common arguments of training and testing, named as in mmdet's and mmseg's own tools."""
     add_config_arguments(parser)
-    parser.add_argument("--work-dir", help="where logs and checkpoints go (work_dirs/<name of the config>)")
+    parser.add_argument("--work-dir", help="folder for logs and checkpoints (work_dirs/<name of the config>)")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="none", help="how processes were started (none)")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 

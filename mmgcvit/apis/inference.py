@@ -1,33 +1,43 @@
-"""Inference on pictures, folders and videos: drawings, and predictions in files."""
+"""Inference on images, folders and videos: drawings, and predictions in files."""
 
 from __future__ import annotations
 
-import os
+import copy
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmengine.config import Config
 
-from mmgcvit.apis.config import UsageError, existing, load_config
-from mmgcvit.apis.detector import Detector
-from mmgcvit.apis.segmentor import Segmentor
-from mmgcvit.apis.sources import VIDEOS, frames, list_inputs, read, write_picture
+from mmgcvit.apis.config import load_config
+from mmgcvit.apis.tta import use_tta
+from mmgcvit.errors import UsageError
+from mmgcvit.registry import rename_old_types
+from mmgcvit.tasks import Predictor, task_of
+from mmgcvit.tasks.sources import VIDEOS, frames, list_inputs, read, write_image
+from mmgcvit.utils import atomic_path
+from mmgcvit.utils.files import require_file
 
 
 @dataclass
 class Summary:
-    """What a call of :func:`predict` made."""
+    """What a call of :func:`predict` has done."""
 
-    pictures: int = 0
+    images: int = 0
     frames: int = 0
     objects: int = 0  # of a detector
     file: str = ""  # with the predictions
     results: list[dict] = field(default_factory=list)
 
+    @property
+    def pictures(self) -> int:
+        """The former name of ``images``."""
+        return self.images
+
 
 def predict(
-    config: str | Config,
+    config: str | Path | Config,
     checkpoint: str,
     inputs: Sequence[str | Path],
     out_dir: str,
@@ -40,41 +50,42 @@ def predict(
     ann_file: str | None = None,
     draw: bool = True,
 ) -> Summary:
-    """Detect or segment on pictures, on every picture of folders, on videos; write drawings and predictions.
+    """Detect, segment or classify images, every image of folders, and videos; write drawings and predictions.
 
     ``out_dir`` gets drawings in ``vis``, videos as ``.mp4``, and
 
-    - of a detector ``predictions.json``, results in COCO's format (boxes x, y, width, height in pixels, masks as run
-      lengths), and ``images.json``, the images and categories that its ids mean (a COCO file without annotations: both
-      load with pycocotools);
-    - of a segmentor label maps in ``labels``, of the pictures' sizes, the first class being 0, and ``areas.json``: each
-      class's pixels and share, by picture.
+    - from a detector ``predictions.json``, results in COCO's format (boxes x, y, width, height in pixels, masks as run
+      lengths), and ``images.json``, the images and categories of their ids (a COCO file without annotations: both load
+      with pycocotools);
+    - from a segmentor label maps in ``labels``, of the images' sizes, the first class being 0, and ``areas.json``, the
+      pixels and the share of each class, by image;
+    - from a classifier ``classes.json``, the most probable classes of each image.
 
     Args:
-        config: a config file of a detector or a segmentor, or a config.
+        config: a config file of a detector, segmentor or classifier, or a config, which is not changed.
         checkpoint: file or URL.
-        inputs: pictures, folders of pictures, videos.
+        inputs: images, folders of images, videos.
         out_dir: folder to write to.
-        device: 'cpu', 'cuda:0', ...; by default a GPU where there is one.
+        device: 'cpu', 'cuda:0', ...; by default a GPU if there is one.
         score_thr: boxes under this score are not drawn; the JSON has all of them.
-        batch_size: pictures, frames or tiles at a time; a segmentor takes those of one shape together.
-        tta: test-time augmentation, of a detector boxes alone (:func:`mmgcvit.apis.runs.use_tta`).
-        tile: side in pixels of the square tiles that a larger picture is cut into. A detector cuts the picture itself,
-            and merges boxes of the same class by NMS at an IoU of 0.5; a segmentor cuts it as the test pipeline has
-            resized it, and averages.
-        overlap: how much of a tile's side its neighbour covers, 0 to below 1.
+        batch_size: images, frames or tiles at a time; a segmentor batches those of one shape.
+        tta: test-time augmentation, for detectors of boxes only (:func:`mmgcvit.apis.use_tta`).
+        tile: side in pixels of the square tiles that a larger image is cut into. A detector cuts the image itself, and
+            merges boxes of the same class by NMS at an IoU of 0.5; a segmentor cuts it as resized by the test pipeline,
+            and averages.
+        overlap: share of a tile's side that its neighbour covers, 0 to below 1.
         ann_file: for a detector, a COCO file whose image ids (by file name) and category ids the predictions get, to be
-            evaluated or submitted; otherwise images are numbered from 1, categories are the labels counted from 1.
+            evaluated or submitted; otherwise images are numbered from 1, and categories are the labels plus 1.
         draw: whether to make drawings.
 
     Returns:
         Counts, and the results as they are in the file.
 
     Raises:
-        UsageError: config, checkpoint or inputs are not there, a folder without pictures, two inputs of one name, a
-            value that is not allowed, a picture that cannot be read or that ``ann_file`` lacks.
+        UsageError: config, checkpoint or inputs do not exist, a model of no known task, a folder without images, two
+            inputs of one name, a value that is not allowed, an image that cannot be read or is not in ``ann_file``.
     """
-    existing("checkpoint", checkpoint)
+    require_file("checkpoint", checkpoint)
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size}; allowed: at least 1")
     if tile is not None and tile < 32:
@@ -82,39 +93,41 @@ def predict(
     if not 0 <= overlap < 1:
         raise UsageError(f"overlap={overlap}; allowed: from 0 to below 1")
     paths = _distinct([path for source in inputs for path in list_inputs(source)])
-    pictures = [path for path in paths if path.suffix.lower() not in VIDEOS]
-    cfg = config if isinstance(config, Config) else load_config(config)
-    kind = Segmentor if "decode_head" in cfg.model else Detector
-    model = kind(cfg, checkpoint, device, tta, tile, overlap, batch_size, ann_file)
-    model.expect(pictures)
+    images = [path for path in paths if path.suffix.lower() not in VIDEOS]
+    cfg = rename_old_types(copy.deepcopy(config)) if isinstance(config, Config) else load_config(config)
+    task = task_of(cfg)
+    if tta:
+        use_tta(cfg)
+    model = task.predictor(
+        cfg, checkpoint, device=device, tta=tta, tile=tile, overlap=overlap, batch_size=batch_size, ann_file=ann_file
+    )
+    model.validate_inputs(images)
     folder = Path(out_dir)
     (folder / "vis" if draw else folder).mkdir(parents=True, exist_ok=True)
     summary = Summary(results=model.results)
-    for source, found in model(read(path) for path in pictures):
+    for source, found in model(read(path) for path in images):
         summary.objects += model.keep(source, found, folder)
-        summary.pictures += 1
+        summary.images += 1
         if draw:
-            write_picture(folder / "vis" / source.name, model.draw(source, found, score_thr))
+            write_image(folder / "vis" / source.name, model.draw(source, found, score_thr))
     for path in paths:
         if path.suffix.lower() in VIDEOS:
-            _video(path, folder, draw, model, summary, score_thr)
+            _predict_video(path, folder, draw, model, summary, score_thr)
     summary.file = str(model.write(folder))
     return summary
 
 
-def _video(
-    path: Path, folder: Path, draw: bool, model: Detector | Segmentor, summary: Summary, score_thr: float
-) -> None:
-    """Go through a video's frames and write it again with drawings."""
+def _predict_video(path: Path, folder: Path, draw: bool, model: Predictor, summary: Summary, score_thr: float) -> None:
+    """Predict on each frame of a video, and write it again with drawings."""
     import cv2
 
     capture = cv2.VideoCapture(str(path))
-    if not capture.isOpened():
-        raise UsageError(f"input {str(path)!r}: no video that OpenCV can read")
     target = folder / "vis" / f"{path.stem}.mp4"
-    partial = target.with_name(f".{target.name}.part.mp4")
-    writer = None
-    try:
+    with ExitStack() as stack:
+        stack.callback(capture.release)
+        if not capture.isOpened():
+            raise UsageError(f"input {str(path)!r}: no video that OpenCV can read")
+        writer = None
         for source, found in model(frames(path.name, capture)):
             summary.objects += model.keep(source, found, folder)
             summary.frames += 1
@@ -123,20 +136,13 @@ def _video(
             if writer is None:
                 height, width = source.pixels.shape[:2]
                 rate = capture.get(cv2.CAP_PROP_FPS) or 25
-                writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height))
+                temporary = stack.enter_context(atomic_path(target))
+                fourcc = cv2.VideoWriter.fourcc(*"mp4v")
+                writer = cv2.VideoWriter(str(temporary), fourcc, rate, (width, height))
+                stack.callback(writer.release)  # before the file gets its name
                 if not writer.isOpened():
                     raise UsageError(f"{str(target)!r}: this OpenCV cannot write MP4; --no-draw leaves it out")
             writer.write(model.draw(source, found, score_thr)[..., ::-1])
-    except BaseException:
-        if writer is not None:
-            writer.release()
-            partial.unlink(missing_ok=True)
-        raise
-    finally:
-        capture.release()
-    if writer is not None:
-        writer.release()
-        os.replace(partial, target)
 
 
 def _distinct(paths: list[Path]) -> list[Path]:

@@ -1,7 +1,7 @@
-"""Classification: bytes normalised and mixed, the backbone's last map, pooled, a linear head, its accuracy."""
+"""Former place of :mod:`mmgcvit.tasks.classification`; its names stay importable from here."""
 
-from mmgcvit.classification.classifier import GCViTClassifier
-from mmgcvit.classification.metric import TopKAccuracy
-from mmgcvit.classification.preprocessor import ClassificationPreprocessor
+from mmgcvit.tasks.classification.classifier import GCViTClassifier
+from mmgcvit.tasks.classification.metric import TopKAccuracy
+from mmgcvit.tasks.classification.preprocessor import ClassificationPreprocessor
 
 __all__ = ["ClassificationPreprocessor", "GCViTClassifier", "TopKAccuracy"]

@@ -1,7 +1,7 @@
-"""A small data set for every task, made in seconds from what scikit-learn ships.
+"""A small data set for every task, made in seconds from data that scikit-learn ships.
 
-The real handwritten digits of ``load_digits`` are coloured, turned and laid on parts of the two real photographs of
-``load_sample_images``. Digits and photograph parts of the validation pictures are not in the training pictures.
+The real handwritten digits of ``load_digits`` are coloured, rotated and placed on crops of the two real photographs of
+``load_sample_images``. Digits and crops of the validation images are not in the training images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits, load_sample_images
 CLASSES = tuple("0123456789")
 SPLITS = ("train", "val")
 VAL_SCENES, VAL_DIGITS = 20, 5  # every twentieth scene and every fifth digit is for validation
-SINGLE_SIZE = 64  # side of the pictures of single digits, in pixels
+SINGLE_SIZE = 64  # side of the images of single digits, in pixels
 README = """Digit scenes, made by tools/make_digit_scenes.py --images {images} --size {size} --seed {seed}
 
 images/{{train,val}}/*.jpg                        scenes of {size} x {size} pixels
@@ -35,14 +35,14 @@ Photographs: scikit-learn's load_sample_images (CC BY).
 def make_digit_scenes(out: str | Path, images: int = 1000, size: int = 160, seed: int = 0, force: bool = False) -> Path:
     """Write scenes with instance annotations and label maps, and a folder tree of single digits.
 
-    The same arguments give the same pictures. Everything is written beside ``out`` first and then renamed, so that
-    ``out`` is whole or absent.
+    The same arguments give the same images. Everything is written to a temporary folder that is then renamed, so that
+    ``out`` is complete or absent.
 
     Args:
-        out: folder to make.
+        out: folder to create.
         images: scenes in all; every twentieth is a validation scene.
         size: side of a scene, in pixels.
-        seed: of colours, sizes, turns and places.
+        seed: seed for colours, sizes, rotations and places.
         force: replace ``out`` if it is an empty folder or holds digit scenes.
 
     Returns:
@@ -77,7 +77,7 @@ def make_digit_scenes(out: str | Path, images: int = 1000, size: int = 160, seed
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether nothing but digit scenes would be lost with this folder."""
+    """Whether the folder is empty or holds digit scenes."""
     if not folder.is_dir():
         return False
     readme = folder / "README.txt"
@@ -110,10 +110,10 @@ def _write_all(root: Path, images: int, size: int, seed: int) -> None:
             task = progress.add_task(f"{split}: single digits", total=len(pool))
             for index in pool:
                 rng = np.random.default_rng([seed, len(SPLITS), int(index)])
-                picture = draw_single(rng, strokes[index], backgrounds[split])
+                image = draw_single(rng, strokes[index], backgrounds[split])
                 folder = root / "classification" / split / CLASSES[labels[index]]
                 folder.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture).save(folder / f"{index:04d}.png")
+                Image.fromarray(image).save(folder / f"{index:04d}.png")
                 progress.advance(task)
     (root / "README.txt").write_text(README.format(images=images, size=size, seed=seed, single=SINGLE_SIZE))
 
@@ -124,24 +124,24 @@ def draw_scene(
     """One scene of up to nine digits.
 
     Args:
-        rng: source of all that is random.
+        rng: random generator.
         strokes: (n, 8, 8) digits to draw from, 0 to 1.
         labels: (n,) their classes.
-        photographs: (H, W, 3) uint8 pictures to take the background from.
+        photographs: (H, W, 3) uint8 images for the background.
         size: side of the scene, in pixels.
 
     Returns:
-        The scene (size, size, 3) uint8, and (label, mask (size, size) bool) of each digit, without the pixels that
-        a later digit hides.
+        The scene (size, size, 3) uint8, and (label, mask (size, size) bool) of each digit, without the pixels that a
+        later digit hides.
     """
     scene = _background(rng, photographs, size)
     placed: list[tuple[int, np.ndarray]] = []
     boxes: list[tuple[int, int, int, int]] = []
     for _ in range(rng.integers(5, 10)):
         index = rng.integers(len(labels))
-        cover = _turned(rng, strokes[index], round(size * rng.uniform(0.18, 0.32)))
+        cover = _rotated(rng, strokes[index], round(size * rng.uniform(0.18, 0.32)))
         height, width = cover.shape
-        for _ in range(20):  # a place that no other digit takes, if there is one
+        for _ in range(20):  # find a free place, if there is one
             y, x = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)
             box = (y, x, y + height, x + width)
             if all(_overlap(box, other) < 0.1 for other in boxes):
@@ -158,14 +158,14 @@ def draw_scene(
 
 
 def draw_single(rng: np.random.Generator, stroke: np.ndarray, photographs: tuple[np.ndarray, ...]) -> np.ndarray:
-    """One digit (8, 8) in the middle of a picture of its own, (64, 64, 3) uint8."""
-    picture = _background(rng, photographs, SINGLE_SIZE)
-    cover = _turned(rng, stroke, round(SINGLE_SIZE * rng.uniform(0.6, 0.75)))
+    """One digit (8, 8) in the middle of an image of its own, (64, 64, 3) uint8."""
+    image = _background(rng, photographs, SINGLE_SIZE)
+    cover = _rotated(rng, stroke, round(SINGLE_SIZE * rng.uniform(0.6, 0.75)))
     height, width = cover.shape
     y, x = (SINGLE_SIZE - height) // 2, (SINGLE_SIZE - width) // 2
-    region = picture[y : y + height, x : x + width]
+    region = image[y : y + height, x : x + width]
     region[:] = _paint(rng, region, cover)
-    return picture
+    return image
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
@@ -176,7 +176,7 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 
 def _split(count: int, share: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices for training and, one in ``share``, for validation."""
+    """Indices for training and, every ``share``-th, for validation."""
     indices = np.arange(count)
     is_val = indices % share == share - 1
     return indices[~is_val], indices[is_val]
@@ -189,9 +189,9 @@ def _halves(photograph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _background(rng: np.random.Generator, photographs: tuple[np.ndarray, ...], size: int) -> np.ndarray:
-    """A part of a photograph, darkened: light strokes stand out from it, and are learnt in minutes.
+    """A darkened crop of a photograph: light strokes stand out from it and are learned in minutes.
 
-    (Strokes lighter or darker than their ground keep narrow networks at chance for long.)
+    (With strokes lighter or darker than the background, narrow networks stay at chance for long.)
     """
     photograph = photographs[rng.integers(len(photographs))]
     limit = min(photograph.shape[:2])
@@ -203,18 +203,18 @@ def _background(rng: np.random.Generator, photographs: tuple[np.ndarray, ...], s
     return (np.array(part) * 0.45).round().astype(np.uint8)
 
 
-def _turned(rng: np.random.Generator, stroke: np.ndarray, side: int) -> np.ndarray:
-    """A digit (8, 8) as cover (h, w) from 0 to 1, about ``side`` pixels high, turned a little, cut to its ink."""
+def _rotated(rng: np.random.Generator, stroke: np.ndarray, side: int) -> np.ndarray:
+    """A digit (8, 8) as an opacity map (h, w) from 0 to 1, about ``side`` pixels high, slightly rotated and cropped."""
     ink = Image.fromarray((np.pad(stroke, 1) * 255).astype(np.uint8))  # a margin: strokes may touch the 8 x 8 edge
     big = ink.resize((side, side), Image.Resampling.BICUBIC)
     big = big.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC, expand=True)
-    cover = np.clip((np.asarray(big) / 255.0 - 0.25) / 0.3, 0, 1)  # the edge of the blurred ink, made sharper
+    cover = np.clip((np.asarray(big) / 255.0 - 0.25) / 0.3, 0, 1)  # the edge of the blurred ink, sharpened
     rows, columns = np.flatnonzero(cover.max(1) > 0), np.flatnonzero(cover.max(0) > 0)
     return cover[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def _paint(rng: np.random.Generator, region: np.ndarray, cover: np.ndarray) -> np.ndarray:
-    """Lay a light colour over ``region`` (h, w, 3), as far as ``cover`` (h, w) says."""
+    """Blend a light colour into ``region`` (h, w, 3) with the opacity ``cover`` (h, w)."""
     colour = rng.integers(150, 256, 3)
     return (region * (1 - cover[..., None]) + colour * cover[..., None]).round().astype(np.uint8)
 
@@ -238,7 +238,7 @@ def _write_scene(root: Path, split: str, index: int, scene: np.ndarray, placed: 
 
 
 def _coco(scenes: list[list[tuple[int, np.ndarray]]], size: int) -> dict:
-    annotations = []
+    annotations: list[dict] = []
     for image_id, placed in enumerate(scenes):
         for label, mask in placed:
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

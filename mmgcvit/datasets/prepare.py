@@ -1,8 +1,7 @@
-"""Checking a downloaded public data set and putting it where the configs expect it; nothing is downloaded."""
+"""Checks of downloaded public data sets, and links to where the configs expect them; nothing is downloaded."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import zipfile
@@ -13,16 +12,14 @@ from pathlib import Path
 from rich.console import Console
 from timm.data import ImageNetInfo
 
-from mmgcvit.checkpoint.errors import some
-
-
-class PrepareError(ValueError):
-    """A tree that cannot be used; the message says what is missing and where it comes from."""
+from mmgcvit.errors import PrepareError
+from mmgcvit.utils import file_sha256, summarize
+from mmgcvit.utils.files import file_md5
 
 
 @dataclass
 class Report:
-    """What was found in a tree: lines for the user, and what is missing or wrong."""
+    """The result of a check: lines for the user, problems, and advice."""
 
     lines: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -31,10 +28,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Split:
-    """One split of COCO: its pictures and the counts of its instance annotations."""
+    """One split of COCO: its images and the counts of its instance annotations."""
 
     name: str
-    pictures: int
+    images: int
     annotations: int
     archive_md5: str
 
@@ -50,7 +47,7 @@ COCO_CATEGORIES = 80
 
 @dataclass(frozen=True)
 class Pairs:
-    """One split of a segmentation data set: as many pictures as label maps, of the same names but for the suffix."""
+    """One split of a segmentation data set: as many images as label maps, with the same names except for the suffix."""
 
     images: str
     image_suffix: str
@@ -82,13 +79,13 @@ def prepare(name: str, folder: str | Path, data: str | Path = "data") -> Report:
     Args:
         name: one of :data:`DATASETS`.
         folder: the downloaded tree.
-        data: folder of the configs' data roots, made if need be.
+        data: folder of the configs' data roots, created if necessary.
 
     Returns:
-        What was found; the link is made only where nothing is wrong.
+        The result; the link is made only if there is no problem.
 
     Raises:
-        PrepareError: an unknown name, no such folder, or something else in the link's place.
+        PrepareError: an unknown name, no such folder, or another file or folder in place of the link.
     """
     if name not in DATASETS:
         raise PrepareError(f"data set {name!r}; allowed: {', '.join(DATASETS)}")
@@ -103,7 +100,7 @@ def prepare(name: str, folder: str | Path, data: str | Path = "data") -> Report:
 
 
 def print_report(report: Report) -> None:
-    """The report as a user reads it."""
+    """Print the report."""
     console = Console()
     for line in report.lines:
         console.print(line, markup=False, soft_wrap=True)
@@ -114,28 +111,28 @@ def print_report(report: Report) -> None:
 
 
 def check_coco(folder: Path) -> Report:
-    """COCO 2017: pictures by count, annotations by their counts and against the archive's checksum.
+    """COCO 2017: images by count, annotations by their counts and against the archive's checksum.
 
-    Where ``annotations_trainval2017.zip`` still lies in the tree, its MD5 is compared and each JSON with its copy
-    in the archive; without it the JSON's counts speak for it, and its SHA-256 is told.
+    If ``annotations_trainval2017.zip`` is still in the tree, its MD5 is compared, and each JSON with its copy in the
+    archive. Without it only the counts of the JSON are checked, and its SHA-256 is reported.
     """
     report = Report()
     archive = _archive(folder, *COCO_ANNOTATIONS, "annotations", report)
     for split in COCO_SPLITS:
-        pictures = folder / split.name
-        count = _count(pictures, (".jpg",))
-        if count != split.pictures:
-            found = f"{count} pictures" if pictures.is_dir() else "no such folder"
-            report.problems.append(f"{pictures}: {found}; expected {split.pictures}")
+        images = folder / split.name
+        count = _count(images, (".jpg",))
+        if count != split.images:
+            found = f"{count} images" if images.is_dir() else "no such folder"
+            report.problems.append(f"{images}: {found}; expected {split.images}")
             _archive(folder, split.name, split.archive_md5, split.name, report, needed=True)
         else:
-            report.lines.append(f"{pictures}: {count} pictures")
+            report.lines.append(f"{images}: {count} images")
         _coco_json(folder, split, archive, report)
     return report
 
 
 def check_ade20k(folder: Path) -> Report:
-    """ADE20K, the scene parsing challenge's 150 classes: pictures and label maps by count and name."""
+    """ADE20K, the scene parsing challenge's 150 classes: images and label maps by count and name."""
     report = Report()
     for split in ADE_SPLITS:
         _pairs(folder, split, report)
@@ -145,7 +142,7 @@ def check_ade20k(folder: Path) -> Report:
 
 
 def check_cityscapes(folder: Path) -> Report:
-    """Cityscapes' fine annotations: pictures and label maps of the 19 training classes, by count and name."""
+    """Cityscapes' fine annotations: images and label maps of the 19 training classes, by count and name."""
     report = Report()
     for split in CITYSCAPES_SPLITS:
         _pairs(folder, split, report)
@@ -166,7 +163,7 @@ def check_cityscapes(folder: Path) -> Report:
 
 
 def check_imagenet(folder: Path) -> Report:
-    """ImageNet-1k (ILSVRC2012): the thousand class folders of both splits by name, their pictures by count."""
+    """ImageNet-1k (ILSVRC2012): the thousand class folders of both splits by name, their images by count."""
     report = Report()
     synsets = set(ImageNetInfo("imagenet-1k").label_names())
     for split, expected, archive in IMAGENET_SPLITS:
@@ -182,10 +179,10 @@ def check_imagenet(folder: Path) -> Report:
         lacking, beyond = sorted(synsets - counts.keys()), sorted(counts.keys() - synsets)
         empty = sorted(name for name in synsets & counts.keys() if not counts[name])
         if loose:
-            report.problems.append(f"{path}: {loose} pictures outside class folders, whose classes nothing tells")
+            report.problems.append(f"{path}: {loose} images outside class folders, so that their classes are unknown")
             report.advice.append(
                 f"the archive of val has no class folders; in {path} run the commands of {VAL_SCRIPT}, which make them "
-                "and move the pictures"
+                "and move the images"
                 if split == "val"
                 else f"move the images in {path} itself into their class folders (names begin with the class), or away"
             )
@@ -200,7 +197,7 @@ def check_imagenet(folder: Path) -> Report:
             (beyond, "folders are no classes of ImageNet-1k"),
         ):
             if names:
-                report.problems.append(f"{path}: {len(names)} {what}: {some(names)}")
+                report.problems.append(f"{path}: {len(names)} {what}: {summarize(names)}")
         if beyond:
             report.advice.append(
                 f"move folders that are no classes out of {path}; the thousand classes are named like n01440764"
@@ -209,26 +206,26 @@ def check_imagenet(folder: Path) -> Report:
         uneven = sorted(name for name in synsets & counts.keys() if counts[name] not in (0, IMAGENET_PER_CLASS))
         if split == "val" and uneven:
             report.problems.append(
-                f"{path}: {len(uneven)} class folders without their {IMAGENET_PER_CLASS} pictures: {some(uneven)}"
+                f"{path}: {len(uneven)} class folders without their {IMAGENET_PER_CLASS} images: {summarize(uneven)}"
             )
             report.advice.append(
-                f"pictures of val lie in other classes' folders, or are missing: unpack {archive} "
+                f"images of val lie in other classes' folders, or are missing: unpack {archive} "
                 f"into an empty {path} again, and there run the commands of {VAL_SCRIPT}"
             )
         if found != expected:
-            report.problems.append(f"{path}: {found} pictures in class folders; expected {expected}")
+            report.problems.append(f"{path}: {found} images in class folders; expected {expected}")
         if (found != expected or lacking or empty) and not loose and not tars:
             report.advice.append(f"unpack {archive} (from {IMAGENET_URL}) into {path} again")
         if found == expected and not (lacking or beyond or empty):
-            report.lines.append(f"{path}: {found} pictures in {len(counts)} class folders")
+            report.lines.append(f"{path}: {found} images in {len(counts)} class folders")
     return report
 
 
 def _pairs(folder: Path, split: Pairs, report: Report) -> None:
-    pictures = _names(folder / split.images, split.image_suffix)
+    images = _names(folder / split.images, split.image_suffix)
     labels = _names(folder / split.labels, split.label_suffix)
     for kind, place, suffix, names in (
-        ("pictures", split.images, split.image_suffix, pictures),
+        ("images", split.images, split.image_suffix, images),
         ("label maps", split.labels, split.label_suffix, labels),
     ):
         found = f"{len(names)} {kind} *{suffix}" if (folder / place).is_dir() else "no such folder"
@@ -241,15 +238,15 @@ def _pairs(folder: Path, split: Pairs, report: Report) -> None:
             report.problems.append(
                 f"{folder / place}: {len(empty)} files of 0 bytes, such as {empty[0].name}: unpack the archive again"
             )
-    alone = sorted(pictures - labels)
+    alone = sorted(images - labels)
     if alone and labels:
         report.problems.append(
-            f"{folder / split.labels}: lacks the label maps of {len(alone)} pictures, such as {alone[0]}"
+            f"{folder / split.labels}: has no label maps for {len(alone)} images, such as {alone[0]}"
         )
 
 
 def _names(folder: Path, suffix: str) -> set[str]:
-    """Paths under a folder that end so, without the suffix."""
+    """Paths under a folder with this suffix, without it."""
     if not folder.is_dir():
         return set()
     return {path.relative_to(folder).as_posix().removesuffix(suffix) for path in folder.rglob(f"*{suffix}")}
@@ -269,7 +266,7 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
         report.problems.append(f"{path}: no COCO annotations: {type(error).__name__}: {error}")
         report.advice.append(_download(COCO_ANNOTATIONS[0], "annotations"))
         return
-    expected = (split.pictures, split.annotations, COCO_CATEGORIES)
+    expected = (split.images, split.annotations, COCO_CATEGORIES)
     names = {image.get("file_name") for image in instances["images"] if isinstance(image, dict)}
     if counts != expected:
         report.problems.append(
@@ -278,12 +275,10 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
         )
         report.advice.append(_download(COCO_ANNOTATIONS[0], "annotations"))
         return
-    pictures = folder / split.name
-    missing = sorted(str(name) for name in names - set(os.listdir(pictures))) if pictures.is_dir() else []
+    images = folder / split.name
+    missing = sorted(str(name) for name in names - set(os.listdir(images))) if images.is_dir() else []
     if missing:
-        report.problems.append(
-            f"{pictures}: lacks {len(missing)} pictures that {path.name} names, such as {missing[0]}"
-        )
+        report.problems.append(f"{images}: lacks {len(missing)} images that {path.name} names, such as {missing[0]}")
         return
     same = ""
     if archive is not None:
@@ -292,19 +287,17 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
                 report.problems.append(f"{path}: differs from its copy in {archive}; unpack it again")
                 return
         same = f", as in {archive.name}"
-    report.lines.append(
-        f"{path}: {counts[0]} images, {counts[1]} annotations{same}, SHA-256 {hashlib.sha256(content).hexdigest()}"
-    )
+    report.lines.append(f"{path}: {counts[0]} images, {counts[1]} annotations{same}, SHA-256 {file_sha256(path)}")
 
 
 def _archive(folder: Path, name: str, md5: str, kind: str, report: Report, needed: bool = False) -> Path | None:
-    """The whole archive, if it lies in the tree; a damaged one is a problem, a missing one advice where needed."""
+    """The intact archive, if it is in the tree; a damaged one is a problem, a missing one gives advice if needed."""
     path = folder / f"{name}.zip"
     if not path.is_file():
         if needed:
             report.advice.append(_download(name, kind))
         return None
-    found = _md5(path)
+    found = file_md5(path)
     if found != md5:
         report.problems.append(f"{path}: MD5 {found}; expected {md5}: the download is damaged")
         report.advice.append(_download(name, kind))
@@ -318,14 +311,6 @@ def _download(name: str, kind: str) -> str:
     return f"download {COCO_URL}/{'annotations' if kind == 'annotations' else 'zips'}/{name}.zip and unpack it there"
 
 
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _count(folder: Path, suffixes: tuple[str, ...]) -> int:
     if not folder.is_dir():
         return 0
@@ -337,7 +322,7 @@ def _link(source: Path, link: Path) -> str:
     if link.is_symlink() or link.exists():
         if link.resolve() == source:
             return f"{link}: there already"
-        raise PrepareError(f"{link}: there is something else already; move it away")
+        raise PrepareError(f"{link}: there is another file or folder already; move it away")
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(source, target_is_directory=True)
     return f"{link}: linked to {source}"

@@ -1,4 +1,4 @@
-"""What a walk through data sets found, on one readable page."""
+"""The report of a check of data sets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table
 
-from mmgcvit.datasets.annotations import Problem
+from mmgcvit.datasets.problems import Problem
 
 EXAMPLES = 3
 SIZES = (160, 320, 480, 640, 800, 1024, 1333, 2048, 4096)  # upper ends of the histogram's bins: longer side, pixels
@@ -17,12 +17,12 @@ SIZES = (160, 320, 480, 640, 800, 1024, 1333, 2048, 4096)  # upper ends of the h
 
 @dataclass
 class DatasetReport:
-    """What one data set holds and what is wrong with it."""
+    """The content of one data set, and its problems."""
 
     name: str
     source: str
     unit: str = "objects"  # what is counted: objects, or the pixels of label maps
-    pictures: int = 0
+    images: int = 0
     empty: int = 0
     objects: int = 0
     kept: int = 0
@@ -33,27 +33,27 @@ class DatasetReport:
 
     @property
     def broken(self) -> bool:
-        """Whether training would fail or learn wrong things, or a metric mean nothing."""
+        """Whether training would fail or learn wrong things, or a metric would be meaningless."""
         return any(problem.breaks for problem in self.problems)
 
 
 def print_reports(reports: Sequence[DatasetReport]) -> None:
-    """One readable page: counts, histograms, what breaks training, what is left out."""
+    """Print counts, histograms, problems that break training, and others."""
     console = Console()
     table = Table(title="data sets", title_justify="left")
     table.add_column("set")
     table.add_column("annotations", overflow="fold")
     unit = reports[0].unit if reports else "objects"
-    for title in ("pictures", "empty", unit, "used"):
+    for title in ("images", "empty", unit, "used"):
         table.add_column(title, justify="right")
     for report in reports:
         table.add_row(
-            report.name, report.source, str(report.pictures), str(report.empty), str(report.objects), str(report.kept)
+            report.name, report.source, str(report.images), str(report.empty), str(report.objects), str(report.kept)
         )
     console.print(table)
     for title, rows in (
         (f"{unit} by class", [report.classes | report.ignored for report in reports]),
-        ("pictures by longer side, in pixels", [_binned(report.sizes) for report in reports]),
+        ("images by longer side, in pixels", [_binned(report.sizes) for report in reports]),
     ):
         if any(rows):
             console.print(_histogram(title, [report.name for report in reports], rows))

@@ -1,12 +1,17 @@
-"""What is added to mmengine's runs."""
+"""Hooks, loops and optimizer wrappers for mmengine's runs."""
 
-from mmgcvit.engine.classes import ClassificationHook
-from mmgcvit.engine.hooks import CorruptPictureHook, InvalidLossError, InvalidLossHook, ReproducibleHook
+from mmgcvit.engine.hooks import CorruptImageHook, InvalidLossHook, ReproducibleHook
 from mmgcvit.engine.loops import EMAValLoop, ResumableTrainLoop
 from mmgcvit.engine.sharding import FSDPAmpOptimWrapper, FSDPOptimWrapper
+from mmgcvit.engine.single_device import revert_sync_bn, scale_single_device_lr
+from mmgcvit.errors import InvalidLossError
+from mmgcvit.tasks.classification.hook import ClassificationHook
+
+CorruptPictureHook = CorruptImageHook  # the former name, kept for one release
 
 __all__ = [
     "ClassificationHook",
+    "CorruptImageHook",
     "CorruptPictureHook",
     "EMAValLoop",
     "FSDPAmpOptimWrapper",
@@ -15,4 +20,6 @@ __all__ = [
     "InvalidLossHook",
     "ReproducibleHook",
     "ResumableTrainLoop",
+    "revert_sync_bn",
+    "scale_single_device_lr",
 ]

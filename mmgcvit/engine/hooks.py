@@ -1,4 +1,4 @@
-"""Hooks that keep long runs safe: a loss that is not finite, pictures left out, randomness that can be resumed."""
+"""Hooks for long runs: stop at an invalid loss, count skipped images, make resumed runs reproducible."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ import numpy as np
 import torch
 from mmengine.dist import all_reduce, get_comm_device, get_rank, get_world_size
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from mmgcvit import compat
 from mmgcvit.engine.loops import ResumableTrainLoop
-
-
-class InvalidLossError(RuntimeError):
-    """A loss became NaN or infinite."""
+from mmgcvit.errors import InvalidLossError
+from mmgcvit.registry import HOOKS
 
 
 @HOOKS.register_module()
 class InvalidLossHook(Hook):
-    """Stops a run at the first loss that is not finite, before a checkpoint of that iteration is written.
+    """Stops a run at the first loss that is NaN or infinite, before a checkpoint of that iteration is written.
 
     Raises:
-        InvalidLossError: from a training iteration; names the iteration, the losses, and the last checkpoint whose
+        InvalidLossError: from a training iteration; it names the iteration, the losses, and the last checkpoint whose
             weights are all finite.
     """
 
@@ -38,7 +36,7 @@ class InvalidLossHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Look at the losses that the iteration returned."""
+        """Check the losses of the iteration."""
         losses = {
             name: float(torch.as_tensor(value).detach()) for name, value in (outputs or {}).items() if "loss" in name
         }
@@ -57,9 +55,9 @@ def _last_good_checkpoint(folder: Path) -> str | None:
     for path in sorted(folder.glob("*.pth"), key=lambda path: path.stat().st_mtime, reverse=True):
         if not zipfile.is_zipfile(path):
             continue
-        # a checkpoint of this very run
+        # trusted: written by this run
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-        if "optimizer" not in checkpoint:  # weights for other uses
+        if "optimizer" not in checkpoint:  # exported weights
             continue
         if all(value.isfinite().all() for value in checkpoint["state_dict"].values() if value.is_floating_point()):
             return str(path)
@@ -67,21 +65,21 @@ def _last_good_checkpoint(folder: Path) -> str | None:
 
 
 @HOOKS.register_module()
-class CorruptPictureHook(Hook):
-    """Says how many pictures the data set has left out so far (``LoadCheckedImage`` with ``corrupt='skip'``)."""
+class CorruptImageHook(Hook):
+    """Logs how many images have been skipped so far (``LoadCheckedImage`` with ``corrupt='skip'``)."""
 
     priority = "LOW"
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Say it at each epoch's end."""
-        self._tell(runner)
+        """Log at the end of each epoch."""
+        self._log_skipped(runner)
 
     def after_train(self, runner: Runner) -> None:
-        """Say it at the end of a run by iterations."""
-        self._tell(runner)
+        """Log at the end of an iteration-based run."""
+        self._log_skipped(runner)
 
     @staticmethod
-    def _tell(runner: Runner) -> None:
+    def _log_skipped(runner: Runner) -> None:
         count = sum(
             int(transform.skipped)
             for dataset in _inner(runner.train_dataloader.dataset)
@@ -93,28 +91,32 @@ class CorruptPictureHook(Hook):
             all_reduce(total)
             count = int(total)
         if count:
-            runner.logger.warning(f"pictures skipped so far, as they cannot be decoded: {count}")
+            runner.logger.warning(f"images skipped so far, as they cannot be decoded: {count}")
 
 
 @HOOKS.register_module()
 class ReproducibleHook(Hook):
-    """Makes a resumed run end at the weights of one that was never interrupted.
+    """Makes a resumed run end with the same weights as an uninterrupted one.
 
-    mmengine resumes weights, optimizer and schedule, but not the state of the random generators. Here what is random
-    in an iteration depends on the run's seed, the process and the iteration alone, and what is random in the loading of
-    a picture, in a run by epochs, on the seed, the epoch, the worker, the picture and how often the worker has loaded
-    it in this epoch; in a run by iterations in which mmengine skips indices (from 0.10.12, with torch's batch sampler)
-    on the seed, the process, the iteration and the place in its batch. (Elsewhere mmengine loads the skipped data
-    again, which brings the workers, if there are any, to where they were. Pictures skipped as corrupt, and wrappers
-    that mix several pictures, move the places.)
+    mmengine resumes weights, optimizer and schedules, but not the random generators. With this hook, the generators are
+    seeded
+
+    - in each iteration by the seed of the run, the process and the iteration;
+    - before each image is loaded, in an epoch-based run, by the seed, the epoch, the worker, the image and how often
+      the worker has loaded it in this epoch;
+    - before each image is loaded, in an iteration-based run in which mmengine skips indices (from 0.10.12, with torch's
+      batch sampler), by the seed, the process, the iteration and the position in the batch.
+
+    In other iteration-based runs mmengine loads the skipped data again, which restores the state of the workers.
+    Images skipped as corrupt, and wrappers that mix several images, shift the positions.
     """
 
     priority = "VERY_HIGH"
 
     def before_train(self, runner: Runner) -> None:
-        """Put the drawing of seeds before the data sets' transforms."""
+        """Insert the seeding before the transforms of the data sets."""
         self.seed = runner.seed
-        self.epoch = torch.full((2,), -1, dtype=torch.int64).share_memory_()  # and the batches of it already seen
+        self.epoch = torch.full((2,), -1, dtype=torch.int64).share_memory_()  # and its batches that were seen before
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         first = None if by_epoch else self._from_place(runner)
         for dataset in _inner(runner.train_dataloader.dataset):
@@ -123,39 +125,37 @@ class ReproducibleHook(Hook):
                 pipeline.transforms.insert(0, first or _SeedFromSample(self.seed, self.epoch))
 
     def _from_place(self, runner: Runner) -> _SeedFromPlace | None:
-        """What draws seeds where mmengine will skip indices, its workers not being there yet."""
-        iterator = runner.train_loop.dataloader_iterator
-        skips = hasattr(iterator, "_resolve_sampler") and iterator._resolve_sampler() is not None
-        if not skips or iterator._iterator is not None:
-            return None
-        return _SeedFromPlace(self.seed, runner.iter, iterator._resolve_batch_size())
+        """The seeding by position if mmengine will skip indices and has not started its workers."""
+        batch_size = compat.skipped_batch_size(runner.train_loop.dataloader_iterator)
+        return None if batch_size is None else _SeedFromPlace(self.seed, runner.iter, batch_size)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Tell the workers, who live through all epochs, which one begins, and where it does."""
+        """Tell the workers, which live for all epochs, the epoch and how much of it was done before."""
         done = 0
         if isinstance(runner.train_loop, ResumableTrainLoop):
             done = runner.iter - runner.epoch * len(runner.train_dataloader)
         self.epoch.copy_(torch.tensor([runner.epoch, done]))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Seed what is random in the model."""
+        """Seed the random operations of the model."""
         _seed(self.seed, get_rank(), runner.iter)
 
 
 class _SeedFromSample:
-    """The first transform of a pipeline: seeds those behind it."""
+    """The first transform of a pipeline: seeds the following ones by the sample."""
 
     def __init__(self, seed: int, epoch: torch.Tensor) -> None:
         self.seed, self.epoch, self.rank = seed, epoch, get_rank()  # a spawned worker has no process group
-        self.counted, self.times = -1, Counter()
+        self.counted = -1
+        self.times: Counter = Counter()
 
     def __call__(self, results: dict) -> dict:
         (epoch, done), sample = self.epoch.tolist(), results.get("sample_idx", 0)
         if self.counted != epoch:
             self.counted, self.times = epoch, Counter()
         worker = torch.utils.data.get_worker_info()
-        # A repeated sample is to look different each time. (In an epoch that goes on, the batches come to the workers
-        # in turn from the first on again: the worker counts that would have had this one.)
+        # A repeated sample must look different each time. In a resumed epoch the batches are again distributed from the
+        # first worker on; what counts is the worker that would have had this one.
         index = (worker.id + done) % worker.num_workers if worker else 0
         _seed(self.seed, epoch, self.rank, index, sample, self.times[sample])
         self.times[sample] += 1
@@ -163,11 +163,11 @@ class _SeedFromSample:
 
 
 class _SeedFromPlace:
-    """The first transform of all pipelines of a run by iterations: seeds those behind it by iteration and place."""
+    """The first transform in an iteration-based run: seeds the following ones by iteration and position."""
 
     def __init__(self, seed: int, start: int, batch_size: int) -> None:
         self.seed, self.start, self.batch_size, self.rank = seed, start, batch_size, get_rank()
-        self.count = 0  # of this worker's pictures; batches go to the workers in turn
+        self.count = 0  # images of this worker; the workers take turns by batch
 
     def __call__(self, results: dict) -> dict:
         worker = torch.utils.data.get_worker_info()
@@ -197,7 +197,7 @@ def _inner(dataset: Any) -> Iterator[Any]:
 
 
 def _transforms(dataset: Any) -> Iterator[Any]:
-    """All transforms of a data set's pipeline, those inside others too."""
+    """All transforms of a data set's pipeline, nested ones too."""
     waiting = list(getattr(getattr(dataset, "pipeline", None), "transforms", ()))
     while waiting:
         transform = waiting.pop()

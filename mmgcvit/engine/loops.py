@@ -8,57 +8,57 @@ from typing import Any
 
 import torch
 from mmengine.hooks import EMAHook
-from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, Runner, ValLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmgcvit.datasets.errors import ClassificationDataError
+from mmgcvit.errors import ClassificationDataError
+from mmgcvit.registry import LOOPS
 
 EPOCH_LENGTH = "epoch_length"  # in the message hub: iterations
 
 
 @LOOPS.register_module()
 class ResumableTrainLoop(EpochBasedTrainLoop):
-    """mmengine's EpochBasedTrainLoop, which goes on in the middle of an epoch.
+    """mmengine's EpochBasedTrainLoop, which resumes in the middle of an epoch.
 
-    Of a checkpoint that was written by iterations (``CheckpointHook`` with ``by_epoch=False``) mmengine begins the
-    epoch anew. Here the batches that were seen are left out without being loaded, each of the others is seen once.
-    That, and a schedule by iterations, hold for epochs of one length: it is kept in checkpoints (in the message hub),
-    and a run whose epochs are of another, with other processes, batches or pictures, is not resumed.
+    From a checkpoint that was written by iterations (``CheckpointHook`` with ``by_epoch=False``), mmengine starts the
+    epoch again. Here the batches that were seen are skipped without being loaded, and each of the others is seen once.
+    This, and a schedule by iterations, require epochs of equal length: the length is stored in checkpoints (in the
+    message hub), and a run with another length (other processes, batch size or images) is not resumed.
 
     Raises:
-        ClassificationDataError: there are fewer pictures than a batch, and smaller batches are dropped: no iteration;
-            or from a resumed run whose epochs had another number of iterations.
+        ClassificationDataError: fewer images than a batch, with ``drop_last``: there would be no iteration; or a
+            resumed run whose epochs had another number of iterations.
     """
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, max_epochs: int, **others: Any) -> None:
         super().__init__(runner, dataloader, max_epochs, **others)
         if not len(self.dataloader):
             raise ClassificationDataError(
-                f"{len(self.dataloader.dataset)} training pictures make no batch of batch_size="
+                f"{len(self.dataloader.dataset)} training images make no batch of batch_size="
                 f"{self.dataloader.batch_size} per process, as drop_last leaves out what does not fill one; allowed: "
                 "a smaller one"
             )
 
     def run(self) -> nn.Module:
-        """Train, where the epochs are those of the run that is resumed."""
+        """Train, if the epochs have the length of those of the resumed run."""
         hub, length = self.runner.message_hub, len(self.dataloader)
-        done = self._iter - self._epoch * length
-        before = hub.get_info(EPOCH_LENGTH, None) if self._iter else None
+        done = self.iter - self.epoch * length
+        before = hub.get_info(EPOCH_LENGTH, None) if self.iter else None
         if (before or length) != length or not 0 <= done <= length:
             raise ClassificationDataError(
-                f"the run that is resumed stands at epoch {self._epoch}, iteration {self._iter}, with "
+                f"the run that is resumed stands at epoch {self.epoch}, iteration {self.iter}, with "
                 f"{before or 'another number of'} iterations an epoch; here an epoch has {length}. Resume with as many "
-                "processes, pictures a batch and pictures as before; or begin a run with others from its weights: "
+                "processes, images a batch and images as before; or begin a run with others from its weights: "
                 "load_from=<the checkpoint>, in another work directory"
             )
         hub.update_info(EPOCH_LENGTH, length)
         return super().run()
 
     def run_epoch(self) -> None:
-        """Run one epoch, or what is left of it."""
-        done = self._iter - self._epoch * len(self.dataloader)
+        """Run one epoch, or the rest of it."""
+        done = self.iter - self.epoch * len(self.dataloader)
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         for index, batch in enumerate(self._rest(done), start=done):
@@ -86,17 +86,17 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
 
 @LOOPS.register_module()
 class EMAValLoop(ValLoop):
-    """mmengine's ValLoop, which evaluates the raw weights beside the averaged ones.
+    """mmengine's ValLoop, which evaluates both the raw and the averaged weights.
 
-    With an ``EMAHook`` mmengine evaluates the averaged weights alone. Here the metrics of the raw ones come too, under
-    their names with ``_raw`` behind (``accuracy/top1_raw``).
+    With an ``EMAHook`` mmengine evaluates only the averaged weights. Here the metrics of the raw weights are added,
+    with the suffix ``_raw`` (``accuracy/top1_raw``).
     """
 
     def run(self) -> dict:
-        """Validate, twice where there are averaged weights."""
+        """Validate, twice if there are averaged weights."""
         self.runner.call_hook("before_val")
         raw = {}
-        if any(isinstance(hook, EMAHook) for hook in self.runner.hooks):  # it swaps the weights before the epoch
+        if any(isinstance(hook, EMAHook) for hook in self.runner.hooks):  # the hook swaps the weights before the epoch
             raw = {f"{name}_raw": value for name, value in self._evaluate_raw().items()}
         self.runner.call_hook("before_val_epoch")
         self.runner.model.eval()

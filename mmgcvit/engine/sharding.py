@@ -1,4 +1,4 @@
-"""Steps of an optimizer whose parameters are sharded among processes (torch's FullyShardedDataParallel)."""
+"""Optimizer wrappers for parameters that are sharded among processes (torch's FullyShardedDataParallel)."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import Any
 
 import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from mmgcvit.registry import OPTIM_WRAPPERS
 
-class _ClipsWholeNorm:
-    """Clips by the norm of all shards.
 
-    mmengine calls ``torch.nn.utils.clip_grad_norm_``, which in each process sees its own shards: their norms are
-    smaller than the whole one and differ, so that processes clip by different factors or not at all. Of a model that
-    FSDP wraps its own ``clip_grad_norm_`` is called, which adds the shards' norms up.
+class _ClipsGlobalNorm(OptimWrapper):
+    """Clips by the norm of all shards together.
+
+    mmengine calls ``torch.nn.utils.clip_grad_norm_``, which sees only the shards of its process: their norms are
+    smaller than the global norm and differ, so that processes would clip by different factors. FSDP's own
+    ``clip_grad_norm_`` adds up the norms of all shards.
     """
 
     model: nn.Module | None = None
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Keep the model whose step this is: an optimizer knows its parameters alone."""
+        """Keep the model of this step: an optimizer knows only parameters."""
         self.model = model
         with super().optim_context(model):
             yield
@@ -39,8 +40,8 @@ class _ClipsWholeNorm:
 
 
 @OPTIM_WRAPPERS.register_module()
-class FSDPOptimWrapper(_ClipsWholeNorm, OptimWrapper):
-    """mmengine's OptimWrapper, which clips sharded gradients by their whole norm.
+class FSDPOptimWrapper(_ClipsGlobalNorm, OptimWrapper):
+    """mmengine's OptimWrapper, which clips sharded gradients by their global norm.
 
     Args:
         As OptimWrapper's; of ``clip_grad`` by norm ``max_norm`` and ``norm_type``.
@@ -48,11 +49,11 @@ class FSDPOptimWrapper(_ClipsWholeNorm, OptimWrapper):
 
 
 @OPTIM_WRAPPERS.register_module()
-class FSDPAmpOptimWrapper(_ClipsWholeNorm, AmpOptimWrapper):
+class FSDPAmpOptimWrapper(_ClipsGlobalNorm, AmpOptimWrapper):
     """The same in mixed precision, with torch's ShardedGradScaler.
 
     Args:
-        As AmpOptimWrapper's, ``use_fsdp`` being True by default.
+        As AmpOptimWrapper's, with ``use_fsdp`` True by default.
     """
 
     def __init__(self, *args: Any, use_fsdp: bool = True, **kwargs: Any) -> None:

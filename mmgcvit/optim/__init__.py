@@ -1,4 +1,4 @@
-"""Optimizers' parameter groups and learning rates."""
+"""Parameter groups and learning-rate schedules."""
 
 from mmgcvit.optim.cosine import WarmupCosineLR
 from mmgcvit.optim.layer_decay import GCViTLayerDecayOptimWrapperConstructor

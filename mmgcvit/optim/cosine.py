@@ -1,4 +1,4 @@
-"""timm's schedule of the learning rate, as one of mmengine's."""
+"""timm's learning-rate schedule as a parameter scheduler of mmengine."""
 
 from __future__ import annotations
 
@@ -6,29 +6,30 @@ import math
 from typing import Any
 
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
-from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
-from mmengine.registry import PARAM_SCHEDULERS
+
+from mmgcvit.compat import ParamScheduler
+from mmgcvit.registry import PARAM_SCHEDULERS
 
 LENGTHS = ("warmup", "T_max")
 
 
 @PARAM_SCHEDULERS.register_module()
-class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
-    """A cosine from the very beginning, whose first part is replaced by a linear rise (timm's CosineLRScheduler).
+class WarmupCosineLR(LRSchedulerMixin, ParamScheduler):
+    """A cosine over the whole run whose first part is replaced by a linear warm-up (timm's CosineLRScheduler).
 
-    With mmengine's LinearLR and CosineAnnealingLR the cosine would begin at the warm-up's end: in the middle of 310
-    epochs with 20 of warm-up that is a learning rate 11 % higher.
+    With mmengine's LinearLR and CosineAnnealingLR, the cosine would start at the end of the warm-up: in the middle of
+    310 epochs with 20 of warm-up, the learning rate would be 11 % higher.
 
     Args:
         optimizer: the optimizer or its wrapper.
-        warmup: length of the rise, in epochs or iterations.
-        T_max: length of the cosine, the rise being part of it; ``eta_min`` from there on (cool-down).
+        warmup: length of the warm-up, in epochs or iterations.
+        T_max: length of the cosine, which includes the warm-up; ``eta_min`` after it (cool-down).
         warmup_start: learning rate at the beginning.
         eta_min: learning rate at the end.
         **others: mmengine's: begin, end, by_epoch, convert_to_iter_based, last_step.
 
     Raises:
-        ValueError: ``warmup`` that is not from 0 to under ``T_max``.
+        ValueError: ``warmup`` below 0, or not below ``T_max``.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
 
     @classmethod
     def build_iter_from_epoch(cls, *args: Any, epoch_length: int, **arguments: Any) -> WarmupCosineLR:
-        """The same by iterations (mmengine's ``convert_to_iter_based``)."""
+        """The same schedule in iterations (mmengine's ``convert_to_iter_based``)."""
         arguments.pop("by_epoch", None)
         lengths = {name: arguments[name] * epoch_length for name in (*LENGTHS, "begin", "end") if name in arguments}
         return cls(*args, by_epoch=False, **{**arguments, **lengths})

@@ -1,4 +1,4 @@
-"""Learning rates that fall from the last block to the stem."""
+"""Layer-wise learning-rate decay: learning rates decrease from the last block to the stem."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ class GCViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """Layer-wise learning-rate decay for a model with a GC ViT (as in BEiT's fine-tuning).
 
     A parameter of layer l of L (:meth:`GCViT.get_layer_depth`) learns at ``lr * layer_decay_rate ** (L - 1 - l)``;
-    necks and heads at ``lr``. ``paramwise_cfg`` takes:
+    necks and heads at ``lr``. Keys of ``paramwise_cfg``:
 
-    - ``layer_decay_rate``: needed, above 0, at most 1.
+    - ``layer_decay_rate``: required, above 0, at most 1.
     - ``norm_decay_mult``, ``bias_decay_mult``, ``table_decay_mult``: factors of the weight decay of norms, of other
       1-D parameters (biases, layer scales), and of relative position bias tables; 0 unless given.
     - ``embedding_decay_mult``: that of ``nn.Embedding``, such as a decoder's queries; 1 unless given.
 
     Raises:
-        ValueError: another key, a rate that cannot be, or a model without a GC ViT or with several.
+        ValueError: an unknown key, a rate out of range, or a model without a GC ViT or with several.
     """
+
+    base_wd: float | None
 
     def _validate_cfg(self) -> None:
         unknown = [key for key in self.paramwise_cfg if key not in ALLOWED]
@@ -59,7 +61,7 @@ class GCViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if not parameter.requires_grad:
                 continue
             layer, layers = backbone.get_layer_depth(name, prefix)
-            decay = self.base_wd * self._decay_mult(name, parameter, own[name])
+            decay = (self.base_wd or 0.0) * self._decay_mult(name, parameter, own[name])
             lr = self.base_lr * self.paramwise_cfg["layer_decay_rate"] ** (layers - 1 - layer)
             new = {"params": [], "param_names": [], "lr": lr, "weight_decay": decay}
             group = groups.setdefault((layer, decay), new)

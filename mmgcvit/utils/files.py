@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mmgcvit.errors import UsageError
+
 CHUNK = 1 << 20  # bytes
 
 
@@ -41,8 +43,27 @@ def write_json(path: str | os.PathLike, content: Any, indent: int | None = None)
 
 def file_sha256(path: str | os.PathLike) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
+    return _digest(path, hashlib.sha256())
+
+
+def file_md5(path: str | os.PathLike) -> str:
+    """MD5 of a file, in hexadecimal, for checksums that others have published."""
+    return _digest(path, hashlib.md5(usedforsecurity=False))
+
+
+def _digest(path: str | os.PathLike, digest: Any) -> str:
     with Path(path).open("rb") as file:
         while block := file.read(CHUNK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def require_file(what: str, path: str) -> str:
+    """Return the path if the file exists; URLs and names of weights (``scheme://...``) pass, too.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    if "://" not in path and not os.path.isfile(path):
+        raise UsageError(f"{what} {path!r}: there is no such file")
+    return path

@@ -15,3 +15,15 @@ def summarize(names: Iterable[object], limit: int = 8) -> str:
     listed = list(map(str, names))
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
+
+
+def describe(error: BaseException) -> str:
+    """The error's message on one line, with its type if the message alone does not tell it."""
+    kind = type(error).__name__
+    try:
+        message = " ".join(str(error).split())
+    except Exception:
+        message = ""
+    if isinstance(error, ImportError) and message:
+        return message
+    return f"{message} ({kind})" if message else kind

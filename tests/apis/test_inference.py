@@ -1,4 +1,4 @@
-"""Detection on pictures, folders, videos, tiles and several views, with an untrained detector."""
+"""Detection on images, folders, videos, tiles and several views, with an untrained detector."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from mmengine.registry import MODELS, init_default_scope
 from pycocotools.coco import COCO
 
 from mmgcvit.apis import UsageError, predict
-from mmgcvit.apis.detector import Detector, _starts
 from mmgcvit.apis.runs import use_tta
-from mmgcvit.apis.sources import Source
+from mmgcvit.tasks.detection.predictor import Detector, _starts
+from mmgcvit.tasks.sources import Source
 
 BASES = ROOT / "configs/detection/_base_"
 CLASSES = ("cat", "dog")
@@ -46,14 +46,14 @@ def config(name: str = "mask-rcnn", scale: tuple[int, int] = (160, 96)) -> Confi
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Three pictures of different sizes, a video of four frames, and checkpoints."""
+    """Three images of different sizes, a video of four frames, and checkpoints."""
     folder = tmp_path_factory.mktemp("user")
     rng = np.random.default_rng(0)
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for name, (height, width) in {"a.jpg": (60, 90), "b.png": (97, 51), "c.jpg": (64, 64)}.items():
-        picture = cv2.resize(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8), (width, height))
-        cv2.imwrite(str(folder / "pictures" / name), picture)
-    (folder / "pictures/notes.txt").write_text("no picture")
+        image = cv2.resize(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8), (width, height))
+        cv2.imwrite(str(folder / "images" / name), image)
+    (folder / "images/notes.txt").write_text("no image")
     writer = cv2.VideoWriter(str(folder / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 8, (64, 48))
     for _ in range(4):
         writer.write(cv2.resize(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8), (64, 48)))
@@ -75,7 +75,7 @@ def call(folder: Path, tmp_path: Path, inputs: list, name: str = "mask-rcnn", **
 
 @pytest.mark.parametrize("name", ["mask-rcnn", "cascade-mask-rcnn", "retinanet"])
 def test_a_folder_in_batches(folder: Path, tmp_path: Path, name: str):
-    results, images = call(folder, tmp_path, [folder / "pictures"], name, batch_size=2)
+    results, images = call(folder, tmp_path, [folder / "images"], name, batch_size=2)
     assert [(image["file_name"], image["height"], image["width"]) for image in images["images"]] == [
         ("a.jpg", 60, 90),
         ("b.png", 97, 51),
@@ -97,23 +97,23 @@ def test_a_folder_in_batches(folder: Path, tmp_path: Path, name: str):
             assert found.annToMask(found.anns[1]).shape == (60, 90)
     assert sorted(p.name for p in (tmp_path / "out/vis").iterdir()) == ["a.jpg", "b.png", "c.jpg"]
     assert cv2.imread(str(tmp_path / "out/vis/b.png")).shape == (97, 51, 3)
-    one_by_one, _ = call(folder, tmp_path / "again", [folder / "pictures"], name, draw=False)
-    # mmdet pads the pictures of a batch to one size, which an untrained detector notices; c.jpg is a batch of its own
+    one_by_one, _ = call(folder, tmp_path / "again", [folder / "images"], name, draw=False)
+    # mmdet pads the images of a batch to one size, which an untrained detector notices; c.jpg is a batch of its own
     assert one_by_one[12:] == results[12:]
     assert {result["image_id"] for result in one_by_one[:12]} == {1, 2}
     assert not (tmp_path / "again/out/vis").exists()
 
 
-def test_the_picture_is_drawn_in_its_colours(folder: Path, tmp_path: Path):
-    call(folder, tmp_path, [folder / "pictures/c.jpg"], score_thr=1.1)
+def test_the_image_is_drawn_in_its_colours(folder: Path, tmp_path: Path):
+    call(folder, tmp_path, [folder / "images/c.jpg"], score_thr=1.1)
     drawn, source = (
-        cv2.imread(str(path)).astype(int) for path in (tmp_path / "out/vis/c.jpg", folder / "pictures/c.jpg")
+        cv2.imread(str(path)).astype(int) for path in (tmp_path / "out/vis/c.jpg", folder / "images/c.jpg")
     )
     assert abs(drawn - source).mean() < 6  # JPEG twice
 
 
 def test_a_video(folder: Path, tmp_path: Path):
-    results, images = call(folder, tmp_path, [folder / "clip.avi", folder / "pictures/a.jpg"], batch_size=3)
+    results, images = call(folder, tmp_path, [folder / "clip.avi", folder / "images/a.jpg"], batch_size=3)
     assert [(image["id"], image["file_name"], image.get("frame")) for image in images["images"]] == [
         (1, "a.jpg", None),
         (2, "clip.avi", 0),
@@ -139,31 +139,31 @@ def test_ids_of_an_annotation_file(folder: Path, tmp_path: Path):
     )
     path = tmp_path / "ann.json"
     path.write_text(json.dumps(ann))
-    results, _ = call(folder, tmp_path, [folder / "pictures"], ann_file=str(path), draw=False)
+    results, _ = call(folder, tmp_path, [folder / "images"], ann_file=str(path), draw=False)
     assert {result["image_id"] for result in results} == {70, 71, 72}
     assert {result["category_id"] for result in results} <= {17, 18}
     ann["images"].pop()
     path.write_text(json.dumps(ann))
     with pytest.raises(UsageError, match=r"ann.json: has no image of file name 'b.png'"):
-        call(folder, tmp_path, [folder / "pictures"], ann_file=str(path))
+        call(folder, tmp_path, [folder / "images"], ann_file=str(path))
     ann["images"].append(dict(id=99, file_name="other/a.jpg", width=1, height=1))
     path.write_text(json.dumps(ann))
     with pytest.raises(UsageError, match=r"two images of file name 'a.jpg'"):
-        call(folder, tmp_path, [folder / "pictures"], ann_file=str(path))
+        call(folder, tmp_path, [folder / "images"], ann_file=str(path))
     path.write_text("{")
     with pytest.raises(UsageError, match="is no JSON"):
-        call(folder, tmp_path, [folder / "pictures"], ann_file=str(path))
+        call(folder, tmp_path, [folder / "images"], ann_file=str(path))
     ann["images"].pop()
     ann["categories"].pop(0)
     path.write_text(json.dumps(ann))
     with pytest.raises(UsageError, match=r"has no category 'dog' of the model's classes; it has 'cat', 'person'"):
-        call(folder, tmp_path, [folder / "pictures"], ann_file=str(path))
+        call(folder, tmp_path, [folder / "images"], ann_file=str(path))
 
 
 @pytest.mark.parametrize("name", ["mask-rcnn", "retinanet"])
-def test_one_tile_is_the_whole_picture(folder: Path, tmp_path: Path, name: str):
-    whole, _ = call(folder, tmp_path, [folder / "pictures/a.jpg"], name)
-    tiled, _ = call(folder, tmp_path / "tiled", [folder / "pictures/a.jpg"], name, tile=90)
+def test_one_tile_is_the_whole_image(folder: Path, tmp_path: Path, name: str):
+    whole, _ = call(folder, tmp_path, [folder / "images/a.jpg"], name)
+    tiled, _ = call(folder, tmp_path / "tiled", [folder / "images/a.jpg"], name, tile=90)
     kept = {json.dumps(result["bbox"]) for result in tiled}
     assert kept <= {json.dumps(result["bbox"]) for result in whole}
     assert tiled[0] == whole[0]
@@ -175,11 +175,11 @@ def test_tiles_are_put_back_where_they_were(folder: Path):
     from mmengine.structures import InstanceData
 
     detector = Detector(config(), str(folder / "mask-rcnn.pth"), "cpu", tile=64, overlap=0.5)
-    picture = np.zeros((100, 130, 3), np.uint8)
+    image = np.zeros((100, 130, 3), np.uint8)
 
-    def middle(pictures: list[np.ndarray], **_: object) -> dict:
+    def middle(images: list[np.ndarray], **_: object) -> dict:
         samples = []
-        for tile in pictures:
+        for tile in images:
             height, width = tile.shape[:2]
             mask = torch.zeros(1, height, width, dtype=torch.bool)
             mask[:, height // 2 - 4 : height // 2 + 4, width // 2 - 6 : width // 2 + 6] = True
@@ -194,11 +194,11 @@ def test_tiles_are_put_back_where_they_were(folder: Path):
         return dict(predictions=samples)
 
     detector.inferencer.__class__.__call__, original = (
-        lambda self, pictures, **k: middle(pictures),
+        lambda self, images, **k: middle(images),
         detector.inferencer.__class__.__call__,
     )
     try:
-        ((_, found),) = detector(iter([Source("x", picture)]))
+        ((_, found),) = detector(iter([Source("x", image)]))
     finally:
         detector.inferencer.__class__.__call__ = original
     corners = [(y, x) for y in (0, 32, 36) for x in (0, 32, 64, 66)]
@@ -223,7 +223,7 @@ def test_tiles_cover_a_side(length: int, tile: int, step: int, starts: list[int]
 
 @pytest.mark.parametrize("name", ["mask-rcnn", "cascade-mask-rcnn", "retinanet"])
 def test_tta(folder: Path, tmp_path: Path, name: str):
-    results, _ = call(folder, tmp_path, [folder / "pictures"], name, batch_size=2, tta=True)
+    results, _ = call(folder, tmp_path, [folder / "images"], name, batch_size=2, tta=True)
     assert results
     assert not any("segmentation" in result for result in results)
 
@@ -262,16 +262,16 @@ def test_the_tta_file_is_a_base(tmp_path: Path):
     (dict(overlap=1.0), r"overlap=1.0; allowed: from 0 to below 1")])  # fmt: skip
 def test_bad_arguments(folder: Path, tmp_path: Path, kwargs: dict, says: str):
     with pytest.raises(UsageError, match=says):
-        call(folder, tmp_path, [folder / "pictures"], **kwargs)
+        call(folder, tmp_path, [folder / "images"], **kwargs)
     assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_read(folder: Path, tmp_path: Path):
     (tmp_path / "empty.jpg").touch()
-    with pytest.raises(UsageError, match=r"empty.jpg': no picture that can be decoded"):
+    with pytest.raises(UsageError, match=r"empty.jpg': no image that can be decoded"):
         call(folder, tmp_path, [tmp_path / "empty.jpg"])
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
-    with pytest.raises(UsageError, match=r"broken.jpg': no picture that can be decoded"):
+    with pytest.raises(UsageError, match=r"broken.jpg': no image that can be decoded"):
         call(folder, tmp_path, [tmp_path / "broken.jpg"])
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     with pytest.raises(UsageError, match=r"broken.mp4': no video that OpenCV can read"):

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from classification_run import config, make_tree
 from conftest import ROOT, TINY
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from PIL import Image
-from runs import config, make_tree
 from safetensors.torch import load_file
 
 from mmgcvit import apis
-from mmgcvit.apis import UsageError, runs
+from mmgcvit.apis import UsageError, launch, runs
 from mmgcvit.checkpoint.weights import WEIGHTS
 from mmgcvit.classification import ClassificationPreprocessor
 from mmgcvit.datasets.classification import TimmTransform
@@ -31,8 +31,8 @@ def tree(tmp_path_factory) -> Path:
 
 
 def for_classes(tree: Path, folder: Path, **more) -> Config:
-    """A test on nine pictures for the five classes of the tests' classifier, with an EMAHook, as the recipe has one."""
-    cfg = config(tree, folder, workers=0, test_evaluator=dict(type="TopKAccuracy", topk=(1, 5)), **more)
+    """A test on nine images for the five classes of the tests' classifier, with an EMAHook, as the recipe has one."""
+    cfg = config(tree, folder, workers=0, test_evaluator=dict(type="mmgcvit.TopKAccuracy", topk=(1, 5)), **more)
     cfg.model.num_classes = 5
     cfg.test_dataloader.dataset.classes = CLASSES
     assert "EMAHook" in {hook.type for hook in cfg.custom_hooks}
@@ -40,7 +40,7 @@ def for_classes(tree: Path, folder: Path, **more) -> Config:
 
 
 def probabilities(table: Path) -> torch.Tensor:
-    """(pictures, 5), in the order of the classes."""
+    """(images, 5), in the order of the classes."""
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return torch.tensor(
@@ -53,10 +53,10 @@ def probabilities(table: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def expected(tree: Path, classifier) -> torch.Tensor:
-    """What the classifier itself makes of the pictures."""
+    """What the classifier itself makes of the images."""
     transform = TimmTransform(is_training=False, input_size=32).transform
-    pictures = [Image.open(path).convert("RGB") for path in sorted((tree / "val").glob("*/*.png"))]
-    inputs = torch.stack([torch.as_tensor(transform(picture)) for picture in pictures])
+    images = [Image.open(path).convert("RGB") for path in sorted((tree / "val").glob("*/*.png"))]
+    inputs = torch.stack([torch.as_tensor(transform(image)) for image in images])
     with torch.no_grad():
         return classifier(**ClassificationPreprocessor()(dict(inputs=inputs)), mode="predict")
 
@@ -128,13 +128,13 @@ class Steps(Hook):
 
 
 def steps(tree: Path, folder: Path, count: int) -> tuple[list[dict], list[float], dict]:
-    """Two epochs in which nothing is random, eight pictures a step, in ``count`` batches; the averaged weights too."""
+    """Two epochs in which nothing is random, eight images a step, in ``count`` batches; the averaged weights too."""
     cfg = config(
         tree, folder, batch_size=8 // count, workers=0, auto_scale_lr=dict(base_batch_size=16), param_scheduler=None
     )
     cfg.model.backbone = dict(type="GCViT", arch=TINY)
-    cfg.model.data_preprocessor = dict(type="ClassificationPreprocessor")
-    cfg.train_dataloader.dataset.pipeline[1] = dict(type="TimmTransform", is_training=False, input_size=32)
+    cfg.model.data_preprocessor = dict(type="mmgcvit.ClassificationPreprocessor")
+    cfg.train_dataloader.dataset.pipeline[1] = dict(type="mmgcvit.TimmTransform", is_training=False, input_size=32)
     cfg.optim_wrapper = dict(accumulative_counts=count, optimizer=dict(type="SGD", lr=0.02, momentum=0.9))
     cfg.custom_hooks[0].interval = count
     cfg.custom_hooks.append(dict(type="Steps"))
@@ -172,7 +172,7 @@ def built(monkeypatch) -> list[Config]:
         def train(self) -> None:
             pass
 
-    monkeypatch.setattr(runs, "_build_runner", lambda cfg: found.append(cfg) or Nothing())
+    monkeypatch.setattr(runs, "build_runner", lambda cfg: found.append(cfg) or Nothing())
     monkeypatch.setattr(runs, "_check_data", lambda *_: None)
     return found
 
@@ -184,22 +184,22 @@ def test_a_scaled_rate_counts_all_batches_of_a_step(tmp_path: Path, built: list[
     cfg = apis.load_config(
         ROOT / "configs/segmentation" / name, str(tmp_path), {"optim_wrapper.accumulative_counts": 4}
     )
-    assert cfg.auto_scale_lr.enable != flag
+    assert cfg.auto_scale_lr.get("enable", False) != flag
     whole = cfg.auto_scale_lr.base_batch_size
     apis.train(cfg, auto_scale_lr=flag)
     assert built[0].auto_scale_lr.enable
     assert built[0].auto_scale_lr.base_batch_size == whole / 4
     del cfg.auto_scale_lr["base_batch_size"]
     with pytest.raises(UsageError, match=r"the config has no auto_scale_lr.base_batch_size"):
-        apis.train(cfg)
+        apis.train(cfg, auto_scale_lr=flag)
 
 
 @pytest.mark.parametrize(
     ("given", "configured", "becomes"),
     [(None, "skip", "skip"), (None, None, None), ("stop", "skip", "stop"), ("skip", None, "skip")],
 )
-@pytest.mark.parametrize("loading", ["LoadPillowImage", "LoadCheckedImage", "LoadImageFromFile"])
-def test_what_a_broken_picture_does(
+@pytest.mark.parametrize("loading", ["mmgcvit.LoadPillowImage", "mmgcvit.LoadCheckedImage", "LoadImageFromFile"])
+def test_what_a_broken_image_does(
     tmp_path: Path,
     tree: Path,
     built: list[Config],
@@ -215,7 +215,7 @@ def test_what_a_broken_picture_does(
     apis.train(cfg, corrupt=given)
     found = built[0].train_dataloader.dataset.pipeline[0]
     assert found.get("corrupt") == becomes
-    assert found.type == ("LoadPillowImage" if loading == "LoadPillowImage" else "LoadCheckedImage")
+    assert found.type == (loading if loading == "mmgcvit.LoadPillowImage" else "mmgcvit.LoadCheckedImage")
 
 
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
@@ -228,14 +228,14 @@ def test_mixed_precision_on_a_gpu(tmp_path: Path, built: list[Config], kind: str
     assert found.clip_grad == dict(max_norm=5.0, norm_type=2)
     cfg = apis.load_config(ROOT / "configs/classification/gcvit-tiny_32xb128_in1k_fsdp.py", str(tmp_path))
     apis.train(cfg, amp=kind)
-    assert built[1].optim_wrapper.type == "FSDPAmpOptimWrapper"
+    assert built[1].optim_wrapper.type == "mmgcvit.FSDPAmpOptimWrapper"
     monkeypatch.setattr(runs, "get_device", lambda: "cpu")
     apis.train(cfg)
-    assert built[2].optim_wrapper.type == "FSDPOptimWrapper"
+    assert built[2].optim_wrapper.type == "mmgcvit.FSDPOptimWrapper"
 
 
 def test_slurm_without_slurm(tmp_path: Path, tree: Path, monkeypatch):
-    monkeypatch.setattr(runs, "get_device", lambda: "cpu")
+    monkeypatch.setattr(launch, "get_device", lambda: "cpu")
     monkeypatch.delenv("SLURM_PROCID", raising=False)
     with pytest.raises(UsageError, match=r"launcher='slurm': SLURM_PROCID, .*start processes by srun"):
         apis.train(config(tree, tmp_path, launcher="slurm"))

@@ -1,4 +1,4 @@
-"""Segmentation on pictures, folders and videos: whole, by a sliding window, several views; with an untrained model."""
+"""Segmentation on images, folders and videos: whole, by a sliding window, several views; with an untrained model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from mmseg.evaluation import IoUMetric
 from mmseg.structures import SegDataSample
 
 from mmgcvit import apis
-from mmgcvit.apis import UsageError, load_config, predict
-from mmgcvit.apis.segmentor import Segmentor, _meta
-from mmgcvit.apis.sources import Source
+from mmgcvit.apis import UsageError, load_config, predict, use_tta
+from mmgcvit.tasks.segmentation.predictor import Segmentor, _meta
+from mmgcvit.tasks.sources import Source
 
 BASES = ROOT / "configs/segmentation/_base_"
 CLASSES = ("ground", "cat", "dog")
@@ -84,13 +84,13 @@ def samples(shape: tuple[int, int], count: int) -> dict:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Pictures of two shapes, a video, and checkpoints."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Images of two shapes, a video, and checkpoints."""
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     (folder / "in").mkdir()
     for name, shape in (("a.jpg", (48, 96)), ("b.png", (60, 70)), ("c.jpg", (48, 96))):
-        picture = cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), shape[::-1])
-        cv2.imwrite(str(folder / "in" / name), picture)
+        image = cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), shape[::-1])
+        cv2.imwrite(str(folder / "in" / name), image)
     writer = cv2.VideoWriter(str(folder / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 48))
     for _ in range(3):
         writer.write(cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (64, 48)))
@@ -106,23 +106,23 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("kind", ALL)
 def test_a_folder_in_batches(folder: Path, tmp_path: Path, kind: str):
     found = predict(config(kind), str(folder / f"{kind}.pth"), [folder / "in"], str(tmp_path / "one"), "cpu")
-    assert (found.pictures, found.frames) == (3, 0)
+    assert (found.images, found.frames) == (3, 0)
     predict(config(kind), str(folder / f"{kind}.pth"), [folder / "in"], str(tmp_path / "two"), "cpu", batch_size=3)
     content = json.loads((tmp_path / "two/areas.json").read_text())
     assert content == json.loads((tmp_path / "one/areas.json").read_text())
     assert found.file == str(tmp_path / "one/areas.json")
     assert content["values"] == {"0": "ground", "1": "cat", "2": "dog"}
     seen = set()
-    for picture, (name, shape) in zip(
-        content["pictures"], (("a.jpg", (48, 96)), ("b.png", (60, 70)), ("c.jpg", (48, 96))), strict=True
+    for image, (name, shape) in zip(
+        content["images"], (("a.jpg", (48, 96)), ("b.png", (60, 70)), ("c.jpg", (48, 96))), strict=True
     ):
-        assert (picture["file_name"], picture["height"], picture["width"]) == (name, *shape)
-        labels = cv2.imread(str(tmp_path / "two" / picture["label_map"]), cv2.IMREAD_UNCHANGED)
+        assert (image["file_name"], image["height"], image["width"]) == (name, *shape)
+        labels = cv2.imread(str(tmp_path / "two" / image["label_map"]), cv2.IMREAD_UNCHANGED)
         assert labels.shape == shape
         for i, label in enumerate(CLASSES):
             count = int((labels == i).sum())
-            assert picture["areas"].get(label, dict(pixels=0))["pixels"] == count
-            assert count == 0 or picture["areas"][label]["share"] == round(count / labels.size, 5)
+            assert image["areas"].get(label, dict(pixels=0))["pixels"] == count
+            assert count == 0 or image["areas"][label]["share"] == round(count / labels.size, 5)
         seen |= set(np.unique(labels))
         assert cv2.imread(str(tmp_path / "two/vis" / name)).shape == (*shape, 3)
     assert len(seen) > 1
@@ -132,8 +132,8 @@ def test_predictions_are_the_models(folder: Path):
     """Not through our batches, but mmseg's own step."""
     segmentor = Segmentor(config(scale=None), str(folder / "upernet.pth"), "cpu", batch_size=2)
     data = samples((37, 51), 2)
-    pictures = [picture.permute(1, 2, 0).numpy() for picture in data["inputs"]]
-    found = [labels for _, labels in segmentor(iter([Source(str(i), p) for i, p in enumerate(pictures)]))]
+    images = [image.permute(1, 2, 0).numpy() for image in data["inputs"]]
+    found = [labels for _, labels in segmentor(iter([Source(str(i), p) for i, p in enumerate(images)]))]
     with torch.no_grad():
         for labels, sample in zip(found, model().test_step(data), strict=True):
             np.testing.assert_array_equal(labels, sample.pred_sem_seg.data[0])
@@ -188,17 +188,17 @@ def test_names_of_the_data_sets_own(folder: Path, kind: str, first: str):
 
 def test_a_video(folder: Path, tmp_path: Path):
     found = predict(config(), str(folder / "upernet.pth"), [folder / "film.avi"], str(tmp_path), "cpu", batch_size=2)
-    assert (found.pictures, found.frames) == (0, 3)
+    assert (found.images, found.frames) == (0, 3)
     capture = cv2.VideoCapture(str(tmp_path / "vis/film.mp4"))
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
-    pictures = json.loads((tmp_path / "areas.json").read_text())["pictures"]
-    assert [picture["frame"] for picture in pictures] == [0, 1, 2]
-    assert cv2.imread(str(tmp_path / pictures[2]["label_map"]), cv2.IMREAD_UNCHANGED).shape == (48, 64)
+    images = json.loads((tmp_path / "areas.json").read_text())["images"]
+    assert [image["frame"] for image in images] == [0, 1, 2]
+    assert cv2.imread(str(tmp_path / images[2]["label_map"]), cv2.IMREAD_UNCHANGED).shape == (48, 64)
 
 
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("shape", [(1, 1), (37, 501)])
-def test_maps_have_the_pictures_size(kind: str, shape: tuple[int, int]):
+def test_maps_have_the_images_size(kind: str, shape: tuple[int, int]):
     with torch.no_grad():
         result = model(kind).test_step(samples(shape, 1))[0]
     assert result.pred_sem_seg.data.shape == (1, *shape)
@@ -207,8 +207,8 @@ def test_maps_have_the_pictures_size(kind: str, shape: tuple[int, int]):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ALL)
-def test_maps_of_large_pictures(kind: str):
-    test_maps_have_the_pictures_size(kind, (1536, 2048))
+def test_maps_of_large_images(kind: str):
+    test_maps_have_the_images_size(kind, (1536, 2048))
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -217,8 +217,8 @@ def test_files_of_odd_sizes(folder: Path, tmp_path: Path, kind: str, shape: tupl
     """Through the configs' own pipeline, which brings the short side to 512."""
     cfg = config(kind)
     cfg.test_dataloader.dataset.pipeline = Config.fromfile(BASES / "ade20k_512x512.py").test_pipeline
-    picture = samples(shape, 1)["inputs"][0].permute(1, 2, 0).numpy()
-    cv2.imwrite(str(tmp_path / "odd.png"), picture)
+    image = samples(shape, 1)["inputs"][0].permute(1, 2, 0).numpy()
+    cv2.imwrite(str(tmp_path / "odd.png"), image)
     predict(cfg, str(folder / f"{kind}.pth"), [tmp_path / "odd.png"], str(tmp_path / "out"), "cpu")
     labels = cv2.imread(str(tmp_path / "out/labels/odd.png"), cv2.IMREAD_UNCHANGED)
     assert labels.shape == shape
@@ -226,7 +226,7 @@ def test_files_of_odd_sizes(folder: Path, tmp_path: Path, kind: str, shape: tupl
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_sliding_is_whole_where_the_picture_fits(kind: str):
+def test_sliding_is_whole_where_the_image_fits(kind: str):
     whole = model(kind)
     with torch.no_grad():
         expected = whole.test_step(samples((60, 90), 1))[0].seg_logits.data
@@ -241,8 +241,8 @@ def test_sliding_is_whole_where_the_picture_fits(kind: str):
 def test_tiles_are_a_sliding_window(folder: Path):
     segmentor = Segmentor(config(scale=None), str(folder / "upernet.pth"), "cpu", tile=40, overlap=0.25)
     assert segmentor.inferencer.model.test_cfg == dict(mode="slide", crop_size=(40, 40), stride=(30, 30))
-    picture = samples((60, 90), 1)["inputs"][0].permute(1, 2, 0).numpy()
-    ((_, labels),) = segmentor(iter([Source("a", picture)]))
+    image = samples((60, 90), 1)["inputs"][0].permute(1, 2, 0).numpy()
+    ((_, labels),) = segmentor(iter([Source("a", image)]))
     sliding = model()
     sliding.test_cfg = Config(dict(mode="slide", crop_size=(40, 40), stride=(30, 30)))
     with torch.no_grad():
@@ -253,13 +253,15 @@ def test_tiles_are_a_sliding_window(folder: Path):
 @pytest.mark.parametrize("kind", ALL)
 def test_tta(folder: Path, kind: str):
     """The mean of the views' probabilities: here of two scales and their mirror images."""
-    segmentor = Segmentor(config(kind), str(folder / f"{kind}.pth"), "cpu", tta=True)
-    picture = samples((64, 128), 1)["inputs"][0].permute(1, 2, 0).numpy()
-    ((_, labels),) = segmentor(iter([Source("a", picture)]))
+    cfg = config(kind)
+    use_tta(cfg)
+    segmentor = Segmentor(cfg, str(folder / f"{kind}.pth"), "cpu", tta=True)
+    image = samples((64, 128), 1)["inputs"][0].permute(1, 2, 0).numpy()
+    ((_, labels),) = segmentor(iter([Source("a", image)]))
     probabilities, alone = [], model(kind)
     for side in ((96, 48), (128, 64)):
         for mirrored in (False, True):
-            view = cv2.resize(picture, side)
+            view = cv2.resize(image, side)
             view = np.ascontiguousarray(view[:, ::-1]) if mirrored else view
             meta = dict(img_shape=view.shape[:2], ori_shape=(64, 128), flip=mirrored, flip_direction="horizontal")
             data = dict(inputs=[torch.from_numpy(view).permute(2, 0, 1)], data_samples=[SegDataSample(metainfo=meta)])
@@ -275,7 +277,7 @@ def test_tta_of_a_config_of_ade20k(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     from mmseg.models.segmentors import SegTTAModel
 
     cfg = load_config(
-        BASES.parent / "gcvit-xxtiny_upernet_8xb2-160k_ade20k-512x512_1gpu.py",
+        BASES.parent / "gcvit-xxtiny_upernet_8xb2-160k_ade20k-512x512.py",
         str(tmp_path / "work"),
         {
             "test_dataloader.dataset.data_root": str(tmp_path),

@@ -20,15 +20,15 @@ def test_parameters(arch: str):
 
 def test_modes():
     model = randomise(MODELS.build(dict(type="GCViTClassifier", backbone=dict(arch=TINY), num_classes=5))).eval()
-    pictures = torch.randn(3, 3, 70, 50)
-    logits = model(pictures)
+    images = torch.randn(3, 3, 70, 50)
+    logits = model(images)
     assert logits.shape == (3, 5)
-    assert torch.allclose(model(pictures, mode="predict"), logits.softmax(1))
+    assert torch.allclose(model(images, mode="predict"), logits.softmax(1))
     targets = torch.tensor([0, 4, 2])
     wanted = -logits.log_softmax(1)[torch.arange(3), targets].mean()
-    assert torch.allclose(model(pictures, targets, mode="loss")["loss"], wanted)
+    assert torch.allclose(model(images, targets, mode="loss")["loss"], wanted)
     soft = torch.nn.functional.one_hot(targets, 5).float()
-    assert torch.allclose(model(pictures, soft, mode="loss")["loss"], wanted)
+    assert torch.allclose(model(images, soft, mode="loss")["loss"], wanted)
 
 
 def test_every_parameter_learns():
@@ -53,14 +53,14 @@ def test_in_mmpretrains_classifier(classifier, files):
     )
     report = load_pretrained(model, files["nvidia"])
     assert "head.weight" in report.loaded
-    pictures, targets = torch.randn(3, 3, 64, 64), torch.tensor([0, 4, 2])
+    images, targets = torch.randn(3, 3, 64, 64), torch.tensor([0, 4, 2])
     samples = [DataSample().set_gt_label(int(target)) for target in targets]
     with torch.no_grad():
-        expected = classifier(pictures, targets, mode="loss")["loss"]
-        assert torch.allclose(model.eval()(pictures, samples, mode="loss")["loss"], expected, atol=1e-5)
-        found = torch.stack([sample.pred_score for sample in model(pictures, samples, mode="predict")])
-        assert torch.allclose(found, classifier(pictures, mode="predict"), atol=1e-5)
-    model.train()(pictures, samples, mode="loss")["loss"].backward()
+        expected = classifier(images, targets, mode="loss")["loss"]
+        assert torch.allclose(model.eval()(images, samples, mode="loss")["loss"], expected, atol=1e-5)
+        found = torch.stack([sample.pred_score for sample in model(images, samples, mode="predict")])
+        assert torch.allclose(found, classifier(images, mode="predict"), atol=1e-5)
+    model.train()(images, samples, mode="loss")["loss"].backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 

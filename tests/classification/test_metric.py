@@ -15,7 +15,7 @@ from timm.data import RealLabelsImagenet
 from mmgcvit import TopKAccuracy
 
 
-class Pictures:
+class Images:
     """As many samples as targets, with names."""
 
     def __init__(self, names: list[str], classes: tuple[str, ...]) -> None:
@@ -42,8 +42,8 @@ def example(count: int, classes: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
 def test_no_sample_is_lost_or_doubled(world: int, size: int, count: int):
     """What mmengine's sampler gives to each process, in batches; the results are put together as mmengine does."""
     scores, labels = example(count)
-    metric = METRICS.build(dict(type="TopKAccuracy", topk=(1, 3)))
-    metric.dataset = Pictures([str(i) for i in range(count)], tuple("abcdefg"))
+    metric = METRICS.build(dict(type="mmgcvit.TopKAccuracy", topk=(1, 3)))
+    metric.dataset = Images([str(i) for i in range(count)], tuple("abcdefg"))
     shares = []
     for rank in range(world):
         with mock.patch("mmengine.dataset.sampler.get_dist_info", return_value=(rank, world)):
@@ -63,7 +63,7 @@ def test_no_sample_is_lost_or_doubled(world: int, size: int, count: int):
 def test_missing_samples_are_no_figure():
     scores, labels = example(4)
     metric = TopKAccuracy()
-    metric.dataset = Pictures(list("abcde"), tuple("abcdefg"))
+    metric.dataset = Images(list("abcde"), tuple("abcdefg"))
     metric.process(dict(sample_idx=torch.arange(4), targets=labels), scores)
     with pytest.raises(RuntimeError, match="4 samples were evaluated; the data set has 5"):
         metric.evaluate(4)
@@ -72,7 +72,7 @@ def test_missing_samples_are_no_figure():
 def test_table(tmp_path: Path):
     scores, labels = example(3, 4)
     metric = TopKAccuracy(topk=(1, 2), out_csv=str(tmp_path / "new" / "table.csv"))
-    metric.dataset = Pictures(["x/1.jpg", "x/2.jpg", "y/3, old.jpg"], ("ant", "bee", "cat", "dog"))
+    metric.dataset = Images(["x/1.jpg", "x/2.jpg", "y/3, old.jpg"], ("ant", "bee", "cat", "dog"))
     metric.process(dict(sample_idx=torch.tensor([2, 0, 1]), targets=labels[[2, 0, 1]]), scores[[2, 0, 1]])
     metric.evaluate(3)
     with (tmp_path / "new" / "table.csv").open(newline="") as file:
@@ -90,7 +90,7 @@ def test_reassessed_labels():
     names = [f"val/n{i % 1000:08d}/ILSVRC2012_val_{i + 1:08d}.JPEG" for i in range(50000)]
     real = RealLabelsImagenet(names).real_labels
     metric = TopKAccuracy(topk=(1, 5), real_labels="timm")
-    metric.dataset = Pictures(names, tuple(map(str, range(1000))))
+    metric.dataset = Images(names, tuple(map(str, range(1000))))
     rows = []
     for index in range(50000):  # right where there are labels and the index is even
         given = real[f"ILSVRC2012_val_{index + 1:08d}.JPEG"]
@@ -100,11 +100,11 @@ def test_reassessed_labels():
     labelled = [index for index in range(50000) if real[f"ILSVRC2012_val_{index + 1:08d}.JPEG"]]
     share = 100 * sum(index % 2 == 0 for index in labelled) / len(labelled)
     found = metric.compute_metrics(rows)
-    assert len(labelled) == 46837  # pictures with labels, of the ReaL paper
+    assert len(labelled) == 46837  # images with labels, of the ReaL paper
     assert found["real_top1"] == pytest.approx(share)
     assert found["real_top5"] == pytest.approx(share)
-    metric.dataset = Pictures(["a", "b"], ())
-    with pytest.raises(ValueError, match="real_labels: 2 pictures such as a; allowed: the 50000"):
+    metric.dataset = Images(["a", "b"], ())
+    with pytest.raises(ValueError, match="real_labels: 2 images such as a; allowed: the 50000"):
         metric.compute_metrics(rows[:2])
 
 

@@ -23,8 +23,8 @@ def batch(size: int = 4) -> dict:
 
 
 def test_normalises_as_timm_does():
-    picture = Image.fromarray(batch()["inputs"][0].permute(1, 2, 0).numpy())
-    timm = create_transform(input_size=(40, 36), crop_pct=1.0, crop_mode="squash")(picture)
+    image = Image.fromarray(batch()["inputs"][0].permute(1, 2, 0).numpy())
+    timm = create_transform(input_size=(40, 36), crop_pct=1.0, crop_mode="squash")(image)
     ours = ClassificationPreprocessor()(batch())["inputs"][0]
     assert torch.allclose(ours, timm, atol=1e-6)
     assert torch.equal(ClassificationPreprocessor()(dict(inputs=timm[None]))["inputs"][0], timm)  # normalised already
@@ -53,7 +53,7 @@ def test_mixes_normalises_and_erases_in_timms_order(seed: int):
     """timm's own collating and prefetcher, on the same draws; they round the mixture to bytes."""
     data = batch()
     collate = FastCollateMixup(**MIX, num_classes=3)
-    pairs = [(picture.numpy(), int(target)) for picture, target in zip(data["inputs"], data["targets"], strict=True)]
+    pairs = [(image.numpy(), int(target)) for image, target in zip(data["inputs"], data["targets"], strict=True)]
     np.random.seed(seed)
     random.seed(seed)
     loader = PrefetchLoader([collate(pairs)], device=torch.device("cpu"), re_prob=1.0, re_mode="const")
@@ -64,7 +64,7 @@ def test_mixes_normalises_and_erases_in_timms_order(seed: int):
     random.seed(seed)
     found = processor(data, training=True)
     assert torch.allclose(found["targets"], targets)
-    assert torch.equal(found["inputs"] == 0, wanted == 0)  # one rectangle of each picture, and no other's
+    assert torch.equal(found["inputs"] == 0, wanted == 0)  # one rectangle of each image, and no other's
     assert (wanted == 0).any()
     half = (0.51 / 255 / torch.tensor([0.229, 0.224, 0.225])).view(1, 3, 1, 1)
     assert ((found["inputs"] - wanted).abs() <= half).all()
@@ -72,7 +72,7 @@ def test_mixes_normalises_and_erases_in_timms_order(seed: int):
 
 def test_an_odd_batch_cannot_be_mixed():
     processor = ClassificationPreprocessor(num_classes=3, mixup=MIX)
-    with pytest.raises(ValueError, match=r"a batch of 3 pictures; allowed with mixup.*drop_last=True"):
+    with pytest.raises(ValueError, match=r"a batch of 3 images; allowed with mixup.*drop_last=True"):
         processor(batch(3), training=True)
     assert processor(batch(3), training=False)["inputs"].shape == (3, 3, 40, 36)
     with pytest.raises(ValueError, match="num_classes=None; allowed with mixup"):

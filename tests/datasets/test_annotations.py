@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmgcvit.datasets.annotations import AnnotationError, check_before_run, data_sets, outside, read_coco
+from mmgcvit.datasets.problems import data_sets
+from mmgcvit.errors import AnnotationError
+from mmgcvit.tasks.detection.annotations import check_before_run, outside, read_coco
 
 SQUARE = [[10, 10, 20, 10, 20, 20, 10, 20]]
 
@@ -27,11 +29,11 @@ def content() -> dict:
     )
 
 
-def write(folder: Path, coco: dict, pictures: bool = True) -> Path:
+def write(folder: Path, coco: dict, images: bool = True) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "images").mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
-    for image in content()["images"] if pictures else ():
+    for image in content()["images"] if images else ():
         noise = rng.integers(0, 255, (image["height"], image["width"], 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / "images" / image["file_name"], quality=90)
     path = folder / "coco.json"
@@ -61,11 +63,11 @@ def test_what_is_right_has_no_problems(tmp_path: Path):
     found = read_coco(write(tmp_path, content()), with_mask=True)
     assert found.problems == []
     assert found.categories == ("dog", "cat")  # in the file's order, as mmdet numbers them
-    assert [picture.boxes for picture in found.pictures] == [
+    assert [image.boxes for image in found.images] == [
         [(10.0, 10.0, 20.0, 20.0)],
         [(0.0, 0.0, 48.0, 64.0), (5.5, 5.0, 25.5, 25.0)],
     ]
-    assert [picture.labels for picture in found.pictures] == [["cat"], ["dog", "cat"]]
+    assert [image.labels for image in found.images] == [["cat"], ["dog", "cat"]]
     check_before_run(dict(dataset=dataset(tmp_path)))
 
 
@@ -90,12 +92,12 @@ def test_what_is_used_is_what_mmdet_uses(tmp_path: Path):
             Path(info["img_path"]).name: [tuple(map(float, instance["bbox"])) for instance in info["instances"]]
             for info in map(built.get_data_info, range(len(built)))
         }
-        assert {Path(picture.path).name: picture.boxes for picture in found.pictures} == theirs
+        assert {Path(image.path).name: image.boxes for image in found.images} == theirs
         labels = {
             Path(info["img_path"]).name: [names[instance["bbox_label"]] for instance in info["instances"]]
             for info in map(built.get_data_info, range(len(built)))
         }
-        assert {Path(picture.path).name: picture.labels for picture in found.pictures} == labels
+        assert {Path(image.path).name: image.labels for image in found.images} == labels
         assert len(found.problems) == 13 - sum(map(len, theirs.values()))
         assert not any(problem.breaks for problem in found.problems)
 
@@ -189,7 +191,7 @@ def test_nothing_to_learn(tmp_path: Path):
     coco = content()
     coco["annotations"] = [annotation | dict(area=0) for annotation in coco["annotations"]]
     write(tmp_path, coco)
-    with pytest.raises(AnnotationError, match="none of 3 annotations can be used: training would wait for ever"):
+    with pytest.raises(AnnotationError, match="none of 3 annotations can be used: training would hang"):
         check_before_run(dict(dataset=dataset(tmp_path)))
     check_before_run(dict(dataset=dataset(tmp_path, test_mode=True)))
 
@@ -221,7 +223,7 @@ def test_classes_that_nobody_set(tmp_path: Path):
         check_before_run(dict(dataset=dataset(tmp_path, None)))
 
 
-def test_pictures_alone_can_be_tested(tmp_path: Path):
+def test_images_alone_can_be_tested(tmp_path: Path):
     coco = content()
     del coco["annotations"]
     write(tmp_path, coco)
@@ -230,10 +232,10 @@ def test_pictures_alone_can_be_tested(tmp_path: Path):
         check_before_run(dict(dataset=dataset(tmp_path)))
 
 
-def test_pictures_that_mmdet_finds_too_small(tmp_path: Path):
+def test_images_that_mmdet_finds_too_small(tmp_path: Path):
     write(tmp_path, content())
     check_before_run(dict(dataset=dataset(tmp_path, filter_cfg=dict(filter_empty_gt=True, min_size=48))))
-    with pytest.raises(AnnotationError, match=r"can be used \(filter_cfg.min_size=49\): training would wait"):
+    with pytest.raises(AnnotationError, match=r"can be used \(filter_cfg.min_size=49\): training would hang"):
         check_before_run(dict(dataset=dataset(tmp_path, filter_cfg=dict(filter_empty_gt=True, min_size=49))))
 
 
@@ -241,13 +243,13 @@ def test_lvis_is_looked_at_and_remote_files_are_not(tmp_path: Path):
     coco = content()
     for image in coco["images"]:
         image["coco_url"] = f"http://images.example.org/train2017/{image.pop('file_name')}"
-    write(tmp_path, coco, pictures=False)
+    write(tmp_path, coco, images=False)
     lvis = dataset(tmp_path) | dict(type="LVISV1Dataset", data_prefix=dict(img=""))
     check_before_run(dict(dataset=lvis))
     found = read_coco(tmp_path / "coco.json")
-    assert [picture.path for picture in found.pictures] == ["train2017/a.jpg", "train2017/b.jpg"]
+    assert [image.path for image in found.images] == ["train2017/a.jpg", "train2017/b.jpg"]
     coco["annotations"][0]["bbox"] = None
-    write(tmp_path, coco, pictures=False)
+    write(tmp_path, coco, images=False)
     with pytest.raises(AnnotationError, match="bbox=None"):
         check_before_run(dict(dataset=lvis))
     check_before_run(dict(dataset=lvis | dict(data_root="s3://bucket", backend_args=dict(backend="petrel"))))

@@ -16,8 +16,8 @@ from PIL import Image
 pytest.importorskip("mmcv")
 pytest.importorskip("mmdet")
 
-from runs import COLOURS, make_tree
-from runs import config as classification
+from classification_run import COLOURS, make_tree
+from classification_run import config as classification
 from test_annotations import content, dataset, write
 
 from mmengine.config import Config  # isort: skip
@@ -44,7 +44,7 @@ def kinds(cfg: Config, breaks: bool = True) -> list[str]:
 def test_good_data(tmp_path: Path, capsys):
     write(tmp_path, content())
     reports = check_data(config(tmp_path), progress=False)
-    assert [(report.name, report.pictures, report.objects, report.kept, report.empty) for report in reports] == [
+    assert [(report.name, report.images, report.objects, report.kept, report.empty) for report in reports] == [
         ("train", 2, 3, 3, 0),
         ("val", 2, 3, 3, 0),
     ]  # the test set is the validation set
@@ -55,7 +55,7 @@ def test_good_data(tmp_path: Path, capsys):
     assert capsys.readouterr().out.strip().endswith("nothing that would break training")
 
 
-def test_a_missing_picture(tmp_path: Path):
+def test_a_missing_image(tmp_path: Path):
     write(tmp_path, content())
     (tmp_path / "images/a.jpg").unlink()
     report = check_data(config(tmp_path), progress=False)[0]
@@ -64,11 +64,11 @@ def test_a_missing_picture(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content_", ["truncated", b"", b"<html>not found</html>"])
-def test_pictures_that_cannot_be_decoded(tmp_path: Path, content_: str | bytes):
+def test_images_that_cannot_be_decoded(tmp_path: Path, content_: str | bytes):
     write(tmp_path, content())
     path = tmp_path / "images/a.jpg"
     path.write_bytes(path.read_bytes()[:-500] if content_ == "truncated" else content_)
-    assert kinds(config(tmp_path)) == ["picture"]
+    assert kinds(config(tmp_path)) == ["image"]
 
 
 def test_a_size_that_is_not_the_annotations(tmp_path: Path):
@@ -78,7 +78,7 @@ def test_a_size_that_is_not_the_annotations(tmp_path: Path):
     assert str(report.problems[0]).endswith("is 48 x 64 (width x height), its annotations say 64 x 48")
 
 
-def test_a_picture_is_as_its_exif_turns_it(tmp_path: Path):
+def test_a_image_is_as_its_exif_turns_it(tmp_path: Path):
     """mmcv, by OpenCV, turns it before anything sees it."""
     import mmcv
 
@@ -141,7 +141,7 @@ def test_voc(tmp_path: Path):
         )
     )
     (report,) = check_data(cfg, progress=False)
-    assert (report.pictures, report.objects, report.kept) == (1, 2, 1)
+    assert (report.images, report.objects, report.kept) == (1, 2, 1)
     assert report.classes["dog"] == 1
     assert [problem.kind for problem in report.problems if problem.kind != "class"] == ["box"]
     (tmp_path / "Annotations/one.xml").write_text("<annotation>")
@@ -157,7 +157,7 @@ def test_a_classifiers_folders(tmp_path: Path, capsys):
     tree = make_tree(tmp_path / "colours", train=70, val=2)  # more than are opened at a time
     cfg = classification(tree, tmp_path / "run")
     reports = check_data(cfg, progress=False)
-    assert [(report.name, report.pictures, report.kept, report.problems) for report in reports] == [
+    assert [(report.name, report.images, report.kept, report.problems) for report in reports] == [
         ("train", 210, 210, []),
         ("val", 6, 6, []),
     ]
@@ -173,10 +173,10 @@ def test_a_classifiers_folders(tmp_path: Path, capsys):
     train, val = check_data(cfg, progress=False)
     assert train.broken
     assert val.broken
-    assert [problem.kind for problem in train.problems] == ["classes", "picture"]
+    assert [problem.kind for problem in train.problems] == ["classes", "image"]
     assert "3 classes; allowed: at most model.num_classes=2" in str(train.problems[0])
     assert str(train.problems[1]).startswith("red/69.png: cannot be decoded")
-    assert (train.pictures, train.kept) == (210, 209)
+    assert (train.images, train.kept) == (210, 209)
     assert "the val data: 1 class folders are missing: green; 1 are not among the training data's 3: cyan" in str(
         val.problems[0]
     )
@@ -197,7 +197,7 @@ def test_classes_that_are_given(tmp_path: Path):
     report = check_data(cfg, progress=False)[1]
     assert report.classes == dict(blue=1, green=0, red=1)
     assert not report.broken
-    assert [problem.what for problem in report.problems] == ["no picture of class 'green'"]
+    assert [problem.what for problem in report.problems] == ["no image of class 'green'"]
 
 
 def test_the_command(tmp_path: Path):
@@ -208,8 +208,8 @@ def test_the_command(tmp_path: Path):
     template = (ROOT / "configs/detection/custom_coco_template.py").read_text()
     mine.write_text(
         template.replace("./_base_", f"{ROOT}/configs/detection/_base_")
-        .replace("'data/my_data/'", f"'{tmp_path}/data'")
-        .replace("('cat', 'dog')", "('dog', 'cat')")
+        .replace('"data/my_data/"', f'"{tmp_path}/data"')
+        .replace('("cat", "dog")', '("dog", "cat")')
     )
     for name in ("train.json", "val.json"):
         (tmp_path / "data" / name).write_text(path.read_text())

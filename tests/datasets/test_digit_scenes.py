@@ -36,10 +36,10 @@ def decode(segmentation: dict) -> np.ndarray:
 def test_what_is_written(scenes: Path):
     assert [len(annotations(scenes, split)["images"]) for split in ("train", "val")] == [39, 2]
     for split in ("train", "val"):
-        pictures = sorted((scenes / "images" / split).iterdir())
-        assert [p.name for p in pictures] == [i["file_name"] for i in annotations(scenes, split)["images"]]
-        assert all(Image.open(p).size == (128, 128) for p in pictures)
-        assert [p.stem for p in sorted((scenes / "semantic" / split).iterdir())] == [p.stem for p in pictures]
+        images = sorted((scenes / "images" / split).iterdir())
+        assert [p.name for p in images] == [i["file_name"] for i in annotations(scenes, split)["images"]]
+        assert all(Image.open(p).size == (128, 128) for p in images)
+        assert [p.stem for p in sorted((scenes / "semantic" / split).iterdir())] == [p.stem for p in images]
         assert sorted(p.name for p in (scenes / "classification" / split).iterdir()) == list(CLASSES)
     count = {s: sum(1 for _ in (scenes / "classification" / s).rglob("*.png")) for s in ("train", "val")}
     assert count == {"train": 1438, "val": 359}
@@ -67,17 +67,17 @@ def test_boxes_areas_and_label_maps_come_from_the_masks(scenes: Path, split: str
 
 
 def test_masks_lie_on_the_digits(scenes: Path):
-    """Inside a mask the picture has one colour, as a digit is painted in one: far less spread than its surroundings."""
+    """Inside a mask the image has one colour, as a digit is painted in one: far less spread than its surroundings."""
     coco = annotations(scenes, "train")
     inside, around = [], []
     for annotation in coco["annotations"]:
-        picture = np.array(Image.open(scenes / "images/train" / f"{annotation['image_id']:06d}.jpg")).astype(float)
+        image = np.array(Image.open(scenes / "images/train" / f"{annotation['image_id']:06d}.jpg")).astype(float)
         mask = decode(annotation["segmentation"])
         x, y, w, h = annotation["bbox"]
         box = np.zeros_like(mask)
         box[y : y + h, x : x + w] = True
-        inside.append(np.median(np.abs(picture[mask] - np.median(picture[mask], 0))))
-        around.append(np.median(np.abs(picture[box] - np.median(picture[mask], 0))))
+        inside.append(np.median(np.abs(image[mask] - np.median(image[mask], 0))))
+        around.append(np.median(np.abs(image[box] - np.median(image[mask], 0))))
     assert np.mean(inside) < 0.25 * np.mean(around)
 
 
@@ -97,7 +97,7 @@ def test_run_lengths(mask: np.ndarray):
     assert np.array_equal(decode({"size": mask.shape, "counts": counts}), mask)
 
 
-def test_same_arguments_same_pictures(scenes: Path, tmp_path):
+def test_same_arguments_same_images(scenes: Path, tmp_path):
     again = make_digit_scenes(tmp_path / "again", images=41, size=128, seed=3)
     other = make_digit_scenes(tmp_path / "other", images=41, size=128, seed=4)
     files = [p.relative_to(scenes) for p in sorted(scenes.rglob("*")) if p.is_file()]
@@ -106,7 +106,7 @@ def test_same_arguments_same_pictures(scenes: Path, tmp_path):
 
 
 def test_validation_digits_and_photograph_parts_are_not_trained_on(tmp_path, monkeypatch):
-    """By what each split's pictures are drawn from: training first, then validation."""
+    """By what each split's images are drawn from: training first, then validation."""
     scenes, singles = [], []
     real_scene, real_single = digit_scenes.draw_scene, digit_scenes.draw_single
 

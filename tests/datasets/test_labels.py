@@ -18,16 +18,24 @@ pytest.importorskip("mmseg")
 from mmengine.config import Config
 
 from mmgcvit.apis import UsageError, train
-from mmgcvit.datasets.annotations import AnnotationError
 from mmgcvit.datasets.check import check_data
-from mmgcvit.datasets.labels import IGNORED, OUTSIDE, _crops, _meaning, _resized, check_label_maps, has_label_maps
 from mmgcvit.datasets.report import print_reports
+from mmgcvit.errors import AnnotationError
+from mmgcvit.tasks.segmentation.label_maps import (
+    IGNORED,
+    OUTSIDE,
+    _crops,
+    _meaning,
+    _resized,
+    check_label_maps,
+    has_label_maps,
+)
 
 CLASSES = ("ground", "cat", "dog")
 
 
 def write(folder: Path, split: str, name: str, labels: np.ndarray, size: tuple[int, int] = (48, 64)) -> Path:
-    """A picture of 48 x 64 (height x width) and its label map; returns the label map's path."""
+    """An image of 48 x 64 (height x width) and its label map; returns the label map's path."""
     for kind in ("images", "annotations"):
         (folder / kind / split).mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(folder / f"images/{split}/{name}.jpg")
@@ -96,7 +104,7 @@ def problems(cfg: Config, breaks: bool = True) -> list[tuple[str, str]]:
 
 def test_good_data(folder: Path, capsys):
     reports = check_data(config(folder), progress=False)
-    assert [(r.name, r.pictures, r.empty, r.objects, r.kept) for r in reports] == [
+    assert [(r.name, r.images, r.empty, r.objects, r.kept) for r in reports] == [
         ("train", 2, 0, 2 * 48 * 64, 2 * 47 * 64),
         ("val", 2, 0, 2 * 48 * 64, 2 * 47 * 64),
     ]
@@ -127,7 +135,7 @@ def planted(kind: str) -> np.ndarray | Image.Image:
     ("kind", "says"),
     [
         ("value", "4 pixels of value 7, 254; allowed: 0 to 2, 255"),
-        ("size", "is 63 x 48 (width x height), its picture 64 x 48"),
+        ("size", "is 63 x 48 (width x height), its image 64 x 48"),
         ("mode", "is of mode 'RGB'; allowed: one value of 8 bits a pixel, modes 1, L, P"),
         ("depth", "has values from 0 to 65280 ('I;16'); allowed: 0 to 255, as others are cut to 8 bits"),
     ],
@@ -156,7 +164,7 @@ def test_files_without_a_partner(folder: Path):
     cfg = config(folder)
     assert problems(cfg) == [("partner", f"{folder}/images/train/a.jpg: no label map {folder}/annotations/train/a.png")]
     assert problems(cfg, breaks=False) == [
-        ("partner", f"{folder}/annotations/val: 1 label maps are of no picture of this data set, the first b.png")
+        ("partner", f"{folder}/annotations/val: 1 label maps are of no image of this data set, the first b.png")
     ]
 
 
@@ -164,7 +172,7 @@ def test_files_without_a_partner(folder: Path):
 def test_files_that_cannot_be_decoded(folder: Path, file: str):
     path = folder / file
     path.write_bytes(path.read_bytes()[:60])
-    assert [kind for kind, _ in problems(config(folder))] == ["picture" if "images" in file else "label map"]
+    assert [kind for kind, _ in problems(config(folder))] == ["image" if "images" in file else "label map"]
 
 
 def test_ignored_maps_and_crops(folder: Path):
@@ -178,7 +186,7 @@ def test_ignored_maps_and_crops(folder: Path):
         (
             "ignored",
             f"{folder}/annotations/train: 6 of 16 crops of 24 x 32 (height x width) have no label at all: "
-            "nothing is learnt from such",
+            "nothing is learned from them",
         ),
     ]
 
@@ -186,7 +194,7 @@ def test_ignored_maps_and_crops(folder: Path):
 @pytest.mark.parametrize(
     ("resize", "empty", "crops"),
     [
-        # a picture of 48 x 64 becomes 24 x 32, one crop; 96 x 128, of which a quarter is ignored; 36 x 48
+        # an image of 48 x 64 becomes 24 x 32, one crop; 96 x 128, of which a quarter is ignored; 36 x 48
         (dict(type="RandomResize", scale=(64, 32), ratio_range=(0.5, 1.0), keep_ratio=True), 0, 1),
         (dict(type="RandomResize", scale=[(96, 64), (160, 128)], keep_ratio=True), 8, 16),
         (dict(type="Resize", scale=(128, 48)), 4, 8),
@@ -195,7 +203,7 @@ def test_ignored_maps_and_crops(folder: Path):
         (dict(type="ResizeShortestEdge", scale=96, max_size=128), None, None),
     ],
 )
-def test_crops_are_those_of_resized_pictures(folder: Path, resize: dict, empty: int | None, crops: int | None):
+def test_crops_are_those_of_resized_images(folder: Path, resize: dict, empty: int | None, crops: int | None):
     half = three()
     half[:, :32] = 255
     for name in ("a", "b"):
@@ -207,7 +215,7 @@ def test_crops_are_those_of_resized_pictures(folder: Path, resize: dict, empty: 
             (
                 "ignored",
                 f"{folder}/annotations/train: {2 * empty} of {2 * crops} crops of 24 x 32 (height x width, of "
-                "resized pictures) have no label at all: nothing is learnt from such",
+                "resized images) have no label at all: nothing is learned from them",
             )
         ]
     )
@@ -232,7 +240,7 @@ def test_masks_of_0_and_255(folder: Path, capsys):
     assert printed.strip().endswith("would break training or make a metric meaningless: train, val")
 
 
-def test_label_maps_beside_their_pictures(folder: Path):
+def test_label_maps_beside_their_images(folder: Path):
     """An empty `seg_map_path` is the data set's root."""
     for split in ("train", "val"):
         for path in (folder / "annotations" / split).iterdir():
@@ -242,7 +250,7 @@ def test_label_maps_beside_their_pictures(folder: Path):
         loader.dataset.update(data_root=f"{folder}/images/{split}", data_prefix=dict(img_path="", seg_map_path=""))
     cfg.train_dataloader.dataset.pop("data_prefix")  # which means the same
     reports = check_data(cfg, progress=False)
-    assert [(report.pictures, report.unit, report.problems) for report in reports] == [(2, "pixels", [])] * 2
+    assert [(report.images, report.unit, report.problems) for report in reports] == [(2, "pixels", [])] * 2
     (folder / "images/train/a.png").unlink()
     with pytest.raises(UsageError, match=r"images/train/a\.jpg: no label map "):
         train(cfg)
@@ -290,7 +298,7 @@ def test_classes_that_a_split_lacks(folder: Path):
     for name in ("a", "b"):
         write(folder, "val", name, no_dog)
     assert [text for _, text in problems(config(folder))] == [
-        f"{folder}/annotations/val: no pixel of class 'dog': its IoU will be NaN, or 0 if anything is taken for it"
+        f"{folder}/annotations/val: no pixel of class 'dog': its IoU will be NaN, or 0 if anything is predicted as it"
     ]
 
 
@@ -306,10 +314,10 @@ def test_heads_of_another_number_of_classes(folder: Path):
 def test_folders_that_are_not_there_or_hold_something_else(folder: Path):
     cfg = config(folder, img_suffix=".jpeg")
     assert problems(cfg)[0][1].endswith(
-        f"no pictures *.jpeg in {folder}/images/train; there are 2 *.jpg (img_suffix of the data set): training would "
-        "wait for ever"
+        f"no images *.jpeg in {folder}/images/train; there are 2 *.jpg (img_suffix of the data set): training would "
+        "hang"
     )
-    with pytest.raises(UsageError, match=r"no pictures \*\.jpeg in"):
+    with pytest.raises(UsageError, match=r"no images \*\.jpeg in"):
         train(cfg)
     cfg = config(folder / "nowhere")
     assert problems(cfg)[0][1].endswith(f"{folder}/nowhere/images/train: there is no such file or folder")
@@ -321,7 +329,7 @@ def test_folders_that_are_not_there_or_hold_something_else(folder: Path):
 def test_a_list_of_names_says_which_label_maps_are_meant(folder: Path):
     (folder / "some.txt").write_text("a\n")
     reports = check_data(config(folder, ann_file="some.txt"), progress=False)
-    assert [(report.pictures, report.problems) for report in reports] == [(1, []), (1, [])]
+    assert [(report.images, report.problems) for report in reports] == [(1, []), (1, [])]
     assert problems(config(folder, ann_file="other.txt"))[0][1].endswith("other.txt: there is no such file or folder")
 
 
@@ -329,7 +337,7 @@ def test_one_class_is_none(folder: Path):
     found = problems(config(folder, classes=("cat",), heads=1))
     assert found[0] == (
         "classes",
-        "model.decode_head: num_classes=1: with one class there is nothing to tell apart, "
+        "model.decode_head: num_classes=1: with one class there is nothing to distinguish, "
         "and the loss is 0; name the background too",
     )
     found = problems(config(folder, classes="cat", heads=3))

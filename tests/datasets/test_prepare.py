@@ -24,16 +24,16 @@ def tree(tmp_path: Path, monkeypatch) -> Path:
     folder = tmp_path / "download"
     splits = []
     with zipfile.ZipFile(tmp_path / "annotations.zip", "w") as archive:
-        for name, pictures, annotations in (("train2017", 5, 7), ("val2017", 2, 3)):
+        for name, count, annotations in (("train2017", 5, 7), ("val2017", 2, 3)):
             (folder / name).mkdir(parents=True)
-            for i in range(pictures):
+            for i in range(count):
                 (folder / name / f"{i:012}.jpg").touch()
             (folder / "annotations").mkdir(exist_ok=True)
-            images = [dict(file_name=f"{i:012}.jpg") for i in range(pictures)]
+            images = [dict(file_name=f"{i:012}.jpg") for i in range(count)]
             text = json.dumps(dict(images=images, annotations=[{}] * annotations, categories=[{}] * 80))
             (folder / "annotations" / f"instances_{name}.json").write_text(text)
             archive.writestr(f"annotations/instances_{name}.json", text)
-            splits.append(Split(name, pictures, annotations, "0" * 32))
+            splits.append(Split(name, count, annotations, "0" * 32))
     digest = hashlib.md5((tmp_path / "annotations.zip").read_bytes()).hexdigest()
     monkeypatch.setattr(module, "COCO_SPLITS", tuple(splits))
     monkeypatch.setattr(module, "COCO_ANNOTATIONS", ("annotations_trainval2017", digest))
@@ -60,7 +60,7 @@ def test_with_the_archive_the_json_is_compared(tree: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("harm", "problem", "advice"), [
-    (lambda t: (t / "val2017/000000000000.jpg").unlink(), "val2017: 1 pictures; expected 2", "zips/val2017.zip"),
+    (lambda t: (t / "val2017/000000000000.jpg").unlink(), "val2017: 1 images; expected 2", "zips/val2017.zip"),
     (lambda t: (t / "val2017").rename(t / "validation"), "val2017: no such folder; expected 2", "zips/val2017.zip"),
     (lambda t: (t / "annotations/instances_train2017.json").unlink(), "instances_train2017.json: there is no such file",
      "annotations/annotations_trainval2017.zip"),
@@ -70,7 +70,7 @@ def test_with_the_archive_the_json_is_compared(tree: Path, tmp_path: Path):
         json.dumps(dict(images=[], annotations=[], categories=[]))),
      "0 images, 0 annotations, 0 categories; expected 5, 7, 80", "annotations/annotations_trainval2017.zip"),
     (lambda t: (t / "val2017/000000000000.jpg").rename(t / "val2017/other.jpg"),
-     "val2017: lacks 1 pictures that instances_val2017.json names, such as 000000000000.jpg", ""),
+     "val2017: lacks 1 images that instances_val2017.json names, such as 000000000000.jpg", ""),
     (lambda t: (t / "annotations_trainval2017.zip").write_bytes(b"half"), "the download is damaged",
      "annotations/annotations_trainval2017.zip"),
 ])  # fmt: skip
@@ -84,7 +84,7 @@ def test_what_is_missing_is_told_and_nothing_linked(tree: Path, tmp_path: Path, 
 
 def test_something_else_in_the_links_place(tree: Path, tmp_path: Path):
     (tmp_path / "data/coco").mkdir(parents=True)
-    with pytest.raises(PrepareError, match="there is something else already"):
+    with pytest.raises(PrepareError, match="there is another file or folder already"):
         prepare("coco", tree, tmp_path / "data")
 
 
@@ -97,7 +97,7 @@ def test_unknown(tmp_path: Path):
 
 def test_the_published_figures():
     """COCO 2017, as its site and pycocotools' users know it."""
-    assert [(split.name, split.pictures, split.annotations) for split in module.COCO_SPLITS] == [
+    assert [(split.name, split.images, split.annotations) for split in module.COCO_SPLITS] == [
         ("train2017", 118287, 860001),
         ("val2017", 5000, 36781),
     ]
@@ -134,7 +134,7 @@ def test_a_whole_segmentation_tree_is_linked(pairs, tmp_path: Path):
     assert link.resolve() == tree
     # where the configs look
     root = ROOT / "configs/segmentation/_base_" / f"{name}_512x{'1024' if name == 'cityscapes' else '512'}.py"
-    assert f"data_root = 'data/{module.DATASETS[name][1]}" in root.read_text()
+    assert f'data_root = "data/{module.DATASETS[name][1]}' in root.read_text()
 
 
 def test_what_a_segmentation_tree_lacks(pairs, tmp_path: Path):
@@ -143,12 +143,12 @@ def test_what_a_segmentation_tree_lacks(pairs, tmp_path: Path):
     label.rename(label.with_name("other" + split.label_suffix))
     report = prepare(name, tree, tmp_path / "data")
     stem = "000" if name == "ade20k" else "aachen/000"
-    assert report.problems == [f"{tree / split.labels}: lacks the label maps of 1 pictures, such as {stem}"]
+    assert report.problems == [f"{tree / split.labels}: has no label maps for 1 images, such as {stem}"]
     label.with_name("other" + split.label_suffix).unlink()
     report = prepare(name, tree, tmp_path / "data")
     assert report.problems == [
         f"{tree / split.labels}: 1 label maps *{split.label_suffix}; expected 2",
-        f"{tree / split.labels}: lacks the label maps of 1 pictures, such as {stem}",
+        f"{tree / split.labels}: has no label maps for 1 images, such as {stem}",
     ]
     assert any(
         "download" in line and (module.ADE_URL in line or "gtFine_trainvaltest" in line) for line in report.advice
@@ -181,7 +181,7 @@ def test_cityscapes_own_ids_are_told_from_none(tmp_path: Path, monkeypatch):
 
 @pytest.fixture
 def imagenet(tmp_path: Path, monkeypatch) -> Path:
-    """The thousand classes, with one picture each for training and two for validation."""
+    """The thousand classes, with one image each for training and two for validation."""
     folder = tmp_path / "ilsvrc"
     for split, count in (("train", 1), ("val", 2)):
         for name in ImageNetInfo("imagenet-1k").label_names():
@@ -196,7 +196,7 @@ def imagenet(tmp_path: Path, monkeypatch) -> Path:
 def test_imagenet(imagenet: Path, tmp_path: Path):
     report = prepare("imagenet", imagenet, tmp_path / "data")
     assert report.problems == []
-    assert report.lines[1].endswith("val: 2000 pictures in 1000 class folders")
+    assert report.lines[1].endswith("val: 2000 images in 1000 class folders")
     assert (tmp_path / "data/imagenet").resolve() == imagenet
 
 
@@ -204,12 +204,12 @@ def test_imagenet(imagenet: Path, tmp_path: Path):
     (lambda t: (t / "train/more").mkdir(), "train: 1 folders are no classes of ImageNet-1k: more",
      "move folders that are no classes out of"),
     (lambda t: (t / "train/n01440764/0.JPEG").rename(t / "train/n01440764_0.JPEG"),
-     "train: 1 pictures outside class folders", "into their class folders"),
-    (lambda t: (t / "val/n01440764/0.JPEG").rename(t / "val/0.JPEG"), "val: 1 pictures outside class folders",
+     "train: 1 images outside class folders", "into their class folders"),
+    (lambda t: (t / "val/n01440764/0.JPEG").rename(t / "val/0.JPEG"), "val: 1 images outside class folders",
      "valprep.sh"),
     (lambda t: (t / "val/n01443537/0.JPEG").rename(t / "val/n01484850/9.JPEG"),
-     "val: 2 class folders without their 2 pictures", "unpack val.tar into an empty"),
-    (lambda t: (t / "val/n01443537/0.JPEG").unlink(), "val: 1999 pictures in class folders; expected 2000",
+     "val: 2 class folders without their 2 images", "unpack val.tar into an empty"),
+    (lambda t: (t / "val/n01443537/0.JPEG").unlink(), "val: 1999 images in class folders; expected 2000",
      "unpack val.tar (from"),
     (lambda t: (t / "train/n01443537/0.JPEG").rename(t / "train/n01484850/9.JPEG"), "train: 1 class folders are empty",
      "unpack train.tar (from"),
@@ -237,11 +237,11 @@ def test_what_imagenet_lacks(imagenet: Path, tmp_path: Path):
     text = said()
     assert "train: 1 class folders are missing: n01440764" in text
     assert "train: 1 folders are no classes of ImageNet-1k: mine" in text
-    assert "train: 999 pictures in class folders; expected 1000" in text
+    assert "train: 999 images in class folders; expected 1000" in text
     (imagenet / "train/mine").rename(imagenet / "train/n01440764")
 
     (imagenet / "val/n01443537/0.JPEG").rename(imagenet / "val/n01484850/9.JPEG")
-    assert "val: 2 class folders without their 2 pictures: n01443537, n01484850" in said()
+    assert "val: 2 class folders without their 2 images: n01443537, n01484850" in said()
     (imagenet / "val/n01443537/1.JPEG").unlink()
     assert "val: 1 class folders are empty: n01443537" in said()
 
@@ -250,7 +250,7 @@ def test_what_imagenet_lacks(imagenet: Path, tmp_path: Path):
     (imagenet / "val").mkdir()
     (imagenet / "val/ILSVRC2012_val_00000001.JPEG").touch()
     text = said()
-    assert "val: 1 pictures outside class folders, whose classes nothing tells" in text
+    assert "val: 1 images outside class folders, so that their classes are unknown" in text
     assert "valprep.sh" in text
     (imagenet / "train/n01440764.tar").touch()
     assert "1 .tar files that are not unpacked" in said()

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from classification_run import config, make_tree
 from mmengine.config import Config
-from runs import config, make_tree
 
 from mmgcvit import apis
 
@@ -41,8 +41,8 @@ def test_more_classes_than_the_head_has(tmp_path: Path, tree: Path):
         apis.train(cfg)
 
 
-def test_fewer_pictures_than_a_batch(tmp_path: Path, tree: Path):
-    with pytest.raises(apis.UsageError, match=r"12 training pictures.*batch_size=16.*drop_last"):
+def test_fewer_images_than_a_batch(tmp_path: Path, tree: Path):
+    with pytest.raises(apis.UsageError, match=r"12 training images.*batch_size=16.*drop_last"):
         apis.train(config(tree, tmp_path / "run", batch_size=16))
 
 
@@ -58,7 +58,7 @@ def test_testing_compares_with_the_checkpoint(tmp_path: Path, tree: Path, caplog
     metrics = apis.test(cfg("test"), checkpoint, out=str(table))
     assert set(metrics) == {"accuracy/top1", "accuracy/top2"}
     assert len(table.read_text().splitlines()) == 7
-    assert any("pictures/s (4 in " in text for text in said)
+    assert any("images/s (4 in " in text for text in said)
     with pytest.raises(apis.UsageError, match="--out: the config's test_evaluator is no TopKAccuracy"):
         apis.test(config(tree, tmp_path / "test", test_evaluator=dict(type="Other")), checkpoint, out=str(table))
 
@@ -87,14 +87,14 @@ def test_weights_without_names(tmp_path: Path, tree: Path, files, classifier):
 
 
 def test_an_odd_batch_with_mixing(tmp_path: Path, tree: Path):
-    with pytest.raises(ValueError, match="a batch of 3 pictures; allowed with mixup"):
+    with pytest.raises(ValueError, match="a batch of 3 images; allowed with mixup"):
         apis.train(config(tree, tmp_path / "run", batch_size=3, workers=0))
 
 
-def test_a_truncated_picture(tmp_path: Path, tree: Path):
+def test_a_truncated_image(tmp_path: Path, tree: Path):
     path = tree / "train" / "red" / "0.png"
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(OSError, match=r"picture red/0.png: cannot be decoded"):
+    with pytest.raises(OSError, match=r"image red/0.png: cannot be decoded"):
         apis.train(config(tree, tmp_path / "run", workers=0))
     runner = apis.train(config(tree, tmp_path / "skip", workers=0), corrupt="skip")
     # in each epoch, or more often: chance may put it in for itself

@@ -124,13 +124,13 @@ def test_finite_losses_pass(tmp_path: Path):
 @pytest.mark.parametrize("with_hook", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_what_is_random_after_resuming(tmp_path: Path, with_hook: bool):
     """With the hook, in the model and in the workers as if never interrupted; mmengine alone does not do this."""
-    hooks = [HOOKS.build(dict(type="ReproducibleHook"))] if with_hook else []
+    hooks = [HOOKS.build(dict(type="mmgcvit.ReproducibleHook"))] if with_hook else []
     whole = Batched()
     build(tmp_path / "whole", 3, hooks, whole).train()
-    hooks = [HOOKS.build(dict(type="ReproducibleHook"))] if with_hook else []
+    hooks = [HOOKS.build(dict(type="mmgcvit.ReproducibleHook"))] if with_hook else []
     build(tmp_path / "parts", 1, hooks, Batched()).train()
     resumed = Batched()
-    hooks = [HOOKS.build(dict(type="ReproducibleHook"))] if with_hook else []
+    hooks = [HOOKS.build(dict(type="mmgcvit.ReproducibleHook"))] if with_hook else []
     build(tmp_path / "parts", 3, hooks, resumed, resume=True).train()
     assert len(whole.drawn) == 9
     assert len(resumed.drawn) == 6
@@ -142,7 +142,7 @@ def test_what_is_random_after_resuming(tmp_path: Path, with_hook: bool):
 
 def test_a_repeated_sample_is_drawn_anew(tmp_path: Path):
     model = Batched()
-    runner = build(tmp_path, 1, [HOOKS.build(dict(type="ReproducibleHook"))], model, repeat=3)
+    runner = build(tmp_path, 1, [HOOKS.build(dict(type="mmgcvit.ReproducibleHook"))], model, repeat=3)
     runner.train()
     numbers = [number for drawn in model.drawn for number in drawn[1:]]
     assert len(set(numbers)) == len(numbers) == 18

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from classification_run import config, make_tree
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from runs import config, make_tree
 
 from mmgcvit import apis
 
@@ -53,7 +53,7 @@ def run(tree: Path, work_dir: Path, at: int = -1, resume: bool = False, **more) 
 def test_resumes_in_the_middle_of_an_epoch(tmp_path: Path, tree: Path, workers: int):
     expected, whole = run(tree, tmp_path / "whole", workers=workers)
     assert [(epoch, index) for epoch, index, _ in whole] == [(e, i) for e in range(2) for i in range(6)]
-    for epoch in range(2):  # each picture once
+    for epoch in range(2):  # each image once
         assert sorted(i for e, _, batch in whole if e == epoch for i in batch) == list(range(24))
 
     # checkpoints after 4 and 8 iterations: the second in the middle of epoch 1
@@ -93,11 +93,11 @@ def test_epochs_of_another_length_are_not_resumed(
         run(tree, tmp_path / "run", resume=True, workers=0, batch_size=batch_size)
 
 
-def test_the_pictures_names_are_known_to_both_evaluations(tmp_path: Path, tree: Path):
-    """ReaL's labels are found by the pictures' names, of the raw weights' evaluation too, which comes first."""
+def test_the_images_names_are_known_to_both_evaluations(tmp_path: Path, tree: Path):
+    """ReaL's labels are found by the images' names, of the raw weights' evaluation too, which comes first."""
     cfg = config(tree, tmp_path / "run", workers=0)
     cfg.val_evaluator.update(out_csv=str(tmp_path / "table.csv"), real_labels="timm")
-    with pytest.raises(ValueError, match=r"real_labels: 9 pictures such as blue/0.png; allowed: the 50000"):
+    with pytest.raises(ValueError, match=r"real_labels: 9 images such as blue/0.png; allowed: the 50000"):
         apis.train(cfg)
     assert (tmp_path / "table.csv").read_text().splitlines()[1].startswith("blue/0.png,blue,")
 
@@ -124,5 +124,5 @@ def test_raw_weights_are_evaluated_beside_the_averaged(tmp_path: Path, tree: Pat
     runner.model.load_state_dict(saved)
     assert evaluate() == {"accuracy/top1": found["accuracy/top1"], "accuracy/top2": found["accuracy/top2"]}
 
-    found, _ = metrics(custom_hooks=[dict(type="ClassificationHook")])
+    found, _ = metrics(custom_hooks=[dict(type="mmgcvit.ClassificationHook")])
     assert {"accuracy/top1", "accuracy/top2"} == {key for key in found if "top" in key}

@@ -20,7 +20,7 @@ def test_equals_timm():
     ours, theirs = optimizer(), optimizer()
     schedule = PARAM_SCHEDULERS.build(
         dict(
-            type="WarmupCosineLR",
+            type="mmgcvit.WarmupCosineLR",
             warmup=2,
             T_max=31,
             warmup_start=1e-6,

@@ -1,4 +1,4 @@
-"""The commands, as a user types them: train, resume, test with pictures, detect on a folder; and what they refuse."""
+"""The commands, as a user types them: train, resume, test with images, detect on a folder; and what they refuse."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from classification_run import make_tree
 from conftest import ROOT
 from PIL import Image
-from runs import make_tree
 
 from mmgcvit import apis
 from mmgcvit.apis import UsageError, load_config
-from mmgcvit.datasets.annotations import check_before_run
+from mmgcvit.tasks.detection.annotations import check_before_run
 
 pytest.importorskip("mmcv._ext")
 pytest.importorskip("sklearn")
@@ -71,11 +71,11 @@ def test_resume_from_a_named_checkpoint(trained: Path):
 
 
 def test_test_draws_truth_beside_prediction(trained: Path):
-    done = run("test.py", CONFIG, "work/iter_4.pth", "--work-dir", "tested", "--show-dir", "pictures", cwd=trained)
+    done = run("test.py", CONFIG, "work/iter_4.pth", "--work-dir", "tested", "--show-dir", "images", cwd=trained)
     assert "coco/bbox_mAP_50" in done.stdout
-    pictures = sorted((trained / "pictures").iterdir())
-    assert len(pictures) == 2
-    assert Image.open(pictures[0]).size == (256, 128)  # two pictures of 128 x 128 side by side
+    images = sorted((trained / "images").iterdir())
+    assert len(images) == 2
+    assert Image.open(images[0]).size == (256, 128)  # two images of 128 x 128 side by side
 
 
 def test_image_demo_on_a_folder(trained: Path):
@@ -93,7 +93,7 @@ def test_image_demo_on_a_folder(trained: Path):
         "2",
         cwd=trained,
     )
-    assert "3 pictures, " in done.stdout
+    assert "3 images, " in done.stdout
     assert "predictions in found/predictions.json, drawings in found/vis" in done.stdout
     assert sorted(p.name for p in (trained / "found/vis").iterdir()) == ["000000.jpg", "000001.jpg", "another.jpg"]
     found = json.loads((trained / "found/predictions.json").read_text())
@@ -108,16 +108,16 @@ def test_test_with_tta(trained: Path):
     assert "segm_mAP" not in done.stdout
 
 
-def test_a_corrupt_picture_stops_or_is_skipped(trained: Path, tmp_path: Path):
+def test_a_corrupt_image_stops_or_is_skipped(trained: Path, tmp_path: Path):
     shutil.copytree(trained / "data", tmp_path / "data")
     broken = tmp_path / "data/digit_scenes/images/train/000003.jpg"
     broken.write_bytes(broken.read_bytes()[:1000])
     short = [o.replace("max_iters=4", "max_iters=10").replace("val_interval=4", "val_interval=20") for o in SHORT]
     done = run("train.py", CONFIG, "--work-dir", "stop", *short, cwd=tmp_path, ok=False)
-    assert "CorruptPictureError: picture data/digit_scenes/images/train/000003.jpg: cannot be decoded" in done.stderr
+    assert "CorruptImageError: image data/digit_scenes/images/train/000003.jpg: cannot be decoded" in done.stderr
     done = run("train.py", CONFIG, "--work-dir", "skip", "--corrupt", "skip", *short, cwd=tmp_path)
-    assert "skipped picture data/digit_scenes/images/train/000003.jpg: cannot be decoded" in done.stdout + done.stderr
-    assert "pictures skipped so far, as they cannot be decoded: 1" in done.stdout + done.stderr
+    assert "skipped image data/digit_scenes/images/train/000003.jpg: cannot be decoded" in done.stdout + done.stderr
+    assert "images skipped so far, as they cannot be decoded: 1" in done.stdout + done.stderr
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(trained: Path):
@@ -134,7 +134,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(trained: Path):
         ok=False,
     )
     last = done.stderr.strip().splitlines()[-1]
-    assert re.match(r"mmgcvit.engine.hooks.InvalidLossError: iteration [2-4]: the loss is not finite: .*loss=nan", last)
+    assert re.match(r"mmgcvit.errors.InvalidLossError: iteration [2-4]: the loss is not finite: .*loss=nan", last)
     assert "Last good checkpoint: " in last
 
 
@@ -153,7 +153,7 @@ def test_auto_scale_lr(trained: Path):
     assert {group["initial_lr"] for group in state["optimizer"]["param_groups"]} == {0.0015}  # 0.003 is for 4
 
 
-def test_two_pictures_of_one_name_are_refused(trained: Path):
+def test_two_images_of_one_name_are_refused(trained: Path):
     scene = trained / "data/digit_scenes/images/val/000000.jpg"
     done = run("image_demo.py", scene, scene, CONFIG, "work/iter_4.pth", "--out-dir", "twice", cwd=trained, ok=False)
     assert "would go into one file, 000000.jpg" in done.stderr
@@ -171,9 +171,9 @@ def test_classes_that_are_not_the_files_are_refused(trained: Path, tmp_path: Pat
         f"classes={classes!r}; allowed, as data/digit_scenes/annotations/"
     )
     assert last.endswith("'8', '9', all or some, in this order")
-    some = load_config(CONFIG, cfg_options={"train_dataloader.dataset.metainfo.classes": ("1", "7")}).train_dataloader
-    some.dataset.data_root = str(trained / some.dataset.data_root)
-    check_before_run(some)
+    subset = load_config(CONFIG, cfg_options={"train_dataloader.dataset.metainfo.classes": ("1", "7")}).train_dataloader
+    subset.dataset.data_root = str(trained / subset.dataset.data_root)
+    check_before_run(subset)
 
 
 def test_a_bug_in_a_run_keeps_its_traceback(trained: Path, tmp_path: Path):
@@ -187,7 +187,7 @@ def test_show_dir_needs_a_hook_that_draws(trained: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(trained)
     cfg = load_config(CONFIG, cfg_options={"default_hooks.visualization.type": "Mine"})
     with pytest.raises(UsageError, match=r"of the config is 'Mine'; allowed: 'DetVisualizationHook', 'SegVis"):
-        apis.test(cfg, CONFIG, show_dir="pictures")
+        apis.test(cfg, CONFIG, show_dir="images")
 
 
 def test_a_segmentor(trained: Path):
@@ -197,13 +197,13 @@ def test_a_segmentor(trained: Path):
     assert re.search(r"mIoU: +\d", done.stdout)
     done = run("test.py", config, "seg/iter_4.pth", "--work-dir", "tested", "--show-dir", "maps", "--tta", cwd=trained)
     assert re.search(r"mIoU: +\d", done.stdout)
-    pictures = sorted((trained / "maps").iterdir())
-    assert [path.name[:15] for path in pictures] == ["test_000000.jpg", "test_000001.jpg"]
-    assert Image.open(pictures[0]).size == (256, 128)  # two pictures of 128 x 128 side by side
+    images = sorted((trained / "maps").iterdir())
+    assert [path.name[:15] for path in images] == ["test_000000.jpg", "test_000001.jpg"]
+    assert Image.open(images[0]).size == (256, 128)  # two images of 128 x 128 side by side
     done = run(
         "image_demo.py", "data/digit_scenes/images/val", config, "seg/iter_4.pth", "--batch-size", "2", cwd=trained
     )
-    assert done.stdout.strip().endswith("2 pictures: predictions in outputs/areas.json, drawings in outputs/vis")
+    assert done.stdout.strip().endswith("2 images: predictions in outputs/areas.json, drawings in outputs/vis")
     assert Image.open(trained / "outputs/labels/000001.png").size == (128, 128)
 
 
@@ -216,17 +216,17 @@ def test_the_template_of_segmentors(tmp_path: Path, line: str, values: tuple[int
         for kind in ("images", "annotations"):
             (tmp_path / kind / split).mkdir(parents=True)
         for i in range(count):
-            picture, labels = rng.integers(0, 90, (48, 64, 3), np.uint8), np.full((48, 64), values[0], np.uint8)
+            image, labels = rng.integers(0, 90, (48, 64, 3), np.uint8), np.full((48, 64), values[0], np.uint8)
             top, left = rng.integers(4, 20, 2)
-            picture[top : top + 20, left : left + 20] += 150
+            image[top : top + 20, left : left + 20] += 150
             labels[top : top + 20, left : left + 20], labels[:3] = values[1], values[2]
-            Image.fromarray(picture).save(tmp_path / f"images/{split}/{i}.jpg")
+            Image.fromarray(image).save(tmp_path / f"images/{split}/{i}.jpg")
             Image.fromarray(labels).save(tmp_path / f"annotations/{split}/{i}.png")
     template = ROOT / "configs/segmentation/custom_template.py"
-    text = template.read_text().replace("'./_base_", f"'{template.parent}/_base_")
+    text = template.read_text().replace('"./_base_', f'"{template.parent}/_base_')
     for old, new in (
         ("data/my_data/", "."),
-        ("('background', 'cat', 'dog')", "('ground', 'square')"),
+        ('("background", "cat", "dog")', '("ground", "square")'),
         ("short = 192", "short = 48"),
         ("crop_size = (192, 256)", "crop_size = (32, 64)"),
         (re.search(rf"^{line.split(' = ')[0]} = .*$", text, re.MULTILINE)[0], line),
@@ -249,9 +249,7 @@ def test_the_template_of_segmentors(tmp_path: Path, line: str, values: tuple[int
         )
         areas = json.loads((tmp_path / "found/areas.json").read_text())
         assert areas["values"] == {"0": "ground", "1": "square"}
-        assert [sum(area["pixels"] for area in picture["areas"].values()) for picture in areas["pictures"]] == [
-            48 * 64
-        ] * 4
+        assert [sum(area["pixels"] for area in image["areas"].values()) for image in areas["images"]] == [48 * 64] * 4
 
 
 @pytest.fixture(scope="module")
@@ -260,10 +258,10 @@ def colours(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("classifier")
     make_tree(folder / "colours", train=9, val=3)
     template = ROOT / "configs/classification/custom_template.py"
-    text = template.read_text().replace("'./_base_", f"'{template.parent}/_base_")
+    text = template.read_text().replace('"./_base_', f'"{template.parent}/_base_')
     for old, new in (
         ("data/my_data/", "colours"),
-        ("('cat', 'dog')", "('blue', 'green', 'red')"),
+        ('("cat", "dog")', '("blue", "green", "red")'),
         ("size = 128", "size = 32"),
         ("batch_size = 16", "batch_size = 4"),
         ("max_epochs = 60", "max_epochs = 3"),
@@ -278,7 +276,7 @@ def test_a_classifier(colours: Path):
     done = run("train.py", "mine.py", "--work-dir", "work", cwd=colours)
     assert re.search(r"accuracy/top1: \d", done.stdout)
     done = run("test.py", "mine.py", "work/epoch_3.pth", "--work-dir", "tested", "--out", "new/table.csv", cwd=colours)
-    assert re.search(r"throughput, loading included: [\d.]+ pictures/s \(5 in", done.stdout)
+    assert re.search(r"throughput, loading included: [\d.]+ images/s \(5 in", done.stdout)
     rows = (colours / "new/table.csv").read_text().splitlines()
     assert rows[0] == "picture,class,class_1,probability_1,class_2,probability_2,class_3,probability_3"
     assert [row.split(",")[:2] for row in rows[1:]] == [
@@ -290,7 +288,7 @@ def test_a_classifier(colours: Path):
 
 @pytest.mark.slow
 def test_two_processes_train_a_classifier(colours: Path):
-    """Shares that do not come out even: 9 pictures in batches of 2 among 2 processes, each counted once."""
+    """Shares that do not come out even: 9 images in batches of 2 among 2 processes, each counted once."""
     env = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -365,7 +363,7 @@ def test_slurm(colours: Path, tmp_path: Path):
         assert done.returncode == 0, done.stderr[-3000:]
     assert "-p part --job-name=name --gres=gpu:2 --ntasks=2 --ntasks-per-node=2" in (colours / "srun.log").read_text()
     state = torch.load(colours / "slurm/epoch_3.pth", weights_only=False)
-    assert state["message_hub"]["runtime_info"]["epoch_length"] == 3  # 27 pictures, 2 processes, batches of 4
+    assert state["message_hub"]["runtime_info"]["epoch_length"] == 3  # 27 images, 2 processes, batches of 4
     assert len((colours / "slurm.csv").read_text().splitlines()) == 10
 
 
@@ -380,7 +378,7 @@ def test_amp_without_a_gpu_says_so(trained: Path):
     "name",
     [
         "gcvit-nano_fpn_digits-160x160",
-        "gcvit-xxtiny_upernet_8xb2-160k_ade20k-512x512_1gpu",
+        "gcvit-xxtiny_upernet_8xb2-160k_ade20k-512x512",
         "gcvit-tiny_mask2former_8xb2-160k_ade20k-512x512",
     ],
 )
@@ -396,6 +394,7 @@ def test_mmsegs_own_tools_take_our_configs(trained: Path, name: str):
             "model.backbone.init_cfg=None",
             "model.backbone.pad=window",
             "model.data_preprocessor.size=(64,64)",
+            *(f"model.{head}.norm_cfg.type=BN" for head in ("decode_head", "auxiliary_head") if "upernet" in name),
             "train_dataloader.dataset.pipeline.2.scale=(256,64)",
             "train_dataloader.dataset.pipeline.3.crop_size=(64,64)",
             *(
@@ -460,8 +459,8 @@ def test_two_processes_train(trained: Path):
             "train: checkpoint to resume from 'no.pth': there is no such file",
         ),
         ("test.py", [CONFIG, "no.pth"], "test: checkpoint 'no.pth': there is no such file"),
-        ("image_demo.py", ["no.jpg", CONFIG, CONFIG], "image_demo: input 'no.jpg': there is no such picture, video"),
-        ("image_demo.py", [".", CONFIG, CONFIG], "image_demo: input '.': no pictures in this folder"),
+        ("image_demo.py", ["no.jpg", CONFIG, CONFIG], "image_demo: input 'no.jpg': there is no such image, video"),
+        ("image_demo.py", [".", CONFIG, CONFIG], "image_demo: input '.': no images in this folder"),
         ("image_demo.py", [".", CONFIG, "no.pth"], "image_demo: checkpoint 'no.pth': there is no such file"),
     ],
 )

@@ -13,12 +13,12 @@ model = dict(
         pad="window",
     ),
     label_smoothing=0.1,
-    data_preprocessor=dict(_delete_=True, type="ClassificationPreprocessor"),
+    data_preprocessor=dict(_delete_=True, type="mmgcvit.ClassificationPreprocessor"),
 )  # no random erasing, no mixup
 train_pipeline = [
-    dict(type="LoadPillowImage"),
+    dict(type="mmgcvit.LoadPillowImage"),
     dict(
-        type="TimmTransform",
+        type="mmgcvit.TimmTransform",
         is_training=True,
         input_size=size,
         scale=(0.5, 1.0),
@@ -43,5 +43,5 @@ param_scheduler = dict(warmup=2, T_max=max_epochs, end=max_epochs, eta_min=1e-5)
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs // 3)
 auto_scale_lr = dict(base_batch_size=32)
 default_hooks = dict(checkpoint=dict(by_epoch=True, interval=max_epochs // 3), logger=dict(interval=20))
-custom_hooks = [dict(type="ClassificationHook")]
+custom_hooks = [dict(type="mmgcvit.ClassificationHook")]
 randomness = dict(seed=0, diff_rank_seed=True)

@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(type="GCViT", arch="tiny"),  # uses the drop path rate of the arch
     num_classes=1000,
     data_preprocessor=dict(
-        type="ClassificationPreprocessor",
+        type="mmgcvit.ClassificationPreprocessor",
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
         erasing=dict(probability=0.25, mode="pixel"),
@@ -18,9 +18,9 @@ model = dict(
 
 data_root = "data/imagenet/"
 train_pipeline = [
-    dict(type="LoadPillowImage"),
+    dict(type="mmgcvit.LoadPillowImage"),
     dict(
-        type="TimmTransform",
+        type="mmgcvit.TimmTransform",
         is_training=True,
         input_size=224,
         scale=(0.08, 1.0),
@@ -31,9 +31,9 @@ train_pipeline = [
     ),
 ]
 test_pipeline = [
-    dict(type="LoadPillowImage"),
+    dict(type="mmgcvit.LoadPillowImage"),
     dict(
-        type="TimmTransform",
+        type="mmgcvit.TimmTransform",
         is_training=False,
         input_size=224,
         interpolation="bicubic",
@@ -51,7 +51,11 @@ train_dataloader = dict(
     sampler=dict(type="DefaultSampler", shuffle=True),
     collate_fn=dict(type="default_collate"),
     dataset=dict(
-        type="ClassificationDataset", data_root=data_root, split="train", reader="folder", pipeline=train_pipeline
+        type="mmgcvit.ClassificationDataset",
+        data_root=data_root,
+        split="train",
+        reader="folder",
+        pipeline=train_pipeline,
     ),
 )
 val_dataloader = dict(
@@ -62,7 +66,7 @@ val_dataloader = dict(
     sampler=dict(type="DefaultSampler", shuffle=False),
     collate_fn=dict(type="default_collate"),
     dataset=dict(
-        type="ClassificationDataset",
+        type="mmgcvit.ClassificationDataset",
         data_root=data_root,
         split="val",
         reader="folder",
@@ -71,7 +75,7 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="TopKAccuracy", topk=(1, 5))
+val_evaluator = dict(type="mmgcvit.TopKAccuracy", topk=(1, 5))
 test_evaluator = val_evaluator
 
 # No weight decay for 1-D parameters (norms, layer scale) and biases. Relative position bias tables are decayed.
@@ -85,7 +89,7 @@ optim_wrapper = dict(
 )
 # 310 epochs of cosine annealing, including 20 of warmup, then 10 epochs of cooldown at the minimum rate
 param_scheduler = dict(
-    type="WarmupCosineLR",
+    type="mmgcvit.WarmupCosineLR",
     warmup=20,
     T_max=310,
     warmup_start=1e-6,
@@ -95,8 +99,8 @@ param_scheduler = dict(
     end=320,
     convert_to_iter_based=True,
 )
-train_cfg = dict(type="ResumableTrainLoop", max_epochs=320, val_interval=1)
-val_cfg = dict(type="EMAValLoop")
+train_cfg = dict(type="mmgcvit.ResumableTrainLoop", max_epochs=320, val_interval=1)
+val_cfg = dict(type="mmgcvit.EMAValLoop")
 test_cfg = dict(type="TestLoop")
 auto_scale_lr = dict(enable=False, base_batch_size=4096)
 
@@ -111,7 +115,7 @@ default_hooks = dict(
 )
 custom_hooks = [
     dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=2e-4),  # 1 - 0.9998
-    dict(type="ClassificationHook"),
+    dict(type="mmgcvit.ClassificationHook"),
 ]
 env_cfg = dict(
     cudnn_benchmark=True, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl")

@@ -1,4 +1,4 @@
-"""Pictures that cannot be decoded stop a run by name, or are left out and counted; never a hang."""
+"""Images that cannot be decoded stop a run by name, or are left out and counted; never a hang."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from mmengine.runner import Runner
 from PIL import Image
 from test_annotations import content, dataset, write
 
-from mmgcvit.datasets.pictures import CorruptPictureError, LoadCheckedImage
+from mmgcvit.datasets.loading import LoadCheckedImage
+from mmgcvit.errors import CorruptImageError
 
 
 def damage(path: Path, how: str) -> None:
     whole = path.read_bytes()
     path.unlink()
     if how != "missing":
-        path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"not a picture"}[how])
+        path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"not an image"}[how])
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp"])
-def test_a_whole_picture_is_as_mmcv_loads_it(tmp_path: Path, suffix: str):
+def test_a_whole_image_is_as_mmcv_loads_it(tmp_path: Path, suffix: str):
     from mmcv.transforms import LoadImageFromFile
 
     noise = np.random.default_rng(0).integers(0, 255, (31, 45, 3), dtype=np.uint8)
@@ -43,13 +44,13 @@ def test_a_whole_picture_is_as_mmcv_loads_it(tmp_path: Path, suffix: str):
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize("how", ["missing", "empty", "truncated", "text"])
-def test_stop_names_the_picture(tmp_path: Path, suffix: str, how: str):
+def test_stop_names_the_image(tmp_path: Path, suffix: str, how: str):
     path = tmp_path / f"a{suffix}"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
     damage(path, how)
-    with pytest.raises(CorruptPictureError) as error:
+    with pytest.raises(CorruptImageError) as error:
         LoadCheckedImage()(dict(img_path=str(path)))
-    assert f"picture {path}: cannot be " in str(error.value)
+    assert f"image {path}: cannot be " in str(error.value)
     skipping = LoadCheckedImage(corrupt="skip")
     assert skipping(dict(img_path=str(path))) is None
     assert int(skipping.skipped) == 1
@@ -64,17 +65,17 @@ def test_trailing_bytes_are_no_damage(tmp_path: Path):
 
 def test_bad_argument():
     with pytest.raises(ValueError, match=r"corrupt='ignore'; allowed: 'stop', 'skip'"):
-        TRANSFORMS.build(dict(type="LoadCheckedImage", corrupt="ignore"))
+        TRANSFORMS.build(dict(type="mmgcvit.LoadCheckedImage", corrupt="ignore"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_skipped_in_training_and_counted(tmp_path: Path, workers: int):
-    """Through mmdet's data set and workers: another picture takes the place, the main process has the count."""
+    """Through mmdet's data set and workers: another image takes the place, the main process has the count."""
     write(tmp_path, content())
     damage(tmp_path / "images/a.jpg", "truncated")
     init_default_scope("mmdet")
     config = dataset(tmp_path)
-    config["pipeline"] = [dict(type="LoadCheckedImage", corrupt="skip"), *config["pipeline"][1:]]
+    config["pipeline"] = [dict(type="mmgcvit.LoadCheckedImage", corrupt="skip"), *config["pipeline"][1:]]
     loader = Runner.build_dataloader(
         dict(batch_size=2, num_workers=workers, sampler=dict(type="DefaultSampler", shuffle=False), dataset=config),
         seed=0,
@@ -84,12 +85,12 @@ def test_skipped_in_training_and_counted(tmp_path: Path, workers: int):
     assert int(loader.dataset.pipeline.transforms[0].skipped) >= 1
 
 
-def test_nothing_but_corrupt_pictures_is_no_hang(tmp_path: Path):
+def test_nothing_but_corrupt_images_is_no_hang(tmp_path: Path):
     write(tmp_path, content())
     for name in ("a.jpg", "b.jpg"):
         damage(tmp_path / "images" / name, "text")
     init_default_scope("mmdet")
     config = dataset(tmp_path, max_refetch=20)
-    config["pipeline"] = [dict(type="LoadCheckedImage", corrupt="skip"), *config["pipeline"][1:]]
+    config["pipeline"] = [dict(type="mmgcvit.LoadCheckedImage", corrupt="skip"), *config["pipeline"][1:]]
     with pytest.raises(Exception, match="Cannot find valid image after 20"):
         DATASETS.build(config)[0]

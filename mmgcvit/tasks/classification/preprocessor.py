@@ -1,4 +1,4 @@
-"""From bytes to what the network sees: mixing, normalising and erasing, whole batches at a time on the device."""
+"""Mixing, normalising and erasing of batches, on the device of the model."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import Any
 
 import torch
 from mmengine.model import BaseDataPreprocessor
-from mmengine.registry import MODELS
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 
+from mmgcvit.registry import MODELS
+
 
 @MODELS.register_module()
 class ClassificationPreprocessor(BaseDataPreprocessor):
-    """Normalises bytes; in training also mixes pictures before, and erases rectangles behind it.
+    """Normalises uint8 images; in training also mixes them before, and erases rectangles after it.
 
-    That is the order of timm's prefetcher, whose ``Mixup`` and ``RandomErasing`` these are: pictures are mixed as they
-    are collated, so that what is erased of the mixture hides both of its pictures.
+    That is the order of timm's prefetcher, whose ``Mixup`` and ``RandomErasing`` are used: images are mixed when they
+    are collated, so that an erased rectangle hides both images of a mixture.
 
     Args:
         mean, std: of the channels, of values from 0 to 1.
@@ -47,15 +48,15 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         self.mix = None if mixup is None else Mixup(**mixup, num_classes=num_classes)
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """Bring a batch to the device and make it what the network sees.
+        """Move a batch to the device, and normalise, mix and erase it.
 
         Args:
             data: ``inputs`` (B, C, H, W) uint8 (floating point: normalised already), ``targets`` (B,) if there are
-                any, and whatever else.
+                any, and other entries.
             training: whether to mix and to erase.
 
         Returns:
-            The same with ``inputs`` float32, and in mixing ``targets`` (B, num_classes) probabilities.
+            The same with ``inputs`` float32, and with mixing ``targets`` (B, num_classes) probabilities.
 
         Raises:
             ValueError: mixing with an odd batch.
@@ -65,7 +66,7 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         if training and self.mix is not None:
             if len(inputs) % 2:
                 raise ValueError(
-                    f"a batch of {len(inputs)} pictures; allowed with mixup, which pairs them: an even "
+                    f"a batch of {len(inputs)} images; allowed with mixup, which pairs them: an even "
                     "one. Set an even train_dataloader.batch_size, and drop_last=True"
                 )
             inputs, data["targets"] = self.mix(inputs, data["targets"])

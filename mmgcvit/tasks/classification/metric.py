@@ -1,4 +1,4 @@
-"""Top-k accuracy, on the data set's labels or on ImageNet's reassessed ones, and the predictions as a table."""
+"""Top-k accuracy, on the labels of the data set or on ImageNet-ReaL's, and a table of the predictions."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 
 import torch
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import METRICS
 from timm.data import RealLabelsImagenet
 from torch import Tensor
 
-from mmgcvit.checkpoint.weights import temporary
+from mmgcvit.registry import METRICS
+from mmgcvit.utils import atomic_path
 
 
 @METRICS.register_module()
 class TopKAccuracy(BaseMetric):
     """Top-k accuracy in per cent; every sample counts once, however many processes and whatever the batch size.
 
-    mmengine's sampler fills up the processes' shares with samples from the beginning; results are gathered by the
-    samples' numbers, so that these do not count again.
+    mmengine's sampler pads the share of each process with samples from the beginning; results are gathered by the index
+    of the sample, so that none is counted twice.
 
     Args:
         topk: the k's.
         real_labels: 'timm' for ImageNet-ReaL's labels that come with timm, or a file of them (``real.json``). The
-            pictures must be the 50000 of ILSVRC2012's validation; those without a label there are left out.
-        out_csv: file for the predictions: picture, class, and the classes and probabilities of the ``max(topk)`` most
+            images must be the 50000 of ILSVRC2012's validation; those without a ReaL label are excluded.
+        out_csv: file for the predictions: image, class, and the classes and probabilities of the ``max(topk)`` most
             probable. (``tools/test.py --out``)
         collect_device, prefix: mmengine's.
 
@@ -49,13 +49,13 @@ class TopKAccuracy(BaseMetric):
         if not topk or min(topk) < 1:
             raise ValueError(f"topk={topk}; allowed: integers >= 1")
         self.topk, self.real_labels, self.out_csv = tuple(topk), real_labels, out_csv
-        self.dataset: Any = None  # for the pictures' names; a loop's or the tools' to set
+        self.dataset: Any = None  # for the names of the images; set by the hook or the tools
 
     def process(self, data_batch: Mapping[str, Any], data_samples: Sequence[Tensor]) -> None:
         """Keep the most probable classes of a batch.
 
         Args:
-            data_batch: what the data loader gave: ``targets`` (B,) and ``sample_idx`` (B,).
+            data_batch: the batch of the data loader: ``targets`` (B,) and ``sample_idx`` (B,).
             data_samples: B probabilities (num_classes,).
         """
         scores = torch.stack(list(data_samples)).float()
@@ -72,7 +72,7 @@ class TopKAccuracy(BaseMetric):
         """Accuracies of all samples, in per cent.
 
         Raises:
-            RuntimeError: samples are missing, so that the figures would be of others.
+            RuntimeError: samples are missing.
         """
         by_index = {result[0]: result for result in results}
         ordered = [by_index[index] for index in sorted(by_index)]
@@ -80,7 +80,7 @@ class TopKAccuracy(BaseMetric):
         if expected is not None and len(ordered) != expected:
             raise RuntimeError(f"{len(ordered)} samples were evaluated; the data set has {expected}")
         if self.out_csv is not None:
-            self._write(ordered)
+            self._write(ordered, self.out_csv)
         if self.real_labels is not None:
             return self._real(ordered)
         return {
@@ -93,14 +93,14 @@ class TopKAccuracy(BaseMetric):
         file = None if self.real_labels == "timm" else self.real_labels
         try:
             real = RealLabelsImagenet(names, real_json=file, topk=self.topk)
-            # the labels are looked up by the pictures' names; timm takes scores, of which the order alone counts
+            # timm looks up the labels by the names of the images, and takes scores, of which only the order counts
             for _, _, classes, values in ordered:
                 scores = torch.zeros(1, 1 + max(classes))
                 scores[0, classes] = torch.tensor(values) + 1
                 real.add_result(scores)
         except (AssertionError, KeyError) as error:
             raise ValueError(
-                f"real_labels: {len(names)} pictures such as {names[0]}; allowed: the 50000 of "
+                f"real_labels: {len(names)} images such as {names[0]}; allowed: the 50000 of "
                 "ILSVRC2012's validation, ILSVRC2012_val_00000001.JPEG and so on"
             ) from error
         return {f"real_top{k}": value for k, value in real.get_accuracy().items()}
@@ -108,20 +108,18 @@ class TopKAccuracy(BaseMetric):
     def _name(self, index: int) -> str:
         return str(index) if self.dataset is None else self.dataset.name(index)
 
-    def _write(self, ordered: list) -> None:
+    def _write(self, ordered: list, out_csv: str) -> None:
         names = None if self.dataset is None else self.dataset.metainfo["classes"]
 
         def shown(label: int) -> str | int:
             return names[label] if names is not None and label < len(names) else label
 
         columns = [f"{kind}{rank}" for rank in range(1, len(ordered[0][2]) + 1) for kind in ("class_", "probability_")]
-        path = Path(self.out_csv)
+        path = Path(out_csv)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary(path) as part:
-            with open(part, "w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(["picture", "class", *columns])
-                for index, label, classes, values in ordered:
-                    pairs = (item for c, v in zip(classes, values, strict=True) for item in (shown(c), f"{v:.6f}"))
-                    writer.writerow([self._name(index), shown(label), *pairs])
-            part.replace(path)
+        with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["picture", "class", *columns])
+            for index, label, classes, values in ordered:
+                pairs = (item for c, v in zip(classes, values, strict=True) for item in (shown(c), f"{v:.6f}"))
+                writer.writerow([self._name(index), shown(label), *pairs])

@@ -13,7 +13,7 @@ COLOURS = dict(blue=(20, 30, 200), green=(30, 200, 20), red=(220, 30, 20))
 
 
 def make_tree(root: Path, train: int = 8, val: int = 3) -> Path:
-    """Pictures of three colours, with noise."""
+    """Images of three colours, with noise."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         for name, colour in COLOURS.items():
@@ -26,10 +26,10 @@ def make_tree(root: Path, train: int = 8, val: int = 3) -> Path:
 
 
 def config(tree: Path, work_dir: Path, epochs: int = 2, batch_size: int = 4, workers: int = 2, **more) -> Config:
-    """24 pictures in 6 batches an epoch; transforms, mixing, erasing and drop path are random."""
+    """24 images in 6 batches an epoch; transforms, mixing, erasing and drop path are random."""
 
     def loader(split: str, training: bool) -> dict:
-        transform = dict(type="TimmTransform", is_training=training, input_size=32)
+        transform = dict(type="mmgcvit.TimmTransform", is_training=training, input_size=32)
         if training:
             transform.update(scale=(0.3, 1.0), auto_augment="rand-m9-mstd0.5-inc1", interpolation="random")
         return dict(
@@ -40,11 +40,11 @@ def config(tree: Path, work_dir: Path, epochs: int = 2, batch_size: int = 4, wor
             sampler=dict(type="DefaultSampler", shuffle=training),
             collate_fn=dict(type="default_collate"),
             dataset=dict(
-                type="ClassificationDataset",
+                type="mmgcvit.ClassificationDataset",
                 data_root=str(tree),
                 split=split,
                 test_mode=not training,
-                pipeline=[dict(type="LoadPillowImage"), transform],
+                pipeline=[dict(type="mmgcvit.LoadPillowImage"), transform],
             ),
         )
 
@@ -59,7 +59,7 @@ def config(tree: Path, work_dir: Path, epochs: int = 2, batch_size: int = 4, wor
                 backbone=dict(type="GCViT", arch=TINY, drop_path_rate=0.3),
                 num_classes=3,
                 data_preprocessor=dict(
-                    type="ClassificationPreprocessor",
+                    type="mmgcvit.ClassificationPreprocessor",
                     erasing=dict(probability=0.25, mode="pixel"),
                     mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1),
                 ),
@@ -67,11 +67,11 @@ def config(tree: Path, work_dir: Path, epochs: int = 2, batch_size: int = 4, wor
             train_dataloader=loader("train", True),
             val_dataloader=loader("val", False),
             test_dataloader=loader("val", False),
-            val_evaluator=dict(type="TopKAccuracy", topk=(1, 2)),
-            test_evaluator=dict(type="TopKAccuracy", topk=(1, 2)),
+            val_evaluator=dict(type="mmgcvit.TopKAccuracy", topk=(1, 2)),
+            test_evaluator=dict(type="mmgcvit.TopKAccuracy", topk=(1, 2)),
             optim_wrapper=dict(optimizer=dict(type="AdamW", lr=2e-3)),
             param_scheduler=dict(
-                type="WarmupCosineLR",
+                type="mmgcvit.WarmupCosineLR",
                 warmup=1,
                 T_max=epochs,
                 by_epoch=True,
@@ -79,8 +79,8 @@ def config(tree: Path, work_dir: Path, epochs: int = 2, batch_size: int = 4, wor
                 end=epochs,
                 convert_to_iter_based=True,
             ),
-            train_cfg=dict(type="ResumableTrainLoop", max_epochs=epochs, val_interval=epochs),
-            val_cfg=dict(type="EMAValLoop"),
+            train_cfg=dict(type="mmgcvit.ResumableTrainLoop", max_epochs=epochs, val_interval=epochs),
+            val_cfg=dict(type="mmgcvit.EMAValLoop"),
             test_cfg=dict(type="TestLoop"),
             default_hooks=dict(
                 logger=dict(type="LoggerHook", interval=1),
@@ -88,7 +88,7 @@ def config(tree: Path, work_dir: Path, epochs: int = 2, batch_size: int = 4, wor
             ),
             custom_hooks=[
                 dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=0.2),
-                dict(type="ClassificationHook"),
+                dict(type="mmgcvit.ClassificationHook"),
             ],
             randomness=dict(seed=1, diff_rank_seed=True, deterministic=True),
             log_level="WARNING",

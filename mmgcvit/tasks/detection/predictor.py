@@ -1,8 +1,7 @@
-"""A detector on pictures: whole or in tiles, one view or several; predictions as COCO has them."""
+"""Predictions of a detector, on whole images or tiles, with one view or several, in COCO's format."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,16 +11,19 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from mmgcvit.apis.config import UsageError, existing
-from mmgcvit.apis.runs import use_tta
-from mmgcvit.apis.sources import Source, write_json
-from mmgcvit.datasets.annotations import AnnotationError, picture_name, read_lists
+from mmgcvit.errors import AnnotationError, UsageError
+from mmgcvit.tasks.detection.annotations import image_file_name, read_lists
+from mmgcvit.tasks.sources import Source
+from mmgcvit.utils import write_json
+from mmgcvit.utils.files import require_file
 
 
 class Detector:
-    """mmdet's inferencer, for whole pictures or tiles, one view or several.
+    """mmdet's inferencer, for whole images or tiles, one view or several.
 
-    Args: those of :func:`~mmgcvit.apis.predict`.
+    Args:
+        cfg: the config; with ``tta`` its test pipeline is that of :func:`mmgcvit.apis.use_tta` already.
+        checkpoint, device, tta, tile, overlap, batch_size, ann_file: those of :func:`mmgcvit.apis.predict`.
     """
 
     def __init__(
@@ -37,27 +39,26 @@ class Detector:
     ) -> None:
         from mmdet.apis import DetInferencer
 
-        self.ids, self.results = _Ids(ann_file), []
-        cfg = copy.deepcopy(cfg)
-        if tta:
-            use_tta(cfg)
+        self.ids = _Ids(ann_file)
+        self.results: list[dict] = []
         self.inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
         self.classes = tuple(self.inferencer.model.dataset_meta["classes"])
         if tta:
             self.inferencer.model = MODELS.build({**cfg.tta_model, "module": self.inferencer.model})
-        self.tile, self.step, self.batch_size = tile, tile and max(1, round(tile * (1 - overlap))), batch_size
+        self.tile, self.batch_size = tile, batch_size
+        self.step = max(1, round(tile * (1 - overlap))) if tile else 0
         self.ids.name_categories(self.classes)
 
-    def expect(self, pictures: Sequence[Path]) -> None:
-        """See that every picture has an id, where ids are those of an annotation file.
+    def validate_inputs(self, images: Sequence[Path]) -> None:
+        """Check that every image has an id, if the ids are those of an annotation file.
 
         Raises:
             UsageError: one has none.
         """
-        self.ids.check(pictures)
+        self.ids.check(images)
 
     def __call__(self, sources: Iterator[Source]) -> Iterator[tuple[Source, Any]]:
-        """Instances of each source: bboxes x1, y1, x2, y2 in pixels, scores, labels, masks as run lengths."""
+        """Yield each source with its instances: bboxes x1, y1, x2, y2 in pixels, scores, labels, run-length masks."""
         while chunk := list(islice(sources, 1 if self.tile else self.batch_size)):
             if self.tile:
                 yield chunk[0], self._tiled(chunk[0].pixels)
@@ -68,28 +69,29 @@ class Detector:
                     instances.masks = [_run_lengths(mask, (0, 0), mask.shape) for mask in instances.masks.numpy()]
                 yield source, instances
 
-    def _detect(self, pictures: list[np.ndarray]) -> list[Any]:
-        found = self.inferencer(pictures, batch_size=self.batch_size, return_datasamples=True, no_save_vis=True)
+    def _detect(self, images: list[np.ndarray]) -> list[Any]:
+        found = self.inferencer(images, batch_size=self.batch_size, return_datasamples=True, no_save_vis=True)
         return [sample.pred_instances.cpu() for sample in found["predictions"]]
 
-    def _tiled(self, picture: np.ndarray) -> Any:
-        """Detect on overlapping tiles, move what was found to its place, merge by NMS, as mmdet's merge_results_by_nms.
+    def _tiled(self, image: np.ndarray) -> Any:
+        """Detect on overlapping tiles, shift the instances to the image and merge them by NMS.
 
-        (That one needs one more package for the moving, and leaves masks where they are.)
+        mmdet's merge_results_by_nms needs another package for the shift, and does not shift masks.
         """
         from mmcv.ops import batched_nms
         from mmengine.structures import InstanceData
         from pycocotools import mask as coco_mask
 
-        height, width = picture.shape[:2]
-        corners = [(y, x) for y in _starts(height, self.tile, self.step) for x in _starts(width, self.tile, self.step)]
+        height, width = image.shape[:2]
+        tile, step = self.tile or max(height, width), self.step
+        corners = [(y, x) for y in _starts(height, tile, step) for x in _starts(width, tile, step)]
         parts = []
         for i in range(0, len(corners), self.batch_size):
             batch = corners[i : i + self.batch_size]
-            found = self._detect([picture[y : y + self.tile, x : x + self.tile] for y, x in batch])
+            found = self._detect([image[y : y + tile, x : x + tile] for y, x in batch])
             for (y, x), part in zip(batch, found, strict=True):
                 part.bboxes = part.bboxes + part.bboxes.new_tensor([x, y, x, y])
-                if "masks" in part:  # as small as they are, until it is known which remain
+                if "masks" in part:  # of a tile's size until NMS has chosen
                     part.masks = [(_run_lengths(mask, (0, 0), mask.shape), (y, x)) for mask in part.masks.numpy()]
                 parts.append(part)
         merged = InstanceData.cat(parts)
@@ -104,7 +106,7 @@ class Detector:
         return merged
 
     def draw(self, source: Source, instances: Any, score_thr: float) -> np.ndarray:
-        """The picture (RGB) with what was found of at least this score."""
+        """The image (RGB) with the instances of at least this score."""
         from mmdet.structures import DetDataSample
         from pycocotools import mask as coco_mask
 
@@ -124,13 +126,13 @@ class Detector:
         return visualizer.get_image()
 
     def keep(self, source: Source, instances: Any, _: Path) -> int:
-        """Add what was found to the results; returns how many objects."""
+        """Add the instances to the results; returns their number."""
         found = self.ids.results(source, instances)
         self.results += found
         return len(found)
 
     def write(self, folder: Path) -> Path:
-        """Write results and the images and categories that their ids mean."""
+        """Write the results, and the images and categories of their ids."""
         write_json(folder / "images.json", dict(images=self.ids.images, annotations=[], categories=self.ids.categories))
         write_json(folder / "predictions.json", self.results)
         return folder / "predictions.json"
@@ -144,16 +146,17 @@ class _Ids:
         self.images: list[dict] = []
         self.categories: list[dict] = []
         self.known: dict[str, Any] = {}
+        self.category_ids: list[int] = []
         self.next = 1
         if ann_file is not None:
             try:
-                content = read_lists(existing("annotation file", ann_file), test_mode=True)
+                content = read_lists(require_file("annotation file", ann_file), test_mode=True)
             except AnnotationError as error:
                 raise UsageError(str(error)) from error
             for image in content["images"]:
-                name = Path(picture_name(image)).name
+                name = Path(image_file_name(image)).name
                 if name in self.known:
-                    raise UsageError(f"{ann_file}: two images of file name {name!r}: which one is meant cannot be told")
+                    raise UsageError(f"{ann_file}: two images of file name {name!r}: which one is meant is ambiguous")
                 self.known[name] = image["id"]
             self.categories = content["categories"]
             self.next = max((i for i in self.known.values() if isinstance(i, int)), default=0) + 1
@@ -170,8 +173,8 @@ class _Ids:
             )
         self.category_ids = [by_name[name] for name in classes]
 
-    def check(self, pictures: Sequence[Path]) -> None:
-        missing = [path.name for path in pictures if path.name not in self.known] if self.file else []
+    def check(self, images: Sequence[Path]) -> None:
+        missing = [path.name for path in images if path.name not in self.known] if self.file else []
         if missing:
             raise UsageError(
                 f"{self.file}: has no image of file name {missing[0]!r}"
@@ -179,7 +182,7 @@ class _Ids:
             )
 
     def results(self, source: Source, instances: Any) -> list[dict]:
-        """COCO results of one picture, which gets its id here."""
+        """COCO results of one image; the image gets its id here."""
         height, width = source.pixels.shape[:2]
         known = self.known.get(source.name) if source.frame is None else None
         image = dict(id=self.next if known is None else known, file_name=source.name, width=width, height=height)
@@ -204,17 +207,17 @@ class _Ids:
 
 
 def _starts(length: int, tile: int, step: int) -> list[int]:
-    """Where tiles begin along a side, the last one flush with the end."""
+    """Offsets of the tiles along a side; the last tile ends where the side ends."""
     if length <= tile:
         return [0]
     return [*range(0, length - tile, step), length - tile]
 
 
 def _run_lengths(mask: np.ndarray, corner: tuple[int, int], shape: tuple[int, int]) -> dict:
-    """COCO's compressed run lengths of a mask that lies at a corner (y, x) of a picture."""
+    """COCO's compressed run lengths of a mask whose top left corner is at (y, x) of an image."""
     from pycocotools import mask as coco_mask
 
-    whole = np.zeros(shape, np.uint8, order="F")
+    canvas = np.zeros(shape, np.uint8, order="F")
     y, x = corner
-    whole[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
-    return coco_mask.encode(whole)
+    canvas[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
+    return coco_mask.encode(canvas)

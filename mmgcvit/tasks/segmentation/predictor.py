@@ -1,8 +1,7 @@
-"""A segmentor on pictures: whole or by a sliding window, one view or several; label maps and each class's area."""
+"""Predictions of a segmentor, on whole images or by a sliding window: label maps and the area of each class."""
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -13,16 +12,20 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from mmgcvit.apis.config import UsageError
-from mmgcvit.apis.runs import use_tta
-from mmgcvit.apis.sources import Source, write_json, write_picture
-from mmgcvit.datasets.labels import dataset_class
+from mmgcvit import compat
+from mmgcvit.errors import UsageError
+from mmgcvit.registry import type_name
+from mmgcvit.tasks.segmentation.label_maps import dataset_class
+from mmgcvit.tasks.sources import Source, write_image
+from mmgcvit.utils import write_json
 
 
 class Segmentor:
-    """mmseg's inferencer, for whole pictures or a sliding window, one view or several.
+    """mmseg's inferencer, for whole images or a sliding window, one view or several.
 
-    Args: those of :func:`~mmgcvit.apis.predict`.
+    Args:
+        cfg: the config, which is changed; with ``tta`` its test pipeline is that of :func:`mmgcvit.apis.use_tta`.
+        checkpoint, device, tta, tile, overlap, batch_size, ann_file: those of :func:`mmgcvit.apis.predict`.
     """
 
     def __init__(
@@ -40,22 +43,20 @@ class Segmentor:
 
         if ann_file is not None:
             raise UsageError(f"--ann-file {ann_file!r}: a segmentor's predictions have no ids; leave it out")
-        cfg = copy.deepcopy(cfg)
         if tta:
-            use_tta(cfg)
-            for transform in cfg.test_dataloader.dataset.pipeline:  # mmseg's inferencer looks at the outer ones only
+            for transform in cfg.test_dataloader.dataset.pipeline:  # mmseg's inferencer removes only outer ones
                 if "transforms" in transform:
-                    transform.transforms = [
+                    transform["transforms"] = [
                         kept
-                        for step in transform.transforms
-                        if (kept := [t for t in step if t.type != "LoadAnnotations"])
+                        for step in transform["transforms"]
+                        if (kept := [t for t in step if type_name(t) != "LoadAnnotations"])
                     ]
         if tile is not None:
             step = max(1, round(tile * (1 - overlap)))
             cfg.model.test_cfg = dict(mode="slide", crop_size=(tile, tile), stride=(step, step))
 
         class Inferencer(MMSegInferencer):
-            """mmseg's, which names a checkpoint without names after Cityscapes' classes: here it has none then."""
+            """Keeps the class names of the checkpoint only: mmseg takes Cityscapes' for one without names."""
 
             own_meta: dict | None = None
 
@@ -66,23 +67,23 @@ class Segmentor:
                     self.own_meta = model.dataset_meta
 
         self.inferencer = Inferencer(cfg, checkpoint, device=device)
-        self.inferencer.show_progress = False  # an argument of OneDL's only
+        self.inferencer.show_progress = False  # only OneDL's has an argument for it
         self.classes, palette = _meta(self.inferencer, cfg, checkpoint)
         self.visualizer = self.inferencer.visualizer
         self.visualizer.set_dataset_meta(self.classes, palette)
         if tta:
             self.inferencer.model = MODELS.build({**cfg.tta_model, "module": self.inferencer.model})
         self.batch_size = batch_size
-        self.pictures: list[dict] = []
+        self.results: list[dict] = []
 
-    def expect(self, pictures: Sequence[Path]) -> None:
-        """See that each picture gets a label map of its own.
+    def validate_inputs(self, images: Sequence[Path]) -> None:
+        """Check that each image gets its own label map.
 
         Raises:
-            UsageError: two differ in nothing but the suffix.
+            UsageError: two file names differ only in the suffix.
         """
         first: dict[str, Path] = {}
-        for path in pictures:
+        for path in images:
             if path.stem in first:
                 raise UsageError(
                     f"inputs: the label maps of {str(path)!r} and {str(first[path.stem])!r} would go into "
@@ -91,7 +92,7 @@ class Segmentor:
             first[path.stem] = path
 
     def __call__(self, sources: Iterator[Source]) -> Iterator[tuple[Source, np.ndarray]]:
-        """The label map (H, W), uint8, of each source, of the source's size."""
+        """Yield each source with its label map (H, W), uint8, in the source's size."""
         while chunk := list(islice(sources, self.batch_size)):
             maps: dict[int, np.ndarray] = {}
             for shape in dict.fromkeys(source.pixels.shape for source in chunk):  # a batch has one shape
@@ -103,21 +104,21 @@ class Segmentor:
                 yield source, maps[i]
 
     def draw(self, source: Source, labels: np.ndarray, _: float) -> np.ndarray:
-        """The picture (RGB) under the classes' colours and names."""
+        """The image (RGB) with the classes' colours and names."""
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
 
-        # An array: a tensor of one pixel would be taken for an index.
+        # An array: the visualizer takes a tensor of one pixel for an index.
         sample = SegDataSample(pred_sem_seg=PixelData(data=labels[None]))
         self.visualizer.add_datasample(source.name, source.pixels[..., ::-1].copy(), sample, draw_gt=False)
         return self.visualizer.get_image()
 
     def keep(self, source: Source, labels: np.ndarray, folder: Path) -> int:
-        """Write the label map, and add its areas to the results; returns 0, there being no objects."""
+        """Write the label map and add its areas to the results; returns 0, as there are no objects."""
         stem = Path(source.name).stem
         name = os.path.join("labels", f"{stem}.png" if source.frame is None else f"{stem}/{source.frame:06d}.png")
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_picture(folder / name, labels)
+        write_image(folder / name, labels)
         height, width = labels.shape
         counts = np.bincount(labels.ravel(), minlength=len(self.classes))
         areas = {
@@ -125,34 +126,29 @@ class Segmentor:
             for label, count in zip(self.classes, counts, strict=True)
             if count
         }
-        picture = dict(file_name=source.name, width=width, height=height, label_map=name, areas=areas)
+        image: dict[str, Any] = dict(file_name=source.name, width=width, height=height, label_map=name, areas=areas)
         if source.frame is not None:
-            picture["frame"] = source.frame
-        self.pictures.append(picture)
+            image["frame"] = source.frame
+        self.results.append(image)
         return 0
 
-    @property
-    def results(self) -> list[dict]:
-        """Areas by picture."""
-        return self.pictures
-
     def write(self, folder: Path) -> Path:
-        """Write what the values of the label maps mean, and the areas."""
-        write_json(folder / "areas.json", dict(values=dict(enumerate(self.classes)), pictures=self.pictures))
+        """Write the class of each value of the label maps, and the areas."""
+        write_json(folder / "areas.json", dict(values=dict(enumerate(self.classes)), images=self.results))
         return folder / "areas.json"
 
 
 def _meta(inferencer: Any, cfg: Config, checkpoint: str) -> tuple[tuple[str, ...], Any]:
-    """Names and colours of the classes: the checkpoint's own, or else the config's, or else its data set's.
+    """Names and colours of the classes: from the checkpoint, else from the config, else from its data set class.
 
     Raises:
-        UsageError: none of them has as many names as the model has classes, or the config's are in a file that is not
-            there.
+        UsageError: none of them has as many names as the model has classes, or the config's file of names does not
+            exist.
     """
     count = inferencer.model.decode_head.num_classes
     dataset = cfg.test_dataloader.dataset
     kind, given = dataset_class(dataset), dataset.get("metainfo") or {}
-    found = [inferencer.own_meta or {}, kind._load_metainfo(given) if hasattr(kind, "_load_metainfo") else given]
+    found = [inferencer.own_meta or {}, compat.dataset_metainfo(kind, given)]
     for meta in found:
         classes, palette = meta.get("classes") or (), meta.get("palette")
         if isinstance(classes, str):

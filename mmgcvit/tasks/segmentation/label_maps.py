@@ -1,7 +1,7 @@
-"""What can be wrong with label maps of segmentation data: found before a run stops, or learns nothing.
+"""Label maps of segmentation data sets, and what can be wrong with them.
 
-mmseg reads whatever a file holds as 8-bit labels, and says nothing of values that are no class until a loss fails on
-them, nor of classes that no pixel has.
+mmseg reads any file as 8-bit labels. It reports neither values that are no class, until a loss fails on them, nor
+classes without a pixel.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmcv.image import rescale_size
 from mmengine.registry import DATASETS
 from PIL import Image
 
-from mmgcvit.datasets.annotations import AnnotationError, Problem, refuse
-from mmgcvit.datasets.pictures import picture_size
+from mmgcvit.datasets.images import image_size
+from mmgcvit.datasets.problems import Problem, refuse
 from mmgcvit.datasets.report import DatasetReport
+from mmgcvit.errors import AnnotationError
+from mmgcvit.utils.images import any_image_size
 
 IGNORED = 255
 OUTSIDE = 256  # a value that is no class and not ignored
@@ -31,21 +32,21 @@ DEEP = ("I", "I;16", "I;16B", "I;16L")
 
 @dataclass
 class LabelMaps:
-    """A data set's pairs of files, and what the values of its label maps mean."""
+    """The pairs of files of a data set, and the meaning of the values in its label maps."""
 
-    pairs: list[tuple[str, str]]  # picture, label map
+    pairs: list[tuple[str, str]]  # image, label map
     classes: tuple[str, ...]
     meaning: np.ndarray  # (256,): the label of each value of a file, IGNORED, or OUTSIDE
-    ignored: dict[str, int]  # the label that is ignored, by who ignores it; the first is in `meaning`
-    folder: str  # of label maps, all of which should have a picture; '' where a list says which are meant
+    ignored: dict[str, int]  # the label that is ignored, by what ignores it; `meaning` uses the first
+    folder: str  # of label maps, all of which should have an image; '' where a list names the pairs
     suffix: str
-    crop: tuple[int, int] | None  # height, width; None where pictures are not cropped, or not of a known size then
-    resize: Mapping | None  # the transform that resizes pictures before they are cropped
+    crop: tuple[int, int] | None  # height, width; None without crops or if the size before is not known
+    resize: Mapping | None  # the transform that resizes images before the crop
 
 
 @dataclass
-class _Looked:
-    """What is in one pair of files."""
+class _Pair:
+    """The content of one pair of files."""
 
     size: tuple[int, int] | None = None  # width, height
     counts: np.ndarray | None = None  # (257,): pixels by label
@@ -54,9 +55,9 @@ class _Looked:
 
 
 def has_label_maps(dataset: Mapping) -> bool:
-    """Whether a data set of a config is one of label maps: mmseg's name their folder so.
+    """Whether a data set of a config has label maps: mmseg's name the folder of them in ``data_prefix``.
 
-    '' is ``data_root`` itself, and what a data set of mmseg's without any ``data_prefix`` has.
+    '' means ``data_root`` itself, also for a data set of mmseg without any ``data_prefix``.
     """
     prefix = dataset.get("data_prefix")
     if isinstance(prefix, Mapping):
@@ -65,7 +66,7 @@ def has_label_maps(dataset: Mapping) -> bool:
 
 
 def dataset_class(dataset: Mapping) -> Any:
-    """The class of a config's data set, in the scope that it would be built in; None where there is none."""
+    """The class of a config's data set, in the scope in which it would be built; None if there is none."""
     if not isinstance(dataset.get("type"), str):
         return dataset.get("type")
     with DATASETS.switch_scope_and_registry(dataset.get("_scope_")) as registry:
@@ -77,11 +78,11 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
 
     Args:
         dataset: a config's.
-        model: the config's: the label that its heads ignore is what their losses ignore.
+        model: the config's; the labels that its heads ignore are those that their losses ignore.
         evaluator: the metric or metrics that the data set is for, if any.
 
     Raises:
-        AnnotationError: mmseg cannot build it, it has no classes, or finds no pictures.
+        AnnotationError: mmseg cannot build it, it has no classes, or finds no images.
     """
     root, prefix = dataset.get("data_root") or "", dataset.get("data_prefix") or {}
     for path in (prefix.get("img_path"), prefix.get("seg_map_path"), dataset.get("ann_file")):
@@ -96,7 +97,7 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
     try:
         built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": False, "serialize_data": False})
         infos = [built.get_data_info(i) for i in range(len(built))]
-    except Exception as error:  # whatever a data set fails at, it is what the report is for
+    except Exception as error:  # any failure of a data set belongs into the report
         raise AnnotationError(f"{dataset.get('type')} cannot be built: {type(error).__name__}: {error}") from error
     classes = tuple(built.metainfo.get("classes") or ())
     if not classes:
@@ -105,9 +106,9 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
         folder = built.data_prefix.get("img_path") or ""
         there = Counter(Path(name).suffix for name in os.listdir(folder)) if os.path.isdir(folder) else {}
         raise AnnotationError(
-            f"no pictures *{built.img_suffix} in {folder}; there are "
+            f"no images *{built.img_suffix} in {folder}; there are "
             f"{', '.join(f'{count} *{suffix}' for suffix, count in there.items()) or 'none at all'} (img_suffix of the "
-            "data set): training would wait for ever"
+            "data set): training would hang"
         )
     ignored = {f"model.{name}": head.get("ignore_index", IGNORED) for name, head in _heads(model)}
     for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []:
@@ -128,10 +129,10 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
 
 
 def check_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = None) -> None:
-    """See, without opening label maps, that a run can use a data set: its classes, its heads, its pairs of files.
+    """Check, without opening label maps, that a run can use a data set: classes, heads, pairs of files.
 
     Raises:
-        AnnotationError: no pictures, pictures without label maps, heads with another number of classes, or different
+        AnnotationError: no images, images without label maps, heads with another number of classes, or different
             labels that heads, metric and data set ignore.
     """
     found = read_label_maps(dataset, model, evaluator)
@@ -146,7 +147,7 @@ def check_labels(
     advance: Callable[[int], None],
     evaluator: Any = None,
 ) -> DatasetReport:
-    """Look at every picture and label map of a data set.
+    """Look at every image and label map of a data set.
 
     Args:
         name: 'train', 'val' or 'test'.
@@ -167,20 +168,20 @@ def check_labels(
     except AnnotationError as error:
         report.problems.append(Problem("label maps", source, str(error), True))
         return report
-    report.pictures = len(found.pairs)
+    report.images = len(found.pairs)
     report.problems = [*_outputs(model, found), *_partners(found)]
     counts = np.zeros(OUTSIDE + 1, np.int64)
     empty_crops = crops = 0
     with ThreadPoolExecutor(workers) as pool:
-        for looked in pool.map(lambda pair: _look(*pair, found), found.pairs):
-            advance(report.pictures)
-            report.problems += looked.problems
-            if looked.size:
-                report.sizes[looked.size] += 1
-            if looked.counts is not None:
-                counts += looked.counts
-                report.empty += not looked.counts[: len(found.classes)].any()
-            empty_crops, crops = empty_crops + looked.crops[0], crops + looked.crops[1]
+        for pair in pool.map(lambda paths: _look(paths[0], paths[1], found), found.pairs):
+            advance(report.images)
+            report.problems += pair.problems
+            if pair.size:
+                report.sizes[pair.size] += 1
+            if pair.counts is not None:
+                counts += pair.counts
+                report.empty += not pair.counts[: len(found.classes)].any()
+            empty_crops, crops = empty_crops + pair.crops[0], crops + pair.crops[1]
     report.objects, report.kept = int(counts.sum()), int(counts[: len(found.classes)].sum())
     report.classes = {label: int(count) for label, count in zip(found.classes, counts, strict=False)}
     value = next(iter(found.ignored.values()))
@@ -198,15 +199,15 @@ def check_labels(
         )
     elif report.empty:
         report.problems.append(
-            Problem("ignored", source, f"{report.empty} of {report.pictures} label maps have no label at all", False)
+            Problem("ignored", source, f"{report.empty} of {report.images} label maps have no label at all", False)
         )
-    if empty_crops and report.kept:
+    if empty_crops and report.kept and found.crop:
         report.problems.append(
             Problem(
                 "ignored",
                 source,
                 f"{empty_crops} of {crops} crops of {found.crop[0]} x {found.crop[1]} (height x width"
-                f"{', of resized pictures' if found.resize else ''}) have no label at all: nothing is learnt from such",
+                f"{', of resized images' if found.resize else ''}) have no label at all: nothing is learned from them",
                 False,
             )
         )
@@ -214,7 +215,7 @@ def check_labels(
 
 
 def compare_splits(reports: Sequence[DatasetReport]) -> None:
-    """Add to reports of label maps what makes an IoU 0 or NaN: classes that one of the splits lacks."""
+    """Add to reports of label maps the classes that one of the splits lacks: their IoU would be 0 or NaN."""
     reports = [report for report in reports if report.unit == "pixels" and report.kept]
     learnt: Counter = Counter()
     for report in reports:
@@ -232,7 +233,7 @@ def compare_splits(reports: Sequence[DatasetReport]) -> None:
                     Problem(
                         "class",
                         report.source,
-                        f"no pixel of class {label!r}: its IoU will be NaN, or 0 if anything is taken for it",
+                        f"no pixel of class {label!r}: its IoU will be NaN, or 0 if anything is predicted as it",
                         True,
                     )
                 )
@@ -252,8 +253,8 @@ def compare_splits(reports: Sequence[DatasetReport]) -> None:
 
 
 def _meaning(classes: int, reduce_zero_label: bool, label_map: Mapping | None, ignored: int) -> np.ndarray:
-    """What mmseg makes of each value that a byte can have."""
-    labels = np.arange(256)
+    """The label that mmseg gives to each value of a byte."""
+    labels: np.ndarray = np.arange(256)
     if reduce_zero_label:
         labels = np.where(labels == 0, IGNORED, labels - 1)
         labels[IGNORED] = IGNORED
@@ -274,14 +275,14 @@ def _heads(model: Mapping | None) -> Iterator[tuple[str, Mapping]]:
 
 
 def _outputs(model: Mapping | None, found: LabelMaps) -> Iterator[Problem]:
-    """Heads of other classes than the data set's, and labels that not all ignore."""
+    """Heads with another number of classes than the data set, and different ignored labels."""
     for name, head in _heads(model):
         if head.get("num_classes") == 1 and head.get("out_channels") is None:
             yield Problem(
                 "classes",
                 f"model.{name}",
-                "num_classes=1: with one class there is nothing to tell "
-                "apart, and the loss is 0; name the background too",
+                "num_classes=1: with one class there is nothing to "
+                "distinguish, and the loss is 0; name the background too",
                 True,
             )
         if head.get("num_classes") != len(found.classes):
@@ -299,12 +300,12 @@ def _outputs(model: Mapping | None, found: LabelMaps) -> Iterator[Problem]:
 
 
 def _partners(found: LabelMaps, extra: bool = True) -> Iterator[Problem]:
-    """Pictures without a label map, and label maps without a picture."""
+    """Images without a label map, and label maps without an image."""
     known = set()
-    for picture, label_map in found.pairs:
-        known |= {os.path.abspath(label_map), os.path.abspath(picture)}  # they may share a folder
+    for image, label_map in found.pairs:
+        known |= {os.path.abspath(label_map), os.path.abspath(image)}  # both may be in one folder
         if not os.path.isfile(label_map):
-            yield Problem("partner", picture, f"no label map {label_map}", True)
+            yield Problem("partner", image, f"no label map {label_map}", True)
     alone = (
         [path for path in sorted(Path(found.folder).rglob(f"*{found.suffix}")) if os.path.abspath(path) not in known]
         if extra and found.folder
@@ -314,24 +315,24 @@ def _partners(found: LabelMaps, extra: bool = True) -> Iterator[Problem]:
         yield Problem(
             "partner",
             found.folder,
-            f"{len(alone)} label maps are of no picture of this data set, the first {alone[0].name}",
+            f"{len(alone)} label maps are of no image of this data set, the first {alone[0].name}",
             False,
         )
 
 
-def _look(picture: str, label_map: str, found: LabelMaps) -> _Looked:
-    size, reason = picture_size(picture)
-    if reason:
-        return _Looked(problems=(Problem("picture", picture, reason, True),))
+def _look(path: str, label_map: str, found: LabelMaps) -> _Pair:
+    size, reason = image_size(path)
+    if size is None:
+        return _Pair(problems=(Problem("image", path, reason or "", True),))
     if not os.path.isfile(label_map):
-        return _Looked(size)  # known already
+        return _Pair(size)  # reported already
     try:
-        with Image.open(label_map) as image:
+        with any_image_size(), Image.open(label_map) as image:
             mode, values = image.mode, np.asarray(image)
     except Exception as error:  # Pillow's decoders raise a dozen kinds
-        return _Looked(size, problems=(Problem("label map", label_map, f"cannot be decoded: {error}", True),))
+        return _Pair(size, problems=(Problem("label map", label_map, f"cannot be decoded: {error}", True),))
     if mode not in GREY + DEEP:
-        return _Looked(
+        return _Pair(
             size,
             problems=(
                 Problem(
@@ -343,14 +344,14 @@ def _look(picture: str, label_map: str, found: LabelMaps) -> _Looked:
             ),
         )
     if mode in DEEP and (values.min() < 0 or values.max() > IGNORED):
-        return _Looked(
+        return _Pair(
             size,
             problems=(
                 Problem(
                     "depth",
                     label_map,
                     f"has values from {values.min()} to {values.max()} ({mode!r}); allowed: 0 to "
-                    f"{IGNORED}, as others are cut to 8 bits without a word",
+                    f"{IGNORED}, as others are cut to 8 bits without an error",
                     True,
                 ),
             ),
@@ -361,7 +362,7 @@ def _look(picture: str, label_map: str, found: LabelMaps) -> _Looked:
             Problem(
                 "size",
                 label_map,
-                f"is {values.shape[1]} x {values.shape[0]} (width x height), its picture {size[0]} x {size[1]}",
+                f"is {values.shape[1]} x {values.shape[0]} (width x height), its image {size[0]} x {size[1]}",
                 True,
             )
         )
@@ -379,18 +380,20 @@ def _look(picture: str, label_map: str, found: LabelMaps) -> _Looked:
                 True,
             )
         )
-    crops = _crops(labels == IGNORED, found.crop, _resized(labels.shape, found.resize)) if found.crop else (0, 0)
-    return _Looked(size, counts, crops, tuple(problems))
+    crops = (0, 0)
+    if found.crop:
+        crops = _crops(labels == IGNORED, found.crop, _resized((labels.shape[0], labels.shape[1]), found.resize))
+    return _Pair(size, counts, crops, tuple(problems))
 
 
 def _crop(pipeline: Sequence[Mapping]) -> tuple[tuple[int, int] | None, Mapping | None]:
-    """Height and width of a pipeline's crops, and the transform that resizes pictures before; None where not known."""
+    """Height and width of a pipeline's crops, and the transform that resizes images before; None if not known."""
     resize = None
     for transform in pipeline:
         kind = str(transform.get("type")).rpartition(".")[2]
         if kind == "RandomCrop":
             crop = transform["crop_size"]
-            return (crop, crop) if isinstance(crop, int) else tuple(crop), resize
+            return ((crop, crop) if isinstance(crop, int) else (crop[0], crop[1])), resize
         if "Resize" in kind:
             if resize or kind not in ("Resize", "RandomResize") or transform.get("resize_type", "Resize") != "Resize":
                 break
@@ -399,7 +402,7 @@ def _crop(pipeline: Sequence[Mapping]) -> tuple[tuple[int, int] | None, Mapping 
 
 
 def _resized(shape: tuple[int, int], resize: Mapping | None) -> tuple[int, int]:
-    """Height and width that mmcv's Resize gives a picture of (height, width); RandomResize's in the middle."""
+    """Height and width that mmcv's Resize gives an image of (height, width); RandomResize's middle."""
     if resize is None:
         return shape
     scale = resize.get("scale")
@@ -415,17 +418,19 @@ def _resized(shape: tuple[int, int], resize: Mapping | None) -> tuple[int, int]:
     scale = tuple(side * ratio for side in scale)
     if not resize.get("keep_ratio"):
         return max(1, round(scale[1])), max(1, round(scale[0]))
+    from mmcv.image import rescale_size
+
     width, height = rescale_size(shape[::-1], scale)
     return max(1, height), max(1, width)
 
 
 def _crops(ignored: np.ndarray, crop: tuple[int, int], resized: tuple[int, int]) -> tuple[int, int]:
-    """How many of the crops side by side are ignored whole, and how many there are.
+    """How many of the crops side by side have no label, and how many there are.
 
     Args:
-        ignored: (H, W), where a label map is.
-        crop: height and width of a crop of the resized picture.
-        resized: height and width of that.
+        ignored: (H, W), where a label map is ignored.
+        crop: height and width of a crop of the resized image.
+        resized: height and width of the resized image.
     """
     height, width = (max(1, side // step) for side, step in zip(resized, crop, strict=True))
     if not ignored.any():

@@ -1,4 +1,4 @@
-"""What a run of a classifier needs beside its model: classes that fit, pictures' names, throughput."""
+"""The hook of a classifier's runs: matching classes, names of images, throughput."""
 
 from __future__ import annotations
 
@@ -7,39 +7,38 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
 
-from mmgcvit.checkpoint.layouts import take_apart, weights_of
-from mmgcvit.classification import GCViTClassifier
-from mmgcvit.datasets.classification import ClassificationDataset, check_names
-from mmgcvit.datasets.errors import ClassificationDataError
+from mmgcvit.checkpoint.layouts import split_state_dict, unwrap_checkpoint
+from mmgcvit.compat import has_train_loop
+from mmgcvit.errors import ClassificationDataError
+from mmgcvit.registry import HOOKS
+from mmgcvit.tasks.classification.classifier import GCViTClassifier
+from mmgcvit.tasks.classification.dataset import ClassificationDataset, check_names
 
 
 @HOOKS.register_module()
 class ClassificationHook(Hook):
-    """Sees that data sets, head and checkpoint mean the same classes, and tells how fast evaluation was.
+    """Checks that data sets, head and checkpoint have the same classes, and logs the throughput of evaluation.
 
-    A class folder that is missing in one split shifts the labels of all that follow: accuracy falls without a word.
-    Here the classes' names are compared, of the training and the validation data, and in a test of the checkpoint's
-    and the test data's. A data set whose ``classes`` are given in the config is the user's word; its number is looked
-    at alone.
+    A class folder that is missing in one split shifts the labels of all following classes, and accuracy silently drops.
+    The names of the classes are compared between training and validation data, and in a test between checkpoint and
+    test data. Of a data set whose ``classes`` are given in the config only the number is checked.
 
     Raises:
         ClassificationDataError: before the run: classes that differ, or more of them than the head has; before a test:
-            a checkpoint that has nothing for the head, whose answers would be drawn by lot.
+            a checkpoint without weights for the head, which would stay randomly initialised.
     """
 
     def __init__(self) -> None:
         self.trained: tuple[str, ...] | None = None
-        self.headless = ""  # why the head that is to be tested has not been trained
-        self.begin = self.pictures = 0
+        self.headless = ""  # why the head that is tested would not be a trained one
+        self.begin, self.images = 0.0, 0
 
     def before_run(self, runner: Runner) -> None:
         """Compare training and validation data."""
-        if runner._train_loop is None or isinstance(runner._train_loop, dict):
-            return  # no training
+        if not has_train_loop(runner):
+            return
         train = runner.train_dataloader.dataset
         _check_count("train", train, runner)
         if runner.val_loop is not None:
@@ -51,33 +50,33 @@ class ClassificationHook(Hook):
                 )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the names that the checkpoint was trained for, and whether it has a head."""
+        """Keep the class names of the checkpoint, and whether it has a head."""
         self.trained = ((checkpoint.get("meta") or {}).get("dataset_meta") or {}).get("classes")
         if isinstance(_model(runner), GCViTClassifier):
             own = set(_model(runner).backbone.state_dict())
-            head = take_apart(weights_of(checkpoint), also=own).backbone.get("head.weight")
+            head = split_state_dict(unwrap_checkpoint(checkpoint), also=own).backbone.get("head.weight")
             if head is None:
                 self.headless = "no head"
             elif len(head) != _model(runner).num_classes:
                 self.headless = f"a head of {len(head)} classes"
 
     def before_train(self, runner: Runner) -> None:
-        """A head that is trained now is no longer the checkpoint's."""
+        """Forget the checkpoint's head: training replaces it."""
         self.headless = ""
 
     def before_val(self, runner: Runner) -> None:
-        """Tell the metrics the pictures' names, before any evaluation: that of the raw weights comes first."""
-        _name_pictures(runner.val_loop)
+        """Give the names of the images to the metrics, before any evaluation (that of raw weights is the first)."""
+        _name_images(runner.val_loop)
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Compare checkpoint and data, and start the clock."""
+        """Compare checkpoint and data."""
         dataset = runner.test_dataloader.dataset
         _check_count("test", dataset, runner)
         if self.headless:
             raise ClassificationDataError(
                 f"the checkpoint has {self.headless}; allowed in a test: one with a head of "
-                f"model.num_classes={_classes(runner)}, as the answers of another would be "
-                "drawn by lot"
+                f"model.num_classes={_classes(runner)}; the head would stay "
+                "randomly initialised, so its predictions would be meaningless"
             )
         if isinstance(dataset, ClassificationDataset) and not dataset.given_classes:
             names = dataset.metainfo["classes"]
@@ -86,29 +85,29 @@ class ClassificationHook(Hook):
             elif len(names) != _classes(runner):
                 raise ClassificationDataError(
                     f"the test data ({dataset.root}) has {len(names)} class folders; the head has {_classes(runner)} "
-                    "classes. Where the data has a part of them, give their order: classes=<file with a name a line>"
+                    "classes. If the data has only some of them, give their order: classes=<file with a name per line>"
                 )
-        _name_pictures(runner.test_loop)
-        self.pictures = 0
+        _name_images(runner.test_loop)
+        self.images = 0
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Count, from the first batch's end on: it waits for the workers to start."""
+        """Count images after the first batch, which waits for the workers to start."""
         if batch_idx == 0:
             self.begin = time.perf_counter()
         else:
-            self.pictures += len(outputs)
+            self.images += len(outputs)
 
     def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        """Tell the throughput of this process."""
-        if self.pictures:
+        """Log the throughput of this process."""
+        if self.images:
             seconds = time.perf_counter() - self.begin
             runner.logger.info(
-                f"throughput, loading included: {self.pictures / seconds:.1f} pictures/s "
-                f"({self.pictures} in {seconds:.1f} s, without the first batch)"
+                f"throughput, loading included: {self.images / seconds:.1f} images/s "
+                f"({self.images} in {seconds:.1f} s, without the first batch)"
             )
 
 
-def _model(runner: Runner) -> nn.Module:
+def _model(runner: Runner) -> Any:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
@@ -126,7 +125,7 @@ def _check_count(split: str, dataset: Any, runner: Runner) -> None:
         )
 
 
-def _name_pictures(loop: Any) -> None:
+def _name_images(loop: Any) -> None:
     for metric in loop.evaluator.metrics:
         if hasattr(metric, "dataset"):
             metric.dataset = loop.dataloader.dataset

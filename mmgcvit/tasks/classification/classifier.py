@@ -15,27 +15,28 @@ from mmgcvit.backbone import GCViT
 from mmgcvit.backbone.checks import check_choice, check_integer, check_rate
 from mmgcvit.backbone.pretrained_init import SafePretrainedInit
 from mmgcvit.checkpoint.loading import accept_bare_network
-from mmgcvit.classification.preprocessor import ClassificationPreprocessor
+from mmgcvit.registry import type_name
+from mmgcvit.tasks.classification.preprocessor import ClassificationPreprocessor
 
 MODES = ("tensor", "loss", "predict")
 
 
 @MODELS.register_module()
 class GCViTClassifier(SafePretrainedInit, BaseModel):
-    """GC ViT with a linear head: last map, its norm, mean over all places, dropout, linear map (paper, section 3).
+    """GC ViT with a linear head: last map, norm, global average pooling, dropout, linear layer (paper, section 3).
 
     The parameters are those of the published classifiers, exactly.
 
     Args:
-        backbone: config of a :class:`GCViT`; ``out_indices`` is (3,) unless it is given.
+        backbone: config of a :class:`GCViT`; ``out_indices`` is (3,) by default.
         num_classes: classes.
         drop_rate: dropout before the head.
-        label_smoothing: of targets that are class numbers. (Mixed targets are smoothed by the preprocessor's mixup.)
+        label_smoothing: for targets that are class numbers. (Mixed targets are smoothed by the preprocessor's mixup.)
         data_preprocessor: config of a :class:`ClassificationPreprocessor` (``num_classes`` is given to it), or another.
-        init_cfg: mmengine's. ``dict(type='Pretrained', ...)`` belongs into the backbone's, or here for the head too.
+        init_cfg: mmengine's. ``dict(type='Pretrained', ...)`` belongs into the backbone's, or here to load the head.
 
     Raises:
-        ValueError: no class, a rate that is no probability, or a backbone whose last map is not that of stage 3.
+        ValueError: no class, a rate out of range, or a backbone whose last map is not that of stage 3.
     """
 
     def __init__(
@@ -48,9 +49,9 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
         init_cfg: Mapping | None = None,
     ) -> None:
         check_integer("num_classes", num_classes, 1)
-        if isinstance(data_preprocessor, Mapping) and data_preprocessor.get("type") in (
-            ClassificationPreprocessor,
-            ClassificationPreprocessor.__name__,
+        if (
+            isinstance(data_preprocessor, Mapping)
+            and type_name(data_preprocessor) == ClassificationPreprocessor.__name__
         ):
             data_preprocessor = {"num_classes": num_classes, **data_preprocessor}
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
@@ -75,9 +76,9 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
         """Logits, their loss, or probabilities.
 
         Args:
-            inputs: (B, in_channels, H, W) normalised pictures.
+            inputs: (B, in_channels, H, W) normalised images.
             targets: (B,) classes, or (B, num_classes) probabilities; for 'loss'.
-            sample_idx: (B,) the samples' numbers, not used.
+            sample_idx: (B,) indices of the samples, not used.
             mode: 'tensor', 'loss' or 'predict'.
 
         Returns:
@@ -85,7 +86,7 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
             probabilities (B, num_classes), float32.
 
         Raises:
-            ValueError: an unknown mode, 'loss' without targets, or a class that the head does not have.
+            ValueError: an unknown mode, 'loss' without targets, or a class out of range.
         """
         check_choice("mode", mode, MODES)
         maps = self.backbone(inputs)[-1]
@@ -98,7 +99,7 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
             raise ValueError("targets=None; allowed in mode 'loss': classes or probabilities")
         if targets.ndim == 2:
             return {"loss": self.soft_loss(logits, targets)}
-        # (A look at targets on a GPU would make it wait; there CUDA's own assertion speaks.)
+        # (Reading targets on a GPU would synchronise; there CUDA's own assertion fails.)
         if not targets.is_cuda and (targets.min() < 0 or targets.max() >= self.num_classes):
             raise ValueError(
                 f"targets: class {int(targets.max() if targets.min() >= 0 else targets.min())}; allowed: "

@@ -1,6 +1,6 @@
-"""What can be wrong with annotations of detection data, found before hours are spent on them.
+"""Annotations of detection data sets, and what can be wrong with them.
 
-COCO's JSON is read as it is, since mmdet drops what it cannot use without a word, or fails at it without saying where.
+COCO's JSON is read directly, since mmdet silently drops what it cannot use, or fails without naming the annotation.
 """
 
 from __future__ import annotations
@@ -14,33 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmgcvit.datasets.problems import Problem, data_sets, refuse
+from mmgcvit.errors import AnnotationError
+
 COCO_LIKE = ("CocoDataset", "LVISDataset", "LVISV05Dataset", "LVISV1Dataset")
-SHOWN = 5  # problems that an error names
-
-
-class AnnotationError(ValueError):
-    """Annotations with which a run would fail, hang, or learn something else than was meant."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong in one place.
-
-    ``breaks``: a run fails or learns wrong things; otherwise mmdet leaves out what is meant.
-    """
-
-    kind: str
-    where: str
-    what: str
-    breaks: bool
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
 
 
 @dataclass
-class Picture:
-    """A picture of a data set, as its annotations have it; sizes in pixels, boxes x1, y1, x2, y2."""
+class AnnotatedImage:
+    """An image of a data set, as its annotations describe it; sizes in pixels, boxes x1, y1, x2, y2."""
 
     path: str
     width: int | None
@@ -51,14 +33,14 @@ class Picture:
 
 @dataclass
 class Annotations:
-    """What an annotation file holds: pictures with what is left of their objects, and what is wrong."""
+    """The content of an annotation file: images with their usable objects, and the problems."""
 
     path: str
-    pictures: list[Picture] = field(default_factory=list)
+    images: list[AnnotatedImage] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     classes: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()  # all of the file's, in its order, which is that of mmdet's labels
-    objects: int = 0  # before anything is left out
+    objects: int = 0  # before unusable ones are dropped
 
 
 def read_coco(
@@ -68,17 +50,17 @@ def read_coco(
     with_mask: bool = False,
     test_mode: bool = False,
 ) -> Annotations:
-    """Read a COCO file of instances and see what mmdet's CocoDataset would make of it.
+    """Read a COCO file of instances as mmdet's CocoDataset would use it.
 
     Args:
         path: JSON file.
-        classes: the class names that the run is to learn; by default all of the file's categories.
-        img_prefix: folder that the file names are in.
-        with_mask: whether masks are to be learnt.
-        test_mode: whether the file may be one of pictures alone, such as COCO's test-dev.
+        classes: class names of the run; by default all categories of the file.
+        img_prefix: folder of the images.
+        with_mask: whether the run learns masks.
+        test_mode: whether the file may have no annotations, as COCO's test-dev.
 
     Returns:
-        Pictures with the objects that training gets, and all problems.
+        Images with the objects that training gets, and all problems.
 
     Raises:
         AnnotationError: no such file, no JSON, or not COCO's lists of images, annotations and categories.
@@ -88,31 +70,31 @@ def read_coco(
     categories = _categories(content["categories"], found)
     found.categories = tuple(categories.values())
     found.classes = tuple(classes) if classes else found.categories
-    pictures = _pictures(content["images"], img_prefix, found)
-    found.pictures = list(pictures.values())
+    images = _images(content["images"], img_prefix, found)
+    found.images = list(images.values())
     found.objects = len(content["annotations"])
     seen: set = set()
     for i, annotation in enumerate(content["annotations"]):
         where = _where(path, annotation, i)
-        for problem in _object(annotation, where, pictures, categories, found.classes, with_mask, seen):
+        for problem in _object(annotation, where, images, categories, found.classes, with_mask, seen):
             found.problems.append(problem)
-            break  # what is wrong first is what mmdet meets first
+            break  # only the first one: mmdet stops there, too
         else:
             x, y, w, h = map(float, annotation["bbox"])
-            picture = pictures[annotation["image_id"]]
-            picture.boxes.append((x, y, x + w, y + h))
-            picture.labels.append(categories[annotation["category_id"]])
+            image = images[annotation["image_id"]]
+            image.boxes.append((x, y, x + w, y + h))
+            image.labels.append(categories[annotation["category_id"]])
     return found
 
 
 def check_before_run(dataloader: Mapping | None) -> None:
-    """See that a run can use a data loader's annotations: for each CocoDataset in it, its file and its classes.
+    """Check that a run can use the annotations of a data loader: file and classes of each CocoDataset in it.
 
-    mmdet numbers the classes in the file's order whatever the config's, and says nothing of a name that it does not
-    find; a data set in which it finds nothing is empty, and training waits for ever.
+    mmdet numbers the classes in the order of the file, whatever the order in the config, and ignores a name that is
+    not in the file; without a usable object the data set is empty, and training hangs.
 
     Args:
-        dataloader: a config's; other data sets are left to themselves.
+        dataloader: a config's; other data sets are not checked.
 
     Raises:
         AnnotationError: classes that the file lacks or has in another order, no objects at all in training, or
@@ -120,31 +102,19 @@ def check_before_run(dataloader: Mapping | None) -> None:
     """
     for dataset in data_sets((dataloader or {}).get("dataset")):
         if not coco_like(dataset) or not dataset.get("ann_file") or dataset.get("backend_args"):
-            continue  # what is not a local file is mmdet's to read
+            continue  # remote files are read by mmdet only
         refuse(read_dataset(dataset).problems)
 
 
-def refuse(problems: Sequence[Problem]) -> None:
-    """Raise what breaks a run, the first few by name.
-
-    Raises:
-        AnnotationError: one of the problems does.
-    """
-    broken = [problem for problem in problems if problem.breaks]
-    if broken:
-        more = f"\n... and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
-        raise AnnotationError("\n".join(map(str, broken[:SHOWN])) + more)
-
-
 def read_dataset(dataset: Mapping) -> Annotations:
-    """:func:`read_coco` with what a config says of a COCO-like data set; adds what is wrong with its classes.
+    """:func:`read_coco` for a config's COCO-like data set; adds the problems with its classes.
 
     Raises:
         AnnotationError: as there.
     """
     root = dataset.get("data_root") or ""
     path = os.path.join(root, dataset["ann_file"])
-    classes = _classes(dataset)
+    classes = _classes(dataset) or ()
     prefix = os.path.join(root, (dataset.get("data_prefix") or {}).get("img", ""))
     test_mode = bool(dataset.get("test_mode"))
     found = read_coco(path, classes, prefix, wants_masks(dataset.get("pipeline")), test_mode)
@@ -172,7 +142,7 @@ def read_dataset(dataset: Mapping) -> Annotations:
             )
         )
     elif not test_mode and not any(
-        picture.boxes and min(picture.width, picture.height) >= least for picture in found.pictures
+        image.boxes and min(image.width or 0, image.height or 0) >= least for image in found.images
     ):
         found.problems.append(
             Problem(
@@ -180,7 +150,7 @@ def read_dataset(dataset: Mapping) -> Annotations:
                 path,
                 f"none of {found.objects} annotations can be used"
                 + (f" (filter_cfg.min_size={least})" if least else "")
-                + ": training would wait for ever",
+                + ": training would hang",
                 breaks=True,
             )
         )
@@ -193,7 +163,7 @@ def coco_like(dataset: Mapping) -> bool:
 
 
 def _classes(dataset: Mapping) -> Sequence[str] | None:
-    """The class names that a run would learn: the config's, from a file too, or else those of the data set's class."""
+    """Class names of the run: the config's (possibly in a file), or else those of the data set class."""
     classes = (dataset.get("metainfo") or {}).get("classes")
     if isinstance(classes, str):
         if not os.path.isfile(classes):
@@ -212,41 +182,28 @@ def _classes(dataset: Mapping) -> Sequence[str] | None:
     return own and own.METAINFO.get("classes")
 
 
-def data_sets(dataset: Any) -> Iterator[Mapping]:
-    """The data sets inside a config's wrappers: repeated, balanced, concatenated."""
-    if not dataset:
-        return
-    if "dataset" in dataset:
-        yield from data_sets(dataset["dataset"])
-    elif "datasets" in dataset:
-        for inner in dataset["datasets"]:
-            yield from data_sets(inner)
-    else:
-        yield dataset
-
-
 def wants_masks(pipeline: Sequence[Mapping] | None) -> bool:
     """Whether a pipeline loads masks."""
     return any(t.get("with_mask", False) for t in pipeline or () if str(t.get("type")).endswith("LoadAnnotations"))
 
 
 def outside(box: Sequence[float], width: float, height: float) -> str | None:
-    """What is wrong with where a box (x1, y1, x2, y2) lies in a picture: what mmdet would leave out."""
+    """Why mmdet would drop a box (x1, y1, x2, y2) because of its place or size; None if it would not."""
     x1, y1, x2, y2 = box
     if x2 - x1 < 1 or y2 - y1 < 1:
         return f"box of {x2 - x1:g} x {y2 - y1:g} pixels; allowed: at least 1 x 1"
     if min(x2, width) <= max(x1, 0) or min(y2, height) <= max(y1, 0):
-        return f"box {tuple(box)} outside its picture of {width:g} x {height:g}"
+        return f"box {tuple(box)} outside its image of {width:g} x {height:g}"
     return None
 
 
-def picture_name(image: Mapping) -> str:
+def image_file_name(image: Mapping) -> str:
     """File name of a COCO image; LVIS has URLs instead."""
     return image.get("file_name") or "/".join(str(image.get("coco_url", "")).split("/")[-2:])
 
 
 def read_lists(path: str | Path, test_mode: bool = False) -> dict:
-    """COCO's lists of a JSON file; a file of pictures alone has no annotations, with ``test_mode``.
+    """COCO's lists of a JSON file; with ``test_mode`` it may have no annotations.
 
     Raises:
         AnnotationError: no such file, no JSON, or another content.
@@ -269,7 +226,7 @@ def read_lists(path: str | Path, test_mode: bool = False) -> dict:
 
 
 def _categories(entries: list, found: Annotations) -> dict[Any, str]:
-    """Names by id, in the file's order, in which mmdet numbers its labels."""
+    """Names by id, in the order of the file, by which mmdet numbers its labels."""
     names: dict[Any, str] = {}
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), int) or "name" not in entry:
@@ -277,7 +234,7 @@ def _categories(entries: list, found: Annotations) -> dict[Any, str]:
                 Problem(
                     "category",
                     f"{found.path}: categories[{i}]",
-                    f"{entry!r}; allowed: an object with a whole number id and a name",
+                    f"{entry!r}; allowed: an object with an integer id and a name",
                     True,
                 )
             )
@@ -293,31 +250,31 @@ def _categories(entries: list, found: Annotations) -> dict[Any, str]:
     return names
 
 
-def _pictures(entries: list, prefix: str, found: Annotations) -> dict[Any, Picture]:
-    pictures: dict[Any, Picture] = {}
+def _images(entries: list, prefix: str, found: Annotations) -> dict[Any, AnnotatedImage]:
+    images: dict[Any, AnnotatedImage] = {}
     for i, entry in enumerate(entries):
         where = f"{found.path}: images[{i}]"
         if not isinstance(entry, dict) or "id" not in entry:
             found.problems.append(Problem("image", where, f"{entry!r}; allowed: an object with an id", True))
             continue
         where = f"{found.path}: image id {entry['id']}"
-        name = picture_name(entry)
+        name = image_file_name(entry)
         if not name:
             found.problems.append(Problem("image", where, "no file_name", True))
-        elif entry["id"] in pictures:
+        elif entry["id"] in images:
             found.problems.append(Problem("image", where, "two images of this id", True))
         elif not all(_number(entry.get(key)) and entry[key] > 0 for key in ("width", "height")):
             sizes = f"width={entry.get('width')!r}, height={entry.get('height')!r}"
             found.problems.append(Problem("image", where, f"{sizes}; allowed: more than 0", True))
         else:
-            pictures[entry["id"]] = Picture(os.path.join(prefix, name), entry["width"], entry["height"])
-    return pictures
+            images[entry["id"]] = AnnotatedImage(os.path.join(prefix, name), entry["width"], entry["height"])
+    return images
 
 
 def _object(
     annotation: Any,
     where: str,
-    pictures: Mapping,
+    images: Mapping,
     categories: Mapping,
     classes: Sequence[str],
     with_mask: bool,
@@ -330,7 +287,7 @@ def _object(
     if annotation["id"] in seen:
         yield Problem("annotation", where, "two annotations of this id", True)
     seen.add(annotation["id"])
-    if annotation["image_id"] not in pictures:
+    if annotation["image_id"] not in images:
         yield Problem("image unknown", where, "no image of this id", False)
         return
     if annotation.get("ignore"):
@@ -343,9 +300,9 @@ def _object(
     if not _number(annotation.get("area")):
         yield Problem("area", where, f"area={annotation.get('area')!r}; allowed: a number, in square pixels", True)
         return
-    picture = pictures[annotation["image_id"]]
+    image = images[annotation["image_id"]]
     x, y, w, h = box
-    left_out = outside((x, y, x + w, y + h), picture.width, picture.height)
+    left_out = outside((x, y, x + w, y + h), image.width, image.height)
     if left_out:
         yield Problem("box", where, left_out, False)
     if annotation["area"] <= 0:

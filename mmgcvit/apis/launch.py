@@ -1,0 +1,55 @@
+"""Building a runner in the processes that a launcher has started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import distributed as dist
+
+from mmgcvit.errors import UsageError
+
+
+def build_runner(cfg: Config) -> Runner:
+    """mmengine's runner of a config; with several processes on a CPU they are connected by gloo."""
+    if cfg.launcher in ("pytorch", "slurm") and get_device() == "cpu":
+        # mmengine would give each process a GPU. It uses an existing process group, and prefers a wrapper's own
+        # arguments to its defaults.
+        if not dist.is_initialized():
+            if cfg.launcher == "slurm":
+                set_slurm_environment()
+            dist.init_process_group("gloo")
+        cfg.model_wrapper_cfg = {
+            "type": "MMDistributedDataParallel", "broadcast_buffers": False,
+            "find_unused_parameters": cfg.get("find_unused_parameters", False),
+            **cfg.get("model_wrapper_cfg", {}), "device_ids": None}  # fmt: skip
+    return Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
+
+
+def set_slurm_environment() -> None:
+    """Set torch's variables from Slurm's, by mmengine's rules.
+
+    Raises:
+        UsageError: Slurm has not started this process.
+    """
+    missing = [name for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST") if name not in os.environ]
+    if missing:
+        raise UsageError(
+            f"launcher='slurm': {', '.join(missing)} not in the environment; start processes by srun, as "
+            "tools/slurm_train.sh does"
+        )
+    os.environ.update(
+        RANK=os.environ["SLURM_PROCID"],
+        WORLD_SIZE=os.environ["SLURM_NTASKS"],
+        LOCAL_RANK=os.environ.get("SLURM_LOCALID", "0"),
+    )
+    if "MASTER_ADDR" not in os.environ:
+        nodes = subprocess.run(
+            ["scontrol", "show", "hostname", os.environ["SLURM_NODELIST"]], capture_output=True, text=True, check=True
+        ).stdout.split()
+        os.environ["MASTER_ADDR"] = nodes[0]
+    os.environ.setdefault("MASTER_PORT", "29500")

@@ -1,0 +1,93 @@
+"""The package's own registries, of scope ``mmgcvit``, and the type names of earlier releases.
+
+Configs name what is registered here with its scope, ``type='mmgcvit.TopKAccuracy'``, under any default scope. Only
+names that carry GCViT are in mmengine's root registries, so that no other plugin's class is replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from mmengine import registry as root
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import Registry
+
+SCOPE = "mmgcvit"
+#: Classes whose module needs mmcv or mmdet: imported when the name is looked up for the first time.
+LAZY = {"BoxTTAModel": "mmgcvit.tasks.detection.tta", "LoadCheckedImage": "mmgcvit.datasets.loading"}
+
+
+class _Registry(Registry):
+    """A registry that imports the modules of :data:`LAZY` classes on demand."""
+
+    def get(self, key: str) -> Any:
+        """The class of this name, or None."""
+        if (module := LAZY.get(key.removeprefix(f"{SCOPE}."))) is not None:
+            import_module(module)
+        return super().get(key)
+
+
+def _child(parent: Registry) -> Registry:
+    return _Registry(parent.name, parent=parent, scope=SCOPE, locations=[SCOPE])
+
+
+DATASETS = _child(root.DATASETS)
+HOOKS = _child(root.HOOKS)
+LOOPS = _child(root.LOOPS)
+METRICS = _child(root.METRICS)
+MODELS = _child(root.MODELS)
+OPTIM_WRAPPERS = _child(root.OPTIM_WRAPPERS)
+PARAM_SCHEDULERS = _child(root.PARAM_SCHEDULERS)
+TRANSFORMS = _child(root.TRANSFORMS)
+
+#: Type names of earlier releases, which were in mmengine's root registries. They work for one more release.
+OLD_TYPES = {
+    name: f"{SCOPE}.{name}"
+    for name in (
+        "BoxTTAModel", "ClassificationDataset", "ClassificationHook", "ClassificationPreprocessor", "EMAValLoop",
+        "FSDPAmpOptimWrapper", "FSDPOptimWrapper", "InvalidLossHook", "LoadCheckedImage", "LoadPillowImage",
+        "ReproducibleHook", "ResumableTrainLoop", "TimmTransform", "TopKAccuracy", "WarmupCosineLR")
+} | {
+    "CorruptPictureHook": f"{SCOPE}.CorruptImageHook",
+    f"{SCOPE}.CorruptPictureHook": f"{SCOPE}.CorruptImageHook",
+    f"{SCOPE}.engine.tta.BoxTTAModel": f"{SCOPE}.BoxTTAModel",
+}  # fmt: skip
+
+
+def type_name(part: Any) -> str:
+    """The class name of a config's part, whether ``type`` is the class, its name, or the name with a scope."""
+    kind = part.get("type") if isinstance(part, Mapping) else part
+    return kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", "")
+
+
+def rename_old_types(cfg: Config) -> Config:
+    """Replace type names of earlier releases in a config, in place and however deep; one log line says which.
+
+    A name that another package has registered in mmengine's root registries is left alone.
+    """
+    found: dict[str, str] = {}
+    taken = {
+        name for registry in vars(root).values() if isinstance(registry, Registry) for name in registry.module_dict
+    }
+    waiting: list[Any] = [cfg[key] for key in cfg]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            kind = part.get("type")
+            if isinstance(kind, str) and kind in OLD_TYPES and kind not in taken:
+                part["type"] = found[kind] = OLD_TYPES[kind]
+            waiting += part.values()
+        elif isinstance(part, (list, tuple)):
+            waiting += part
+    if found:
+        names = ", ".join(f"{old!r} is now {new!r}" for old, new in sorted(found.items()))
+        print_log(
+            f"deprecated type names in the config, which the next release will not know: {names}",
+            logger="current",
+            level=logging.WARNING,
+        )
+    return cfg

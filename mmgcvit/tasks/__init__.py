@@ -1,0 +1,49 @@
+"""The tasks: one folder each, with data set and its check, predictor, drawing and forward pass.
+
+A new task is a folder with a subclass of :class:`~mmgcvit.tasks.base.Task`, and a line in :data:`TASKS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.config import Config
+from torch import nn
+
+from mmgcvit.errors import UsageError
+from mmgcvit.registry import type_name
+from mmgcvit.tasks.base import Predictor, Task
+from mmgcvit.tasks.classification import Classification
+from mmgcvit.tasks.detection import Detection
+from mmgcvit.tasks.segmentation import Segmentation
+
+#: In the order in which they are asked. The last one takes every data set that no other one knows.
+TASKS: tuple[Task, ...] = (Classification(), Segmentation(), Detection())
+
+
+def find_task(model: Mapping[str, Any] | nn.Module) -> Task | None:
+    """The task of a config's model or of a built one; None for a model that no task knows."""
+    return next((task for task in TASKS if task.has_model(model)), None)
+
+
+def task_of(cfg: Config) -> Task:
+    """The task of a config.
+
+    Raises:
+        UsageError: a model that no task knows.
+    """
+    model = cfg.get("model") or {}
+    task = find_task(model)
+    if task is None:
+        allowed = "; ".join(task.description for task in TASKS)
+        raise UsageError(f"model.type={type_name(model)!r} with {', '.join(model)}; allowed: {allowed}")
+    return task
+
+
+def task_of_dataset(dataset: Mapping[str, Any]) -> Task:
+    """The task of a config's data set."""
+    return next((task for task in TASKS if task.has_dataset(dataset)), TASKS[-1])
+
+
+__all__ = ["TASKS", "Predictor", "Task", "find_task", "task_of", "task_of_dataset"]

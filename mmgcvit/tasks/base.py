@@ -1,0 +1,108 @@
+"""What a task is: the interface that training, testing, inference and the checks use."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from mmgcvit.datasets.report import DatasetReport
+from mmgcvit.errors import UsageError
+from mmgcvit.tasks.sources import Source
+
+
+class Predictor(Protocol):
+    """A model that predicts on images and video frames, draws its predictions and writes them to files."""
+
+    @property
+    def results(self) -> list[dict]:
+        """The predictions so far, as they will be in the file."""
+
+    def validate_inputs(self, images: Sequence[Path]) -> None:
+        """Raise a UsageError if the predictions of these images cannot be written."""
+
+    def __call__(self, sources: Iterator[Source]) -> Iterator[tuple[Source, Any]]:
+        """Yield each source with its prediction."""
+
+    def draw(self, source: Source, found: Any, score_thr: float) -> np.ndarray:
+        """The image (H, W, 3), RGB, with a prediction drawn on it."""
+
+    def keep(self, source: Source, found: Any, folder: Path) -> int:
+        """Add a prediction to the results; returns the number of objects in it."""
+
+    def write(self, folder: Path) -> Path:
+        """Write the results; returns the file."""
+
+
+@dataclass
+class DatasetCheck:
+    """One data set of a config that :func:`mmgcvit.datasets.check.check_data` looks at."""
+
+    split: str  # 'train', 'val' or 'test'
+    dataset: Mapping[str, Any]
+    model: Mapping[str, Any] | None  # the config's
+    evaluator: Any  # the metric or metrics for this split, if any
+    workers: int  # threads that decode files
+    advance: Callable[[int], None]  # to be called after each image, with the number of images
+    earlier: Sequence[DatasetReport] = field(default_factory=list)  # reports of the data sets before this one
+
+
+class Task(ABC):
+    """One task: its models, data sets, predictions and drawings.
+
+    A subclass imports mmcv, mmdet and mmseg only inside its methods.
+    """
+
+    name: str
+    #: What a model of the task is, for messages.
+    description: str
+    #: Keys of a config's model, and attributes of the built one, of which a model of the task has at least one.
+    model_parts: tuple[str, ...] = ()
+    #: Class name of the hook that draws the predictions of a test; '' if there is none.
+    visualization_hook: str = ""
+
+    def has_model(self, model: Mapping[str, Any] | nn.Module) -> bool:
+        """Whether a config's model, or a built one, is of this task."""
+        return any(part in model if isinstance(model, Mapping) else hasattr(model, part) for part in self.model_parts)
+
+    @abstractmethod
+    def has_dataset(self, dataset: Mapping[str, Any]) -> bool:
+        """Whether a config's data set is of this task."""
+
+    @abstractmethod
+    def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
+        """Build the predictor; ``options`` are those of :func:`mmgcvit.apis.predict`."""
+
+    def check_before_run(  # noqa: B027
+        self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None, evaluator: Any
+    ) -> None:
+        """Raise an AnnotationError if a run with this data set would fail; must take seconds, not minutes."""
+
+    @abstractmethod
+    def check_dataset(self, check: DatasetCheck) -> DatasetReport:
+        """Look at every image and annotation of a data set."""
+
+    def compare_splits(self, reports: Sequence[DatasetReport]) -> None:  # noqa: B027
+        """Add to the reports of a config's data sets what only their comparison shows."""
+
+    def set_default_tta(self, cfg: Config) -> None:
+        """Add ``tta_model`` and ``tta_pipeline`` to a config without them."""
+        raise UsageError("--tta: the config is no detector's and has no tta_model with a tta_pipeline; add them")
+
+    def show_in(self, cfg: Config, hook: Any, folder: str) -> None:
+        """Make the config's :attr:`visualization_hook` write every image of a test to this folder."""
+        raise NotImplementedError
+
+    def set_table(self, cfg: Config, path: str) -> bool:
+        """Make a test write its predictions to this CSV file; returns whether the config has a metric that can."""
+        return False
+
+    def forward(self, model: Any, image: Tensor) -> None:
+        """Run a forward pass in which every head has the most work that it can have at test time."""
+        model(image, [], mode="tensor")

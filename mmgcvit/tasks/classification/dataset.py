@@ -1,0 +1,154 @@
+"""Images with one class each: timm's readers and transforms as an mmengine data set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.dataset import Compose
+from torch.utils.data import Dataset
+
+from mmgcvit.errors import ClassificationDataError
+from mmgcvit.registry import DATASETS
+from mmgcvit.tasks.classification.readers import ShardReader, folder_reader, hugging_face_reader, tar_reader
+from mmgcvit.utils import summarize
+
+READERS = ("folder", "tar", "shards", "hfds")
+MAX_REFETCH = 1000  # images tried in place of one that cannot be decoded
+
+
+@DATASETS.register_module()
+class ClassificationDataset(Dataset):
+    """Images and their classes, by index, in any storage.
+
+    Args:
+        data_root: folder of the data; for 'shards' a pattern or several, for 'hfds' the name or the folder of a Hugging
+            Face data set.
+        split: what is read below ``data_root``: a folder such as 'train' ('folder'), a tar file, with or without its
+            suffix, or a folder of tar files ('tar'), a pattern ('shards'), the name of the split ('hfds').
+        reader: 'folder' (a folder per class), 'tar' (the same in tar files), 'shards' (WebDataset's), 'hfds' (Hugging
+            Face's ``datasets``). All but 'shards' use timm's readers.
+        pipeline: transforms. They get ``file`` (opened), ``img_path``, ``targets`` (the class) and ``sample_idx``.
+        classes: names in the order of the labels, a file with a name per line, or for 'shards' their number. By default
+            the names of the class folders, with numbers in them sorted by value, or those of the Hugging Face data set.
+            Images in other folders are an error. For 'hfds' names map those of the data set, and a number leaves its
+            labels unchanged.
+        test_mode: no sample may be replaced by another one, and classes may be without images.
+        **reader_args: those of timm's reader, such as input_key and target_key for 'hfds'.
+
+    An item is the output of the pipeline; with :class:`TimmTransform` a dict of ``inputs`` (3, H, W) uint8,
+    ``targets`` and ``sample_idx``.
+
+    Raises:
+        ClassificationDataError: an unknown reader, no such folder or file; a class folder without images, or one that
+            is not among ``classes``; in training one of ``classes`` without images; images outside class
+            folders; labels out of range; two classes of one name.
+    """
+
+    def __init__(
+        self,
+        data_root: str | Sequence[str],
+        split: str = "",
+        reader: str = "folder",
+        pipeline: Sequence[dict] = (),
+        classes: Sequence[str] | str | int | None = None,
+        test_mode: bool = False,
+        **reader_args: Any,
+    ) -> None:
+        if reader not in READERS:
+            raise ClassificationDataError(
+                f"reader={reader!r}; allowed: {', '.join(READERS)} (those that stream would "
+                "lose or double samples among processes, and cannot be resumed)"
+            )
+        self.root, self.test_mode = data_root, test_mode
+        names = _class_names(classes)
+        if reader == "shards":
+            if names is None:
+                raise ClassificationDataError(
+                    "classes=None; allowed with reader='shards': their number, their names, "
+                    "or a file of names, as shards hold numbers"
+                )
+            self.reader: Any = ShardReader(str(Path(str(data_root)) / split) if split else data_root, len(names))
+        elif reader == "hfds":
+            self.reader = hugging_face_reader(
+                str(data_root), split or "train", names, isinstance(classes, int), reader_args
+            )
+        else:
+            build = folder_reader if reader == "folder" else tar_reader
+            self.reader = build(Path(str(data_root)), split, names, reader_args, not test_mode)
+        if names is None:
+            ids = self.reader.class_to_idx
+            names = tuple(sorted(ids, key=ids.get))
+        self.given_classes = classes is not None
+        self.metainfo = {"classes": names}
+        self.pipeline = Compose(list(pipeline))
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def name(self, index: int) -> str:
+        """Path of a sample, relative to a folder's root; its index if it has none ('hfds')."""
+        return str(self.reader.filename(index) or index)
+
+    def __getitem__(self, index: int) -> Any:
+        """The output of the pipeline for a sample, or for another one if the pipeline skips it.
+
+        Raises:
+            ClassificationDataError: the pipeline skips every sample.
+        """
+        for _ in range(MAX_REFETCH):
+            file, label = self.reader[index][:2]
+            with file:
+                result = self.pipeline(
+                    {"file": file, "img_path": self.name(index), "targets": int(label), "sample_idx": index}
+                )
+            if result is not None:
+                return result
+            if self.test_mode:
+                raise ClassificationDataError(
+                    f"{self.name(index)}: the pipeline leaves this sample out; allowed in "
+                    "evaluation: one that stops (corrupt='stop')"
+                )
+            index = int(np.random.randint(len(self)))
+        raise ClassificationDataError(f"{self.root}: {MAX_REFETCH} images one after another cannot be decoded")
+
+
+def check_names(what: str, names: Sequence[str], whose: str, expected: Sequence[str]) -> None:
+    """Check that two data sets, or a checkpoint and a data set, have the same classes in the same order.
+
+    Raises:
+        ClassificationDataError: they differ; the message names missing and additional classes.
+    """
+    if tuple(names) == tuple(expected):
+        return
+    lacking = [name for name in expected if name not in names]
+    beyond = [name for name in names if name not in expected]
+    parts = [f"{len(lacking)} class folders are missing: {summarize(lacking)}"] if lacking else []
+    parts += [f"{len(beyond)} are not among {whose} {len(expected)}: {summarize(beyond)}"] if beyond else []
+    raise ClassificationDataError(
+        f"{what}: {'; '.join(parts) or f'the classes are in another order than {whose}'}. The labels of all following "
+        "classes would be shifted. Add or remove folders, or give the data set their order: "
+        "classes=<file with a name per line>"
+    )
+
+
+def _class_names(classes: Sequence[str] | str | int | None) -> tuple[str, ...] | None:
+    if classes is None:
+        return None
+    if isinstance(classes, int):
+        return tuple(map(str, range(classes)))
+    where = "classes"
+    if isinstance(classes, str):
+        path, where = Path(classes), f"classes={classes!r}"
+        if not path.is_file():
+            raise ClassificationDataError(f"{where}: there is no such file")
+        classes = path.read_text().split("\n")
+        classes = [line.strip() for line in classes if line.strip()]
+    names = tuple(map(str, classes))
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ClassificationDataError(f"{where}: names that occur more than once: {summarize(twice)}")
+    return names

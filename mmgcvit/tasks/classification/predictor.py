@@ -1,0 +1,128 @@
+"""Predictions of a classifier: the most probable classes of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.device import get_device
+from mmengine.registry import MODELS, init_default_scope
+from PIL import Image, ImageDraw
+from timm.data import ImageNetInfo
+
+from mmgcvit.checkpoint.loading import load_pretrained, resolve_source
+from mmgcvit.checkpoint.reader import read_checkpoint
+from mmgcvit.errors import CheckpointError, UsageError
+from mmgcvit.registry import type_name
+from mmgcvit.tasks.sources import Source
+from mmgcvit.utils import write_json
+
+TOP = 5  # classes of an image in the results
+
+
+class ClassPredictor:
+    """The model of a config with the transforms of its test pipeline.
+
+    Args:
+        cfg: the config.
+        checkpoint, device, tta, tile, overlap, batch_size, ann_file: those of :func:`mmgcvit.apis.predict`; ``tta``,
+            ``tile`` and ``ann_file`` do not apply.
+
+    Raises:
+        UsageError: an argument that does not apply, a checkpoint that does not fit or has no head.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        checkpoint: str,
+        device: str | None = None,
+        tta: bool = False,
+        tile: int | None = None,
+        overlap: float = 0.25,
+        batch_size: int = 1,
+        ann_file: str | None = None,
+    ) -> None:
+        for flag, given in (("--tta", tta), ("--tile", tile), ("--ann-file", ann_file)):
+            if given:
+                raise UsageError(f"{flag}: a classifier's predictions have none; leave it out")
+        init_default_scope(cfg.get("default_scope", "mmengine"))
+        self.model = MODELS.build(cfg.model)
+        try:
+            content = read_checkpoint(resolve_source(checkpoint), "cpu")
+            report = load_pretrained(self.model, content)
+        except CheckpointError as error:
+            raise UsageError(f"checkpoint {checkpoint!r}: {error}") from error
+        if any(name.startswith("head.") for name in report.left_initial):
+            raise UsageError(
+                f"checkpoint {checkpoint!r}: has no head of {self.model.num_classes} classes; allowed: one with a head "
+                f"of model.num_classes={self.model.num_classes}"
+            )
+        self.model.to(device or get_device()).eval()
+        pipeline = cfg.test_dataloader.dataset.pipeline
+        self.transform = Compose([step for step in pipeline if type_name(step) != "LoadPillowImage"])
+        self.batch_size = batch_size
+        self.classes = _class_names(cfg, content, self.model.num_classes)
+        self.results: list[dict] = []
+
+    def validate_inputs(self, images: Sequence[Path]) -> None:
+        """Every image can be classified."""
+
+    @torch.no_grad()
+    def __call__(self, sources: Iterator[Source]) -> Iterator[tuple[Source, list[tuple[str, float]]]]:
+        """Yield each source with its most probable classes and their probabilities."""
+        while chunk := list(islice(sources, self.batch_size)):
+            inputs = [self._transformed(source) for source in chunk]
+            for source, scores in zip(chunk, self.model.test_step(dict(inputs=torch.stack(inputs))), strict=True):
+                values, indices = scores.topk(min(TOP, len(scores)))
+                pairs = zip(indices.tolist(), values.tolist(), strict=True)
+                yield source, [(self.classes[index], value) for index, value in pairs]
+
+    def _transformed(self, source: Source) -> torch.Tensor:
+        image = Image.fromarray(np.ascontiguousarray(source.pixels[..., ::-1]))
+        return self.transform(dict(img=image, img_path=source.name, targets=0, sample_idx=0))["inputs"]
+
+    def draw(self, source: Source, found: list[tuple[str, float]], score_thr: float) -> np.ndarray:
+        """The image (RGB) with the most probable class, and others of at least this probability, as text."""
+        image = Image.fromarray(np.ascontiguousarray(source.pixels[..., ::-1]))
+        shown = [found[0], *(pair for pair in found[1:] if pair[1] >= score_thr)]
+        text = "\n".join(f"{name}: {value:.2f}" for name, value in shown)
+        pen = ImageDraw.Draw(image)
+        pen.rectangle(pen.multiline_textbbox((4, 4), text), fill=(0, 0, 0))
+        pen.multiline_text((4, 4), text, fill=(255, 255, 255))
+        return np.array(image)
+
+    def keep(self, source: Source, found: list[tuple[str, float]], _: Path) -> int:
+        """Add the classes to the results; returns 0, as there are no objects."""
+        result: dict[str, Any] = dict(
+            file_name=source.name, classes=[dict(name=name, probability=round(value, 6)) for name, value in found]
+        )
+        if source.frame is not None:
+            result["frame"] = source.frame
+        self.results.append(result)
+        return 0
+
+    def write(self, folder: Path) -> Path:
+        """Write the classes of all images."""
+        write_json(folder / "classes.json", dict(images=self.results))
+        return folder / "classes.json"
+
+
+def _class_names(cfg: Config, checkpoint: Any, count: int) -> list[str]:
+    """Names of the classes: from the checkpoint, else from the config, else ImageNet-1k's, else numbers."""
+    meta = checkpoint.get("meta") if isinstance(checkpoint, dict) else None
+    saved = ((meta or {}).get("dataset_meta") or {}).get("classes")
+    given = cfg.test_dataloader.dataset.get("classes")
+    for names in (saved, given):
+        if isinstance(names, (list, tuple)) and len(names) == count:
+            return list(map(str, names))
+    if count == 1000:
+        info = ImageNetInfo("imagenet-1k")
+        return [info.index_to_description(index) for index in range(count)]
+    return list(map(str, range(count)))

@@ -1,0 +1,305 @@
+"""Readers of image folders, tar files and Hugging Face data sets (timm's, made strict), and of WebDataset shards."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+from timm.data.readers.img_extensions import get_img_extensions
+from timm.data.readers.reader import Reader
+from timm.data.readers.reader_factory import create_reader
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from timm.utils.misc import natural_key
+
+from mmgcvit.errors import ClassificationDataError
+from mmgcvit.utils import summarize
+
+
+class ShardReader(Reader):
+    """Images in WebDataset shards with random access: tar files with ``KEY.jpg`` (or .png, ...) and ``KEY.cls``.
+
+    The headers of the shards are read once, at the start, so that every sample has an index, as in a folder: shuffling,
+    several processes, resuming and evaluation are exact, which a stream cannot guarantee.
+
+    Args:
+        patterns: path with * or ?, or several of them, for shards on several disks.
+        classes: number of classes.
+
+    Raises:
+        ClassificationDataError: no such file; a shard that is no tar file, that has no image, an image without a
+            ``.cls``, or two of a key; a ``.cls`` that is no integer from 0 to below ``classes``.
+    """
+
+    def __init__(self, patterns: str | Sequence[str], classes: int) -> None:
+        super().__init__()
+        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        self.shards = [path for pattern in patterns for path in sorted(glob.glob(pattern))]
+        if not self.shards:
+            raise ClassificationDataError(f"shards {', '.join(map(repr, patterns))}: there are no such files")
+        suffixes = get_img_extensions(as_set=True)
+        places: list[tuple[int, int, int, int]] = []
+        self.keys: list[str] = []
+        for number, shard in enumerate(self.shards):
+            images: dict[str, tuple[int, int]] = {}
+            labels: dict[str, int] = {}
+            try:
+                with tarfile.open(shard, "r:") as tar:
+                    for member in tar:
+                        folder, _, name = member.name.rpartition("/")
+                        stem, _, suffix = name.partition(".")  # WebDataset's rule: a key ends at the first dot
+                        key = f"{folder}/{stem}" if folder else stem
+                        if f".{suffix.lower()}" in suffixes:
+                            if key in images:
+                                raise ClassificationDataError(f"shard {shard}: two images of the key {key}")
+                            images[key] = (member.offset_data, member.size)
+                        elif suffix == "cls":
+                            content = file.read() if (file := tar.extractfile(member)) else b""
+                            labels[key] = _label(content, f"shard {shard}: {key}.cls", classes)
+            except tarfile.TarError as error:
+                raise ClassificationDataError(f"shard {shard}: no tar file, or cut off: {error}") from error
+            lacking = [key for key in images if key not in labels]
+            if lacking or not images:
+                raise ClassificationDataError(
+                    f"shard {shard}: "
+                    + (
+                        f"{len(lacking)} images without a .cls, the first {lacking[0]}"
+                        if lacking
+                        else f"no image; allowed: {', '.join(sorted(suffixes))}"
+                    )
+                )
+            places += [(number, *place, labels[key]) for key, place in images.items()]
+            self.keys += images
+        self.places = np.array(places, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        shard, offset, size, label = self.places[index].tolist()
+        with open(self.shards[shard], "rb") as file:
+            file.seek(offset)
+            return io.BytesIO(file.read(size)), label
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        key = self.keys[index]
+        return key.rpartition("/")[2] if basename else f"{self.shards[self.places[index, 0]]}:{key}"
+
+
+class TarReader(ReaderImageInTar):
+    """timm's reader of a tar file, or of a folder of them, with the classes of the folders inside.
+
+    timm labels images by the last folder of their path or by their tar file, drops images of unknown classes, and reads
+    tar files in the order of the file system. Here ambiguous trees are refused, images are sorted by tar file and path,
+    and in a folder of tar files they are named by both.
+
+    Args:
+        path: tar file, or folder of them.
+        names: classes in the order of their labels; by default those in the files, in natural order.
+        **arguments: those of ReaderImageInTar.
+
+    Raises:
+        ClassificationDataError: no tar file, a truncated one, or one without images; images in no class folder, in
+            hidden folders, in folders inside class folders, or in two folders of one name; a class not among ``names``.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str] | None = None, **arguments: Any) -> None:
+        tars = [path] if path.is_file() else sorted(path.glob("*.tar"))
+        if not tars:
+            raise ClassificationDataError(f"{path}: no *.tar in this folder")
+        for tar in tars:
+            if not tarfile.is_tarfile(tar):
+                raise ClassificationDataError(f"{tar}: no tar file, or cut off at its beginning")
+        try:
+            super().__init__(str(path), **arguments)
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise ClassificationDataError(f"{path}: cannot be read: {error}") from error
+        except (ValueError, AssertionError) as error:  # nothing for timm to sort, or its cached list is of other files
+            raise ClassificationDataError(
+                f"{path}: no image in it, or timm's list of its members "
+                f"(_*_tarinfos.pickle) is of other tar files: {error}"
+            ) from error
+        keys = [[natural_key(part) for part in _in_tar(*sample)] for sample in self.samples]
+        self.samples = self.samples[sorted(range(len(keys)), key=keys.__getitem__)]
+        folders = [_folder_in_tar(*sample) for sample in self.samples]
+        self._refuse_ambiguous(path, folders)
+        labels = [folder.name for folder in folders]
+        ids = _numbered(names or sorted(set(labels), key=natural_key))
+        _refuse_unknown(path, sorted(set(labels) - ids.keys()), ids)
+        self.targets = np.array([ids[label] for label in labels])
+        self.class_to_idx = self.class_name_to_idx = ids
+
+    def _refuse_ambiguous(self, path: Path, folders: Sequence[PurePosixPath]) -> None:
+        known: dict[tuple[str, PurePosixPath], str] = {}
+        by_name: dict[tuple[str, str], PurePosixPath] = {}
+        for folder, sample in zip(folders, self.samples, strict=True):
+            known.setdefault((sample[1], folder), "/".join(filter(None, _in_tar(*sample))))
+        for (tar, folder), image in known.items():
+            hidden = any(part.startswith(".") for part in folder.parts)
+            if hidden or not folder.name:
+                kind = "hidden folders" if hidden else "no class folder"
+                raise ClassificationDataError(f"{path}: images in {kind}, such as {image}; expected: CLASS/NAME.jpg")
+            outer = [parent for parent in folder.parents if (tar, parent) in known]
+            if outer:
+                raise ClassificationDataError(
+                    f"{path}: {image} lies in a folder inside the class folder {outer[0]}; expected: CLASS/NAME.jpg"
+                )
+            other = by_name.setdefault((tar, folder.name), folder)
+            if other != folder:
+                raise ClassificationDataError(
+                    f"{path}: two folders of one class, {other} and {folder}; allowed in a "
+                    "tar file: one (a tar file for each split)"
+                )
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        parts = _in_tar(*self.samples[index])
+        return parts[-1].rpartition("/")[2] if basename else "/".join(filter(None, parts))
+
+
+def _in_tar(member: tarfile.TarInfo, tar: str | None, child: tarfile.TarInfo | None) -> tuple[str, str, str]:
+    """The tar file (in a folder of them), the tar file inside, and the path, each '' if there is none."""
+    return tar or "", "" if child is None else child.name, os.path.normpath(member.name)
+
+
+def _folder_in_tar(member: tarfile.TarInfo, tar: str | None, child: tarfile.TarInfo | None) -> PurePosixPath:
+    """The folder of an image; a tar file counts as a folder of its name, unless it is the whole data set."""
+    stems = [PurePosixPath(name).stem for name in (tar, child and child.name) if name]
+    return PurePosixPath(*stems, os.path.dirname(os.path.normpath(member.name)))
+
+
+def _numbered(names: Iterable[str]) -> dict[str, int]:
+    return {name: index for index, name in enumerate(names)}
+
+
+def _label(content: bytes, where: str, classes: int) -> int:
+    try:
+        label = int(content)
+    except ValueError:
+        label = -1
+    if not 0 <= label < classes:
+        raise ClassificationDataError(
+            f"{where} holds {content[:20]!r}; allowed: an integer from 0 to {classes - 1} ({classes} classes)"
+        )
+    return label
+
+
+def _refuse_unknown(where: Path, unknown: Sequence[str], names: Iterable[str]) -> None:
+    if unknown:
+        raise ClassificationDataError(
+            f"{where}: {len(unknown)} folders that are not among the {len(list(names))} classes: {summarize(unknown)}"
+        )
+
+
+def _refuse_absent(where: Path, names: Sequence[str] | None, there: Iterable[str]) -> None:
+    absent = [name for name in names or () if name not in there]
+    if absent:
+        raise ClassificationDataError(
+            f"{where}: {len(absent)} of the {len(names or ())} classes without an image to train on: "
+            f"{summarize(absent)}"
+        )
+
+
+def folder_reader(
+    root: Path, split: str, names: Sequence[str] | None, arguments: Mapping[str, Any], training: bool
+) -> Reader:
+    """timm's reader of a folder per class, for a tree in which no image would be dropped or get a wrong class.
+
+    (timm takes the last folder of a path as the class, at any depth, and drops images of unknown classes.)
+    """
+    folder = root / split
+    if not folder.is_dir():
+        raise ClassificationDataError(f"{folder}: there is no such folder; expected: {folder}/CLASS/NAME.jpg")
+    key = arguments.get("input_key")
+    suffixes = set(key.split(";")) if key else get_img_extensions(as_set=True)
+    images: dict[str, list[str]] = {}  # by the folder below the root, '.' for itself
+    for place, _, files in os.walk(folder, followlinks=True):
+        found = [name for name in files if os.path.splitext(name)[1].lower() in suffixes]
+        if found:
+            images[os.path.relpath(place, folder)] = found
+    for wrong, what in (
+        (lambda parts: parts == ["."], "lie in no class folder"),
+        (lambda parts: parts[0] != "." and any(part.startswith(".") for part in parts), "lie in hidden folders"),
+        (lambda parts: len(parts) > 1, "lie in folders inside class folders"),
+    ):
+        lost = sorted(inside for inside in images if wrong(inside.split(os.sep)))
+        if lost:
+            count = sum(len(images[inside]) for inside in lost)
+            example = os.path.normpath(os.path.join(lost[0], min(images[lost[0]])))
+            raise ClassificationDataError(
+                f"{folder}: {count} images that {what}, such as {example}; expected: {folder}/CLASS/NAME.jpg"
+            )
+    classes = sorted(
+        (path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")), key=natural_key
+    )
+    _refuse_unknown(folder, [name for name in classes if names is not None and name not in names], names or ())
+    if not images:
+        raise ClassificationDataError(f"{folder}: no image in folders of classes; expected: {folder}/CLASS/NAME.jpg")
+    lacking = [name for name in classes if name not in images]
+    if lacking:
+        raise ClassificationDataError(
+            f"{folder}: {len(lacking)} class folders without an image: {summarize(lacking)}; fill or remove them"
+        )
+    if training:
+        _refuse_absent(folder, names, images)
+    return create_reader("", root=str(folder), class_map=_numbered(classes if names is None else names), **arguments)
+
+
+def tar_reader(
+    root: Path, split: str, names: Sequence[str] | None, arguments: Mapping[str, Any], training: bool
+) -> Reader:
+    """:class:`TarReader`, of a file with or without its suffix, or of a folder of tar files."""
+    path = root / split if split else root
+    if not path.exists() and path.with_name(path.name + ".tar").is_file():
+        path = path.with_name(path.name + ".tar")
+    if not path.exists():
+        raise ClassificationDataError(f"{path}: there is no such tar file or folder of tar files")
+    reader = TarReader(path, names, **arguments)
+    if training and names is not None:
+        _refuse_absent(path, names, {names[index] for index in set(reader.targets.tolist())})
+    return reader
+
+
+def hugging_face_reader(
+    root: str, split: str, names: Sequence[str] | None, numbered: bool, arguments: Mapping[str, Any]
+) -> Reader:
+    """timm's reader of Hugging Face data sets, with the labels of ``names``.
+
+    Args:
+        root: name or folder of the data set.
+        split: name of the split.
+        names: classes in the order of the labels; None for those of the data set.
+        numbered: whether ``names`` are numbers: labels are not mapped then.
+        arguments: those of ReaderHfds.
+    """
+    reader = create_reader(f"hfds/{root}", split=split, **arguments)
+    where = f"{root}, split {split!r}, column {reader.label_key!r}"
+    own = [name for name, _ in sorted(reader.class_to_idx.items(), key=lambda pair: pair[1])]
+    if names is None and not own:
+        raise ClassificationDataError(
+            f"{where}: its labels have no names (no ClassLabel); give classes=<their number, "
+            "their names in the order of the labels, or a file of names>"
+        )
+    columns = reader.dataset.column_names
+    labels = set(reader.dataset.unique(reader.label_key) if reader.label_key in columns else reader.iter_targets())
+    expected = list(names or ())
+    known = range(len(own) if own and not numbered else len(expected))
+    mapped = names is not None and not numbered and (own or all(isinstance(label, str) for label in labels))
+    wrong = [label for label in labels if not (mapped and not own) and (type(label) is not int or label not in known)]
+    if wrong:
+        raise ClassificationDataError(
+            f"{where}: {len(wrong)} labels such as {wrong[0]!r}; allowed: integers from 0 to "
+            f"{len(known) - 1} ({len(known)} classes)"
+        )
+    if mapped:
+        beyond = sorted({own[label] if own else label for label in labels} - set(expected))
+        if beyond:
+            raise ClassificationDataError(
+                f"{where}: {len(beyond)} classes that are not among the {len(expected)}: {summarize(beyond)}"
+            )
+        reader.class_to_idx, reader.remap_class = _numbered(expected), True  # timm's own mapping, by name
+    return reader

@@ -1,0 +1,77 @@
+"""Detection and instance segmentation, with mmdet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.config import Config
+from torch import Tensor
+
+from mmgcvit.datasets.report import DatasetReport
+from mmgcvit.errors import UsageError
+from mmgcvit.tasks.base import DatasetCheck, Predictor, Task
+from mmgcvit.utils.paths import SHIPPED_CONFIGS
+
+SCALES = (0.8, 1.0, 1.2)  # of the test pipeline's scale, under test-time augmentation
+
+
+class Detection(Task):
+    """mmdet's detectors."""
+
+    name = "detection"
+    description = "a detector (roi_head, bbox_head, rpn_head, mask_head or panoptic_head)"
+    model_parts = ("roi_head", "bbox_head", "rpn_head", "mask_head", "panoptic_head")
+    visualization_hook = "DetVisualizationHook"
+
+    def has_dataset(self, dataset: Mapping[str, Any]) -> bool:
+        """Whether it reads COCO's JSON."""
+        from mmgcvit.tasks.detection.annotations import coco_like
+
+        return coco_like(dataset)
+
+    def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
+        """mmdet's inferencer."""
+        from mmgcvit.tasks.detection.predictor import Detector
+
+        return Detector(cfg, checkpoint, **options)
+
+    def check_before_run(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None, evaluator: Any) -> None:
+        """Check the file and the classes of a local COCO-like data set."""
+        from mmgcvit.tasks.detection.annotations import check_before_run
+
+        check_before_run(dict(dataset=dataset))
+
+    def check_dataset(self, check: DatasetCheck) -> DatasetReport:
+        """Read the annotations and decode every image."""
+        from mmgcvit.tasks.detection.check import check_boxes
+
+        return check_boxes(check.split, check.dataset, check.workers, check.advance)
+
+    def set_default_tta(self, cfg: Config) -> None:
+        """Take those of ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale of the test pipeline."""
+        if "roi_head" not in cfg.model and "bbox_head" not in cfg.model:
+            super().set_default_tta(cfg)
+        resize = [t for t in cfg.test_dataloader.dataset.pipeline if t["type"].endswith("Resize") and "scale" in t]
+        if not resize:
+            raise UsageError(
+                "--tta: test_dataloader.dataset.pipeline has no Resize with a scale, and the config no "
+                "tta_pipeline; add tta_model and tta_pipeline"
+            )
+        base = Config.fromfile(SHIPPED_CONFIGS / "detection" / "_base_" / "tta.py")
+        scale = resize[0]["scale"]
+        scale = (scale, scale) if isinstance(scale, int) else scale
+        base.tta_pipeline[-1].transforms[0] = [
+            dict(resize[0], scale=tuple(round(side * factor) for side in scale)) for factor in SCALES
+        ]
+        cfg.tta_model, cfg.tta_pipeline = base.tta_model, base.tta_pipeline
+
+    def show_in(self, cfg: Config, hook: Any, folder: str) -> None:
+        """Set the folder of mmdet's hook."""
+        hook.test_out_dir = folder
+
+    def forward(self, model: Any, image: Tensor) -> None:
+        """Run all heads; those of a two-stage detector on as many proposals as they can get."""
+        from mmgcvit.tasks.detection.flops import forward
+
+        forward(model, image)

@@ -1,0 +1,40 @@
+"""The forward pass of a detector whose operations are counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from mmgcvit import compat
+
+PROPOSALS, MASKS = 1000, 100  # the most that a two-stage detector's heads get at test time
+
+
+def image_meta(image: Tensor) -> dict:
+    """What mmdet's and mmseg's heads read of an image (1, C, H, W) that was not resized."""
+    shape = tuple(image.shape[2:])
+    return dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
+
+
+def forward(model: Any, image: Tensor) -> None:
+    """Run every head; a two-stage detector's box heads get 1000 proposals, its mask heads 100."""
+    if not hasattr(model, "roi_head"):
+        from mmdet.structures import DetDataSample
+
+        model(image, [DetDataSample(metainfo=image_meta(image))], mode="tensor")
+        return
+    maps = model.extract_feat(image)
+    model.rpn_head(maps)
+    # NMS of untrained scores would leave a random number of proposals.
+    proposals = InstanceData(bboxes=image.new_tensor([[0.0, 0.0, 64.0, 64.0]]).repeat(PROPOSALS, 1))
+    head = model.roi_head
+    cascade = isinstance(head.bbox_head, nn.ModuleList)
+    rois = torch.cat([proposals.bboxes.new_zeros(PROPOSALS, 1), proposals.bboxes], dim=1)
+    for stage in range(len(head.bbox_head) if cascade else 1):
+        index = [stage] if cascade else []
+        compat.forward_box_head(head, *index, maps, rois)
+        if head.with_mask:
+            compat.forward_mask_head(head, *index, maps, rois[:MASKS])

@@ -1,0 +1,63 @@
+"""Semantic segmentation, with mmseg."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config
+from torch import Tensor
+
+from mmgcvit.datasets.report import DatasetReport
+from mmgcvit.tasks.base import DatasetCheck, Predictor, Task
+
+
+class Segmentation(Task):
+    """mmseg's segmentors."""
+
+    name = "segmentation"
+    description = "a segmentor (decode_head)"
+    model_parts = ("decode_head",)
+    visualization_hook = "SegVisualizationHook"
+
+    def has_dataset(self, dataset: Mapping[str, Any]) -> bool:
+        """Whether it has label maps."""
+        from mmgcvit.tasks.segmentation.label_maps import has_label_maps
+
+        return has_label_maps(dataset)
+
+    def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
+        """mmseg's inferencer."""
+        from mmgcvit.tasks.segmentation.predictor import Segmentor
+
+        return Segmentor(cfg, checkpoint, **options)
+
+    def check_before_run(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None, evaluator: Any) -> None:
+        """Check classes, heads and pairs of files of a local data set, without opening label maps."""
+        from mmgcvit.tasks.segmentation.label_maps import check_label_maps
+
+        if not dataset.get("backend_args"):
+            check_label_maps(dataset, model, evaluator)
+
+    def check_dataset(self, check: DatasetCheck) -> DatasetReport:
+        """Decode every image and label map."""
+        from mmgcvit.tasks.segmentation.label_maps import check_labels
+
+        return check_labels(check.split, check.dataset, check.model, check.workers, check.advance, check.evaluator)
+
+    def compare_splits(self, reports: Sequence[DatasetReport]) -> None:
+        """Report classes that one of the splits lacks."""
+        from mmgcvit.tasks.segmentation.label_maps import compare_splits
+
+        compare_splits(reports)
+
+    def show_in(self, cfg: Config, hook: Any, folder: str) -> None:
+        """Set the folder of mmseg's visualizer, and draw every image (OpenMMLab's hook draws one in 50)."""
+        hook.interval = 1
+        cfg.visualizer.vis_backends = [dict(type="LocalVisBackend", img_save_dir=folder)]
+
+    def forward(self, model: Any, image: Tensor) -> None:
+        """Run up to the logits at the image's size: mmseg's tensor mode, too, ends before the resizing."""
+        shape = tuple(image.shape[2:])
+        meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
+        model.encode_decode(image, [meta])

@@ -1,0 +1,176 @@
+"""Every private name of another library that the package uses exists and means what it did."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+from mmgcvit import compat
+
+LIBRARIES = ("torch", "mmengine", "mmcv", "mmdet", "mmseg", "timm")
+SOURCES = [
+    path for path in sorted((ROOT / "mmgcvit").rglob("*.py")) if path.name != "compat.py" and ".mim" not in path.parts
+]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_nothing_else_imports_private_names(path: Path):
+    found = []
+    libraries = re.compile(rf"({'|'.join(LIBRARIES)}|nn)\b")
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and libraries.match(node.module or ""):
+            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [part for alias in node.names if libraries.match(alias.name) for part in alias.name.split(".")]
+        elif isinstance(node, ast.Attribute) and libraries.match(ast.unparse(node)):
+            names = [node.attr]
+        else:
+            continue
+        found += [name for name in names if re.match(r"_(?!_)", name)]
+    assert found == []
+
+
+@pytest.mark.parametrize("name", compat.OVERRIDDEN)
+def test_overridden_methods_exist(name: str):
+    module, _, cls = name.rpartition(".")
+    owner = getattr(importlib.import_module(module), cls)
+    for private in compat.OVERRIDDEN[name]:  # a method, or an attribute that __init__ sets
+        assert callable(getattr(owner, private, None)) or f"self.{private} = " in inspect.getsource(owner), private
+
+
+def test_signatures_of_overridden_methods():
+    from mmengine.infer import BaseInferencer
+    from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
+    from timm.data.readers.reader import Reader
+
+    def parameters(function: object) -> list[str]:
+        return list(inspect.signature(function).parameters)
+
+    assert parameters(BaseInferencer._load_weights_to_model) == ["self", "model", "checkpoint", "cfg"]
+    assert parameters(OptimWrapper._clip_grad) == parameters(AmpOptimWrapper._clip_grad) == ["self"]
+    assert parameters(DefaultOptimWrapperConstructor._validate_cfg) == ["self"]
+    assert parameters(compat.ParamScheduler._get_value) == ["self"]
+    assert parameters(Reader._filename)[:3] == ["self", "index", "basename"]
+
+
+def test_a_scheduler_asks_for_values_and_an_epoch_loop_counts():
+    """_get_value gives the learning rates; _epoch and _iter are what epoch and iter show."""
+    from mmengine.runner import EpochBasedTrainLoop
+
+    class Constant(compat.ParamScheduler):
+        def _get_value(self) -> list[float]:
+            return [0.5 for _ in self.base_values]
+
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    Constant(optimizer, param_name="lr")
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    loop = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop)
+    loop._epoch, loop._iter = 3, 7
+    assert (loop.epoch, loop.iter) == (3, 7)
+
+
+def test_train_loop_of_a_runner():
+    from mmengine.runner import Runner
+
+    runner = Runner.__new__(Runner)
+    for loop, built in ((None, False), (dict(type="EpochBasedTrainLoop"), False), (object(), True)):
+        runner._train_loop = loop
+        assert compat.has_train_loop(runner) == built
+    assert "_train_loop" in inspect.getsource(Runner.train_loop.fget)
+
+
+def test_batch_size_that_is_skipped():
+    from mmengine.dataset import InfiniteSampler
+    from mmengine.runner.loops import _InfiniteDataloaderIterator
+    from torch.utils.data import DataLoader
+
+    numbers = list(range(8))
+    iterator = _InfiniteDataloaderIterator(DataLoader(numbers, batch_size=2, sampler=InfiniteSampler(numbers)))
+    expected = 2 if hasattr(iterator, "_resolve_sampler") else None
+    assert compat.skipped_batch_size(iterator) == expected
+    next(iterator)
+    assert compat.skipped_batch_size(iterator) is None
+    assert compat.skipped_batch_size(iter(numbers)) is None
+
+
+def test_metainfo_of_a_data_set(tmp_path: Path):
+    from mmengine.dataset import BaseDataset
+
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    found = compat.dataset_metainfo(BaseDataset, dict(classes=str(tmp_path / "names.txt")))
+    assert list(found["classes"]) == ["cat", "dog"]
+    assert compat.dataset_metainfo(object, dict(a=1)) == dict(a=1)
+
+
+def test_fused_attention_on_a_cpu():
+    from torch.nn.functional import scaled_dot_product_attention
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    called = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.append(function)
+            return function(*args, **(kwargs or {}))
+
+    x = torch.zeros(1, 1, 4, 8)
+    with torch.no_grad(), Calls():
+        scaled_dot_product_attention(x, x, x)
+    fused = compat.flash_attention_on_cpu()
+    if fused is not None:
+        assert any(function.overloadpacket is fused for function in called)
+
+
+def test_heads_of_a_two_stage_detector():
+    pytest.importorskip("mmcv._ext")
+    pytest.importorskip("mmdet")
+    from mmdet.models import CascadeRoIHead, StandardRoIHead
+
+    for head, names in ((StandardRoIHead, ["x", "rois"]), (CascadeRoIHead, ["stage", "x", "rois"])):
+        for method in (head._bbox_forward, head._mask_forward):
+            assert list(inspect.signature(method).parameters)[1 : 1 + len(names)] == names
+
+
+def test_hooks_of_a_module_and_of_all_modules():
+    """Every kind of hook that a module has is in one of the dicts."""
+    module = nn.Linear(2, 2)
+    assert not any(getattr(module, name) for name in compat.MODULE_HOOKS)
+    for register in (
+        module.register_forward_hook, module.register_forward_pre_hook,
+        module.register_full_backward_hook, module.register_full_backward_pre_hook):  # fmt: skip
+        handle = register(lambda *_: None)
+        assert sum(len(getattr(module, name)) > 0 for name in compat.MODULE_HOOKS) >= 1
+        handle.remove()
+        assert not any(getattr(module, name) for name in compat.MODULE_HOOKS)
+    assert not any(compat.GLOBAL_HOOKS)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert any(compat.GLOBAL_HOOKS)
+    handle.remove()
+    assert not any(compat.GLOBAL_HOOKS)
+
+
+def test_states_of_torch():
+    assert not compat.functorch_is_active()
+    seen: list[bool] = []
+    torch.func.grad(lambda x: seen.append(compat.functorch_is_active()) or x.sum())(torch.ones(2))
+    assert seen == [True]
+    enabled = compat.onednn_is_enabled()
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not compat.onednn_is_enabled()
+    assert compat.onednn_is_enabled() == enabled
+    assert not compat.is_compiling()
+
+
+def test_a_forward_of_its_own():
+    module = nn.Sequential(nn.Linear(2, 2))
+    assert not compat.does_more_than_forward(module)
+    module[0].forward = module[0].forward
+    assert compat.does_more_than_forward(module)
