@@ -12,13 +12,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmengine.optim.scheduler.param_scheduler import _ParamScheduler as ParamScheduler  # noqa: F401
+from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from torch import Tensor, nn
 
 try:
     is_compiling = torch.compiler.is_compiling
 except AttributeError:  # torch 2.1
     from torch._dynamo.external_utils import is_compiling  # noqa: F401
+
+#: Base class of mmengine's schedules of learning rate and momentum.
+ParamScheduler = _ParamScheduler
 
 #: Whether ``torch.jit.trace`` is running.
 is_tracing: Callable[[], bool] = torch._C._is_tracing
