@@ -1,4 +1,4 @@
-"""The published variants, and the checks on what a user asks for instead."""
+"""The published variants, and the checks of a user's own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ARCHS: dict[str, dict] = {
 
 @dataclass(frozen=True)
 class Arch:
-    """The numbers of one network. See :data:`ARCHS` for the published ones.
+    """Architecture of a network. See :data:`ARCHS` for the published ones.
 
     Args:
         embed_dims: channels C of stage 0; stage i has C * 2^i.
@@ -44,7 +44,7 @@ class Arch:
         layer_scale: initial value of the blocks' layer scale, None for none.
 
     Raises:
-        ValueError: a number that cannot be; the message names the argument, its value and what is allowed.
+        ValueError: a value is not allowed. The message names the argument, its value and what is allowed.
     """
 
     embed_dims: int
@@ -85,11 +85,11 @@ class Arch:
 
 
 def resolve_arch(arch: str | Mapping, window_size: int | Sequence[int] | None, drop_path_rate: float | None) -> Arch:
-    """Look an arch up, or take a user's dict, and put the two arguments that people override over it.
+    """Look up an arch by name, or take a dict, and apply the two overrides.
 
     Raises:
-        ValueError: an unknown name, or a number that cannot be.
-        TypeError: neither a name nor a dict, or a dict with unknown or missing keys.
+        ValueError: unknown name, or a value that is not allowed.
+        TypeError: neither a name nor a dict, or unknown or missing keys.
     """
     if isinstance(arch, str):
         if arch not in ARCHS:

@@ -1,4 +1,4 @@
-"""The backbone: picture -> stem -> four stages of blocks -> four maps."""
+"""The backbone: image -> stem -> four stages of blocks -> four feature maps."""
 
 from __future__ import annotations
 
@@ -176,48 +176,53 @@ class Stage(nn.Module):
 
 @MODELS.register_module()
 class GCViT(SafePretrainedInit, BaseModule):
-    """Global Context Vision Transformer (arXiv 2206.09959) with four maps, for pictures of any size.
+    """Global Context Vision Transformer (arXiv 2206.09959): a feature map per stage, for images of any size.
 
-    Registered in mmengine's root registry: ``type='GCViT'`` works in mmdet's, mmseg's and mmpretrain's configs with
+    Registered in mmengine's root registry: ``type='GCViT'`` works in configs of mmdet, mmseg and mmpretrain with
     ``custom_imports=dict(imports=['mmgcvit'])``.
 
-    Three ways to fit windows on a map that they do not divide; they agree where the picture's sides are multiples
+    There are three ways to pad a map that the windows do not divide. They agree if the sides of the image are multiples
     of ``pad_multiple``:
 
-    - ``pad='input'``: the picture is zero-padded on the right and at the bottom to multiples of ``pad_multiple``, and
-      the maps are cropped.
-    - ``pad='stage'`` (tfgcvit): each stage's map is zero-padded, global query and blocks see it, it is cropped at the
-      stage's end.
-    - ``pad='window'`` (the authors' detection models): attention alone sees its windows zero-padded; the global query
-      comes from the unpadded map. Nothing is computed for the padding: see
-      :class:`~mmgcvit.backbone.attention.WindowAttention`.
+    - ``pad='input'``: the image is zero-padded on the right and at the bottom to multiples of ``pad_multiple``, and the
+      maps are cropped.
+    - ``pad='stage'`` (tfgcvit): the map of each stage is zero-padded to multiples of the window before its global query
+      and its blocks, and cropped at the end of the stage.
+    - ``pad='window'`` (the authors' detection models): only attention sees zero-padded windows; the global query comes
+      from the unpadded map. All padding of a window is computed as one token.
 
     Args:
         arch: 'xxtiny', 'xtiny', 'tiny', 'tiny2', 'small', 'small2', 'base', 'large', 'large-384', 'large-512', or a
             dict of embed_dims, depths, num_heads and, optionally, mlp_ratio, window_size, drop_path_rate, layer_scale
             (:class:`~mmgcvit.backbone.arch.Arch`).
-        in_channels: channels of the picture.
-        window_size: side of the windows per stage, in tokens, instead of the arch's; an int w means (w, w, 2w, w).
+        in_channels: channels of the input images.
+        window_size: side of the windows of each stage, in tokens; overrides the arch's. An int w means (w, w, 2w, w).
         pad: 'input', 'stage' or 'window'.
-        global_query_reductions: per stage, how often the map is halved on its way to the global query.
-        global_query_interpolation: 'bicubic' or 'bilinear': how the global query is brought to the window's size.
-        drop_path_rate: drop path of the last block, instead of the arch's.
-        drop_rate: dropout behind the attention's projection and in the MLPs.
-        attn_drop_rate: dropout on the attention weights.
-        qkv_bias: whether the maps to query, key and value have a bias.
-        out_indices: stages whose maps are returned; what no returned map needs is not built.
-        frozen_stages: -1: nothing is frozen, 0: the stem, i: the stem and the first i stages (with their norms).
-        with_cp: recompute the blocks in the backward pass (less memory, more time; same results).
-        init_cfg: mmengine's; ``dict(type='Pretrained', checkpoint=...)`` loads a checkpoint of this class.
+        global_query_reductions: for each stage, how many times the map is halved for the global query.
+        global_query_interpolation: 'bicubic' or 'bilinear'; how the global query is resized to the window.
+        drop_path_rate: drop path rate of the last block; overrides the arch's.
+        drop_rate: dropout rate after the projection of attention and in the MLPs.
+        attn_drop_rate: dropout rate of the attention weights.
+        qkv_bias: whether the linear layers for query, key and value have a bias.
+        out_indices: stages whose maps are returned. Stages after the last one are not built.
+        frozen_stages: -1 for none, 0 for the stem, i for the stem and the first i stages with their norms.
+        with_cp: recompute the blocks in the backward pass: less memory, more time, same results.
+        init_cfg: as in mmengine. ``dict(type='Pretrained', checkpoint=...)`` loads a checkpoint of any publisher.
 
     Attributes:
         out_channels: channels of each returned map.
         out_strides: stride of each returned map, in pixels.
-        pad_multiple: least common multiple over the four stages of stride x window, in pixels.
+        pad_multiple: least common multiple of stride x window over the four stages, in pixels.
 
     Raises:
-        ValueError: an argument whose value is not allowed; the message names it, the value and what is allowed.
-        TypeError: an unknown argument, or one of the wrong kind.
+        ValueError: an argument has a value that is not allowed. The message names the argument, its value and what is
+            allowed.
+        TypeError: an argument is unknown or has the wrong type.
+
+    Example:
+        >>> model = GCViT("xxtiny")
+        >>> [tuple(m.shape) for m in model(torch.randn(2, 3, 100, 130))]
+        [(2, 64, 25, 33), (2, 128, 13, 17), (2, 256, 7, 9), (2, 512, 4, 5)]
     """
 
     def __init__(
@@ -238,7 +243,7 @@ class GCViT(SafePretrainedInit, BaseModule):
         init_cfg: dict | list | None = None,
         **unknown: Any,
     ) -> None:
-        if unknown:  # said here, as Python's own message does not say what is allowed
+        if unknown:  # Python's own message would not say what is allowed
             allowed = ", ".join(list(inspect.signature(GCViT.__init__).parameters)[1:-1])
             raise TypeError(
                 "GCViT: unknown argument "
@@ -296,13 +301,13 @@ class GCViT(SafePretrainedInit, BaseModule):
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Maps of a batch of pictures.
+        """Feature maps of a batch of images.
 
         Args:
             x: (B, in_channels, H, W), any H, W >= 1, floating point.
 
         Returns:
-            One (B, C * 2^i, ceil(H / stride_i), ceil(W / stride_i)) for each stage i of ``out_indices``, contiguous.
+            (B, C * 2^i, ceil(H / stride_i), ceil(W / stride_i)) for each stage i of ``out_indices``, contiguous.
 
         Raises:
             ValueError: x is not 4-D, has other channels, or is empty.
@@ -348,7 +353,7 @@ class GCViT(SafePretrainedInit, BaseModule):
         return [s if any(stage) else None for s, stage in zip(scales, rates, strict=True)]
 
     def train(self, mode: bool = True) -> GCViT:
-        """Set the mode; what is frozen stays in evaluation mode."""
+        """Set training or evaluation mode; frozen stages stay in evaluation mode."""
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()
@@ -368,7 +373,7 @@ class GCViT(SafePretrainedInit, BaseModule):
             module.requires_grad_(False)
 
     def _set_initial_values(self) -> None:
-        """Linear maps and bias tables truncated normal 0.02, biases 0; convolutions keep PyTorch's own values."""
+        """Linear layers and bias tables: truncated normal with std 0.02; biases: 0; convolutions: PyTorch's default."""
         for module in self.modules():
             if isinstance(module, nn.Linear) and not isinstance(module, PointwiseConv):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -378,16 +383,16 @@ class GCViT(SafePretrainedInit, BaseModule):
                 nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
 
     def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
-        """How deep a parameter lies, for learning rates that fall from the last layer to the first.
+        """Layer of a parameter, for layer-wise learning-rate decay.
 
         Args:
             param_name: name in the model.
-            prefix: what precedes the backbone's own names, e.g. 'backbone.'.
+            prefix: prefix of the backbone's parameters, e.g. 'backbone.'.
 
         Returns:
-            Its layer and the number of layers, as mmpretrain counts them: 0 the stem, 1 to n the blocks of all
-            stages, n + 1 whatever is not the backbone's. A stage's downsampling and query belong to its first block,
-            the norm of its map to its last.
+            The layer and the number of layers, as in mmpretrain: 0 for the stem, 1 to n for the blocks of all stages,
+            n + 1 for everything outside the backbone. Downsampling and query of a stage belong to its first block, the
+            norm of its map to its last.
         """
         depths = self.arch.depths
         layers = sum(depths) + 2

@@ -21,9 +21,9 @@ def build(arguments: dict) -> GCViT:
     return randomise(GCViT(TINY, **arguments)).train()
 
 
-def step(model: torch.nn.Module, pictures: torch.Tensor) -> None:
+def step(model: torch.nn.Module, images: torch.Tensor) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    sum(m.square().mean() for m in model(pictures)).backward()
+    sum(m.square().mean() for m in model(images)).backward()
     optimizer.step()
 
 

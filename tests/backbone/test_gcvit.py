@@ -1,4 +1,4 @@
-"""The backbone as its user sees it."""
+"""The public behaviour of the backbone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def expected_shapes(model: GCViT, batch: int, height: int, width: int) -> list[t
 
 @pytest.fixture
 def log(caplog):
-    """What mmengine's logger, which keeps to itself, is told."""
+    """Records of mmengine's logger, which does not propagate."""
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
     yield caplog
@@ -82,23 +82,25 @@ def test_sizes(tiny_model, pad: str, size: tuple[int, int], windows: tuple[int, 
 def test_any_size_and_windows(height: int, width: int, batch: int, pad: str, windows):
     torch.manual_seed(0)
     model = randomise(GCViT(TINY, window_size=windows, pad=pad)).eval()
-    pictures = torch.randn(batch, 3, height, width)
+    images = torch.randn(batch, 3, height, width)
     with torch.no_grad():
-        maps = model(pictures)
-        alone = model(pictures[-1:])
+        maps = model(images)
+        alone = model(images[-1:])
     assert [tuple(m.shape) for m in maps] == expected_shapes(model, batch, height, width)
     for together, single in zip(maps, alone, strict=True):
-        assert relative_error(together[-1:], single) < 1e-4  # a picture's maps do not depend on its neighbours
+        assert (
+            relative_error(together[-1:], single) < 1e-4
+        )  # the maps of an image do not depend on the rest of the batch
 
 
 @pytest.mark.parametrize("pad", PAD_MODES)
 def test_batch_invariance_to_quite_other_neighbours(tiny_model, pad: str):
     model = tiny_model(pad=pad)
-    picture, neighbour = torch.randn(1, 3, 100, 132), 50 + 20 * torch.randn(1, 3, 100, 132)
+    image, neighbour = torch.randn(1, 3, 100, 132), 50 + 20 * torch.randn(1, 3, 100, 132)
     with torch.no_grad():
-        alone = model(picture)
-        first = model(torch.cat([picture, neighbour, neighbour]))
-        last = model(torch.cat([neighbour, neighbour, picture]))
+        alone = model(image)
+        first = model(torch.cat([image, neighbour, neighbour]))
+        last = model(torch.cat([neighbour, neighbour, image]))
     for a, f, z in zip(alone, first, last, strict=True):
         assert relative_error(f[:1], a) < 1e-5
         assert relative_error(z[2:], a) < 1e-5
@@ -118,13 +120,13 @@ def test_pad_modes_agree_at_multiples_only(tiny_model):
         assert relative_error(maps[pad][1][0], maps["input"][1][0]) > 1e-3
 
 
-def test_input_mode_is_the_model_on_the_padded_picture(tiny_model):
+def test_input_mode_is_the_model_on_the_padded_image(tiny_model):
     model = tiny_model(pad="input")
-    picture = torch.randn(2, 3, 50, 70)
+    image = torch.randn(2, 3, 50, 70)
     padded = torch.zeros(2, 3, 64, 128)
-    padded[:, :, :50, :70] = picture
+    padded[:, :, :50, :70] = image
     with torch.no_grad():
-        for small, large in zip(model(picture), model(padded), strict=True):
+        for small, large in zip(model(image), model(padded), strict=True):
             assert torch.equal(small, large[:, :, : small.shape[2], : small.shape[3]])
 
 
@@ -153,7 +155,7 @@ def test_with_cp_gives_the_same_outputs_and_gradients(tiny_model, pad: str):
 
     plain, saving = tiny_model(pad=pad).train(), tiny_model(pad=pad, with_cp=True).train()
     saving.load_state_dict(plain.state_dict())
-    pictures = torch.randn(2, 3, 50, 70)
+    images = torch.randn(2, 3, 50, 70)
     results = []
     forward = 0
     for model, times in ((plain, 1), (saving, 2)):  # in the backward pass once more, or not
@@ -162,7 +164,7 @@ def test_with_cp_gives_the_same_outputs_and_gradients(tiny_model, pad: str):
             for block in stage.blocks:
                 block.norm1.register_forward_hook(count)
         torch.manual_seed(3)
-        x = pictures.clone().requires_grad_()
+        x = images.clone().requires_grad_()
         maps = model(x)
         forward = forward or runs
         loss_of(maps).backward()
@@ -179,11 +181,11 @@ def test_with_cp_repeats_drop_path_and_dropout():
     plain = GCViT(TINY, drop_path_rate=0.5, drop_rate=0.3, attn_drop_rate=0.3).train()
     saving = GCViT(TINY, drop_path_rate=0.5, drop_rate=0.3, attn_drop_rate=0.3, with_cp=True).train()
     saving.load_state_dict(plain.state_dict())
-    pictures = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 64, 64)
     gradients = []
     for model in (plain, saving):
         torch.manual_seed(3)
-        loss_of(model(pictures)).backward()
+        loss_of(model(images)).backward()
         gradients.append([p.grad for p in model.parameters()])
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -233,20 +235,20 @@ def test_drop_path_grows_linearly_over_all_blocks():
 
 @pytest.mark.parametrize("size", [(64, 64), (16, 16), (50, 70)])
 @pytest.mark.parametrize("pad", PAD_MODES)
-def test_drop_path_drops_whole_pictures(size: tuple[int, int], pad: str):
-    """With everything after the last block linear in it, a dropped picture is the picture without that block."""
+def test_drop_path_drops_whole_images(size: tuple[int, int], pad: str):
+    """With everything after the last block linear in it, a dropped image is the image without that block."""
     torch.manual_seed(0)
     model = randomise(GCViT(TINY, pad=pad, out_indices=(3,), drop_path_rate=0.9)).train()
     for stage in model.stages[:3]:
         for block in stage.blocks:
             block.drop_path_rate = 0.0
     model.stages[3].blocks[0].drop_path_rate = 0.0
-    pictures = torch.randn(16, 3, *size)
+    images = torch.randn(16, 3, *size)
     with torch.no_grad():
-        (maps,) = model(pictures)
+        (maps,) = model(images)
         without = copy.deepcopy(model)
         del without.stages[3].blocks[1]
-        (plain,) = without(pictures)
+        (plain,) = without(images)
     same = [torch.allclose(a, b, atol=1e-5) for a, b in zip(maps, plain, strict=True)]
     assert 5 <= sum(same) < 16  # 0.9 ** 2 of 16 are expected to skip both halves of the block
 
@@ -273,18 +275,18 @@ def test_drop_path_is_sampled_per_image(rate: float):
 @pytest.mark.parametrize("pad", PAD_MODES)
 def test_how_much_is_worked_on_at_a_time_does_not_matter(tiny_model, monkeypatch, pad: str, batch: int):
     model = tiny_model(pad=pad, drop_path_rate=0.5).train()
-    pictures = torch.randn(batch, 3, 100, 132)
+    images = torch.randn(batch, 3, 100, 132)
     results = []
     for chunk in (2**30, 500, 1):
         monkeypatch.setattr(cpu, "MAX_PACK", chunk)
         torch.manual_seed(1)
         model.zero_grad()
-        maps = model(pictures)
+        maps = model(images)
         loss_of(maps).backward()
         results.append([m.detach() for m in maps] + [p.grad.clone() for p in model.parameters()])
         model.eval()
         with torch.no_grad():
-            results[-1] += model(pictures)
+            results[-1] += model(images)
         model.train()
     for other in results[1:]:
         for a, b in zip(other, results[0], strict=True):
@@ -297,10 +299,10 @@ def test_autocast(tiny_model, dtype: torch.dtype, pad: str):
     if dtype is torch.float16 and TORCH < (2, 2):
         pytest.skip("torch 2.1 knows bfloat16 only under autocast on a CPU")
     model = tiny_model(pad=pad).train()
-    pictures = torch.randn(2, 3, 50, 70)
-    wanted = model(pictures)
+    images = torch.randn(2, 3, 50, 70)
+    wanted = model(images)
     with torch.autocast("cpu", dtype):
-        maps = model(pictures)
+        maps = model(images)
     for got, full in zip(maps, wanted, strict=True):
         assert relative_error(got.float(), full) < (4e-2 if dtype is torch.bfloat16 else 5e-3)
         assert (got.float() - full).norm() < (2e-2 if dtype is torch.bfloat16 else 2.5e-3) * full.norm()
@@ -311,23 +313,23 @@ def test_autocast(tiny_model, dtype: torch.dtype, pad: str):
 @pytest.mark.parametrize("pad", PAD_MODES)
 def test_compile_without_graph_breaks(tiny_model, pad: str):
     model = tiny_model(pad=pad)
-    pictures = torch.randn(2, 3, 50, 70)
+    images = torch.randn(2, 3, 50, 70)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        for got, wanted in zip(compiled(pictures), model(pictures), strict=True):
+        for got, wanted in zip(compiled(images), model(images), strict=True):
             assert relative_error(got, wanted) < 1e-5
 
 
 @pytest.mark.skipif(TORCH < (2, 2), reason="torch 2.1 cannot trace a checkpointed block")
 def test_compile_a_training_step_with_cp(tiny_model):
     model = tiny_model(with_cp=True).train()
-    pictures = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 64, 64)
     torch._dynamo.reset()
-    loss_of(torch.compile(model, fullgraph=True, backend="aot_eager")(pictures)).backward()
+    loss_of(torch.compile(model, fullgraph=True, backend="aot_eager")(images)).backward()
     got = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
-    loss_of(model(pictures)).backward()
+    loss_of(model(images)).backward()
     for name, parameter in model.named_parameters():
         assert relative_error(got[name], parameter.grad) < 1e-4, name
 
@@ -346,22 +348,22 @@ def test_compile_once_for_many_sizes(tiny_model):
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=count)
     with torch.no_grad():
         for i in range(10):
-            pictures = torch.randn(2, 3, 100 + 37 * i, 300 - 13 * i)
-            for got, wanted in zip(compiled(pictures), model(pictures), strict=True):
+            images = torch.randn(2, 3, 100 + 37 * i, 300 - 13 * i)
+            for got, wanted in zip(compiled(images), model(images), strict=True):
                 assert relative_error(got, wanted) < 1e-5
     assert 1 <= compilations <= 3
 
 
 @pytest.mark.skipif(TORCH < (2, 6), reason="older compilers fix more sizes than they must")
 def test_compile_each_block(tiny_model):
-    model, pictures = tiny_model(pad="window"), torch.randn(2, 3, 100, 132)
+    model, images = tiny_model(pad="window"), torch.randn(2, 3, 100, 132)
     with torch.no_grad():
-        wanted = model(pictures)
+        wanted = model(images)
         torch._dynamo.reset()
         for stage in model.stages:
             for block in stage.blocks:
                 block.compile(backend="aot_eager")
-        for a, b in zip(model(pictures), wanted, strict=True):
+        for a, b in zip(model(images), wanted, strict=True):
             assert relative_error(a, b) < 1e-5
 
 
@@ -369,19 +371,19 @@ def test_compile_each_block(tiny_model):
 @pytest.mark.parametrize("pad", PAD_MODES)
 def test_export(tiny_model, pad: str):
     """For any batch of two or more; the size is that of the export."""
-    model, pictures = tiny_model(pad=pad), torch.randn(2, 3, 100, 132)
+    model, images = tiny_model(pad=pad), torch.randn(2, 3, 100, 132)
     with torch.no_grad():
-        program = torch.export.export(model, (pictures,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
-        for other in (pictures, torch.randn(5, 3, 100, 132), torch.randn(64, 3, 100, 132)):
+        program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        for other in (images, torch.randn(5, 3, 100, 132), torch.randn(64, 3, 100, 132)):
             for got, wanted in zip(program.module()(other), model(other), strict=True):
                 assert relative_error(got, wanted) < 1e-5
 
 
 def test_weights_that_are_there_only_in_a_block(tiny_model):
-    """As with offloading: whatever a block needs of its weights, it takes while it is called."""
-    model, pictures = tiny_model(pad="window"), torch.randn(2, 3, 50, 70)
+    """As with offloading: a block uses its weights only while it is called."""
+    model, images = tiny_model(pad="window"), torch.randn(2, 3, 50, 70)
     with torch.no_grad():
-        wanted = model(pictures)
+        wanted = model(images)
     for stage in model.stages:
         for block in stage.blocks:
             for module in block.modules():
@@ -401,7 +403,7 @@ def test_weights_that_are_there_only_in_a_block(tiny_model):
                 module.register_forward_hook(take)
     # The norms' and maps' own, too: each is called while its own weights are there.
     with torch.no_grad():
-        for got, w in zip(model(pictures), wanted, strict=True):
+        for got, w in zip(model(images), wanted, strict=True):
             assert relative_error(got, w) < 1e-5
 
 
@@ -409,8 +411,8 @@ def test_weights_that_are_there_only_in_a_block(tiny_model):
 def test_sharded_blocks(tiny_model, tmp_path):
     from torch.distributed.fsdp import fully_shard
 
-    model, pictures = tiny_model(pad="window").train(), torch.randn(2, 3, 50, 70)
-    loss_of(model(pictures)).backward()
+    model, images = tiny_model(pad="window").train(), torch.randn(2, 3, 50, 70)
+    loss_of(model(images)).backward()
     wanted = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
@@ -418,7 +420,7 @@ def test_sharded_blocks(tiny_model, tmp_path):
         for stage in model.stages:
             for block in stage.blocks:
                 fully_shard(block, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
-        loss_of(model(pictures)).backward()
+        loss_of(model(images)).backward()
         for name, p in model.named_parameters():
             gradient = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
             assert relative_error(gradient, wanted[name]) < 1e-5, name
@@ -428,11 +430,11 @@ def test_sharded_blocks(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("pad", PAD_MODES)
 def test_trace(tiny_model, tmp_path, pad: str):
-    model, pictures = tiny_model(pad=pad), torch.randn(2, 3, 100, 132)
+    model, images = tiny_model(pad=pad), torch.randn(2, 3, 100, 132)
     with torch.no_grad():
-        torch.jit.trace(model, pictures, check_trace=False).save(tmp_path / "traced.pt")
+        torch.jit.trace(model, images, check_trace=False).save(tmp_path / "traced.pt")
         traced = torch.jit.load(tmp_path / "traced.pt")
-        for other in (pictures, torch.randn(2, 3, 100, 132)):
+        for other in (images, torch.randn(2, 3, 100, 132)):
             for got, wanted in zip(traced(other), model(other), strict=True):
                 assert relative_error(got, wanted) < 1e-5
 
@@ -440,10 +442,10 @@ def test_trace(tiny_model, tmp_path, pad: str):
 @pytest.mark.slow
 def test_compile_with_inductor(tiny_model):
     model = tiny_model()
-    pictures = torch.randn(2, 3, 64, 128)
+    images = torch.randn(2, 3, 64, 128)
     torch._dynamo.reset()
     with torch.no_grad():
-        for got, wanted in zip(torch.compile(model, fullgraph=True)(pictures), model(pictures), strict=True):
+        for got, wanted in zip(torch.compile(model, fullgraph=True)(images), model(images), strict=True):
             assert relative_error(got, wanted) < 1e-4
 
 
@@ -487,7 +489,7 @@ def test_own_weights_load_at_other_windows_inside_a_detector(tiny_model, log):
 
 @pytest.mark.parametrize("windows", [None, 3])
 def test_init_cfg_loads_a_checkpoint(tiny_model, tmp_path, log, windows: int | None):
-    """The way of every config."""
+    """As in a config."""
     trained = tiny_model()
     torch.save({"state_dict": trained.state_dict()}, tmp_path / "trained.pth")
     init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "trained.pth"))
@@ -518,9 +520,9 @@ def test_initial_values():
 def test_deepcopy_and_state_dict_hold_parameters_only(tiny_model):
     model = tiny_model()
     assert list(model.state_dict()) == [n for n, _ in model.named_parameters()]
-    pictures = torch.randn(2, 3, 40, 40)
+    images = torch.randn(2, 3, 40, 40)
     with torch.no_grad():
-        assert torch.equal(copy.deepcopy(model)(pictures)[3], model(pictures)[3])
+        assert torch.equal(copy.deepcopy(model)(images)[3], model(images)[3])
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_mlp_drops_out_in_training_only():
 
 
 class LowRank(nn.Module):
-    """A linear map with a low-rank one beside it, as adapters wrap them."""
+    """A linear layer plus a low-rank one, as adapters wrap it."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def test_hooks_on_weights_run_once():
 
 
 def test_whatever_alters_a_module_is_heard():
-    """As offloading, sharding, pruning, quantising and watching do it."""
+    """As offloading, sharding, pruning and observers do."""
     x = torch.randn(2, 5, 7, 8, requires_grad=True)
 
     def heard(alter) -> int:
@@ -134,7 +134,7 @@ def test_whatever_alters_a_module_is_heard():
 
 
 def test_a_hook_on_all_modules_may_keep_what_it_sees():
-    """In evaluation memory is used again, but not where someone may hold it."""
+    """In evaluation mode memory is reused, but not if a hook may hold it."""
     mbconv, seen = randomise(MBConv(8)), {}
     x = torch.randn(2, 5, 7, 8)
     hook = nn.modules.module.register_module_forward_hook(lambda module, _, out: seen.update({module: out}))
