@@ -126,7 +126,7 @@ def count_kernels(
     """Count the kernels of a forward pass, or of a forward and backward pass from the sum of all outputs.
 
     Args:
-        build: makes the model; called on the meta device.
+        build: makes the model, which is then moved to the meta device.
         shape: (B, C, H, W) of the input.
         train: a training step instead of an evaluation forward pass.
         dtype: of the parameters and the input.
@@ -135,18 +135,23 @@ def count_kernels(
         >>> sum(count_kernels(lambda: nn.Linear(4, 8), (2, 4)).kernels.values())
         1
     """
-    with torch.device("meta"):
-        model = build().to(dtype).train(train)
-        x = torch.empty(*shape, dtype=dtype)
-    with torch.no_grad():
-        model(x)  # fills what is cached between calls
-    count = KernelCount()
-    with torch.set_grad_enabled(train), _counted(count, {storage_id(p) for p in model.parameters()}):
-        outputs = model(x)
-        if train:
-            total: Any = sum(y.float().sum() for y in ([outputs] if isinstance(outputs, Tensor) else outputs))
-            total.backward()
-    return count
+    model = build().to(device="meta", dtype=dtype)
+    model.train(train)  # returns None for mmdet's backbones
+    x = torch.empty(*shape, dtype=dtype, device="meta")
+    parameters = {storage_id(p) for p in model.parameters()}
+
+    def run() -> KernelCount:
+        count = KernelCount()
+        with torch.set_grad_enabled(train), _counted(count, parameters):
+            outputs = model(x)
+            if train:
+                total: Any = sum(y.float().sum() for y in ([outputs] if isinstance(outputs, Tensor) else outputs))
+                total.backward()
+        model.zero_grad()
+        return count
+
+    run()  # fills what is cached between calls
+    return run()
 
 
 def print_kernel_counts(rows: Sequence[tuple[str, Sequence[int], KernelCount, KernelCount]], top: int = 5) -> None:
