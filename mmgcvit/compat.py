@@ -12,16 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
+from mmengine.optim.scheduler import param_scheduler
 from torch import Tensor, nn
+from torch.utils import _python_dispatch, _pytree
 
 try:
     is_compiling = torch.compiler.is_compiling
 except AttributeError:  # torch 2.1
     from torch._dynamo.external_utils import is_compiling  # noqa: F401
-
-#: Base class of mmengine's schedules of learning rate and momentum.
-ParamScheduler = _ParamScheduler
 
 #: Whether ``torch.jit.trace`` is running.
 is_tracing: Callable[[], bool] = torch._C._is_tracing
@@ -116,7 +114,18 @@ def add_load_state_dict_pre_hook(module: nn.Module, hook: StateDictHook) -> None
         module._register_load_state_dict_pre_hook(hook, with_module=True)
 
 
+# Counting kernels (mmgcvit.kernel_count)
+
+#: The base class of modes that see every operation.
+TorchDispatchMode = _python_dispatch.TorchDispatchMode
+#: The leaves of nested lists, tuples and dicts.
+tree_leaves = _pytree.tree_leaves
+
+
 # Runs and data (mmgcvit.engine, optim, tasks, analysis)
+
+#: The base class of mmengine's parameter schedulers.
+ParamScheduler = param_scheduler._ParamScheduler
 
 
 def flash_attention_on_cpu() -> Any:

@@ -22,10 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from mmgcvit.compat import storage_id
+from mmgcvit.compat import TorchDispatchMode, storage_id, tree_leaves
 
 # Operations that launch nothing: views, and memory that is not written.
 FREE = frozenset([

@@ -112,11 +112,11 @@ def test_metainfo_of_a_data_set(tmp_path: Path):
 
 def test_fused_attention_on_a_cpu():
     from torch.nn.functional import scaled_dot_product_attention
-    from torch.utils._python_dispatch import TorchDispatchMode
 
     called = []
+    assert compat.tree_leaves([1, (2, dict(a=3))]) == [1, 2, 3]
 
-    class Calls(TorchDispatchMode):
+    class Calls(compat.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             called.append(function)
             return function(*args, **(kwargs or {}))

@@ -108,7 +108,7 @@ class TarReader(ReaderImageInTar):
             hidden folders, in folders inside class folders, or in two folders of one name; a class not among ``names``.
     """
 
-    samples: Any
+    samples: Any  # an array of (member, tar file, tar file inside)
 
     def __init__(self, path: Path, names: Sequence[str] | None = None, **arguments: Any) -> None:
         tars = [path] if path.is_file() else sorted(path.glob("*.tar"))
