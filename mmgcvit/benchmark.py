@@ -35,7 +35,7 @@ DISABLED = "disabled"  # argument of a model: kernels to switch off
 NOISY = 0.15  # interquartile range over median, above which no conclusion is drawn
 MODES = ("forward", "train")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PEERS = ("swin-t", "resnet-50", "timm-gcvit-tiny", "timm-convnext-tiny")
+PEERS = ("swin-t", "resnet-50", "timm-gcvit-tiny", "timm-swin-tiny", "timm-convnext-tiny")
 ALLOWED = "gcvit-ARCH and arguments of GCViT, as in gcvit-tiny,pad=window,window_size=24/24/24/24; or " + ", ".join(
     PEERS
 )
@@ -136,6 +136,10 @@ def build(name: str) -> nn.Module:
             import timm
 
             return timm.create_model("gcvit_tiny", num_classes=0, global_pool="", **options)
+        if base == "timm-swin-tiny":
+            import timm
+
+            return timm.create_model("swin_tiny_patch4_window7_224", features_only=True, **options)
         if base == "timm-convnext-tiny":
             import timm
 

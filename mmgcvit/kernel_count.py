@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmgcvit.compat import TorchDispatchMode, storage_id, tree_leaves
+from mmgcvit.errors import BenchmarkError
 
 # Operations that launch nothing: views, and memory that is not written.
 FREE = frozenset([
@@ -129,6 +130,9 @@ def count_kernels(
         train: a training step instead of an evaluation forward pass.
         dtype: of the parameters and the input.
 
+    Raises:
+        BenchmarkError: the model cannot run on the meta device.
+
     Example:
         >>> sum(count_kernels(lambda: nn.Linear(4, 8), (2, 4)).kernels.values())
         1
@@ -148,8 +152,11 @@ def count_kernels(
         model.zero_grad()
         return count
 
-    run()  # fills what is cached between calls
-    return run()
+    try:
+        run()  # fills what is cached between calls
+        return run()
+    except (RuntimeError, NotImplementedError) as error:
+        raise BenchmarkError(f"{type(model).__name__} cannot run on the meta device in {dtype}: {error}") from error
 
 
 def print_kernel_counts(rows: Sequence[tuple[str, Sequence[int], KernelCount, KernelCount]], top: int = 5) -> None:
