@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, loss_of, randomise, relative_error
+from contract import expected_shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.logging import MMLogger
@@ -16,21 +16,13 @@ from torch import nn
 
 from mmgcvit.backbone import ARCHS, GCViT
 from mmgcvit.backbone.windows import PAD_MODES
-from mmgcvit.kernels import cpu
 
 PUBLISHED_PARAMETERS = {  # of the classifiers with 1000 classes
     "xxtiny": 11_995_428, "xtiny": 19_981_294, "tiny": 28_221_974, "tiny2": 34_535_654,
     "small": 51_092_173, "small2": 68_615_197, "base": 90_320_836, "large": 202_075_570,
 }  # fmt: skip
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
-SIZES = [(1, 1), (31, 33), (100, 260), (224, 224), (448, 672)]
 ALL_SUBSETS = [c for n in range(1, 5) for c in itertools.combinations(range(4), n)]
-
-
-def expected_shapes(model: GCViT, batch: int, height: int, width: int) -> list[tuple[int, ...]]:
-    return [
-        (batch, c, -(-height // s), -(-width // s)) for c, s in zip(model.out_channels, model.out_strides, strict=True)
-    ]
 
 
 @pytest.fixture
@@ -60,17 +52,6 @@ def test_every_arch_has_the_published_parameters(name: str):
         assert parameters == PUBLISHED_PARAMETERS[name]
 
 
-@pytest.mark.parametrize("pad", PAD_MODES)
-@pytest.mark.parametrize("windows", [None, (7, 7, 14, 7)])
-@pytest.mark.parametrize("size", SIZES)
-def test_sizes(tiny_model, pad: str, size: tuple[int, int], windows: tuple[int, ...] | None):
-    model = tiny_model(pad=pad, window_size=windows)
-    with torch.no_grad():
-        maps = model(torch.randn(2, 3, *size))
-    assert [tuple(m.shape) for m in maps] == expected_shapes(model, 2, *size)
-    assert all(m.is_contiguous() and m.isfinite().all() for m in maps)
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     height=st.integers(1, 150),
@@ -91,19 +72,6 @@ def test_any_size_and_windows(height: int, width: int, batch: int, pad: str, win
         assert (
             relative_error(together[-1:], single) < 1e-4
         )  # the maps of an image do not depend on the rest of the batch
-
-
-@pytest.mark.parametrize("pad", PAD_MODES)
-def test_batch_invariance_to_quite_other_neighbours(tiny_model, pad: str):
-    model = tiny_model(pad=pad)
-    image, neighbour = torch.randn(1, 3, 100, 132), 50 + 20 * torch.randn(1, 3, 100, 132)
-    with torch.no_grad():
-        alone = model(image)
-        first = model(torch.cat([image, neighbour, neighbour]))
-        last = model(torch.cat([neighbour, neighbour, image]))
-    for a, f, z in zip(alone, first, last, strict=True):
-        assert relative_error(f[:1], a) < 1e-5
-        assert relative_error(z[2:], a) < 1e-5
 
 
 def test_pad_modes_agree_at_multiples_only(tiny_model):
@@ -143,37 +111,6 @@ def test_attributes_follow_out_indices():
     assert model.out_channels == (128, 512)
     assert model.out_strides == (8, 32)
     assert [n for n, _ in model.named_children()] == ["stem", "stages", "norm1", "norm3"]
-
-
-@pytest.mark.parametrize("pad", PAD_MODES)
-def test_with_cp_gives_the_same_outputs_and_gradients(tiny_model, pad: str):
-    runs = 0
-
-    def count(*args):
-        nonlocal runs
-        runs += 1
-
-    plain, saving = tiny_model(pad=pad).train(), tiny_model(pad=pad, with_cp=True).train()
-    saving.load_state_dict(plain.state_dict())
-    images = torch.randn(2, 3, 50, 70)
-    results = []
-    forward = 0
-    for model, times in ((plain, 1), (saving, 2)):  # in the backward pass once more, or not
-        runs = 0
-        for stage in model.stages:
-            for block in stage.blocks:
-                block.norm1.register_forward_hook(count)
-        torch.manual_seed(3)
-        x = images.clone().requires_grad_()
-        maps = model(x)
-        forward = forward or runs
-        loss_of(maps).backward()
-        assert runs == times * forward
-        results.append((maps, [x.grad] + [p.grad for p in model.parameters()]))
-    for a, b in zip(results[0][0], results[1][0], strict=True):
-        assert torch.equal(a, b)
-    for a, b in zip(results[0][1], results[1][1], strict=True):
-        assert relative_error(b, a) < 1e-5
 
 
 def test_with_cp_repeats_drop_path_and_dropout():
@@ -233,26 +170,6 @@ def test_drop_path_grows_linearly_over_all_blocks():
     assert GCViT("xxtiny").stages[3].blocks[1].drop_path_rate == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (16, 16), (50, 70)])
-@pytest.mark.parametrize("pad", PAD_MODES)
-def test_drop_path_drops_whole_images(size: tuple[int, int], pad: str):
-    """With everything after the last block linear in it, a dropped image is the image without that block."""
-    torch.manual_seed(0)
-    model = randomise(GCViT(TINY, pad=pad, out_indices=(3,), drop_path_rate=0.9)).train()
-    for stage in model.stages[:3]:
-        for block in stage.blocks:
-            block.drop_path_rate = 0.0
-    model.stages[3].blocks[0].drop_path_rate = 0.0
-    images = torch.randn(16, 3, *size)
-    with torch.no_grad():
-        (maps,) = model(images)
-        without = copy.deepcopy(model)
-        del without.stages[3].blocks[1]
-        (plain,) = without(images)
-    same = [torch.allclose(a, b, atol=1e-5) for a, b in zip(maps, plain, strict=True)]
-    assert 5 <= sum(same) < 16  # 0.9 ** 2 of 16 are expected to skip both halves of the block
-
-
 @pytest.mark.parametrize("rate", [0.25, 1.0])
 def test_drop_path_is_sampled_per_image(rate: float):
     model = GCViT(TINY, frozen_stages=1, drop_path_rate=0.5)
@@ -269,56 +186,6 @@ def test_drop_path_is_sampled_per_image(rate: float):
     assert (scale[0] == 1).all()
     assert scale[1].unique().tolist() == pytest.approx([0.0, 1 / 0.75] if rate < 1 else [0.0])
     assert ((scale[1] == 0).double().mean(1) - rate).abs().max() < 0.03
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("pad", PAD_MODES)
-def test_how_much_is_worked_on_at_a_time_does_not_matter(tiny_model, monkeypatch, pad: str, batch: int):
-    model = tiny_model(pad=pad, drop_path_rate=0.5).train()
-    images = torch.randn(batch, 3, 100, 132)
-    results = []
-    for chunk in (2**30, 500, 1):
-        monkeypatch.setattr(cpu, "MAX_PACK", chunk)
-        torch.manual_seed(1)
-        model.zero_grad()
-        maps = model(images)
-        loss_of(maps).backward()
-        results.append([m.detach() for m in maps] + [p.grad.clone() for p in model.parameters()])
-        model.eval()
-        with torch.no_grad():
-            results[-1] += model(images)
-        model.train()
-    for other in results[1:]:
-        for a, b in zip(other, results[0], strict=True):
-            assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-5
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("pad", PAD_MODES)
-def test_autocast(tiny_model, dtype: torch.dtype, pad: str):
-    if dtype is torch.float16 and TORCH < (2, 2):
-        pytest.skip("torch 2.1 knows bfloat16 only under autocast on a CPU")
-    model = tiny_model(pad=pad).train()
-    images = torch.randn(2, 3, 50, 70)
-    wanted = model(images)
-    with torch.autocast("cpu", dtype):
-        maps = model(images)
-    for got, full in zip(maps, wanted, strict=True):
-        assert relative_error(got.float(), full) < (4e-2 if dtype is torch.bfloat16 else 5e-3)
-        assert (got.float() - full).norm() < (2e-2 if dtype is torch.bfloat16 else 2.5e-3) * full.norm()
-    loss_of([m.float() for m in maps]).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-
-
-@pytest.mark.parametrize("pad", PAD_MODES)
-def test_compile_without_graph_breaks(tiny_model, pad: str):
-    model = tiny_model(pad=pad)
-    images = torch.randn(2, 3, 50, 70)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        for got, wanted in zip(compiled(images), model(images), strict=True):
-            assert relative_error(got, wanted) < 1e-5
 
 
 @pytest.mark.skipif(TORCH < (2, 2), reason="torch 2.1 cannot trace a checkpointed block")
@@ -365,18 +232,6 @@ def test_compile_each_block(tiny_model):
                 block.compile(backend="aot_eager")
         for a, b in zip(model(images), wanted, strict=True):
             assert relative_error(a, b) < 1e-5
-
-
-@pytest.mark.skipif(TORCH < (2, 6), reason="older exporters fix more sizes than they must")
-@pytest.mark.parametrize("pad", PAD_MODES)
-def test_export(tiny_model, pad: str):
-    """For any batch of two or more; the size is that of the export."""
-    model, images = tiny_model(pad=pad), torch.randn(2, 3, 100, 132)
-    with torch.no_grad():
-        program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
-        for other in (images, torch.randn(5, 3, 100, 132), torch.randn(64, 3, 100, 132)):
-            for got, wanted in zip(program.module()(other), model(other), strict=True):
-                assert relative_error(got, wanted) < 1e-5
 
 
 def test_weights_that_are_there_only_in_a_block(tiny_model):
@@ -428,17 +283,6 @@ def test_sharded_blocks(tiny_model, tmp_path):
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("pad", PAD_MODES)
-def test_trace(tiny_model, tmp_path, pad: str):
-    model, images = tiny_model(pad=pad), torch.randn(2, 3, 100, 132)
-    with torch.no_grad():
-        torch.jit.trace(model, images, check_trace=False).save(tmp_path / "traced.pt")
-        traced = torch.jit.load(tmp_path / "traced.pt")
-        for other in (images, torch.randn(2, 3, 100, 132)):
-            for got, wanted in zip(traced(other), model(other), strict=True):
-                assert relative_error(got, wanted) < 1e-5
-
-
 @pytest.mark.slow
 def test_compile_with_inductor(tiny_model):
     model = tiny_model()
@@ -447,14 +291,6 @@ def test_compile_with_inductor(tiny_model):
     with torch.no_grad():
         for got, wanted in zip(torch.compile(model, fullgraph=True)(images), model(images), strict=True):
             assert relative_error(got, wanted) < 1e-4
-
-
-@pytest.mark.parametrize("channels", [1, 4, 13])
-def test_in_channels(tiny_model, channels: int):
-    model = tiny_model(in_channels=channels)
-    with torch.no_grad():
-        maps = model(torch.randn(2, channels, 40, 30))
-    assert [tuple(m.shape) for m in maps] == expected_shapes(model, 2, 40, 30)
 
 
 def test_own_weights_load_at_other_windows(tiny_model, log):
@@ -515,14 +351,6 @@ def test_initial_values():
     assert pointwise.abs().max() <= 64**-0.5
     assert pointwise.std() > 0.05
     assert GCViT({**TINY, "layer_scale": None}).stages[0].blocks[0].gamma1 is None
-
-
-def test_deepcopy_and_state_dict_hold_parameters_only(tiny_model):
-    model = tiny_model()
-    assert list(model.state_dict()) == [n for n, _ in model.named_parameters()]
-    images = torch.randn(2, 3, 40, 40)
-    with torch.no_grad():
-        assert torch.equal(copy.deepcopy(model)(images)[3], model(images)[3])
 
 
 @pytest.mark.parametrize(
