@@ -84,7 +84,7 @@ class BackboneContract:
     def test_drop_path_drops_whole_images(self, size: tuple[int, int]):
         """With everything after the last block linear in it, a dropped image is the image without that block."""
         torch.manual_seed(0)
-        model = randomise(GCViT(TINY, **self.arguments, out_indices=(3,), drop_path_rate=0.9)).train()
+        model = randomise(GCViT(**{"arch": TINY, "out_indices": (3,), "drop_path_rate": 0.9, **self.arguments})).train()
         for stage in model.stages[:3]:
             for block in stage.blocks:
                 block.drop_path_rate = 0.0
@@ -152,6 +152,7 @@ class BackboneContract:
                 for got, wanted in zip(program.module()(other), model(other), strict=True):
                     assert relative_error(got, wanted) < 1e-5
 
+    @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
     def test_trace(self, tiny_model, tmp_path):
         model, images = tiny_model(**self.arguments), torch.randn(2, 3, 100, 132)
         with torch.no_grad():

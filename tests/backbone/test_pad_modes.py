@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from conftest import TINY
 from contract import BackboneContract
 
 
 class TestPadInput(BackboneContract):
-    arguments = dict(pad="input")
+    arguments: ClassVar = dict(pad="input")
 
 
 class TestPadStage(BackboneContract):
-    arguments = dict(pad="stage")
+    arguments: ClassVar = dict(pad="stage")
 
 
 class TestPadWindow(BackboneContract):
-    arguments = dict(pad="window")
+    arguments: ClassVar = dict(pad="window")
 
 
 class TestWithoutLayerScale(BackboneContract):
-    arguments = dict(pad="window", arch={**TINY, "layer_scale": None, "window_size": (3, 2, 3, 2)})
+    arguments: ClassVar = dict(pad="window", arch={**TINY, "layer_scale": None, "window_size": (3, 2, 3, 2)})
