@@ -118,8 +118,11 @@ def add_load_state_dict_pre_hook(module: nn.Module, hook: StateDictHook) -> None
 
 #: The base class of modes that see every operation.
 TorchDispatchMode = _python_dispatch.TorchDispatchMode
-#: The leaves of nested lists, tuples and dicts.
-tree_leaves = _pytree.tree_leaves
+
+
+def tree_leaves(tree: Any) -> list[Any]:
+    """The leaves of nested lists, tuples and dicts; torch 2.1 has no function of this name."""
+    return _pytree.tree_flatten(tree)[0]
 
 
 # Runs and data (mmgcvit.engine, optim, tasks, analysis)
