@@ -175,3 +175,7 @@ def test_paragraphs_are_short(page: Path):
 def test_table_cells_are_short(page: Path):
     long = [f"{page.name}:{n}: {text[:60]}" for n, text in cells(page.read_text()) if len(text.split()) > MAX_WORDS]
     assert not long
+
+
+def test_images_are_small():
+    assert all(path.stat().st_size < 300_000 for path in (ROOT / "docs/images").iterdir())
