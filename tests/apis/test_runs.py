@@ -106,7 +106,7 @@ def test_a_checkpoint_that_cannot_be_tested(tmp_path: Path, tree: Path, files, c
     with pytest.raises(UsageError, match=r"the checkpoint has a head of 5 classes; allowed in a test: .*num_classes=6"):
         apis.test(cfg, str(files["mmgcvit"]))
     (tmp_path / "half.pth").write_bytes(files["mmgcvit"].read_bytes()[:3000])
-    with pytest.raises(UsageError, match=r"half.pth' \(3,000 bytes\): cut off or damaged"):
+    with pytest.raises(UsageError, match=r"half.pth' \(3,000 bytes\): truncated or damaged"):
         apis.test(for_classes(tree, tmp_path / "half"), str(tmp_path / "half.pth"))
     with pytest.raises(UsageError, match=r"weights 'gcvit://huge'; allowed: gcvit://xxtiny_in1k"):
         apis.test(for_classes(tree, tmp_path / "name"), "gcvit://huge")

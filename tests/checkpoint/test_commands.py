@@ -39,8 +39,8 @@ def test_inspect(files, layout: str, capsys):
 def test_inspect_lists_other_contents(authors_dict, tmp_path: Path):
     torch.save(dict(state_dict=authors_dict, state_dict_ema=authors_dict, epoch=3), tmp_path / "both.pth")
     said = inspect(str(tmp_path / "both.pth"))
-    assert "EMA weights         state_dict_ema\n" in said
-    assert "beside the weights  epoch\n" in said
+    assert "EMA weights      state_dict_ema\n" in said
+    assert "other contents   epoch\n" in said
     torch.save({k: v for k, v in authors_dict.items() if "levels.2" not in k}, tmp_path / "less.pth")
     with pytest.raises(CheckpointError, match=r"not a whole network: depths=\(2, 2, 0, 2\)"):
         inspect(str(tmp_path / "less.pth"))
@@ -87,9 +87,7 @@ def test_detector_round_trip(files, tmp_path: Path):
     index = {k for k in got if k.endswith("relative_position_index")}
     assert_same({k: got[k] for k in got.keys() - index}, {k: v for k, v in whole.items() if k not in index})
     _, report = convert_file(str(ours), tmp_path / "timm.pth", "timm")
-    assert report.notes == [
-        "without a place in the layout 'timm', so not written: norm0, norm1, norm2, neck (1), roi_head (1)"
-    ]
+    assert report.notes == ["no counterpart in layout 'timm', not written: norm0, norm1, norm2, neck (1), roi_head (1)"]
 
 
 def test_convert_keras(files, tmp_path: Path, classifier):

@@ -200,7 +200,7 @@ def test_stalled_server(server, monkeypatch):
 @pytest.mark.parametrize("code", [404, 401, 403])
 def test_not_there(server, code: int):
     server.faults = [code]
-    with pytest.raises(CheckpointError, match=rf"{FILE}: the server answers {code} .*MMGCVIT_MIRROR"):
+    with pytest.raises(CheckpointError, match=rf"{FILE}: the server responds with {code} .*MMGCVIT_MIRROR"):
         fetch(NAME)
     assert rest_of_cache() == set()
     assert len(server.requests) == 1
@@ -214,7 +214,7 @@ def test_a_web_page(server):
 
 
 def test_file_differs_from_published(server):
-    with pytest.raises(CheckpointError, match=r"another file than expected: its SHA-256 is .*, not ac783954"):
+    with pytest.raises(CheckpointError, match=r"not the expected file: its SHA-256 is .*, not ac783954"):
         fetch("timm://gcvit_tiny.in1k")
     assert rest_of_cache() == set()
 
@@ -223,7 +223,7 @@ def test_file_differs_from_recorded(server, files):
     path = fetch(NAME)
     path.unlink()
     server.content = files["mmgcvit"].read_bytes()
-    with pytest.raises(CheckpointError, match="another file than expected"):
+    with pytest.raises(CheckpointError, match="not the expected file"):
         fetch(NAME)
     assert rest_of_cache() == {FILE + ".sha256"}
 

@@ -53,7 +53,9 @@ def test_strict_false_hides_nothing(classifier, tmp_path, accepts: bool):
             load_checkpoint(model, str(tmp_path / name), logger="current")
     state = {f"backbone.{k}": v for k, v in model.backbone.state_dict().items() if "mlp" not in k}
     state |= {"neck.weight": torch.ones(2, 2)}
-    with pytest.raises(CheckpointError, match=r"only 154 of the backbone's 186 tensors .* 95% are needed; missing: st"):
+    with pytest.raises(
+        CheckpointError, match=r"only 154 of the backbone's 186 tensors .* 95% are required; missing: st"
+    ):
         model.load_state_dict(state, strict=False)
     check()
 

@@ -140,7 +140,7 @@ def test_what_is_no_tar(tmp_path: Path):
     with pytest.raises(ClassificationDataError, match=r"empty: no \*.tar in this folder"):
         ClassificationDataset(str(tmp_path), "empty", reader="tar")
     (tmp_path / "page.tar").write_text("<html>not found</html>")
-    with pytest.raises(ClassificationDataError, match=r"page.tar: no tar file, or cut off at its beginning"):
+    with pytest.raises(ClassificationDataError, match=r"page.tar: not a tar file, or truncated at its beginning"):
         ClassificationDataset(str(tmp_path), "page", reader="tar")
     shard(tmp_path / "cut.tar", {"a/0.png": bytes(5000), "b/0.png": png(1)})
     (tmp_path / "cut.tar").write_bytes((tmp_path / "cut.tar").read_bytes()[:3000])
@@ -197,7 +197,7 @@ def test_shards(tmp_path: Path):
     with pytest.raises(ClassificationDataError, match=r"f.tar: two images of the key 0"):
         ClassificationDataset(str(tmp_path), "f.tar", reader="shards", classes=2)
     (tmp_path / "g.tar").write_bytes((tmp_path / "a-0.tar").read_bytes()[:700])
-    with pytest.raises(ClassificationDataError, match=r"g.tar: no tar file, or cut off"):
+    with pytest.raises(ClassificationDataError, match=r"g.tar: not a tar file, or truncated"):
         ClassificationDataset(str(tmp_path), "g.tar", reader="shards", classes=2)
 
 

@@ -62,7 +62,7 @@ class ShardReader(Reader):
                             content = file.read() if (file := tar.extractfile(member)) else b""
                             labels[key] = _label(content, f"shard {shard}: {key}.cls", classes)
             except tarfile.TarError as error:
-                raise ClassificationDataError(f"shard {shard}: no tar file, or cut off: {error}") from error
+                raise ClassificationDataError(f"shard {shard}: not a tar file, or truncated: {error}") from error
             lacking = [key for key in images if key not in labels]
             if lacking or not images:
                 raise ClassificationDataError(
@@ -116,7 +116,7 @@ class TarReader(ReaderImageInTar):
             raise ClassificationDataError(f"{path}: no *.tar in this folder")
         for tar in tars:
             if not tarfile.is_tarfile(tar):
-                raise ClassificationDataError(f"{tar}: no tar file, or cut off at its beginning")
+                raise ClassificationDataError(f"{tar}: not a tar file, or truncated at its beginning")
         try:
             super().__init__(str(path), **arguments)
         except (tarfile.TarError, EOFError, OSError) as error:
