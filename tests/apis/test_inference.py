@@ -274,5 +274,5 @@ def test_what_cannot_be_read(folder: Path, tmp_path: Path):
     with pytest.raises(UsageError, match=r"broken.jpg': no image that can be decoded"):
         call(folder, tmp_path, [tmp_path / "broken.jpg"])
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
-    with pytest.raises(UsageError, match=r"broken.mp4': no video that OpenCV can read"):
+    with pytest.raises(UsageError, match=r"broken.mp4': not a video that OpenCV can read"):
         call(folder, tmp_path, [tmp_path / "broken.mp4"])

@@ -196,7 +196,7 @@ def test_two_processes_killed_and_resumed(folder: Path):
     log = folder / "log.txt"
     with pytest.raises(AssertionError):
         train(folder, "classifies", "two_killed", "--resume", "two_killed/iter_6.pth", *options)
-    assert "iteration 6, with 5 iterations an epoch; here an epoch has 11" in log.read_text()
+    assert "iteration 6, with 5 iterations per epoch; here an epoch has 11" in log.read_text()
 
 
 def save(path: Path, time: int) -> None:

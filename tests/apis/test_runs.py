@@ -237,5 +237,5 @@ def test_mixed_precision_on_a_gpu(tmp_path: Path, built: list[Config], kind: str
 def test_slurm_without_slurm(tmp_path: Path, tree: Path, monkeypatch):
     monkeypatch.setattr(launch, "get_device", lambda: "cpu")
     monkeypatch.delenv("SLURM_PROCID", raising=False)
-    with pytest.raises(UsageError, match=r"launcher='slurm': SLURM_PROCID, .*start processes by srun"):
+    with pytest.raises(UsageError, match=r"launcher='slurm': SLURM_PROCID, .*start the processes with srun"):
         apis.train(config(tree, tmp_path, launcher="slurm"))

@@ -342,6 +342,6 @@ def test_bad_arguments(folder: Path, tmp_path: Path):
     with pytest.raises(UsageError, match=r"--ann-file 'x\.json': a segmentor's predictions have no ids"):
         predict(config(), checkpoint, [folder / "in"], str(tmp_path), "cpu", ann_file="x.json")
     (tmp_path / "a.png").write_bytes((folder / "in/b.png").read_bytes())
-    with pytest.raises(UsageError, match=r"would go into one file, a\.png; give them in two calls"):
+    with pytest.raises(UsageError, match=r"would be written to the same file, a\.png; pass them in two calls"):
         predict(config(), checkpoint, [folder / "in/a.jpg", tmp_path / "a.png"], str(tmp_path / "out"), "cpu")
     assert not (tmp_path / "out").exists()

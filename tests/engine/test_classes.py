@@ -59,7 +59,7 @@ def test_testing_compares_with_the_checkpoint(tmp_path: Path, tree: Path, caplog
     assert set(metrics) == {"accuracy/top1", "accuracy/top2"}
     assert len(table.read_text().splitlines()) == 7
     assert any("images/s (4 in " in text for text in said)
-    with pytest.raises(apis.UsageError, match="--out: the config's test_evaluator is no TopKAccuracy"):
+    with pytest.raises(apis.UsageError, match="--out: the config's test_evaluator is not a TopKAccuracy"):
         apis.test(config(tree, tmp_path / "test", test_evaluator=dict(type="Other")), checkpoint, out=str(table))
 
     (tree / "val" / "green").rename(tree / "val" / "cyan")

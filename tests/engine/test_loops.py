@@ -88,7 +88,7 @@ def test_epochs_of_another_length_are_not_resumed(
     with pytest.raises(
         apis.UsageError,
         match=rf"epoch 1, iteration 8, with {'6' if known else 'another number of'} "
-        rf"iterations an epoch; here an epoch has {length}\. Resume with",
+        rf"iterations per epoch; here an epoch has {length}\. Resume with",
     ):
         run(tree, tmp_path / "run", resume=True, workers=0, batch_size=batch_size)
 

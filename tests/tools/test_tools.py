@@ -117,7 +117,7 @@ def test_a_corrupt_image_stops_or_is_skipped(trained: Path, tmp_path: Path):
     assert "CorruptImageError: image data/digit_scenes/images/train/000003.jpg: cannot be decoded" in done.stderr
     done = run("train.py", CONFIG, "--work-dir", "skip", "--corrupt", "skip", *short, cwd=tmp_path)
     assert "skipped image data/digit_scenes/images/train/000003.jpg: cannot be decoded" in done.stdout + done.stderr
-    assert "images skipped so far, as they cannot be decoded: 1" in done.stdout + done.stderr
+    assert "images skipped so far because they cannot be decoded: 1" in done.stdout + done.stderr
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(trained: Path):
@@ -156,7 +156,7 @@ def test_auto_scale_lr(trained: Path):
 def test_two_images_of_one_name_are_refused(trained: Path):
     scene = trained / "data/digit_scenes/images/val/000000.jpg"
     done = run("image_demo.py", scene, scene, CONFIG, "work/iter_4.pth", "--out-dir", "twice", cwd=trained, ok=False)
-    assert "would go into one file, 000000.jpg" in done.stderr
+    assert "would be written to the same file, 000000.jpg" in done.stderr
     assert not (trained / "twice").exists()
 
 

@@ -86,8 +86,8 @@ class Segmentor:
         for path in images:
             if path.stem in first:
                 raise UsageError(
-                    f"inputs: the label maps of {str(path)!r} and {str(first[path.stem])!r} would go into "
-                    f"one file, {path.stem}.png; give them in two calls with two --out-dir"
+                    f"inputs: the label maps of {str(path)!r} and {str(first[path.stem])!r} would be written to "
+                    f"the same file, {path.stem}.png; pass them in two calls with different --out-dir"
                 )
             first[path.stem] = path
 
