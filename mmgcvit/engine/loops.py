@@ -49,8 +49,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         if (before or length) != length or not 0 <= done <= length:
             raise ClassificationDataError(
                 f"the run to resume is at epoch {self.epoch}, iteration {self.iter}, with "
-                f"{before or 'another number of'} iterations per epoch; here an epoch has {length}. Resume with the same "
-                "number of processes, batch size and images; or start a new run from its weights: "
+                f"{before or 'another number of'} iterations per epoch; here an epoch has {length}. Resume with the "
+                "same number of processes, batch size and images; or start a new run from its weights: "
                 "load_from=<the checkpoint>, in another work directory"
             )
         hub.update_info(EPOCH_LENGTH, length)

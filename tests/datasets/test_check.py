@@ -101,7 +101,7 @@ def test_annotations_left_out_are_warnings(tmp_path: Path, capsys):
     assert (reports[0].empty, reports[0].kept) == (1, 1)
     print_reports(reports)
     printed = capsys.readouterr().out
-    assert "warning: train: category: 1, left out" in printed
+    assert "warning: train: category: 1, skipped" in printed
     assert "no object of class 'dog'" in printed
 
 

@@ -45,7 +45,7 @@ def test_a_whole_tree_is_linked(tree: Path, tmp_path: Path):
     assert report.problems == []
     assert (tmp_path / "data/coco").resolve() == tree
     assert any("5 images, 7 annotations, SHA-256" in line for line in report.lines)
-    assert prepare("coco", tree, tmp_path / "data").lines[-1].endswith("there already")
+    assert prepare("coco", tree, tmp_path / "data").lines[-1].endswith("exists already")
 
 
 def test_with_the_archive_the_json_is_compared(tree: Path, tmp_path: Path):
@@ -64,13 +64,13 @@ def test_with_the_archive_the_json_is_compared(tree: Path, tmp_path: Path):
     (lambda t: (t / "val2017").rename(t / "validation"), "val2017: no such folder; expected 2", "zips/val2017.zip"),
     (lambda t: (t / "annotations/instances_train2017.json").unlink(), "instances_train2017.json: there is no such file",
      "annotations/annotations_trainval2017.zip"),
-    (lambda t: (t / "annotations/instances_train2017.json").write_text("{"), "no COCO annotations: JSONDecodeError",
+    (lambda t: (t / "annotations/instances_train2017.json").write_text("{"), "not COCO annotations: JSONDecodeError",
      "annotations/annotations_trainval2017.zip"),
     (lambda t: (t / "annotations/instances_train2017.json").write_text(
         json.dumps(dict(images=[], annotations=[], categories=[]))),
      "0 images, 0 annotations, 0 categories; expected 5, 7, 80", "annotations/annotations_trainval2017.zip"),
     (lambda t: (t / "val2017/000000000000.jpg").rename(t / "val2017/other.jpg"),
-     "val2017: lacks 1 images that instances_val2017.json names, such as 000000000000.jpg", ""),
+     "val2017: 1 images listed in instances_val2017.json are missing, such as 000000000000.jpg", ""),
     (lambda t: (t / "annotations_trainval2017.zip").write_bytes(b"half"), "the download is damaged",
      "annotations/annotations_trainval2017.zip"),
 ])  # fmt: skip
@@ -84,7 +84,7 @@ def test_what_is_missing_is_told_and_nothing_linked(tree: Path, tmp_path: Path, 
 
 def test_something_else_in_the_links_place(tree: Path, tmp_path: Path):
     (tmp_path / "data/coco").mkdir(parents=True)
-    with pytest.raises(PrepareError, match="there is another file or folder already"):
+    with pytest.raises(PrepareError, match="another file or folder is in its place"):
         prepare("coco", tree, tmp_path / "data")
 
 
@@ -143,12 +143,12 @@ def test_what_a_segmentation_tree_lacks(pairs, tmp_path: Path):
     label.rename(label.with_name("other" + split.label_suffix))
     report = prepare(name, tree, tmp_path / "data")
     stem = "000" if name == "ade20k" else "aachen/000"
-    assert report.problems == [f"{tree / split.labels}: has no label maps for 1 images, such as {stem}"]
+    assert report.problems == [f"{tree / split.labels}: no label maps for 1 images, such as {stem}"]
     label.with_name("other" + split.label_suffix).unlink()
     report = prepare(name, tree, tmp_path / "data")
     assert report.problems == [
         f"{tree / split.labels}: 1 label maps *{split.label_suffix}; expected 2",
-        f"{tree / split.labels}: has no label maps for 1 images, such as {stem}",
+        f"{tree / split.labels}: no label maps for 1 images, such as {stem}",
     ]
     assert any(
         "download" in line and (module.ADE_URL in line or "gtFine_trainvaltest" in line) for line in report.advice
@@ -201,8 +201,8 @@ def test_imagenet(imagenet: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("harm", "problem", "advice"), [
-    (lambda t: (t / "train/more").mkdir(), "train: 1 folders are no classes of ImageNet-1k: more",
-     "move folders that are no classes out of"),
+    (lambda t: (t / "train/more").mkdir(), "train: 1 folders are not classes of ImageNet-1k: more",
+     "move folders that are not classes out of"),
     (lambda t: (t / "train/n01440764/0.JPEG").rename(t / "train/n01440764_0.JPEG"),
      "train: 1 images outside class folders", "into their class folders"),
     (lambda t: (t / "val/n01440764/0.JPEG").rename(t / "val/0.JPEG"), "val: 1 images outside class folders",
@@ -236,7 +236,7 @@ def test_what_imagenet_lacks(imagenet: Path, tmp_path: Path):
     (imagenet / "train/n01440764").rename(imagenet / "train/mine")
     text = said()
     assert "train: 1 class folders are missing: n01440764" in text
-    assert "train: 1 folders are no classes of ImageNet-1k: mine" in text
+    assert "train: 1 folders are not classes of ImageNet-1k: mine" in text
     assert "train: 999 images in class folders; expected 1000" in text
     (imagenet / "train/mine").rename(imagenet / "train/n01440764")
 
@@ -250,7 +250,7 @@ def test_what_imagenet_lacks(imagenet: Path, tmp_path: Path):
     (imagenet / "val").mkdir()
     (imagenet / "val/ILSVRC2012_val_00000001.JPEG").touch()
     text = said()
-    assert "val: 1 images outside class folders, so that their classes are unknown" in text
+    assert "val: 1 images outside class folders, so their classes are unknown" in text
     assert "valprep.sh" in text
     (imagenet / "train/n01440764.tar").touch()
     assert "1 .tar files that are not unpacked" in said()
