@@ -69,7 +69,7 @@ def test_a_sound_stack(capsys):
         "mmseg",
         "mmcv._ext",
     ]
-    assert lines[-1] == "all that is needed is there"
+    assert lines[-1] == "everything required is installed"
 
 
 def test_the_command(tmp_path):
@@ -309,12 +309,12 @@ def test_damaged_metadata(monkeypatch, error: Exception | None):
 def test_metadata_with_malformed_requirements(monkeypatch):
     requires = metadata.requires
     monkeypatch.setattr(metadata, "requires", lambda name: ["odd !! line", "timm>=99", *(requires(name) or [])])
-    assert "asks for >=99" in finding("timm").problem
+    assert "requires >=99" in finding("timm").problem
 
 
 def test_a_version_that_is_none(monkeypatch):
     versions(monkeypatch, timm="odd", torch="2.odd")
-    assert "timm odd does not fit" in finding("timm").problem
+    assert "timm odd is incompatible" in finding("timm").problem
     assert '"timm>=' in finding("timm").fix
     assert doctor.main() == 1
 
@@ -396,15 +396,15 @@ def test_bounds_between_the_mm_packages(monkeypatch):
     versions(monkeypatch, onedl_mmengine="0.8.0", mmcv="2.2.0")
     wrong = finding("mmcv" if doctor._stack() == "openmmlab" else "mmengine")
     assert wrong.state == "wrong"
-    assert "does not fit" in wrong.problem
-    assert "asks for" in wrong.problem
+    assert "is incompatible" in wrong.problem
+    assert "requires" in wrong.problem
 
 
 def test_builds_for_other_devices(monkeypatch):
     import torchvision
 
     monkeypatch.setattr(torchvision, "__version__", torchvision.__version__.partition("+")[0] + "+cpu")
-    assert "is of another build than torch" in finding("torchvision").problem
+    assert "is a different build from torch" in finding("torchvision").problem
 
 
 def test_a_gpu_with_ops_for_the_cpu(monkeypatch):
@@ -457,8 +457,8 @@ def test_torch_and_torchvision_of_different_builds(monkeypatch):
 
 def test_versions_that_do_not_fit(monkeypatch):
     versions(monkeypatch, timm="1.0.30", torch="2.0.1")
-    assert "mmgcvit asks for >=1.0.31" in finding("timm").problem
-    assert "asks for" in finding("torch").problem
+    assert "mmgcvit requires >=1.0.31" in finding("timm").problem
+    assert "requires" in finding("torch").problem
     assert doctor.main() == 1
 
 
