@@ -144,14 +144,14 @@ def test_ids_of_an_annotation_file(folder: Path, tmp_path: Path):
     assert {result["category_id"] for result in results} <= {17, 18}
     ann["images"].pop()
     path.write_text(json.dumps(ann))
-    with pytest.raises(UsageError, match=r"ann.json: has no image of file name 'b.png'"):
+    with pytest.raises(UsageError, match=r"ann.json: has no image with the file name 'b.png'"):
         call(folder, tmp_path, [folder / "images"], ann_file=str(path))
     ann["images"].append(dict(id=99, file_name="other/a.jpg", width=1, height=1))
     path.write_text(json.dumps(ann))
-    with pytest.raises(UsageError, match=r"two images of file name 'a.jpg'"):
+    with pytest.raises(UsageError, match=r"two images with the file name 'a.jpg'"):
         call(folder, tmp_path, [folder / "images"], ann_file=str(path))
     path.write_text("{")
-    with pytest.raises(UsageError, match="is no JSON"):
+    with pytest.raises(UsageError, match="is not JSON"):
         call(folder, tmp_path, [folder / "images"], ann_file=str(path))
     ann["images"].pop()
     ann["categories"].pop(0)
@@ -268,10 +268,10 @@ def test_bad_arguments(folder: Path, tmp_path: Path, kwargs: dict, says: str):
 
 def test_what_cannot_be_read(folder: Path, tmp_path: Path):
     (tmp_path / "empty.jpg").touch()
-    with pytest.raises(UsageError, match=r"empty.jpg': no image that can be decoded"):
+    with pytest.raises(UsageError, match=r"empty.jpg': cannot be decoded as an image"):
         call(folder, tmp_path, [tmp_path / "empty.jpg"])
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
-    with pytest.raises(UsageError, match=r"broken.jpg': no image that can be decoded"):
+    with pytest.raises(UsageError, match=r"broken.jpg': cannot be decoded as an image"):
         call(folder, tmp_path, [tmp_path / "broken.jpg"])
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     with pytest.raises(UsageError, match=r"broken.mp4': not a video that OpenCV can read"):

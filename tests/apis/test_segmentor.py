@@ -166,7 +166,7 @@ def test_names_of_a_checkpoint_that_has_none(folder: Path, tmp_path: Path):
     (tmp_path / "names.txt").write_text("\n".join(names))
     assert found(type="BaseSegDataset", metainfo=dict(classes=str(tmp_path / "names.txt"))) == names
     assert found(type="CityscapesDataset")[:2] == ("road", "sidewalk")
-    with pytest.raises(UsageError, match=r"has no names of its 19 classes, nor has the config; add metainfo"):
+    with pytest.raises(UsageError, match=r"has no names for its 19 classes, and neither has the config; add metainfo"):
         found(type="ADE20KDataset")
     with pytest.raises(UsageError, match=r"metainfo\.classes='abcdefghijklmnopqrs'; allowed: names, or a file"):
         found(type="BaseSegDataset", metainfo=dict(classes="abcdefghijklmnopqrs"))

@@ -69,7 +69,7 @@ def test_bad_arguments():
         GCViTClassifier(dict(arch=TINY), num_classes=0)
     with pytest.raises(ValueError, match="drop_rate=1; allowed"):
         GCViTClassifier(dict(arch=TINY), drop_rate=1)
-    with pytest.raises(ValueError, match=r"out_indices=\(0, 2\); allowed for a classifier: what ends with 3"):
+    with pytest.raises(ValueError, match=r"out_indices=\(0, 2\); allowed for a classifier: a tuple that ends with 3"):
         GCViTClassifier(dict(arch=TINY, out_indices=(0, 2)))
     model = GCViTClassifier(dict(arch=TINY), num_classes=5)
     with pytest.raises(ValueError, match="targets=None; allowed in mode 'loss'"):

@@ -108,9 +108,9 @@ def test_what_is_used_is_what_mmdet_uses(tmp_path: Path):
     (dict(bbox=[1, 2, float("nan"), 3]), "bbox=[1, 2, nan, 3]"),
     (dict(bbox=[1, 2, "3", 3]), "bbox=[1, 2, '3', 3]"),
     (dict(area=None), "area=None; allowed: a number"),
-    (dict(id=2), "image id 8, annotation id 2: two annotations of this id"),
-    (dict(segmentation=[]), "no segmentation; for boxes alone take a detector without masks"),
-    (dict(segmentation=[[1, 2, "x", 4, 5, 6]]), "a polygon holds something else than numbers"),
+    (dict(id=2), "image id 8, annotation id 2: two annotations with this id"),
+    (dict(segmentation=[]), "no segmentation; use a detector without masks if there are only boxes"),
+    (dict(segmentation=[[1, 2, "x", 4, 5, 6]]), "a polygon contains something other than numbers"),
     (dict(segmentation="none"), "segmentation; allowed: a list of polygons, or run lengths"),
 ])  # fmt: skip
 def test_an_annotation_that_breaks_a_run_is_named(tmp_path: Path, change: dict, says: str):
@@ -125,11 +125,11 @@ def test_an_annotation_that_breaks_a_run_is_named(tmp_path: Path, change: dict, 
 
 @pytest.mark.parametrize(("part", "change", "says"), [
     ("images", dict(file_name=""), "image id 7: no file_name"),
-    ("images", dict(id=8), "image id 8: two images of this id"),
+    ("images", dict(id=8), "image id 8: two images with this id"),
     ("images", dict(width=0), "image id 7: width=0, height=48; allowed: more than 0"),
     ("images", dict(height="48"), "image id 7: width=64, height='48'; allowed"),
-    ("categories", dict(name="cat"), "category 'cat': 2 categories of this name"),
-    ("categories", dict(id=2), "category id 2: there twice"),
+    ("categories", dict(name="cat"), "category 'cat': 2 categories with this name"),
+    ("categories", dict(id=2), "category id 2: occurs twice"),
     ("categories", dict(id="two"), "categories[0]: {'id': 'two', 'name': 'dog'}; allowed"),
 ])  # fmt: skip
 def test_images_and_categories_that_break_a_run(tmp_path: Path, part: str, change: dict, says: str):
@@ -172,7 +172,7 @@ def test_many_problems_are_counted(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("text", "says"), [
-    ("{", "is no JSON"), ("[]", "no list 'images'"), ('{"images": [], "annotations": 3, "categories": []}',
+    ("{", "is not JSON"), ("[]", "no list 'images'"), ('{"images": [], "annotations": 3, "categories": []}',
                                                        "no list 'annotations'")])  # fmt: skip
 def test_files_that_are_none(tmp_path: Path, text: str, says: str):
     write(tmp_path, content()).write_text(text)

@@ -75,7 +75,7 @@ def test_a_size_that_is_not_the_annotations(tmp_path: Path):
     write(tmp_path, content())
     Image.new("RGB", (48, 64)).save(tmp_path / "images/a.jpg")
     report = check_data(config(tmp_path), progress=False)[0]
-    assert str(report.problems[0]).endswith("is 48 x 64 (width x height), its annotations say 64 x 48")
+    assert str(report.problems[0]).endswith("is 48 x 64 (width x height), but 64 x 48 in the annotations")
 
 
 def test_a_image_is_as_its_exif_turns_it(tmp_path: Path):

@@ -126,7 +126,7 @@ def test_folders_of_tars(tmp_path: Path):
     ({"0.png": b""}, r"x.tar: images in no class folder, such as 0.png"),
     ({"./0.png": b"", "a/0.png": b""}, r"x.tar: images in no class folder, such as 0.png"),
     ({"a/.ipynb_checkpoints/0.png": b"", "a/0.png": b""}, r"hidden folders, such as a/.ipynb_checkpoints/0"),
-    ({"a/0.png": b"", "a/b/0.png": b""}, r"a/b/0.png lies in a folder inside the class folder a;"),
+    ({"a/0.png": b"", "a/b/0.png": b""}, r"a/b/0.png is in a folder inside the class folder a;"),
     ({"train/a/0.png": b"", "val/a/0.png": b""}, r"two folders of one class, train/a and val/a"),
 ])  # fmt: skip
 def test_what_is_wrong_with_a_tar(tmp_path: Path, members: dict[str, bytes], said: str):
@@ -194,7 +194,7 @@ def test_shards(tmp_path: Path):
         ):
             ClassificationDataset(str(tmp_path), "e.tar", reader="shards", classes=2)
     shard(tmp_path / "f.tar", {"0.png": png(20), "0.jpg": png(20), "0.cls": b"1"})
-    with pytest.raises(ClassificationDataError, match=r"f.tar: two images of the key 0"):
+    with pytest.raises(ClassificationDataError, match=r"f.tar: two images with the key 0"):
         ClassificationDataset(str(tmp_path), "f.tar", reader="shards", classes=2)
     (tmp_path / "g.tar").write_bytes((tmp_path / "a-0.tar").read_bytes()[:700])
     with pytest.raises(ClassificationDataError, match=r"g.tar: not a tar file, or truncated"):
@@ -269,7 +269,7 @@ def test_what_is_wrong_with_a_tree(tree: Path):
     ):
         write(tree / "train" / lost, 3)
         for classes in (None, ("1", "2", "10")):
-            with pytest.raises(ClassificationDataError, match=rf"1 images that lie in {where}, such as {lost};"):
+            with pytest.raises(ClassificationDataError, match=rf"1 images that are in {where}, such as {lost};"):
                 ClassificationDataset(str(tree), "train", classes=classes)
         (tree / "train" / lost).unlink()
         if (tree / "train" / lost).parent.name not in ("train", "1"):
@@ -297,7 +297,7 @@ def test_a_truncated_image_stops_or_is_counted(tree: Path):
     dataset = ClassificationDataset(str(tree), "train", pipeline=skipping)
     assert all(dataset[index]["sample_idx"] != index for _ in range(3))
     assert dataset.pipeline.transforms[0].skipped >= 3
-    with pytest.raises(ClassificationDataError, match=r"2/0.jpg: the pipeline leaves this sample out"):
+    with pytest.raises(ClassificationDataError, match=r"2/0.jpg: the pipeline skips this sample"):
         ClassificationDataset(str(tree), "train", pipeline=skipping, test_mode=True)[index]
 
 
@@ -305,7 +305,7 @@ def test_only_bad_images(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "0.jpg").write_bytes(b"no image")
     dataset = ClassificationDataset(str(tmp_path), pipeline=[dict(type="mmgcvit.LoadPillowImage", corrupt="skip")])
-    with pytest.raises(ClassificationDataError, match="1000 images one after another cannot be decoded"):
+    with pytest.raises(ClassificationDataError, match="1000 consecutive images cannot be decoded"):
         dataset[0]
 
 

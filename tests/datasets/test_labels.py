@@ -136,8 +136,11 @@ def planted(kind: str) -> np.ndarray | Image.Image:
     [
         ("value", "4 pixels of value 7, 254; allowed: 0 to 2, 255"),
         ("size", "is 63 x 48 (width x height), its image 64 x 48"),
-        ("mode", "is of mode 'RGB'; allowed: one value of 8 bits a pixel, modes 1, L, P"),
-        ("depth", "has values from 0 to 65280 ('I;16'); allowed: 0 to 255, as others are cut to 8 bits"),
+        ("mode", "has mode 'RGB'; allowed: one 8-bit value per pixel, modes 1, L, P"),
+        (
+            "depth",
+            "has values from 0 to 65280 ('I;16'); allowed: 0 to 255, as larger values are silently truncated to 8 bits",
+        ),
     ],
 )
 def test_wrong_label_maps(folder: Path, kind: str, says: str):
@@ -164,7 +167,7 @@ def test_files_without_a_partner(folder: Path):
     cfg = config(folder)
     assert problems(cfg) == [("partner", f"{folder}/images/train/a.jpg: no label map {folder}/annotations/train/a.png")]
     assert problems(cfg, breaks=False) == [
-        ("partner", f"{folder}/annotations/val: 1 label maps are of no image of this data set, the first b.png")
+        ("partner", f"{folder}/annotations/val: 1 label maps belong to no image of this data set, the first b.png")
     ]
 
 
@@ -231,7 +234,7 @@ def test_masks_of_0_and_255(folder: Path, capsys):
     cfg = config(folder, ("ground", "cat"), 2)
     assert [text for kind, text in problems(cfg, breaks=False) if kind == "class"] == [
         f"{folder}/annotations/{split}: 1280 pixels are ignored (255), while class 'cat' has none: classes are "
-        "numbered 0, 1, ..., so in a mask of 0 and 255 it is 1 that must stand for 255"
+        "numbered 0, 1, ..., so a mask of 0 and 255 must use 1 instead of 255"
         for split in ("train", "val")
     ]
     print_reports(check_data(cfg, progress=False))
@@ -338,11 +341,11 @@ def test_one_class_is_none(folder: Path):
     assert found[0] == (
         "classes",
         "model.decode_head: num_classes=1: with one class there is nothing to distinguish, "
-        "and the loss is 0; name the background too",
+        "and the loss is 0; add the background as a class",
     )
     found = problems(config(folder, classes="cat", heads=3))
     assert found[0][1].endswith(
-        "metainfo.classes='cat'; allowed: a tuple of names, such as ('cat', ), or a file with a name in each line"
+        "metainfo.classes='cat'; allowed: a tuple of names, such as ('cat', ), or a file with one name per line"
     )
 
 
