@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument(
         "--corrupt",
         choices=("stop", "skip"),
-        help="stop the run at an image that cannot be decoded, or skip and count it (default: the config's setting, or stop)",
+        help="stop at an image that cannot be decoded, or skip and count it (default: the config's setting, or stop)",
     )
     args = parser.parse_args()
     scale = args.auto_scale_lr or None  # None: scale only with one process

@@ -152,7 +152,7 @@ def test_hashed_name_exists(files, tmp_path: Path):
 
 
 @pytest.mark.parametrize("what", ["cut", "evil", "other", "folder"])
-def test_bad_file_gives_one_line_of_error(files, tmp_path: Path, capsys, what: str):
+def test_bad_files_give_one_line_errors(files, tmp_path: Path, capsys, what: str):
     from test_reader import Evil
 
     path = tmp_path / "bad.pth"

@@ -1,4 +1,4 @@
-"""Loading into backbones, in each of the ways that users have."""
+"""Loading into backbones by every supported method."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def test_init_cfg_executes_nothing_and_raises(tmp_path, files):
         model.init_weights()
 
 
-def test_our_own_state_dict_is_left_to_torch(logged):
-    """Missing and unexpected keys are errors of a strict load only, as in torch."""
+def test_own_state_dict_is_validated_by_torch(logged):
+    """Missing and unexpected keys are errors only in a strict load, as in torch."""
     model, other = GCViT(TINY), randomise(GCViT(TINY))
     state = other.state_dict()
     model.load_state_dict(state)
@@ -256,7 +256,7 @@ def test_models_with_none_or_two(files):
 
 
 def test_values_are_checked_in_load_state_dict(authors_dict):
-    """Also for a publisher's state dict in torch's own loading; our own may contain anything, for resuming."""
+    """Values in published state dicts are checked; our own may contain anything, so that runs can be resumed."""
     bad = {k: v * float("nan") if v.is_floating_point() else v for k, v in authors_dict.items()}
     model = GCViT(TINY)
     check = unchanged(model)
@@ -283,7 +283,7 @@ def test_missing_block(authors_dict):
 
 
 def test_norms_of_some_maps(files, tmp_path):
-    """DINO and RetinaNet read three maps."""
+    """DINO and RetinaNet use three maps."""
     from mmgcvit.checkpoint.commands import convert_file
 
     three = randomise(GCViT(TINY, out_indices=(1, 2, 3)))

@@ -1,4 +1,4 @@
-"""Files are read, and nothing in them is executed."""
+"""Reading of files without executing code from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmgcvit.checkpoint.reader import read_checkpoint
 
 
 class Evil:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -129,7 +129,7 @@ def test_storage_claims_terabytes(tmp_path: Path):
         for entry in old.infolist():
             content = old.read(entry)
             if entry.filename.endswith("data.pkl"):
-                assert content.count(b"M\xe8\x03") == 2  # 1000: of the storage, and of the shape
+                assert content.count(b"M\xe8\x03") == 2  # 1000, as the size of the storage and in the shape
                 content = content.replace(b"M\xe8\x03", b"\x8a\x06" + (2**44).to_bytes(6, "little"))
             new.writestr(entry.filename, content)
     with pytest.raises(CheckpointError, match=r"a tensor in it claims 70,368,744,177,664 bytes|truncated or damaged"):
@@ -169,7 +169,7 @@ def test_h5_with_links_or_excessive_claims(tmp_path: Path):
 
 
 def write_pickle(path: Path, program: bytes) -> Path:
-    """A torch file with this pickle program, which torch's safe loader refuses."""
+    """Write a torch file with this pickle program, which torch's safe loader refuses."""
     torch.save({"a": torch.zeros(2)}, path.with_suffix(".whole"))
     with zipfile.ZipFile(path.with_suffix(".whole")) as old, zipfile.ZipFile(path, "w") as new:
         for entry in old.infolist():

@@ -1,4 +1,4 @@
-"""Published weights by name, fetched from an unreliable server."""
+"""Fetching published weights by name from an unreliable server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILE = WEIGHTS[NAME].filename
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves ``content``; ``faults`` are used up one per request."""
+    """Serves ``content``; each request consumes one of ``faults``."""
 
     def __init__(self, content: bytes) -> None:
         self.content, self.faults, self.ranges, self.tags = content, [], True, True
@@ -123,7 +123,7 @@ def test_table():
         assert row.name == name
         assert row.arch in ARCHS
         assert row.window_size == ARCHS[row.arch]["window_size"]
-        # the training size: the smallest map is one window
+        # at the training size the smallest map is a single window
         assert row.input_size == 32 * row.window_size[3]
         assert row.licence == "CC BY-NC-SA 4.0"
         assert row.url.startswith("https://")
@@ -159,7 +159,7 @@ def test_interrupted_download_resumes(server, faults: list):
     server.faults = list(faults)
     assert fetch(NAME).read_bytes() == server.content
     breaks = faults.count("break")
-    assert len({r for r in server.requests if r}) == breaks  # each starts later than the one before
+    assert len({r for r in server.requests if r}) == breaks  # each request starts at a later offset than the one before
 
 
 def test_server_without_ranges(server):

@@ -28,7 +28,7 @@ def test_load_state_dict_into_a_classifier(authors_dict, files, classifier):
 
 @pytest.mark.parametrize("layout", ["nvidia", "nvidia-detection", "mmgcvit"])
 def test_load_checkpoint_of_mmengine(files, classifier, logged, layout: str):
-    """What ``load_from`` in a config does: strict=False."""
+    """Like ``load_from`` in a config, with strict=False."""
     model = Detector()
     accept_bare_network(model)
     load_checkpoint(model, str(files[layout]), map_location="cpu", logger="current")
@@ -39,7 +39,7 @@ def test_load_checkpoint_of_mmengine(files, classifier, logged, layout: str):
 
 @pytest.mark.parametrize("accepts", [True, False])
 def test_strict_false_hides_nothing(classifier, tmp_path, accepts: bool):
-    """Weights of another network, or under a name that the model does not have, used to be skipped silently."""
+    """Weights of another network or with an unknown prefix must raise an error, not be skipped silently."""
     model = Detector()
     if accepts:
         accept_bare_network(model)
@@ -60,7 +60,7 @@ def test_strict_false_hides_nothing(classifier, tmp_path, accepts: bool):
     check()
 
 
-def test_a_bare_network_in_a_whole_model(files, authors_dict):
+def test_bare_network_in_whole_model(files, authors_dict):
     """The backbone sees only its part of the state dict; the error names the alternatives."""
     model = Detector()
     check = unchanged(model.backbone)
@@ -140,7 +140,7 @@ def test_init_cfg_inside_detectors_and_segmentors(package: str, config: str | No
     model = MODELS.build(cfg)
     model.init_weights()
     assert_loaded(model.backbone, classifier)
-    # and without init_cfg, through the whole model's own loading
+    # and without init_cfg, through load_state_dict of the whole model
     accept_bare_network(model)
     model.backbone.stem.conv.weight.data.zero_()
     load_checkpoint(model, str(files["nvidia"]), logger="current")
@@ -148,7 +148,7 @@ def test_init_cfg_inside_detectors_and_segmentors(package: str, config: str | No
 
 
 def test_load_from_reports_skipped_heads(logged, tmp_path):
-    """A fine-tuned detector with another number of classes, by mmengine's own loading."""
+    """For a fine-tuned detector with another number of classes, with mmengine's own loading."""
     pytest.importorskip("mmcv._ext")
     pytest.importorskip("mmdet")
     from conftest import ROOT
