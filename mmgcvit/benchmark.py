@@ -452,7 +452,7 @@ def print_results(results: Sequence[Result], settings: Settings, baseline: str |
             line = f"{name}, {mode}: time grows with pixels to the power of "
             line += "?, noisy" if noisy else f"{exponent(own, lambda r: r.median):.3f}"
             if settings.isolate:
-                line += f", memory of the run to that of {exponent(own, lambda r: r.run_bytes or 0):.3f}"
+                line += f", memory of the run to the power of {exponent(own, lambda r: r.run_bytes or 0):.3f}"
             console.print(line, highlight=False)
     if any(r.spread > NOISY for r in results):
         console.print(

@@ -140,7 +140,7 @@ def _stack() -> str:
 def _python() -> Finding:
     finding = Finding("Python", platform.python_version())
     if sys.version_info[:2] < PYTHON:
-        finding.state, finding.problem = "wrong", "3.10 or later is needed"
+        finding.state, finding.problem = "wrong", "3.10 or later is required"
         finding.fix = "python3.11 -m venv .venv"
     return finding
 

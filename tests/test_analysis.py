@@ -267,4 +267,4 @@ def test_commands(tmp_path):
         [sys.executable, "-m", "mmgcvit", "params", "nowhere.py"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert done.stderr.strip() == "error: config 'nowhere.py': there is no such file"
+    assert done.stderr.strip() == "error: config 'nowhere.py': no such file"

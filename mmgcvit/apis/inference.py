@@ -1,4 +1,4 @@
-"""Inference on images, folders and videos: drawings, and predictions in files."""
+"""Inference on images, folders and videos; writes drawings and predictions."""
 
 from __future__ import annotations
 

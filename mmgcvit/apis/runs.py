@@ -1,4 +1,4 @@
-"""Training and testing: mmengine's Runner, with checks before the run and hooks that keep a long run safe."""
+"""Training and testing with mmengine's Runner, with checks before the run and hooks for long runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AMP = ("fp16", "bf16")
 FLOAT32 = {"AmpOptimWrapper": "OptimWrapper", "FSDPAmpOptimWrapper": "mmgcvit.FSDPOptimWrapper"}
 MIXED = {"OptimWrapper": "AmpOptimWrapper", "FSDPOptimWrapper": "mmgcvit.FSDPAmpOptimWrapper"}
 CORRUPT = ("stop", "skip")
-#: Transforms that load an image, and what replaces them in training.
+#: Transforms that load an image, and their replacements in training.
 LOADERS = {f"{scope}LoadImageFromFile": "mmgcvit.LoadCheckedImage" for scope in ("", "mmcv.", "mmdet.", "mmseg.")}
 LOADERS |= {name: name for name in ("mmgcvit.LoadPillowImage", "mmgcvit.LoadCheckedImage")}
 

@@ -38,10 +38,10 @@ class Arch:
         embed_dims: channels C of stage 0; stage i has C * 2^i.
         depths: blocks per stage; even ones attend locally, odd ones globally.
         num_heads: attention heads per stage; each must divide its stage's channels.
-        mlp_ratio: hidden channels of a block's MLP over its channels.
+        mlp_ratio: ratio of the hidden channels of a block's MLP to the block's channels.
         window_size: side of the windows per stage, in tokens; an int w means (w, w, 2w, w).
         drop_path_rate: drop path rate of the last block; the rate grows linearly from 0 at the first block.
-        layer_scale: initial value of the blocks' layer scale, None for none.
+        layer_scale: initial value of the blocks' layer scale; None for no layer scale.
 
     Raises:
         ValueError: a value is not allowed. The message names the argument, its value and what is allowed.
@@ -88,8 +88,8 @@ def resolve_arch(arch: str | Mapping, window_size: int | Sequence[int] | None, d
     """Build an :class:`Arch` from a name or a dict, and apply the two overrides.
 
     Raises:
-        ValueError: unknown name, or a value that is not allowed.
-        TypeError: neither a name nor a dict, or unknown or missing keys.
+        ValueError: the name is unknown, or a value is not allowed.
+        TypeError: ``arch`` is neither a name nor a dict, or has unknown or missing keys.
     """
     if isinstance(arch, str):
         if arch not in ARCHS:

@@ -373,7 +373,10 @@ class GCViT(SafePretrainedInit, BaseModule):
             module.requires_grad_(False)
 
     def _set_initial_values(self) -> None:
-        """Linear layers and bias tables: truncated normal with std 0.02; biases: 0; convolutions: PyTorch's default."""
+        """Initialise linear layers and bias tables with a truncated normal (std 0.02), biases with 0.
+
+        Convolutions keep PyTorch's default initialisation.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear) and not isinstance(module, PointwiseConv):
                 nn.init.trunc_normal_(module.weight, std=0.02)

@@ -117,7 +117,7 @@ def convert_file(
     if to not in WRITABLE:
         raise CheckpointError(f"to={to!r}; allowed: {', '.join(WRITABLE)}")
     if target.exists() and not hashed and not force:
-        raise FileExistsError(f"{target} exists: give another name, or --force to replace it")
+        raise FileExistsError(f"{target} exists: choose another name, or use --force to replace it")
     path = resolve_source(source)
     checkpoint = read_checkpoint(path)
     converted = split_state_dict(unwrap_checkpoint(checkpoint, ema))
@@ -147,7 +147,7 @@ def convert_file(
         if hashed:
             target = target.with_name(f"{target.stem}-{file_sha256(unfinished)[:8]}{target.suffix}")
             if target.exists() and not force:
-                raise FileExistsError(f"{target} exists: give another name, or --force to replace it")
+                raise FileExistsError(f"{target} exists: choose another name, or use --force to replace it")
         unfinished.replace(target)
     return target, report
 
@@ -162,14 +162,14 @@ def _in_layout(converted: Converted, to: str) -> tuple[dict[str, Tensor], list[s
 
 
 def _model_for(inferred: InferredArch) -> GCViT:
-    """A GC ViT with the given dimensions on the meta device."""
+    """Build a GC ViT with the given dimensions on the meta device."""
     stages = inferred.stages
     known = (inferred.depths, inferred.num_heads, inferred.windows, inferred.mlp_channels)
     if not (inferred.embed_dims and stages) or any(
         bool(value) != (i < stages) for row in known for i, value in enumerate(row)
     ):
         raise CheckpointError(
-            f"not a whole network: depths={inferred.depths}, num_heads={inferred.num_heads}, "
+            f"not a complete network: depths={inferred.depths}, num_heads={inferred.num_heads}, "
             f"windows={inferred.windows}, MLP channels={inferred.mlp_channels}, where 0 means that "
             "the tensors of a stage are missing"
         )

@@ -235,7 +235,7 @@ def match_state_dict(
         if shape not in (None, tuple(head.weight.shape)):
             report.notes.append(
                 f"head: {shape[0]} classes of {shape[1]} channels in the file, {head.out_features} of "
-                f"{head.in_features} in the model: left out"
+                f"{head.in_features} in the model: skipped"
             )
             report.left_in_file += [name for name in ("head.weight", "head.bias") if file.pop(name, None) is not None]
 
@@ -258,7 +258,7 @@ def match_state_dict(
         else:
             wrong.append(f"{name} {tuple(value.shape)}, in the model {tuple(parameter.shape)}")
     if wrong:
-        raise CheckpointError(f"{_of(source)}shapes that do not fit the model: {summarize(wrong)}")
+        raise CheckpointError(f"{_of(source)}shapes that do not match the model: {summarize(wrong)}")
 
     unused = [name for name in file if not _may_stay(name, backbone)]
     if unused:

@@ -92,7 +92,7 @@ class Converted:
 
     @property
     def state_dict(self) -> dict[str, Tensor]:
-        """A flat dict: the network's tensors without a prefix, or under ``backbone.`` if there are other parts."""
+        """Return a flat dict: network tensors without a prefix, or under ``backbone.`` if there are other parts."""
         if not self.others:
             return self.backbone
         head = {name: value for name, value in self.backbone.items() if name.startswith("head.")}
@@ -151,7 +151,9 @@ def unwrap_checkpoint(checkpoint: object, ema: bool = False) -> dict[str, Tensor
     }
     tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise CheckpointError(f"the checkpoint holds no tensors by name; its keys: {summarize(checkpoint) or 'none'}")
+        raise CheckpointError(
+            f"the checkpoint contains no tensors by name; its keys: {summarize(checkpoint) or 'none'}"
+        )
     return tensors
 
 
@@ -304,7 +306,7 @@ def relative_position_index(window: int) -> Tensor:
 
 @cache
 def _renamer(layout: str) -> Callable[[str], str | None]:
-    """A function from a layout's names to ours; it returns None for unknown names."""
+    """Return a function that maps a layout's names to ours, and unknown names to None."""
     if layout == "mmgcvit":
         names = NAMES + _MAP_NORMS
         rules = [(_pattern(row[0]), row[0]) for row in names]

@@ -118,7 +118,7 @@ def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor],
         return
     if not given:
         raise CheckpointError(
-            f"the state dict has nothing for the GCViT at {prefix.rstrip('.')!r}. Weights of the backbone alone are "
+            f"the state dict has no tensors for the GCViT at {prefix.rstrip('.')!r}. Weights of the backbone alone are "
             "loaded into a whole model by mmgcvit.load_pretrained(model, file), or by load_state_dict after "
             "mmgcvit.checkpoint.accept_bare_network(model)"
         )
@@ -230,7 +230,7 @@ def _move(
         if any(value.shape != own[name].shape for name, value in found.items()):
             print_log(
                 f"GCViT: head of {len(found['weight'])} classes in the state dict, {head.out_features} in the "
-                "model: left out",
+                "model: skipped",
                 logger="current",
                 level=logging.WARNING,
             )

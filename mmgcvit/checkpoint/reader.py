@@ -151,7 +151,7 @@ def read_checkpoint(path: str | os.PathLike, map_location: str | torch.device = 
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {str(path)!r}: there is no such file")
+        raise CheckpointError(f"checkpoint {str(path)!r}: no such file")
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(512)

@@ -173,7 +173,7 @@ def mirrored(url: str) -> str:
 
 def _copy(source: Path, part: Path) -> None:
     if not source.is_file():
-        raise CheckpointError(f"{MIRROR}: {source}: there is no such file")
+        raise CheckpointError(f"{MIRROR}: {source}: no such file")
     shutil.copyfile(source, part)
 
 

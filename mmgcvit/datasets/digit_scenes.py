@@ -60,9 +60,9 @@ def make_digit_scenes(out: str | Path, images: int = 1000, size: int = 160, seed
         raise ValueError(f"seed={seed}; allowed: an integer >= 0")
     shown, out = str(out), Path(out).resolve()
     if out.exists() and not force:
-        raise FileExistsError(f"{shown} exists: give another folder, or --force to replace it")
+        raise FileExistsError(f"{shown} exists: choose another folder, or use --force to replace it")
     if out.exists() and not _is_ours(out):
-        raise FileExistsError(f"{shown} is not empty and holds no digit scenes: --force does not replace that")
+        raise FileExistsError(f"{shown} is not empty and contains no digit scenes: --force does not replace it")
     out.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:

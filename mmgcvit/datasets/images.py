@@ -26,7 +26,7 @@ def unreadable(content: bytes) -> str | None:
 def image_size(path: str) -> tuple[tuple[int, int] | None, str | None]:
     """Width and height of an image as loaded by mmcv (rotated by its EXIF tag), or why it cannot be decoded."""
     if not os.path.isfile(path):
-        return None, "there is no such file"
+        return None, "no such file"
     with open(path, "rb") as file:
         content = file.read()
     reason = unreadable(content)

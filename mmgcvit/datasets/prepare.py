@@ -91,7 +91,7 @@ def prepare(name: str, folder: str | Path, data: str | Path = "data") -> Report:
         raise PrepareError(f"data set {name!r}; allowed: {', '.join(DATASETS)}")
     folder = Path(folder)
     if not folder.is_dir():
-        raise PrepareError(f"{str(folder)!r}: there is no such folder")
+        raise PrepareError(f"{str(folder)!r}: no such folder")
     check, link = DATASETS[name]
     report = check(folder)
     if not report.problems:
@@ -254,7 +254,7 @@ def _names(folder: Path, suffix: str) -> set[str]:
 def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report) -> None:
     path = folder / "annotations" / f"instances_{split.name}.json"
     if not path.is_file():
-        report.problems.append(f"{path}: there is no such file")
+        report.problems.append(f"{path}: no such file")
         report.advice.append(_download(COCO_ANNOTATIONS[0], "annotations"))
         return
     content = path.read_bytes()

@@ -31,7 +31,7 @@ class Predictor(Protocol):
         """Yield each source with its prediction."""
 
     def draw(self, source: Source, found: Any, score_thr: float) -> np.ndarray:
-        """The image (H, W, 3), RGB, with a prediction drawn on it."""
+        """Return the image (H, W, 3), RGB, with a prediction drawn on it."""
 
     def keep(self, source: Source, found: Any, folder: Path) -> int:
         """Add a prediction to the results; returns the number of objects in it."""

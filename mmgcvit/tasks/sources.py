@@ -36,7 +36,7 @@ def list_inputs(source: str | Path) -> list[Path]:
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise UsageError(f"input {str(source)!r}: there is no such image, video or folder")
+        raise UsageError(f"input {str(source)!r}: no such image, video or folder")
     found = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGES + VIDEOS)
     if not found:
         raise UsageError(f"input {str(source)!r}: no images in this folder; allowed: {', '.join(IMAGES + VIDEOS)}")

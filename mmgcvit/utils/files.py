@@ -62,8 +62,8 @@ def require_file(what: str, path: str) -> str:
     """Return the path if the file exists; URLs and names of weights (``scheme://...``) are always accepted.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: the file does not exist.
     """
     if "://" not in path and not os.path.isfile(path):
-        raise UsageError(f"{what} {path!r}: there is no such file")
+        raise UsageError(f"{what} {path!r}: no such file")
     return path

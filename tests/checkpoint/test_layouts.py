@@ -133,7 +133,7 @@ def test_another_network():
 
 @pytest.mark.parametrize("nothing", [{}, {"epoch": 3}, [1], 3, {"state_dict": {}}])
 def test_no_tensors(nothing: object):
-    with pytest.raises(CheckpointError, match=r"holds no tensors|allowed: a dict of tensors"):
+    with pytest.raises(CheckpointError, match=r"contains no tensors|allowed: a dict of tensors"):
         convert_state_dict(nothing)
 
 

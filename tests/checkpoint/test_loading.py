@@ -53,7 +53,7 @@ def test_head_of_a_classifier(files, classifier, layout: str):
     before = other.head.weight.clone()
     report = load_pretrained(other, files[layout])
     assert torch.equal(other.head.weight, before)
-    assert report.notes == ["head: 5 classes of 128 channels in the file, 4 of 128 in the model: left out"]
+    assert report.notes == ["head: 5 classes of 128 channels in the file, 4 of 128 in the model: skipped"]
 
 
 def test_head_with_21841_classes(classifier, tmp_path):
@@ -90,7 +90,7 @@ def test_init_cfg_executes_nothing_and_raises(tmp_path, files):
     evil = {"state_dict": {"stem.conv.weight": torch.ones(1)}, "args": Evil(tmp_path / "ran")}
     torch.save(evil, tmp_path / "evil.pth")
     for checkpoint, message in (
-        ("absent.pth", "there is no such file"),
+        ("absent.pth", "no such file"),
         ("gcvit://huge", "allowed: gcvit://xxtiny"),
         (str(tmp_path / "evil.pth"), "refused"),
     ):

@@ -101,7 +101,7 @@ def test_other_files(tmp_path: Path):
         (tmp_path / "other.pth").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"not a checkpoint; allowed: torch's .pth"):
             read_checkpoint(tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=r"absent.pth': there is no such file"):
+    with pytest.raises(CheckpointError, match=r"absent.pth': no such file"):
         read_checkpoint(tmp_path / "absent.pth")
 
 

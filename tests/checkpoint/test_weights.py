@@ -253,7 +253,7 @@ def test_concurrent_calls_download_once(server):
 def test_folder_as_mirror(files, monkeypatch, tmp_path: Path, scheme: str):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("MMGCVIT_MIRROR", f"{scheme}{tmp_path}")
-    with pytest.raises(CheckpointError, match=rf"MMGCVIT_MIRROR: .*{FILE}: there is no such file"):
+    with pytest.raises(CheckpointError, match=rf"MMGCVIT_MIRROR: .*{FILE}: no such file"):
         fetch(NAME)
     (tmp_path / FILE).write_bytes(files["nvidia"].read_bytes())
     assert fetch(NAME).read_bytes() == files["nvidia"].read_bytes()

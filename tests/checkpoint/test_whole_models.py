@@ -49,7 +49,7 @@ def test_strict_false_hides_nothing(classifier, tmp_path, accepts: bool):
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet.pth")
     torch.save({f"encoder.{k}": v for k, v in model.neck.state_dict().items()}, tmp_path / "neck.pth")
     for name in ("resnet.pth", "neck.pth"):
-        with pytest.raises(CheckpointError, match="the state dict has nothing for the GCViT at 'backbone'"):
+        with pytest.raises(CheckpointError, match="the state dict has no tensors for the GCViT at 'backbone'"):
             load_checkpoint(model, str(tmp_path / name), logger="current")
     state = {f"backbone.{k}": v for k, v in model.backbone.state_dict().items() if "mlp" not in k}
     state |= {"neck.weight": torch.ones(2, 2)}
@@ -176,9 +176,9 @@ def test_heads_of_wrapped_and_of_other_classifiers(authors_dict, files, classifi
     assert torch.equal(model.head.weight, classifier.head.weight)
     model.head = nn.Linear(7, 5)
     report = load_pretrained(model, files["nvidia"])
-    assert report.notes == ["head: 5 classes of 128 channels in the file, 5 of 7 in the model: left out"]
+    assert report.notes == ["head: 5 classes of 128 channels in the file, 5 of 7 in the model: skipped"]
     other = GCViTClassifier(dict(arch=TINY), num_classes=4)
     before = other.head.weight.clone()
     other.load_state_dict(authors_dict)
     assert torch.equal(other.head.weight, before)
-    assert "GCViT: head of 5 classes in the state dict, 4 in the model: left out" in logged
+    assert "GCViT: head of 5 classes in the state dict, 4 in the model: skipped" in logged

@@ -183,7 +183,7 @@ def test_invalid_files(tmp_path: Path, text: str, says: str):
 
 
 def test_missing_file(tmp_path: Path):
-    with pytest.raises(AnnotationError, match=r"coco.json': there is no such file"):
+    with pytest.raises(AnnotationError, match=r"coco.json': no such file"):
         check_before_run(dict(dataset=dataset(tmp_path)))
 
 

@@ -59,7 +59,7 @@ def test_missing_image(tmp_path: Path):
     write(tmp_path, content())
     (tmp_path / "images/a.jpg").unlink()
     report = check_data(config(tmp_path), progress=False)[0]
-    assert [str(problem) for problem in report.problems] == [f"{tmp_path}/images/a.jpg: there is no such file"]
+    assert [str(problem) for problem in report.problems] == [f"{tmp_path}/images/a.jpg: no such file"]
     assert report.broken
 
 
@@ -183,7 +183,7 @@ def test_classification_folders(tmp_path: Path, capsys):
     shutil.rmtree(tree / "val")
     _, val = check_data(cfg, progress=False)
     assert [str(problem) for problem in val.problems] == [
-        f"{tree}/val: {tree}/val: there is no such folder; expected: {tree}/val/CLASS/NAME.jpg"
+        f"{tree}/val: {tree}/val: no such folder; expected: {tree}/val/CLASS/NAME.jpg"
     ]
 
 

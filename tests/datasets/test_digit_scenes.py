@@ -165,7 +165,7 @@ def test_force_replaces_digit_scenes_only(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("precious")
     monkeypatch.chdir(tmp_path)
     for out in (".", "..", tmp_path, "file"):
-        with pytest.raises(FileExistsError, match="holds no digit scenes: --force does not replace that"):
+        with pytest.raises(FileExistsError, match="contains no digit scenes: --force does not replace it"):
             make_digit_scenes(out, images=20, size=64, force=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "thesis.txt"]
     (tmp_path / "empty").mkdir()
@@ -187,4 +187,4 @@ def test_tool(tmp_path):
     assert "out/README.txt" in done.stdout
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 1
-    assert again.stderr.strip() == "make_digit_scenes: out exists: give another folder, or --force to replace it"
+    assert again.stderr.strip() == "make_digit_scenes: out exists: choose another folder, or use --force to replace it"

@@ -329,8 +329,8 @@ def test_missing_or_wrong_folders(folder: Path):
     with pytest.raises(UsageError, match=r"no images \*\.jpeg in"):
         train(cfg)
     cfg = config(folder / "nowhere")
-    assert problems(cfg)[0][1].endswith(f"{folder}/nowhere/images/train: there is no such file or folder")
-    with pytest.raises(UsageError, match="nowhere/images/train: there is no such file or folder"):
+    assert problems(cfg)[0][1].endswith(f"{folder}/nowhere/images/train: no such file or folder")
+    with pytest.raises(UsageError, match="nowhere/images/train: no such file or folder"):
         train(cfg)
     assert "BaseSegDataset cannot be built: TypeError: " in problems(config(folder, nonsense=1))[0][1]
 
@@ -339,7 +339,7 @@ def test_list_of_names_selects_label_maps(folder: Path):
     (folder / "some.txt").write_text("a\n")
     reports = check_data(config(folder, ann_file="some.txt"), progress=False)
     assert [(report.images, report.problems) for report in reports] == [(1, []), (1, [])]
-    assert problems(config(folder, ann_file="other.txt"))[0][1].endswith("other.txt: there is no such file or folder")
+    assert problems(config(folder, ann_file="other.txt"))[0][1].endswith("other.txt: no such file or folder")
 
 
 def test_single_class_is_rejected(folder: Path):

@@ -62,7 +62,7 @@ def test_json_is_compared_with_archive(tree: Path, tmp_path: Path):
 @pytest.mark.parametrize(("harm", "problem", "advice"), [
     (lambda t: (t / "val2017/000000000000.jpg").unlink(), "val2017: 1 images; expected 2", "zips/val2017.zip"),
     (lambda t: (t / "val2017").rename(t / "validation"), "val2017: no such folder; expected 2", "zips/val2017.zip"),
-    (lambda t: (t / "annotations/instances_train2017.json").unlink(), "instances_train2017.json: there is no such file",
+    (lambda t: (t / "annotations/instances_train2017.json").unlink(), "instances_train2017.json: no such file",
      "annotations/annotations_trainval2017.zip"),
     (lambda t: (t / "annotations/instances_train2017.json").write_text("{"), "not COCO annotations: JSONDecodeError",
      "annotations/annotations_trainval2017.zip"),
@@ -91,7 +91,7 @@ def test_link_path_is_occupied(tree: Path, tmp_path: Path):
 def test_unknown_name_or_folder(tmp_path: Path):
     with pytest.raises(PrepareError, match=r"'imagenet21'; allowed: coco, ade20k, cityscapes"):
         prepare("imagenet21", tmp_path)
-    with pytest.raises(PrepareError, match="there is no such folder"):
+    with pytest.raises(PrepareError, match="no such folder"):
         prepare("coco", tmp_path / "nowhere")
 
 

@@ -165,7 +165,7 @@ def test_user_config_with_such_a_name_is_not_replaced(tmp_path: Path):
     for name in ("mine.py", "mine_1gpu.py"):
         (tmp_path / name).write_text(f"name = {name!r}\nmodel = dict(backbone=dict())\n")
     assert apis.load_config(tmp_path / "mine_1gpu.py").name == "mine_1gpu.py"
-    with pytest.raises(UsageError, match="there is no such file"):
+    with pytest.raises(UsageError, match="no such file"):
         apis.load_config(tmp_path / "other_1gpu.py")
 
 

@@ -453,17 +453,17 @@ def test_two_processes_train(trained: Path):
 @pytest.mark.parametrize(
     ("tool", "arguments", "message"),
     [
-        ("train.py", ["nothing.py"], "train: config 'nothing.py': there is no such file"),
-        ("train.py", ["mmgcvit::detection/nothing.py"], "there is no such file"),
+        ("train.py", ["nothing.py"], "train: config 'nothing.py': no such file"),
+        ("train.py", ["mmgcvit::detection/nothing.py"], "no such file"),
         (
             "train.py",
             [CONFIG, "--resume", "no.pth"],
-            "train: checkpoint to resume from 'no.pth': there is no such file",
+            "train: checkpoint to resume from 'no.pth': no such file",
         ),
-        ("test.py", [CONFIG, "no.pth"], "test: checkpoint 'no.pth': there is no such file"),
-        ("image_demo.py", ["no.jpg", CONFIG, CONFIG], "image_demo: input 'no.jpg': there is no such image, video"),
+        ("test.py", [CONFIG, "no.pth"], "test: checkpoint 'no.pth': no such file"),
+        ("image_demo.py", ["no.jpg", CONFIG, CONFIG], "image_demo: input 'no.jpg': no such image, video"),
         ("image_demo.py", [".", CONFIG, CONFIG], "image_demo: input '.': no images in this folder"),
-        ("image_demo.py", [".", CONFIG, "no.pth"], "image_demo: checkpoint 'no.pth': there is no such file"),
+        ("image_demo.py", [".", CONFIG, "no.pth"], "image_demo: checkpoint 'no.pth': no such file"),
     ],
 )
 def test_errors_name_missing_files(tmp_path: Path, tool: str, arguments: list[str], message: str):

@@ -145,7 +145,7 @@ def _class_names(classes: Sequence[str] | str | int | None) -> tuple[str, ...] |
     if isinstance(classes, str):
         path, where = Path(classes), f"classes={classes!r}"
         if not path.is_file():
-            raise ClassificationDataError(f"{where}: there is no such file")
+            raise ClassificationDataError(f"{where}: no such file")
         classes = path.read_text().split("\n")
         classes = [line.strip() for line in classes if line.strip()]
     names = tuple(map(str, classes))

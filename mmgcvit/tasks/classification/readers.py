@@ -41,7 +41,7 @@ class ShardReader(Reader):
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
         self.shards = [path for pattern in patterns for path in sorted(glob.glob(pattern))]
         if not self.shards:
-            raise ClassificationDataError(f"shards {', '.join(map(repr, patterns))}: there are no such files")
+            raise ClassificationDataError(f"shards {', '.join(map(repr, patterns))}: no files match")
         suffixes = get_img_extensions(as_set=True)
         places: list[tuple[int, int, int, int]] = []
         self.keys: list[str] = []
@@ -216,7 +216,7 @@ def folder_reader(
     """
     folder = root / split
     if not folder.is_dir():
-        raise ClassificationDataError(f"{folder}: there is no such folder; expected: {folder}/CLASS/NAME.jpg")
+        raise ClassificationDataError(f"{folder}: no such folder; expected: {folder}/CLASS/NAME.jpg")
     key = arguments.get("input_key")
     suffixes = set(key.split(";")) if key else get_img_extensions(as_set=True)
     images: dict[str, list[str]] = {}  # keyed by the folder below the root, '.' for the root itself
@@ -241,7 +241,7 @@ def folder_reader(
     )
     _refuse_unknown(folder, [name for name in classes if names is not None and name not in names], names or ())
     if not images:
-        raise ClassificationDataError(f"{folder}: no image in folders of classes; expected: {folder}/CLASS/NAME.jpg")
+        raise ClassificationDataError(f"{folder}: no image in class folders; expected: {folder}/CLASS/NAME.jpg")
     lacking = [name for name in classes if name not in images]
     if lacking:
         raise ClassificationDataError(
@@ -260,7 +260,7 @@ def tar_reader(
     if not path.exists() and path.with_name(path.name + ".tar").is_file():
         path = path.with_name(path.name + ".tar")
     if not path.exists():
-        raise ClassificationDataError(f"{path}: there is no such tar file or folder of tar files")
+        raise ClassificationDataError(f"{path}: no such tar file or folder of tar files")
     reader = TarReader(path, names, **arguments)
     if training and names is not None:
         _refuse_absent(path, names, {names[index] for index in set(reader.targets.tolist())})

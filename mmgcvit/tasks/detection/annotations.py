@@ -211,7 +211,7 @@ def read_lists(path: str | Path, test_mode: bool = False) -> dict:
         AnnotationError: the file does not exist, is not JSON, or has other contents.
     """
     if not os.path.isfile(path):
-        raise AnnotationError(f"annotation file {str(path)!r}: there is no such file")
+        raise AnnotationError(f"annotation file {str(path)!r}: no such file")
     try:
         content = json.loads(Path(path).read_bytes())
     except ValueError as error:

@@ -57,7 +57,7 @@ class Segmentation(Task):
         cfg.visualizer.vis_backends = [dict(type="LocalVisBackend", img_save_dir=folder)]
 
     def forward(self, model: Any, image: Tensor) -> None:
-        """Compute the logits, without the final resizing, like mmseg's tensor mode."""
+        """Compute the logits resized to the image size; mmseg's tensor mode stops before the resizing."""
         shape = tuple(image.shape[2:])
         meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
         model.encode_decode(image, [meta])

@@ -87,7 +87,7 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
     root, prefix = dataset.get("data_root") or "", dataset.get("data_prefix") or {}
     for path in (prefix.get("img_path"), prefix.get("seg_map_path"), dataset.get("ann_file")):
         if path and not dataset.get("backend_args") and not os.path.exists(os.path.join(root, path)):
-            raise AnnotationError(f"{os.path.join(root, path)}: there is no such file or folder")
+            raise AnnotationError(f"{os.path.join(root, path)}: no such file or folder")
     name = (dataset.get("metainfo") or {}).get("classes")
     if isinstance(name, str) and not os.path.isfile(name):
         raise AnnotationError(

@@ -158,7 +158,7 @@ def _meta(inferencer: Any, cfg: Config, checkpoint: str) -> tuple[tuple[str, ...
         if isinstance(classes, str):
             raise UsageError(
                 f"test_dataloader.dataset.metainfo.classes={classes!r}; allowed: names, or a file with one "
-                "name per line; there is no such file"
+                "name per line; no such file"
             )
         if len(classes) == count:
             fits = palette is not None and len(palette) == count
