@@ -163,5 +163,5 @@ def _check(kind: str, state: dict[str, Any]) -> None:
     total = sum(value.double().abs().sum().item() for value in values if value.is_floating_point())
     assert math.isclose(total, CHECKSUMS[kind], rel_tol=1e-6), (
         f"{kind}: sum of absolute values {total!r}, recorded {CHECKSUMS[kind]!r}: the generators of torch "
-        f"{torch.__version__} or NumPy {np.__version__} draw other numbers than those that the answers belong to"
+        f"{torch.__version__} or NumPy {np.__version__} differ from those used for the recorded outputs"
     )

@@ -114,7 +114,7 @@ def position_biases(
 def join_padding(
     parts: Sequence[Tensor], sizes: Sequence[tuple[int, int]], window: int, dtype: torch.dtype
 ) -> Iterator[Sequence[Tensor]]:
-    """Collapse the bias of the padding of each window into a single token; returns the biases per size and block.
+    """Collapse the padding of each window into a single token; yields the biases of all blocks for each size.
 
     Args:
         parts: for each size (blocks, heads, queries, window * window), the tokens of the smaller window first.
