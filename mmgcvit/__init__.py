@@ -1,8 +1,8 @@
 """GC ViT (Global Context Vision Transformer) as a backbone for dense prediction with OpenMMLab.
 
-Importing the package registers ``GCViT`` and ``GCViTClassifier`` in mmengine's root registries and everything else in
-its own, of scope ``mmgcvit`` (:mod:`mmgcvit.registry`). It makes ``mmgcvit::...`` known as a place for ``_base_``
-configs, and ``gcvit://...`` and ``timm://...`` as checkpoints.
+Importing the package registers ``GCViT`` and ``GCViTClassifier`` in mmengine's root registries, and everything else in
+its own registries with the scope ``mmgcvit`` (:mod:`mmgcvit.registry`). It also enables ``mmgcvit::...`` as a location
+of ``_base_`` configs, and ``gcvit://...`` and ``timm://...`` as names of checkpoints.
 """
 
 from mmgcvit.version import __version__
@@ -30,9 +30,9 @@ try:
 except KeyboardInterrupt:
     raise
 except BaseException as _error:
-    # Something that the backbone needs is missing or broken, and a broken package raises anything: a torch without its
-    # libraries OSError, an extension written in Rust a BaseException. The package still imports, so that
-    # `mmgcvit doctor` can report it; accessing the backbone raises an ImportError with the reason.
+    # A requirement of the backbone is missing or broken. Broken packages raise all kinds of exceptions: OSError for a
+    # torch without its libraries, BaseException from an extension written in Rust. mmgcvit can still be imported, so
+    # that `mmgcvit doctor` can report the problem; accessing the backbone raises an ImportError with the reason.
     _reason = _error
 
     def __getattr__(name: str) -> object:
@@ -41,7 +41,7 @@ except BaseException as _error:
 
             raise ImportError(
                 f"mmgcvit.{name} cannot be imported: {describe(_reason)}. "
-                "`python -m mmgcvit doctor` says what is missing and how to fix it."
+                "Run `python -m mmgcvit doctor` to see what is missing and how to fix it."
             ) from _reason
         raise AttributeError(f"module 'mmgcvit' has no attribute {name!r}")
 else:

@@ -1,4 +1,4 @@
-"""``mmgcvit`` and ``python -m mmgcvit``: commands other than training and testing."""
+"""The command line ``mmgcvit`` (``python -m mmgcvit``): all commands except training and testing."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from mmgcvit.version import __version__
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit status."""
+    """Run a command and return its exit status."""
     parser = argparse.ArgumentParser(prog="mmgcvit", description="GC ViT for OpenMMLab")
     parser.add_argument("--version", action="version", version=f"mmgcvit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("doctor", help="check the software stack; exit 1 if something needed is missing")
+    commands.add_parser("doctor", help="check the software stack; exit status 1 if a requirement is missing")
     weights = commands.add_parser("weights", help="published weights: list, fetch, inspect")
     actions = weights.add_subparsers(dest="action", required=True)
-    actions.add_parser("list", help="the published weights, by name")
-    fetch = actions.add_parser("fetch", help="download weights into the cache, verified; prints the file's path")
-    fetch.add_argument("name", help="a name of the list, or a URL")
-    inspect = actions.add_parser("inspect", help="content of a checkpoint, and what would be loaded")
-    inspect.add_argument("file", help="file, URL, or a name of the list")
-    params = commands.add_parser("params", help="parameter groups of a config's optimizer")
-    params.add_argument("config", help="config file, or mmgcvit::detection/... and the like for the package's own")
+    actions.add_parser("list", help="list the published weights")
+    fetch = actions.add_parser(
+        "fetch", help="download weights into the cache, verify them, and print the path of the file"
+    )
+    fetch.add_argument("name", help="a name from the list, or a URL")
+    inspect = actions.add_parser("inspect", help="show the contents of a checkpoint, and which tensors would be loaded")
+    inspect.add_argument("file", help="file, URL, or a name from the list")
+    params = commands.add_parser("params", help="list the parameter groups of a config's optimizer")
+    params.add_argument("config", help="config file, or e.g. mmgcvit::detection/... for a config of the package")
     args = parser.parse_args(argv)
 
     if args.command == "doctor":

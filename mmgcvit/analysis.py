@@ -1,4 +1,4 @@
-"""The cost of a model's forward pass, and the parameter groups of its optimizer."""
+"""FLOPs of a model's forward pass, and the parameter groups of its optimizer."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from mmgcvit.tasks.detection.flops import MASKS, PROPOSALS
 
 @dataclass(frozen=True)
 class Published:
-    """What the paper publishes for a config's model; for detectors it states no input size: mmdet's at test time."""
+    """Published figures for a config's model; for detectors, whose input size is not stated, mmdet's at test time."""
 
     shape: tuple[int, int]  # height, width
     gflops: float
     parameters: float  # millions
-    table: int  # of the paper
+    table: int  # number of the table in the paper
 
 
-# By the config's file name. Variants with other windows are compared with the same published model.
+# Keyed by the config's file name. Variants with other windows are compared with the same published model.
 PUBLISHED: dict[str, Published] = {
     f"{name}{windows}_fpn_{schedule}_coco": Published((800, 1344), gflops, parameters, 3)
     for name, gflops, parameters in (
@@ -52,24 +52,24 @@ PUBLISHED: dict[str, Published] = {
 
 @dataclass
 class Part:
-    """One part of a model: multiply-adds of a forward pass, and parameters."""
+    """Multiply-adds and parameters of one part of a model."""
 
     name: str
     macs: int = 0
-    attention: int = 0  # the share of macs in products of queries, keys and values
+    attention: int = 0  # the part of `macs` spent in products of queries, keys and values
     parameters: int = 0
 
 
 @dataclass
 class Flops:
-    """What a forward pass costs, by part; ``total`` is their sum."""
+    """Cost of a forward pass, by part; ``total`` is the sum."""
 
     shape: tuple[int, int]
     parts: list[Part] = field(default_factory=list)
 
     @property
     def total(self) -> Part:
-        """All parts together."""
+        """Sum of all parts."""
         return _together("total", self.parts)
 
 
@@ -78,25 +78,25 @@ def _together(name: str, parts: Sequence[Part]) -> Part:
 
 
 def published(config: str | Path, shape: tuple[int, int]) -> Published | None:
-    """The published figures of a config at this shape; variants for one GPU or less memory have the same model."""
+    """Return the published figures of a config at this shape; variants for one GPU or less memory share their model."""
     found = PUBLISHED.get(Path(config).stem.removesuffix("_1gpu").removesuffix("_cp"))
     return found if found is not None and found.shape == tuple(shape) else None
 
 
 def build_model(cfg: Config, device: str = "cpu") -> nn.Module:
-    """The config's model without its published weights, for what depends only on names and shapes."""
+    """Build the config's model without loading weights, for uses that depend only on names and shapes."""
     init_default_scope(cfg.get("default_scope", "mmengine"))
     with torch.device(device):
         return MODELS.build(cfg.model)
 
 
 def count_flops(model: nn.Module, shape: tuple[int, int], channels: int = 3) -> Flops:
-    """Count the multiply-adds of convolutions, linear layers and matrix products (attention, too) for one image.
+    """Count the multiply-adds of convolutions, linear layers and matrix products (incl. attention) for one image.
 
-    The forward pass is run on the model's device under torch's FlopCounterMode, which counts two operations for a
-    multiply-add; its figures are halved to what papers call FLOPs. A two-stage detector's box heads get 1000 proposals,
-    its mask heads 100, as in mmdet's own count. Not counted: norms, activations, pooling, resampling (of
-    deformable attention too), RoIAlign, losses, NMS.
+    The forward pass runs on the model's device under torch's FlopCounterMode, which counts two operations per
+    multiply-add; its figures are halved to match what papers call FLOPs. The box heads of a two-stage detector get 1000
+    proposals and its mask heads 100, as in mmdet's own count. Not counted: norms, activations, pooling, resampling
+    (including that of deformable attention), RoIAlign, losses, NMS.
 
     Args:
         model: a backbone, or a classifier, detector or segmentor of mmengine, mmdet, mmseg.
@@ -104,7 +104,7 @@ def count_flops(model: nn.Module, shape: tuple[int, int], channels: int = 3) -> 
         channels: number of channels of the image.
 
     Returns:
-        Figures for the stem, each stage, the neck, each head, and the rest.
+        Counts for the stem, each stage, the neck, each head, and the rest.
     """
     parameter = next(model.parameters())
     image = torch.zeros(1, channels, *shape, device=parameter.device, dtype=parameter.dtype)
@@ -133,7 +133,7 @@ def count_flops(model: nn.Module, shape: tuple[int, int], channels: int = 3) -> 
 
 
 def _forward(model: nn.Module, image: Tensor) -> None:
-    """A forward pass in which all heads have the most work that they can have at test time."""
+    """Run a forward pass in which all heads do the maximum work possible at test time."""
     if not hasattr(model, "data_preprocessor"):
         model(image)
     elif (task := find_task(model)) is not None:
@@ -144,12 +144,12 @@ def _forward(model: nn.Module, image: Tensor) -> None:
 
 @contextmanager
 def _parts(model: nn.Module, counter: FlopCounterMode, result: Flops) -> Iterator[None]:
-    """Attribute to each part what is counted during its forward pass."""
+    """Attribute the operations counted during a part's forward pass to this part."""
     modules = part_modules(model)
     for name, module in modules:
         part = Part(name, parameters=_size(module))
         result.parts.append(part)
-        # Not a hook: mmdet and mmseg call some heads' forward themselves.
+        # A hook would not work: mmdet and mmseg call the forward of some heads directly.
         module.forward = _counting(module.forward, part, counter)
     try:
         yield
@@ -171,7 +171,7 @@ def _counting(forward: Callable, part: Part, counter: FlopCounterMode) -> Callab
 
 
 def part_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Stem, stages, then neck and heads, each with its name in the model."""
+    """Stem, stages, neck and heads, with their names in the model."""
     backbone = _backbone(model)
     prefix = "" if backbone is model else "backbone."
     parts: list[tuple[str, nn.Module]] = []
@@ -189,7 +189,7 @@ def part_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
                 if name != "backbone" and any(True for _ in module.parameters())
             ]
     unrolled: list[tuple[str, nn.Module]] = []
-    for name, module in parts:  # a list of heads is never called itself
+    for name, module in parts:  # a ModuleList of heads is never called itself
         if isinstance(module, nn.ModuleList):
             unrolled += [(f"{name}.{i}", head) for i, head in enumerate(module)]
         else:
@@ -207,14 +207,14 @@ def _size(module: nn.Module) -> int:
 
 
 def _read(counter: FlopCounterMode) -> tuple[int, int]:
-    """Multiply-adds counted so far, and how many of them in attention."""
+    """Multiply-adds counted so far, in total and in attention."""
     counts = counter.get_flop_counts().get("Global", {})
     attention = sum(n for op, n in counts.items() if "attention" in str(op) or str(op) in ("aten.bmm", "aten.baddbmm"))
     return sum(counts.values()) // 2, attention // 2
 
 
 def _fused_on_cpu() -> dict:
-    """Torch counts its fused attention on CUDA, but not that on a CPU."""
+    """Custom count for torch's fused attention on a CPU; torch counts only that on CUDA."""
     fused = flash_attention_on_cpu()
 
     def count(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object) -> int:
@@ -225,7 +225,7 @@ def _fused_on_cpu() -> dict:
 
 @contextmanager
 def _no_fast_path() -> Iterator[None]:
-    """Keep nn.MultiheadAttention from its single fused operation, which cannot be counted."""
+    """Prevent nn.MultiheadAttention from using its single fused operation, which cannot be counted."""
     switch = getattr(torch.backends, "mha", None)
     if switch is None or not switch.get_fastpath_enabled():
         yield
@@ -248,18 +248,21 @@ class Group:
 
 
 def parameter_groups(cfg: Config) -> tuple[list[Group], list[str], list[str]]:
-    """The parameter groups of the config's optimizer.
+    """Compute the parameter groups of the config's optimizer.
 
     Args:
         cfg: a config with ``model`` and ``optim_wrapper``.
 
     Returns:
-        Groups by learning rate and weight decay, largest rates first; names that are not trained; custom keys of
+        Groups by learning rate and weight decay, largest rates first; names of frozen parameters; custom keys of
         ``paramwise_cfg`` that match no parameter.
     """
     model = build_model(cfg, "meta")
     wrapper = copy.deepcopy(cfg.optim_wrapper)
-    if type_name(wrapper) in ("AmpOptimWrapper", "FSDPAmpOptimWrapper"):  # which need a GPU, and change nothing here
+    if type_name(wrapper) in (
+        "AmpOptimWrapper",
+        "FSDPAmpOptimWrapper",
+    ):  # these need a GPU, and make no difference here
         wrapper = {key: value for key, value in wrapper.items() if key not in ("dtype", "loss_scale", "use_fsdp")}
         wrapper["type"] = "OptimWrapper"
     logger = MMLogger.get_current_instance()
@@ -285,11 +288,11 @@ def parameter_groups(cfg: Config) -> tuple[list[Group], list[str], list[str]]:
 
 
 def print_flops(flops: Flops, beside: Published | None = None) -> None:
-    """Print a table of the parts, the backbone and the total, with published figures and how they were counted."""
+    """Print a table of the parts, the backbone and the total, with published figures and the counting rules."""
     height, width = flops.shape
     table = Table(title=f"forward pass of one {height} x {width} image (height x width)", title_justify="left")
     table.add_column("part", no_wrap=True)
-    for title in ("GFLOPs", "of them attention", "parameters, M"):
+    for title in ("GFLOPs", "of which attention", "parameters, M"):
         table.add_column(title, justify="right")
     inside = [part for part in flops.parts if part.name.startswith("backbone.")]  # empty for a backbone alone
     for parts in ((inside, [_together("backbone", inside)]) if inside else ()) + (
@@ -306,14 +309,14 @@ def print_flops(flops: Flops, beside: Published | None = None) -> None:
     console = Console()
     console.print(table)
     console.print(
-        "A multiply-add counts as one, as in papers. Counted: convolutions, linear layers, matrix products, "
-        "attention too. Not counted: norms, activations, pooling, resampling, RoIAlign, NMS."
+        "A multiply-add counts as one, as in papers. Counted: convolutions, linear layers, matrix products "
+        "(including attention). Not counted: norms, activations, pooling, resampling, RoIAlign, NMS."
         + (f" Box heads see {PROPOSALS} proposals, mask heads {MASKS}." if _two_stage(flops) else "")
     )
 
 
 def print_parameter_groups(cfg: Config) -> bool:
-    """Print a table of the optimizer's groups, and a warning for each custom key that matches nothing.
+    """Print a table of the optimizer's parameter groups, and a warning for each custom key without a match.
 
     Returns:
         Whether all custom keys match.

@@ -1,6 +1,6 @@
-"""Time and memory of the backbone and of others, measured in turn, and the share of the machine's peak rate.
+"""Benchmark of time and memory of this and other backbones, measured in turn, relative to the machine's matrix rate.
 
-Needs torch, timm and mmengine; mmdet only for its backbones.
+Requires torch, timm and mmengine; mmdet only for its backbones.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from mmgcvit import kernels
 from mmgcvit.errors import BenchmarkError
 from mmgcvit.utils import write_json as write_json_file
 
-DISABLED = "disabled"  # argument of a model: kernels to switch off
-NOISY = 0.15  # interquartile range over median, above which no conclusion is drawn
+DISABLED = "disabled"  # argument of a model: kernels to disable
+NOISY = 0.15  # interquartile range over median above which a result counts as noisy
 MODES = ("forward", "train")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PEERS = ("swin-t", "resnet-50", "timm-gcvit-tiny", "timm-swin-tiny", "timm-convnext-tiny")
@@ -43,18 +43,18 @@ ALLOWED = "gcvit-ARCH and arguments of GCViT, as in gcvit-tiny,pad=window,window
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure; model, mode and image size are given separately.
+    """Measurement settings other than model, mode and image size.
 
     Args:
-        batch: images.
+        batch: batch size.
         dtype: float32, or the dtype of autocast.
         device: torch device.
         compile: use torch.compile.
         channels_last: use channels-last input.
-        rounds: measurements of each model.
+        rounds: number of measurements per model.
         warmup: runs before the first measurement.
-        isolate: measure in a new process each time, and read its peak memory.
-        threads: CPU threads of torch; None for its default.
+        isolate: run each measurement in a new process, and read its peak memory.
+        threads: number of torch's CPU threads; None for the default.
     """
 
     batch: int = 1
@@ -73,15 +73,15 @@ class Result:
     """Measurements of one model, mode and image size.
 
     Args:
-        model: name, as :func:`build` takes it.
+        model: name, as accepted by :func:`build`.
         mode: one of :data:`MODES`.
         shape: height and width of the images.
-        seconds: of each round.
+        seconds: time of each round.
         rates: matrix rate of the machine before each round, operations per second (:func:`matrix_rates`).
-        torch_rates: the same by torch's own matrix product.
+        torch_rates: the same with torch's own matrix product.
         peak_bytes: with ``isolate``, peak memory of the process.
-        run_bytes: with ``isolate``, peak memory beyond what the process had before its first run.
-        forward_flop: operations of a forward pass.
+        run_bytes: with ``isolate``, peak memory minus the memory before the first run.
+        forward_flop: number of operations of a forward pass.
     """
 
     model: str
@@ -96,23 +96,23 @@ class Result:
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """Median time, in seconds."""
         return statistics.median(self.seconds)
 
     @property
     def spread(self) -> float:
-        """Interquartile range of the seconds over their median."""
+        """Interquartile range of the times over their median."""
         return spread(self.seconds)
 
     def share(self, rates: Sequence[float]) -> float | None:
-        """Operations per second of a forward pass over a matrix rate; None if either is too noisy."""
+        """Ratio of the operations per second of a forward pass to a matrix rate; None if either is too noisy."""
         if self.mode != "forward" or not self.forward_flop or max(self.spread, spread(rates)) > NOISY:
             return None
         return statistics.median(self.forward_flop / s / rate for s, rate in zip(self.seconds, rates, strict=True))
 
 
 def spread(values: Sequence[float]) -> float:
-    """Interquartile range over the median; with three values, their range over the median."""
+    """Interquartile range over the median; for three values, their range over the median."""
     if len(values) < 2:
         return math.inf
     low, _, high = statistics.quantiles(values, n=4)
@@ -123,7 +123,7 @@ def build(name: str) -> nn.Module:
     """Build a backbone from its name on the command line.
 
     Raises:
-        BenchmarkError: unknown name, missing package, or arguments that the model rejects.
+        BenchmarkError: the name is unknown, a package is missing, or the model rejects the arguments.
     """
     base, options = _parse(name)
     options.pop(DISABLED, None)
@@ -160,7 +160,7 @@ def build(name: str) -> nn.Module:
 
 
 def _parse(name: str) -> tuple[str, dict[str, Any]]:
-    """Base name and arguments of a model."""
+    """Split the name of a model into base name and arguments."""
     base, *pairs = name.split(",")
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -172,13 +172,13 @@ def _parse(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def ablations(models: Sequence[str]) -> list[str]:
-    """Each GC ViT of ``models``, followed by itself with each kernel disabled in turn."""
+    """List each GC ViT of ``models``, followed by variants with one kernel disabled each."""
     variants = {name: [f"{name},{DISABLED}={kernel}" for kernel in kernels.KERNELS] for name in models}
     return [v for name in models for v in (name, *(variants[name] if name.startswith("gcvit-") else ()))]
 
 
 def _value(text: str) -> object:
-    """'7' -> 7, '7/7/14/7' -> (7, 7, 14, 7), 'true' -> True; else the text."""
+    """Parse a value: '7' -> 7, '7/7/14/7' -> (7, 7, 14, 7), 'true' -> True; anything else stays a string."""
     if re.fullmatch(r"\d+(/\d+)+", text):
         return tuple(map(int, text.split("/")))
     try:
@@ -188,13 +188,13 @@ def _value(text: str) -> object:
 
 
 class Measurement:
-    """One model that can be run repeatedly.
+    """A model that can be run and timed repeatedly.
 
     Args:
-        name: as :func:`build` takes it; ``disabled=NAME/NAME`` switches kernels off (:data:`mmgcvit.kernels.KERNELS`).
-        mode: 'forward' (evaluation, no gradients) or 'train' (forward and backward from the mean of the maps).
+        name: as accepted by :func:`build`; ``disabled=NAME/NAME`` disables kernels (:data:`mmgcvit.kernels.KERNELS`).
+        mode: 'forward' (evaluation, no gradients) or 'train' (forward and backward pass from the mean of the maps).
         shape: height and width of the images.
-        settings: everything else.
+        settings: all other settings.
     """
 
     def __init__(self, name: str, mode: str, shape: Sequence[int], settings: Settings) -> None:
@@ -214,7 +214,7 @@ class Measurement:
         self.model: Callable = torch.compile(model) if settings.compile else model
 
     def run(self) -> float:
-        """Seconds of one run; a training step includes dropping the gradients."""
+        """Run once and return the time in seconds; a training step includes resetting the gradients."""
         self._wait()
         start = time.perf_counter()
         dtype = DTYPES[self.settings.dtype]
@@ -231,7 +231,7 @@ class Measurement:
         return time.perf_counter() - start
 
     def count(self) -> int:
-        """Operations of a forward pass, attention included; a multiply-add counts as two."""
+        """Number of operations of a forward pass, including attention; a multiply-add counts as two."""
         from mmgcvit.analysis import count_flops
 
         height, width = self.images.shape[2:]
@@ -247,11 +247,11 @@ def _loss(maps: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 def matrix_rates(settings: Settings) -> tuple[float, float]:
-    """Operations per second of a product of two large square matrices, on the device and in the dtype of the settings.
+    """Measure the operations per second of a large square matrix product, with the device and dtype of the settings.
 
     Returns:
-        The rate of the fastest implementation, and that of torch's ``@``. On a CPU the first may be a 1x1 convolution,
-        which oneDNN computes.
+        The rate of the fastest implementation, and that of torch's ``@``. On a CPU, the former may be a 1x1 convolution
+        computed by oneDNN.
     """
     device, dtype = torch.device(settings.device), DTYPES[settings.dtype]
     side = 8192 if device.type == "cuda" else 2048
@@ -279,10 +279,10 @@ def measure(
     settings: Settings,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Result]:
-    """Measure every model, mode and shape; models alternate (A B A B), so that a slow minute affects all of them.
+    """Measure every model, mode and shape; models alternate (A B A B), so that slow periods affect all of them.
 
     Raises:
-        BenchmarkError: a model that cannot be built, or a missing device.
+        BenchmarkError: a model cannot be built, or the device is missing.
     """
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise BenchmarkError(f"device {settings.device!r}: torch sees no GPU; allowed: cpu")
@@ -325,7 +325,7 @@ def _prepared(name: str, mode: str, shape: Sequence[int], settings: Settings) ->
 
 
 def _in_a_process(name: str, mode: str, shape: Sequence[int], settings: Settings) -> tuple[float, int, int]:
-    # Not forked: the parent's memory would count.
+    # Spawn instead of fork: otherwise the parent's memory would count.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(_isolated, name, mode, shape, settings).result()
@@ -337,15 +337,15 @@ def _in_a_process(name: str, mode: str, shape: Sequence[int], settings: Settings
 
 
 def _isolated(name: str, mode: str, shape: Sequence[int], settings: Settings) -> tuple[float, int, int]:
-    """Seconds of one run after warm-up, peak memory and memory before the first run, in bytes.
+    """Measure the seconds of one run after warm-up, peak memory, and memory before the first run, in bytes.
 
-    On CUDA, memory allocated by torch.
+    On CUDA, the memory is that allocated by torch.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
     cuda = settings.device.startswith("cuda")
     measurement = Measurement(name, mode, shape, settings)
-    # Before the first run: the weights and the imported packages do not count.
+    # Measured before the first run, so that weights and imported packages do not count.
     before = torch.cuda.memory_allocated(settings.device) if cuda else resident("VmRSS")
     for _ in range(settings.warmup):
         measurement.run()
@@ -369,7 +369,7 @@ def resident(which: str) -> int:
 
 
 def machine(settings: Settings) -> str:
-    """One line that describes the machine."""
+    """Describe the machine on one line."""
     if settings.device.startswith("cuda"):
         return f"{torch.cuda.get_device_name(settings.device)}, CUDA {torch.version.cuda}, torch {torch.__version__}"
     model = platform.processor() or platform.machine()
@@ -382,7 +382,7 @@ def machine(settings: Settings) -> str:
 
 
 def exponent(results: Sequence[Result], key: Callable[[Result], float]) -> float:
-    """Exponent of the growth of a model's cost with the number of pixels (least squares on logarithms)."""
+    """Exponent with which a model's cost grows with the number of pixels (least squares on logarithms)."""
     x = [math.log(r.shape[0] * r.shape[1]) for r in results]
     return statistics.linear_regression(x, [math.log(key(r)) for r in results]).slope
 
@@ -452,7 +452,7 @@ def print_results(results: Sequence[Result], settings: Settings, baseline: str |
             line = f"{name}, {mode}: time grows with pixels to the power of "
             line += "?, noisy" if noisy else f"{exponent(own, lambda r: r.median):.3f}"
             if settings.isolate:
-                line += f", memory of the run to that of {exponent(own, lambda r: r.run_bytes or 0):.3f}"
+                line += f", memory of the run to the power of {exponent(own, lambda r: r.run_bytes or 0):.3f}"
             console.print(line, highlight=False)
     if any(r.spread > NOISY for r in results):
         console.print(
@@ -462,7 +462,7 @@ def print_results(results: Sequence[Result], settings: Settings, baseline: str |
 
 
 def ratio(result: Result, base: Result | None) -> str:
-    """Time over the baseline's; 'noisy' if either is."""
+    """Time relative to the baseline; 'noisy' if either result is noisy."""
     if base is None:
         return ""
     if result.spread > NOISY or base.spread > NOISY:
@@ -471,7 +471,7 @@ def ratio(result: Result, base: Result | None) -> str:
 
 
 def write_json(path: Path, results: Sequence[Result], settings: Settings) -> None:
-    """Write everything that was measured as JSON, atomically."""
+    """Write all measurements as JSON, atomically."""
     data = dict(
         machine=machine(settings),
         settings=asdict(settings),

@@ -1,8 +1,8 @@
-"""Every private interface of torch, mmengine, mmcv, mmdet, mmseg and timm that the package uses.
+"""All private interfaces of torch, mmengine, mmcv, mmdet, mmseg and timm that the package uses.
 
-Nothing else in the package imports a name that begins with an underscore from another library.
-``tests/test_compat*.py`` check that each of them still exists and still means the same, so that a new release breaks a
-test and not a user.
+No other module of the package imports a name with a leading underscore from another library.
+``tests/test_compat*.py`` check that each of them still exists and behaves the same, so that a new release breaks a test
+and not a user.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ is_tracing: Callable[[], bool] = torch._C._is_tracing
 #: Whether a transform of ``torch.func`` (grad, vmap, jvp, ...) is running.
 functorch_is_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
-#: Whether torch may call oneDNN (``torch.backends.mkldnn.flags`` switches it off).
+#: Whether torch may call oneDNN (``torch.backends.mkldnn.flags`` can disable it).
 onednn_is_enabled: Callable[[], bool] = torch._C._get_mkldnn_enabled
 
 #: Attributes of a module that hold its hooks. A module with an entry in any of them must be called.
@@ -43,10 +43,10 @@ GLOBAL_HOOKS = tuple(
 
 
 def does_more_than_forward(module: nn.Module) -> bool:
-    """Whether calling a module, or a part of it, is more than running the ``forward`` of its class.
+    """Whether calling a module or one of its submodules does more than run the ``forward`` of its class.
 
-    It is with hooks (sharding, observers), with a ``forward`` replaced on the instance (offloading), and after
-    ``module.compile()``.
+    This is the case with hooks (sharding, observers), with a ``forward`` replaced on the instance (offloading), and
+    after ``module.compile()``.
     """
     for hooks in GLOBAL_HOOKS:
         if hooks:
@@ -62,14 +62,14 @@ def does_more_than_forward(module: nn.Module) -> bool:
 
 
 def autocast_is_enabled(device: str) -> bool:
-    """Whether autocast is on for a device type; torch 2.1 has a function for each."""
+    """Whether autocast is enabled for a device type; torch 2.1 has separate functions for them."""
     if hasattr(torch, "get_autocast_dtype"):
         return torch.is_autocast_enabled(device)
     return torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled()
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that matrix products with x are computed in: x's own, or that of autocast."""
+    """Dtype in which matrix products with x are computed: that of x, or that of autocast."""
     device = x.device.type
     if device == "meta" or x.dtype == torch.float64 or not autocast_is_enabled(device):
         return x.dtype
@@ -79,32 +79,32 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def storage_id(tensor: Tensor) -> int:
-    """What tells the memory behind a tensor from other memory, on the meta device too."""
+    """Identifier of the storage of a tensor, also on the meta device."""
     return tensor.untyped_storage()._cdata
 
 
 def softmax_backward(gradient: Tensor, output: Tensor) -> Tensor:
-    """Gradient of a softmax over the last dimension, from that of its output."""
+    """Gradient of a softmax over the last dimension with respect to its input, from that of its output."""
     return torch._softmax_backward_data(gradient, output, -1, output.dtype)
 
 
 # Checkpoints: state dict hooks, and the unpickler whose steps can be restricted.
 
-#: The unpickler in Python: its ``dispatch`` table and ``stack`` let a subclass check every step before it is taken.
+#: The pure-Python unpickler: its ``dispatch`` table and ``stack`` let a subclass check every step before executing it.
 PythonUnpickler: Any = vars(pickle)["_Unpickler"]
 
 StateDictHook = Callable[..., None]
 
 
 def load_state_dict_pre_hooks(module: nn.Module) -> list[StateDictHook]:
-    """The hooks that run before ``module`` takes a state dict."""
+    """The hooks that run before ``module`` loads a state dict."""
     return [getattr(known, "hook", known) for known in module._load_state_dict_pre_hooks.values()]
 
 
 def add_load_state_dict_pre_hook(module: nn.Module, hook: StateDictHook) -> None:
-    """Call ``hook(module, state_dict, prefix, ...)`` before ``module`` and its children take a state dict.
+    """Call ``hook(module, state_dict, prefix, ...)`` before ``module`` and its children load a state dict.
 
-    The same hook is added once only, however often this is called.
+    A hook that is already registered is not added again.
     """
     if hook in load_state_dict_pre_hooks(module):
         return
@@ -121,7 +121,7 @@ TorchDispatchMode = _python_dispatch.TorchDispatchMode
 
 
 def tree_leaves(tree: Any) -> list[Any]:
-    """The leaves of nested lists, tuples and dicts; torch 2.1 has no function of this name."""
+    """Flatten nested lists, tuples and dicts into their leaves. torch 2.1 has no function of this name."""
     return _pytree.tree_flatten(tree)[0]
 
 
@@ -132,20 +132,20 @@ ParamScheduler = param_scheduler._ParamScheduler
 
 
 def flash_attention_on_cpu() -> Any:
-    """The operation of torch's fused attention on a CPU, or None (torch 2.1 has none)."""
+    """The operation of torch's fused attention on a CPU, or None if there is none (torch 2.1)."""
     return getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
 def has_train_loop(runner: Any) -> bool:
-    """Whether the training loop of an mmengine Runner has been built, which ``runner.train_loop`` would do."""
+    """Whether the training loop of an mmengine Runner has been built; ``runner.train_loop`` itself would build it."""
     return not (runner._train_loop is None or isinstance(runner._train_loop, dict))
 
 
 def skipped_batch_size(iterator: Any) -> int | None:
-    """The batch size if mmengine's iterator of an IterBasedTrainLoop will skip indices when a run is resumed.
+    """Batch size if mmengine's iterator of an IterBasedTrainLoop will skip indices when a run is resumed.
 
-    None: it loads the skipped data again (before mmengine 0.10.12, or a batch sampler of another class), or has
-    started its workers already.
+    None if it loads the skipped data again (before mmengine 0.10.12, or with another class of batch sampler), or has
+    already started its workers.
     """
     if not hasattr(iterator, "_resolve_sampler") or iterator._resolve_sampler() is None:
         return None
@@ -153,7 +153,7 @@ def skipped_batch_size(iterator: Any) -> int | None:
 
 
 def dataset_metainfo(dataset_class: Any, metainfo: dict) -> dict:
-    """The meta information that a data set class makes of a config's ``metainfo``: names in a file are read."""
+    """Meta information of a data set class, updated by a config's ``metainfo``; class names in a file are read."""
     return dataset_class._load_metainfo(metainfo) if hasattr(dataset_class, "_load_metainfo") else metainfo
 
 
@@ -167,7 +167,7 @@ def forward_mask_head(roi_head: Any, *args: Any) -> Any:
     return roi_head._mask_forward(*args)
 
 
-#: Private methods and attributes of other libraries that the package overrides or sets in subclasses, by class.
+#: Private methods and attributes of other libraries, by class, that the package overrides or sets in subclasses.
 OVERRIDDEN = {
     "mmengine.infer.BaseInferencer": ("_load_weights_to_model",),
     "mmengine.optim.AmpOptimWrapper": ("_clip_grad",),

@@ -1,6 +1,6 @@
-"""``mmgcvit doctor``: checks that the software stack is installed and consistent, and prints the command for each fix.
+"""``mmgcvit doctor``: checks that the software stack is installed and consistent, and prints a command for each fix.
 
-The packages that it examines may be broken in any way, so nothing that one of them raises may end the report.
+The examined packages may be broken in any way, so no exception from one of them may abort the report.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mmgcvit.utils.text import describe
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-MODULES = {  # import name -> the distribution that installs it, per stack
+MODULES = {  # import name -> distribution that installs it, per stack
     "torch": {"onedl": "torch", "openmmlab": "torch"},
     "torchvision": {"onedl": "torchvision", "openmmlab": "torchvision"},
     "timm": {"onedl": "timm", "openmmlab": "timm"},
@@ -33,14 +33,14 @@ MODULES = {  # import name -> the distribution that installs it, per stack
     "mmdet": {"onedl": "onedl-mmdetection", "openmmlab": "mmdet"},
     "mmseg": {"onedl": "onedl-mmsegmentation", "openmmlab": "mmsegmentation"},
 }
-NEEDED = ("torch", "timm", "mmengine")  # by the backbone alone
+NEEDED = ("torch", "timm", "mmengine")  # requirements of the backbone alone
 OTHERS = (
     "packaging",
     "safetensors",
     "filelock",
     "rich",
-)  # mmgcvit's other requirements, imported under their own names
-DISTRIBUTIONS = {  # where the name to install differs from the name to import
+)  # mmgcvit's other requirements, whose import name equals the distribution name
+DISTRIBUTIONS = {  # distributions whose name differs from the import name
     "cv2": "opencv-python-headless",
     "PIL": "pillow",
     "pkg_resources": "setuptools<82",
@@ -48,13 +48,13 @@ DISTRIBUTIONS = {  # where the name to install differs from the name to import
     "sklearn": "scikit-learn",
     "yaml": "PyYAML",
 }
-NO_CULPRITS = {*sys.stdlib_module_names, "__main__", "mmgcvit"}  # an error that passes through them came from elsewhere
+NO_CULPRITS = {*sys.stdlib_module_names, "__main__", "mmgcvit"}  # never to blame for an error
 PYTHON = (3, 10)
 
 
 @dataclass
 class Finding:
-    """One line of the report: ``state`` is 'ok', 'absent' (the backbone works without it) or 'wrong'."""
+    """One line of the report; ``state`` is 'ok', 'absent' (not required by the backbone) or 'wrong'."""
 
     name: str
     found: str
@@ -64,7 +64,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Run all checks: what is installed and, for everything that is wrong, the problem and its fix."""
+    """Run all checks; returns what is installed and, for everything that is wrong, the problem and its fix."""
     stack = _stack()
     findings = [_python()]
     with warnings.catch_warnings():
@@ -85,7 +85,7 @@ def examine() -> list[Finding]:
 
 
 def report(findings: list[Finding]) -> str:
-    """Format the findings as a table, followed by the problem and the fix of everything that is wrong or absent."""
+    """Format the findings as a table, followed by the problems and fixes of everything that is wrong or absent."""
     name_width = max(len(f.name) for f in findings)
     found_width = max(len(f.found) for f in findings)
     lines = [f"{f.name:<{name_width}}  {f.found:<{found_width}}  {f.state}" for f in findings]
@@ -93,20 +93,20 @@ def report(findings: list[Finding]) -> str:
         if f.state != "ok":
             lines += ["", f"{f.name}: {f.problem}", f"  {f.fix}"]
     wrong = sum(f.state == "wrong" for f in findings)
-    lines += ["", f"{wrong} of {len(findings)} checks failed" if wrong else "all that is needed is there"]
+    lines += ["", f"{wrong} of {len(findings)} checks failed" if wrong else "everything required is installed"]
     return "\n".join(lines)
 
 
 def main() -> int:
-    """Print the report. Returns 1 if something needed is missing or wrong, else 0."""
+    """Print the report; returns 1 if a requirement is missing or wrong, else 0."""
     findings = examine()
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # a C locale cannot print every error message
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # a C locale cannot encode every error message
     print(report(findings).encode(encoding, "backslashreplace").decode(encoding))
     return int(any(f.state == "wrong" for f in findings))
 
 
 def _import(name: str) -> ModuleType | BaseException:
-    """The module, or whatever importing it raised: broken extensions raise more than ``Exception`` (pyo3's panics)."""
+    """Import a module; returns it or the exception raised, which may be a BaseException (pyo3's panics)."""
     try:
         return importlib.import_module(name)
     except KeyboardInterrupt:
@@ -116,7 +116,7 @@ def _import(name: str) -> ModuleType | BaseException:
 
 
 def _attribute(module: ModuleType, name: str) -> object:
-    """The module's attribute; None if there is none, or a lazy module fails to provide it."""
+    """Return an attribute of a module; None if it does not exist, or a lazy module fails to provide it."""
     try:
         return getattr(module, name, None)
     except Exception:
@@ -124,7 +124,7 @@ def _attribute(module: ModuleType, name: str) -> object:
 
 
 def _version(distribution: str) -> str | None:
-    """The distribution's version; None if it is not installed, or its metadata is damaged."""
+    """Return the version of a distribution; None if it is not installed or its metadata is damaged."""
     try:
         version: object = metadata.version(distribution)
     except Exception:
@@ -133,14 +133,14 @@ def _version(distribution: str) -> str | None:
 
 
 def _stack() -> str:
-    """The stack that is installed, identified by its mmengine; OneDL's if there is none."""
+    """Return the installed stack, identified by its mmengine; OneDL's if there is none."""
     return "openmmlab" if _version("mmengine") and not _version("onedl-mmengine") else "onedl"
 
 
 def _python() -> Finding:
     finding = Finding("Python", platform.python_version())
     if sys.version_info[:2] < PYTHON:
-        finding.state, finding.problem = "wrong", "3.10 or later is needed"
+        finding.state, finding.problem = "wrong", "3.10 or later is required"
         finding.fix = "python3.11 -m venv .venv"
     return finding
 
@@ -150,12 +150,12 @@ def _install(*requirements: str) -> str:
 
 
 def _reinstall(requirement: str) -> str:
-    """Replace an installed package's files: pip leaves a broken package of the right version alone."""
+    """Command that replaces the files of a package: pip does not touch a broken package of the right version."""
     return f'pip install --force-reinstall --no-deps "{requirement}"'
 
 
 def _install_torch() -> str:
-    """Reinstall torch and torchvision as a pair from one index: torchvision 0.(15 + n) belongs to torch 2.n."""
+    """Command that reinstalls torch and torchvision from one index: torchvision 0.(15 + n) belongs to torch 2.n."""
     version = (_version("torch") or "").partition("+")[0]
     minor = re.match(r"2\.(\d+)", version)
     pair = f'"torch=={version}" "torchvision==0.{15 + int(minor[1])}.*"' if minor else "torch torchvision"
@@ -163,7 +163,7 @@ def _install_torch() -> str:
 
 
 def _install_ops(stack: str) -> str:
-    """Build mmcv with its ops from source against the installed torch, bypassing pip's cache."""
+    """Command that builds mmcv and its ops from source against the installed torch, bypassing pip's cache."""
     mmcv = MODULES["mmcv"][stack]
     tools = "setuptools>=77,<82" if stack == "onedl" else "setuptools==69.5.1"
     return (
@@ -173,7 +173,7 @@ def _install_ops(stack: str) -> str:
 
 
 def _asked(distribution: str, stack: str) -> str:
-    """The distribution with the bounds from mmgcvit's own metadata, as a requirement for pip."""
+    """Requirement for pip: the distribution with the version bounds from mmgcvit's own metadata."""
     for requirement in _requirements("mmgcvit", stack):
         if requirement.name == distribution:
             return f"{distribution}{requirement.specifier}"
@@ -181,8 +181,8 @@ def _asked(distribution: str, stack: str) -> str:
 
 
 def _requirements(distribution: str, stack: str) -> list[Requirement]:
-    """The distribution's requirements, including this stack's extras; [] where they cannot be read."""
-    # The bounds between the mm packages are under the extras 'mim' (OpenMMLab) and 'mminstall' (OneDL).
+    """Requirements of a distribution, including this stack's extras; [] if they cannot be read."""
+    # The version bounds between the mm packages are in the extras 'mim' (OpenMMLab) and 'mminstall' (OneDL).
     extras = ("", stack, "mim", "mminstall")
     requirements: list[Requirement] = []
     try:
@@ -197,7 +197,7 @@ def _requirements(distribution: str, stack: str) -> list[Requirement]:
             marker = requirement.marker
             if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
                 requirements.append(requirement)
-        except Exception:  # one malformed line does not hide the others
+        except Exception:  # skip malformed lines
             continue
     return requirements
 
@@ -213,36 +213,36 @@ def _module(name: str, stack: str) -> Finding:
     if isinstance(module, BaseException):
         error = _first_failure(name, module)
         problem = f"cannot be imported: {describe(error)}"
-        if "torchvision::" in problem:  # raised in every package that imports torchvision
-            problem += "; torch and torchvision are of different builds"
+        if "torchvision::" in problem:  # raised by every package that imports torchvision
+            problem += "; torch and torchvision are different builds"
         return Finding(name, version or "?", "wrong", problem, _fix(error, name, stack))
     if _attribute(module, "__file__") is None and hasattr(module, "__path__"):
         folder = next(iter(module.__path__), "?")
-        problem = f"not installed: {folder} is a folder of that name without a package in it, move it away"
+        problem = f"not installed: {folder} is a folder with this name that contains no package; move it away"
         return Finding(name, "-", "wrong", problem, _fix_missing(name, stack))
     found = _attribute(module, "__version__")
     return Finding(name, found if isinstance(found, str) else version or "?")
 
 
 def _fix_missing(name: str, stack: str) -> str:
-    """The command that installs a module which is not there."""
+    """Command that installs a missing module."""
     if name == "mmcv":
         return _install_ops(stack)
     if name in ("torch", "torchvision"):
         return _install_torch()
     if name in MODULES:
         distribution = MODULES[name][stack]
-        install = _reinstall if _version(distribution) else _install  # pip may believe that it is there
+        install = _reinstall if _version(distribution) else _install  # pip may consider it installed
         return install(_asked(distribution, stack))
     return _install(DISTRIBUTIONS.get(name, name))
 
 
 def _fix(error: BaseException, name: str, stack: str) -> str:
-    """The command that fixes a module whose import raised ``error``."""
+    """Command that fixes a module whose import raised ``error``."""
     message = describe(error)
     if "torchvision::" in message:
         return _install_torch()
-    if "libGL" in message:  # opencv-python needs it from the system; the headless variant has the same cv2 without
+    if "libGL" in message:  # opencv-python needs the system's libGL, the headless variant does not
         return "pip install --force-reinstall --no-deps opencv-python-headless"
     if isinstance(error, ModuleNotFoundError) and error.name:
         missing = error.name.partition(".")[0]
@@ -262,7 +262,7 @@ def _fix(error: BaseException, name: str, stack: str) -> str:
 
 @cache
 def _distributions() -> dict[str, list[str]]:
-    """The distributions that install each importable name."""
+    """Map each importable name to the distributions that install it."""
     try:
         return dict(metadata.packages_distributions())
     except Exception:
@@ -270,13 +270,13 @@ def _distributions() -> dict[str, list[str]]:
 
 
 def _culprit(error: BaseException) -> str | None:
-    """The installed package to blame: the one that is named as incompatible, else the innermost that was running."""
-    incompatible = re.search(r"\b(\w+)==\S+ is used but incompatible", describe(error))  # mmdet about mmcv
+    """Return the package to blame for an error: one reported as incompatible, else the innermost in the traceback."""
+    incompatible = re.search(r"\b(\w+)==\S+ is used but incompatible", describe(error))  # mmdet's message about mmcv
     if incompatible and incompatible[1].lower() in MODULES:
         return incompatible[1].lower()
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] in MODULES:
         return error.name.partition(".")[0]
-    if isinstance(error, SyntaxError) and error.filename:  # a module that does not compile never runs
+    if isinstance(error, SyntaxError) and error.filename:  # a module that does not compile is not in the traceback
         return next((part for part in reversed(Path(error.filename).parts) if part in MODULES), None)
     culprit, trace = None, error.__traceback__
     while trace is not None:
@@ -288,16 +288,16 @@ def _culprit(error: BaseException) -> str | None:
 
 
 def _first_failure(name: str, error: BaseException) -> BaseException:
-    """What importing mmgcvit met first, if it was ``name`` that failed.
+    """Return the first error met while importing mmgcvit, if it came from ``name``, else ``error``.
 
-    A compiled package whose import failed once often raises something else, and misleading, the second time.
+    A compiled package whose import failed once often raises a different, misleading error the second time.
     """
     reason = _attribute(mmgcvit, "_reason")
     return reason if isinstance(reason, BaseException) and _culprit(reason) == name else error
 
 
 def _check_bounds(findings: dict[str, Finding], stack: str) -> None:
-    """Check the installed versions against what the packages require of each other in their metadata."""
+    """Check the installed versions against the requirements that the packages declare for each other."""
     names = {of[stack]: name for name, of in MODULES.items()}
     for asking in ["mmgcvit", *names]:
         for requirement in _requirements(asking, stack):
@@ -306,11 +306,11 @@ def _check_bounds(findings: dict[str, Finding], stack: str) -> None:
                 continue
             try:
                 fits = requirement.specifier.contains(there.partition("+")[0], prereleases=True)
-            except Exception:  # not a version
+            except Exception:  # not a valid version
                 fits = False
             finding = findings[names[requirement.name]]
             if not fits:
-                misfit = f"{requirement.name} {there} does not fit: {asking} asks for {requirement.specifier}"
+                misfit = f"{requirement.name} {there} is incompatible: {asking} requires {requirement.specifier}"
                 finding.state = "wrong"
                 finding.problem = f"{finding.problem}; {misfit}" if finding.problem else misfit
                 finding.fix = _install(f"{requirement.name}{requirement.specifier}")
@@ -322,12 +322,12 @@ def _check_bounds(findings: dict[str, Finding], stack: str) -> None:
         and vision.found.split("+")[1] != torch.split("+")[1]
     ):
         vision.state = "wrong"
-        vision.problem = f"torchvision {vision.found} is of another build than torch {torch}"
+        vision.problem = f"torchvision {vision.found} is a different build from torch {torch}"
         vision.fix = _install_torch()
 
 
 def _doubles() -> Iterator[Finding]:
-    """Two distributions that install the same package folder overwrite each other's files."""
+    """Find distributions that install the same package folder, and so overwrite each other's files."""
     for name, of in MODULES.items():
         if of["onedl"] != of["openmmlab"] and _version(of["onedl"]) and _version(of["openmmlab"]):
             both = f"{of['onedl']} {of['openmmlab']}"
@@ -341,7 +341,7 @@ def _doubles() -> Iterator[Finding]:
 
 
 def _ops(stack: str) -> Finding:
-    for name in ("mmcv._ext", "mmcv.ops"):  # the ops look up every function that they need in the extension
+    for name in ("mmcv._ext", "mmcv.ops"):  # importing the ops looks up all their functions in the extension
         error = _import(name)
         if isinstance(error, BaseException):
             problem = "mmcv's compiled ops (RoIAlign, NMS, ...) are missing or were built against another torch or mmcv"
@@ -370,7 +370,7 @@ def _gpu(stack: str) -> Finding:
 
 
 def _backbone(stack: str, explained: bool) -> Finding:
-    """Whether mmgcvit itself works; ``explained`` if another check has failed already, so that it need not."""
+    """Check mmgcvit itself; ``explained``: another check has already failed, so a failure here needs no explanation."""
     try:
         registry = _import("mmengine.registry")
         if isinstance(registry, BaseException):
@@ -387,16 +387,16 @@ def _backbone(stack: str, explained: bool) -> Finding:
     if registered is not backbone:
         finding.state = "wrong"
         finding.problem = f"another class is registered as GCViT in mmengine's registry: {registered}"
-        finding.fix = "do not import that one"
+        finding.fix = "do not import that class"
     elif not _requirements("mmgcvit", stack):
         finding.state = "wrong"
-        finding.problem = "the required versions could not be checked: mmgcvit is importable but not installed"
+        finding.problem = "the required versions could not be checked: mmgcvit can be imported but is not installed"
         finding.fix = "pip install packaging && pip install --no-deps -e .  # in its folder"
     return finding
 
 
 def _fix_backbone(error: BaseException, stack: str) -> str:
-    """The command that fixes a requirement which no other check looks at."""
+    """Command that fixes a requirement that no other check covers."""
     for name in OTHERS:
         failure = _import(name)
         if isinstance(failure, BaseException):

@@ -1,7 +1,7 @@
-"""Every error that mmgcvit raises on purpose.
+"""Exceptions of mmgcvit.
 
-Each message names the thing, its value and what is allowed. All of them derive from :class:`MMGCViTError`; the second
-base class is the built-in one that callers already catch.
+Each message names the thing, its value and what is allowed. All exceptions derive from :class:`MMGCViTError`; their
+second base class is the built-in exception that callers may already catch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class CorruptImageError(MMGCViTError, OSError):
     """An image cannot be decoded, or is truncated."""
 
 
-CorruptPictureError = CorruptImageError  # the former name, kept for one release
+CorruptPictureError = CorruptImageError  # former name, kept for one release
 
 
 class PrepareError(MMGCViTError, ValueError):

@@ -1,9 +1,9 @@
-"""What a model asks of a GPU, counted without one: kernels, bytes moved, bytes kept for the backward pass.
+"""Counts the GPU work of a model without a GPU: kernels, bytes moved, bytes saved for the backward pass.
 
-The model runs on the meta device, in eager mode. A view costs nothing; every other operation is one kernel that reads
-its inputs and writes its outputs once (an expanded tensor counts once). Fused attention is one kernel forward and one
-backward. So the figures are lower bounds. They are the same on every machine, and so they can be tested: use them to
-compare implementations, and time on a card to know how long they take.
+The model runs on the meta device in eager mode. A view costs nothing; every other operation counts as one kernel that
+reads its inputs and writes its outputs once (an expanded tensor counts at its unexpanded size). Fused attention counts
+as one kernel in the forward and one in the backward pass. The figures are therefore lower bounds. They are the same on
+every machine and can be tested: use them to compare implementations, and a GPU to measure time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from mmgcvit.compat import TorchDispatchMode, storage_id, tree_leaves
 from mmgcvit.errors import BenchmarkError
 
-# Operations that launch nothing: views, and memory that is not written.
+# Operations that launch no kernel: views, and allocation without writing.
 FREE = frozenset([
     "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "slice", "select", "unsqueeze",
     "squeeze", "unbind", "split", "split_with_sizes", "chunk", "alias", "detach", "as_strided", "unfold",
@@ -40,9 +40,9 @@ class KernelCount:
     """Kernels and memory traffic of a forward pass or of a training step.
 
     Args:
-        kernels: launches by operation.
-        moved: bytes read and written by operation.
-        kept: bytes that are kept for the backward pass, beyond the parameters.
+        kernels: number of launches, by operation.
+        moved: bytes read and written, by operation.
+        kept: bytes saved for the backward pass, in addition to the parameters.
     """
 
     kernels: Counter[str] = field(default_factory=Counter)
@@ -56,13 +56,13 @@ class KernelCount:
 
 
 def _bytes(tensor: Tensor) -> int:
-    """Bytes behind a tensor; an expanded dimension is there once."""
+    """Size of a tensor in memory, in bytes; expanded dimensions count once."""
     sizes = (n if stride else 1 for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return reduce(operator.mul, sizes, 1) * tensor.element_size()
 
 
 class _Counting(TorchDispatchMode):
-    """Adds each operation to a count."""
+    """Dispatch mode that adds each operation to a count."""
 
     def __init__(self, count: KernelCount) -> None:
         super().__init__()
@@ -77,13 +77,15 @@ class _Counting(TorchDispatchMode):
 
 
 def _attention(count: KernelCount) -> Callable[..., Tensor]:
-    """A stand-in for fused attention on the meta device: shapes without values, one kernel for each direction."""
+    """Make a stand-in for fused attention on the meta device that counts one kernel per direction."""
 
     class Attention(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
             batch, heads, tokens, _ = q.shape
-            result = q.new_empty(batch, tokens, heads, v.shape[-1]).transpose(1, 2)  # as the fused kernels lay it out
+            result = q.new_empty(batch, tokens, heads, v.shape[-1]).transpose(
+                1, 2
+            )  # same memory layout as the fused kernels
             ctx.save_for_backward(q, k, v, mask, result)
             count.add("attention", (q, k, v, mask, result))
             return result
@@ -125,10 +127,10 @@ def count_kernels(
     """Count the kernels of a forward pass, or of a forward and backward pass from the sum of all outputs.
 
     Args:
-        build: makes the model, which is then moved to the meta device.
-        shape: (B, C, H, W) of the input.
-        train: a training step instead of an evaluation forward pass.
-        dtype: of the parameters and the input.
+        build: function that builds the model, which is then moved to the meta device.
+        shape: shape (B, C, H, W) of the input.
+        train: count a training step instead of a forward pass in evaluation mode.
+        dtype: dtype of the parameters and the input.
 
     Raises:
         BenchmarkError: the model cannot run on the meta device.
@@ -153,7 +155,7 @@ def count_kernels(
         return count
 
     try:
-        run()  # fills what is cached between calls
+        run()  # fills the caches
         return run()
     except (RuntimeError, NotImplementedError) as error:
         raise BenchmarkError(f"{type(model).__name__} cannot run on the meta device in {dtype}: {error}") from error

@@ -1,7 +1,7 @@
-"""The package's own registries, of scope ``mmgcvit``, and the type names of earlier releases.
+"""The package's own registries with the scope ``mmgcvit``, and the type names of earlier releases.
 
-Configs name what is registered here with its scope, ``type='mmgcvit.TopKAccuracy'``, under any default scope. Only
-names that carry GCViT are in mmengine's root registries, so that no other plugin's class is replaced.
+Configs refer to these classes with their scope, as in ``type='mmgcvit.TopKAccuracy'``, under any default scope. Only
+classes with GCViT in their name are in mmengine's root registries, so that no class of another plugin is replaced.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmengine.logging import print_log
 from mmengine.registry import Registry
 
 SCOPE = "mmgcvit"
-#: Classes whose module needs mmcv or mmdet: imported when the name is looked up for the first time.
+#: Classes whose module needs mmcv or mmdet; it is imported when the name is first looked up.
 LAZY = {"BoxTTAModel": "mmgcvit.tasks.detection.tta", "LoadCheckedImage": "mmgcvit.datasets.loading"}
 
 
@@ -25,7 +25,7 @@ class _Registry(Registry):
     """A registry that imports the modules of :data:`LAZY` classes on demand."""
 
     def get(self, key: str) -> Any:
-        """The class of this name, or None."""
+        """Return the class with this name, or None."""
         if (module := LAZY.get(key.removeprefix(f"{SCOPE}."))) is not None:
             import_module(module)
         return super().get(key)
@@ -44,7 +44,7 @@ OPTIM_WRAPPERS = _child(root.OPTIM_WRAPPERS)
 PARAM_SCHEDULERS = _child(root.PARAM_SCHEDULERS)
 TRANSFORMS = _child(root.TRANSFORMS)
 
-#: Type names of earlier releases, which were in mmengine's root registries. They work for one more release.
+#: Type names of earlier releases, from mmengine's root registries. They are supported for one more release.
 OLD_TYPES = {
     name: f"{SCOPE}.{name}"
     for name in (
@@ -59,15 +59,15 @@ OLD_TYPES = {
 
 
 def type_name(part: Any) -> str:
-    """The class name of a config's part, whether ``type`` is the class, its name, or the name with a scope."""
+    """Return the class name of a config dict, whether ``type`` is the class, its name, or the name with a scope."""
     kind = part.get("type") if isinstance(part, Mapping) else part
     return kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", "")
 
 
 def rename_old_types(cfg: Config) -> Config:
-    """Replace type names of earlier releases in a config, in place and however deep; one log line says which.
+    """Replace type names of earlier releases in a config, in place and at any depth, and log them on one line.
 
-    A name that another package has registered in mmengine's root registries is left alone.
+    A name that another package has registered in mmengine's root registries is not replaced.
     """
     found: dict[str, str] = {}
     taken = {
@@ -86,7 +86,7 @@ def rename_old_types(cfg: Config) -> Config:
     if found:
         names = ", ".join(f"{old!r} is now {new!r}" for old, new in sorted(found.items()))
         print_log(
-            f"deprecated type names in the config, which the next release will not know: {names}",
+            f"deprecated type names in the config, which the next release will not support: {names}",
             logger="current",
             level=logging.WARNING,
         )

@@ -1,4 +1,4 @@
-"""Checkpoints in the layout of each publisher, written from the tensors of a classifier, and models to load them."""
+"""Checkpoints in the layouts of all publishers, written from the tensors of a classifier, and models to load them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmgcvit.checkpoint.layouts import export_state_dict, split_state_dict
 
 
 def authors_names(state: dict[str, Tensor], arch: dict) -> dict[str, Tensor]:
-    """Tensors of a classifier under the authors' names; independent of the project's own conversion tables."""
+    """Convert a classifier's tensors to the authors' names, independently of the project's conversion tables."""
     theirs = {}
     for name, value in state.items():
         name = name.removeprefix("backbone.")
@@ -52,7 +52,7 @@ def authors_names(state: dict[str, Tensor], arch: dict) -> dict[str, Tensor]:
 
 
 def write_authors(path: Path, state: dict[str, Tensor], **more: object) -> Path:
-    """Write a file as timm's saver does: with an optimizer state, and arguments that torch's safe loader refuses."""
+    """Write a file like timm's saver: with an optimizer state, and arguments that torch's safe loader refuses."""
     optimizer = dict(state={0: dict(step=3)}, param_groups=[dict(lr=0.1)])
     torch.save(
         dict(
@@ -70,7 +70,7 @@ def write_authors(path: Path, state: dict[str, Tensor], **more: object) -> Path:
 
 
 def write_detection(path: Path, state: dict[str, Tensor], embed_dims: int) -> Path:
-    """Write a file as mmdet 2 does for the authors' detectors: a norm per map, no head, and other parts."""
+    """Write a file like mmdet 2 for the authors' detectors: one norm per map, no head, and other parts."""
     network = {f"backbone.{name}": value for name, value in state.items() if not name.startswith(("norm.", "head."))}
     for i in range(4):
         dim = embed_dims * 2**i
@@ -82,7 +82,7 @@ def write_detection(path: Path, state: dict[str, Tensor], embed_dims: int) -> Pa
 
 
 def write_keras(path: Path, state: dict[str, Tensor]) -> Path:
-    """Write a file as tfgcvit's save_weights does."""
+    """Write a file like tfgcvit's save_weights."""
     h5py = pytest.importorskip("h5py")
     with h5py.File(path, "w") as file:
         for name, value in state.items():
@@ -124,7 +124,7 @@ def write_all(folder: Path, ours: dict[str, Tensor], authors: dict[str, Tensor],
 class Detector(nn.Module):
     def __init__(self, **backbone) -> None:
         super().__init__()
-        self.neck = nn.Linear(2, 2)  # before the backbone: what fails there is not to have changed this
+        self.neck = nn.Linear(2, 2)  # loaded before the backbone; must be unchanged if the backbone fails
         self.backbone = GCViT(**{"arch": TINY, **backbone})
 
 
@@ -136,7 +136,7 @@ def assert_loaded(backbone: GCViT, classifier: GCViTClassifier) -> None:
 
 
 def unchanged(model: nn.Module) -> Callable[[], None]:
-    """Return a function that asserts that no tensor of the model has changed since."""
+    """Return a function that asserts that no tensor of the model has changed since this call."""
     before = copy.deepcopy(model.state_dict())
 
     def check() -> None:

@@ -1,4 +1,4 @@
-"""What several tests share: a tiny arch, and a model in which nothing hides behind an initial value."""
+"""Shared fixtures and helpers: a tiny arch, and models whose parameters all have random values."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.utils.data import _utils
 
-# Where a Runner goes with the garbage, the workers of its loaders are not told, and each is waited for before it is
-# killed.
+# When a Runner is garbage-collected, the workers of its data loaders are not notified; torch waits for each before
+# killing it.
 _utils.MP_STATUS_CHECK_INTERVAL = 0.1  # seconds, instead of 5
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +20,7 @@ TINY = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4), window_s
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter a random value of a size that shows: norms, biases, tables and layer scales too."""
+    """Set every parameter to a random value with a visible effect, including norms, biases, tables and layer scales."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -38,19 +38,19 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Largest difference over the largest value."""
+    """Largest absolute difference relative to the largest absolute value."""
     assert got.shape == wanted.shape, f"{tuple(got.shape)} against {tuple(wanted.shape)}"
     return ((got - wanted).abs().max() / wanted.abs().max()).item()
 
 
 def loss_of(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """A sum in which every element of every map has its own weight."""
+    """Weighted sum of all maps with a different weight for each element."""
     return sum((m * torch.linspace(-1, 1, m.numel(), dtype=m.dtype).reshape(m.shape)).sum() for m in maps)
 
 
 @pytest.fixture
 def tiny_model():
-    """Build a tiny GCViT in evaluation mode; keyword arguments go through."""
+    """Factory of tiny GCViTs in evaluation mode; passes keyword arguments on."""
     from mmgcvit.backbone import GCViT
 
     def build(**kwargs):
@@ -78,7 +78,7 @@ def authors_dict(classifier) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory, classifier, authors_dict) -> dict[str, Path]:
-    """The classifier in a file of each layout."""
+    """Checkpoint files of the classifier, one per layout."""
     from checkpoint_fixtures import write_all
 
     return write_all(tmp_path_factory.mktemp("checkpoints"), classifier.state_dict(), authors_dict, TINY["embed_dims"])
@@ -86,7 +86,7 @@ def files(tmp_path_factory, classifier, authors_dict) -> dict[str, Path]:
 
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
-    """Messages of mmengine's current logger."""
+    """Messages logged by mmengine's current logger."""
     from mmengine.logging import MMLogger
 
     records: list[str] = []

@@ -1,6 +1,6 @@
-"""The checkpoints and inputs whose answers by the published implementations are recorded in ``tests/data``.
+"""Checkpoints and inputs for which ``tests/data`` has recorded outputs of the published implementations.
 
-They are random numbers, so they are drawn again instead of being stored. ``tests/data/README.md`` describes how.
+They are random numbers, so they are generated again instead of being stored; see ``tests/data/README.md``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 
 DATA = Path(__file__).resolve().parent / "data"
 PEER_ARCH = dict(embed_dims=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), mlp_ratio=3, layer_scale=1e-5)
-# Sum of the absolute values of all weights. If it differs, the random number generators draw other numbers.
+# Sum of the absolute values of all weights. If it differs, the random number generators have changed.
 CHECKSUMS = {"classification": 110909.47000036, "detection": 113396.53447991, "tfgcvit": 118305.11022936}
-_AUTHORS_INPUTS = (  # one generator draws them all, in this order
+_AUTHORS_INPUTS = (  # all drawn from one generator, in this order
     ("authors_classification", "3x224x224", (3, 3, 224, 224)),
     ("authors_detection", "2x200x152", (2, 3, 200, 152)),
     ("authors_detection", "1x150x260", (1, 3, 150, 260)),
@@ -28,15 +28,15 @@ _TFGCVIT_INPUTS = (("2x224x224", 3), ("1x448x224", 4), ("1x150x260", 5))  # with
 
 
 def recipe() -> dict[str, Any]:
-    """Shapes and seeds, in the order in which the tensors were drawn."""
+    """Load the shapes and seeds, in the order in which the tensors were drawn."""
     return json.loads((DATA / "recipe.json").read_text())
 
 
 def authors_weights(kind: str) -> dict[str, Tensor]:
-    """State dict under the authors' names; kind is 'classification' or 'detection'.
+    """Generate a state dict with the authors' names; kind is 'classification' or 'detection'.
 
-    Convolutions (and biases of the linear layers in detection) start from PyTorch's default initialisation, which drew
-    from the default generator of the process; then one generator randomises everything but the convolutions' weights.
+    Convolutions (and biases of the linear layers in detection) start from PyTorch's default initialisation, drawn from
+    the default generator of the process; then one generator randomises everything but the weights of convolutions.
     """
     everything = recipe()
     tensors = everything[kind]["tensors"]
@@ -76,7 +76,7 @@ def authors_weights(kind: str) -> dict[str, Tensor]:
 
 
 def tfgcvit_weights() -> dict[str, np.ndarray]:
-    """Data sets by their paths in the file that tfgcvit's ``save_weights`` wrote."""
+    """Generate the data sets in the file written by tfgcvit's ``save_weights``, by path."""
     row = recipe()["tfgcvit"]
     generator = np.random.default_rng(row["seed"])
     found = {}
@@ -99,7 +99,7 @@ def tfgcvit_weights() -> dict[str, np.ndarray]:
 
 
 def write_peer_file(kind: str, folder: Path) -> Path:
-    """Write the checkpoint in its publisher's layout; kind is 'classification', 'detection' or 'tfgcvit'."""
+    """Write a checkpoint in its publisher's layout; kind is 'classification', 'detection' or 'tfgcvit'."""
     if kind == "tfgcvit":
         import h5py
 
@@ -122,9 +122,9 @@ def write_peer_file(kind: str, folder: Path) -> Path:
 
 
 def peer_answers(name: str) -> dict[str, dict[str, Tensor]]:
-    """Size -> name -> tensor: the inputs, drawn again, and the recorded outputs; name is that of the npz file.
+    """Return the regenerated inputs and the recorded outputs as size -> name -> tensor; ``name`` is the npz file.
 
-    The inputs were rounded to float16 and fed as float32.
+    The inputs were rounded to float16 and passed as float32.
     """
     sizes: dict[str, dict[str, Tensor]] = {}
     if name == "tfgcvit":
@@ -146,13 +146,13 @@ def peer_answers(name: str) -> dict[str, dict[str, Tensor]]:
 
 
 def _bound(tensors: dict[str, Any], name: str) -> float:
-    """Of PyTorch's uniform default initialisation."""
+    """Bound of PyTorch's uniform default initialisation."""
     shape = tensors[name][0] if len(tensors[name][0]) > 1 else tensors[name.replace(".bias", ".weight")][0]
     return math.sqrt(3.0) * (math.sqrt(2.0 / 6.0) / math.sqrt(math.prod(shape[1:])))
 
 
 def _position_index(window: int) -> Tensor:
-    """(window^2, window^2) int64: for each pair of tokens its row of the bias table, a buffer in the authors' files."""
+    """Row of the bias table for each pair of tokens, (window^2, window^2) int64: a buffer in the authors' files."""
     tokens = torch.arange(window**2)
     y, x = tokens // window, tokens % window
     return (y[:, None] - y + window - 1) * (2 * window - 1) + x[:, None] - x + window - 1
@@ -163,5 +163,5 @@ def _check(kind: str, state: dict[str, Any]) -> None:
     total = sum(value.double().abs().sum().item() for value in values if value.is_floating_point())
     assert math.isclose(total, CHECKSUMS[kind], rel_tol=1e-6), (
         f"{kind}: sum of absolute values {total!r}, recorded {CHECKSUMS[kind]!r}: the generators of torch "
-        f"{torch.__version__} or NumPy {np.__version__} draw other numbers than those that the answers belong to"
+        f"{torch.__version__} or NumPy {np.__version__} differ from those used for the recorded outputs"
     )

@@ -1,4 +1,4 @@
-"""Counts of multiply-adds against counting by hand and published figures; parameter groups of a config."""
+"""Multiply-adds compared with manual counts and published figures; parameter groups of a config."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DETECTION = ROOT / "configs/detection"
 SEGMENTATION = ROOT / "configs/segmentation"
 
 
-def test_attention_by_hand():
+def test_attention_flops_equal_manual_count():
     """Two products of tokens x tokens x channels for each window of each block."""
     model = GCViT(TINY, window_size=4)
     counted = count_flops(model, (256, 128))
@@ -43,12 +43,12 @@ def test_attention_by_hand():
     assert counted.total.parameters == sum(p.numel() for p in model.parameters())
 
 
-def test_linear_maps_by_hand():
-    """What a block's matrices cost grows with its tokens; norms and activations cost nothing."""
+def test_linear_flops_equal_manual_count():
+    """The cost of a block's matrices is proportional to its tokens; norms and activations are not counted."""
     model = GCViT(TINY, window_size=4)
     stage = {part.name: part for part in count_flops(model, (128, 128)).parts}["stages.3"]
     weights = sum(m.weight.numel() for m in model.stages[3].blocks.modules() if isinstance(m, torch.nn.Linear))
-    assert stage.macs - stage.attention > 16 * weights  # 4 x 4 tokens, and the downsampling
+    assert stage.macs - stage.attention > 16 * weights  # 4 x 4 tokens, plus the downsampling
     larger = {part.name: part for part in count_flops(model, (256, 256)).parts}["stages.3"]
     assert abs(larger.macs / stage.macs / 4 - 1) < 0.01
 
@@ -64,7 +64,7 @@ def test_published_classifiers(arch: str, published: float):
     assert {"backbone.stem", "backbone.stages.0", "backbone.stages.3", "head"} <= {part.name for part in flops.parts}
 
 
-def test_counting_leaves_the_model_as_it_was():
+def test_counting_does_not_modify_the_model():
     model = GCViT(TINY, window_size=4).train()
     model.stages[0].eval()
     count_flops(model, (64, 64))
@@ -105,31 +105,31 @@ def test_heads_of_detectors(config: str):
 
 
 def padding(backbone: GCViT, shape: tuple[int, int]) -> int:
-    """Multiply-adds that the authors' code spends on the padding of windows, and this one does not."""
+    """Multiply-adds that the authors' code spends on the padding of windows, and this code does not."""
     total = 0
     for i, stage in enumerate(backbone.stages):
         height, width = (-(-side // 2 ** (i + 2)) for side in shape)
         window, channels = stage.window, backbone.arch.dims[i]
         padded = -(-height // window) * -(-width // window) * window**2
         products = 2 * channels * padded * window**2
-        tokens, rows = 0, 0  # here; the padding of a window is one row, which goes through the MLP, too
+        tokens, rows = 0, 0  # in this code; the padding of a window is one row, which also passes through the MLP
         for r in split_into_regions(height, width, window):
             tokens, rows = tokens + r.num_windows * r.height * r.width, rows + r.num_windows * r.num_rows
             products -= 2 * channels * r.num_windows * r.num_rows**2
         hidden = int(channels * backbone.arch.mlp_ratio)
         for block in stage.blocks:
-            maps = 3 if block.attn.is_global else 4  # with the projection
+            maps = 3 if block.attn.is_global else 4  # including the projection
             total += products + channels**2 * maps * (padded - rows) - 2 * hidden * channels * (rows - tokens)
     return total
 
 
-def test_padding_is_what_whole_windows_cost_more():
-    """At a size of whole windows nothing is padded; and where the maps are padded before, padding costs just that."""
+def test_padding_cost_equals_difference_to_full_windows():
+    """The cost is 0 if full windows fit; otherwise it is the attention part of the difference to pad='stage'."""
     model = GCViT(TINY, window_size=4, pad="window")
     assert padding(model, (256, 512)) == 0
     models = {pad: GCViT(TINY, window_size=4, pad=pad) for pad in ("window", "stage")}
     counted = {pad: {part.name: part.macs for part in count_flops(models[pad], (256, 120)).parts} for pad in models}
-    # stage 0: 64 x 30 tokens become 64 x 32; its MLPs and query see them with pad='stage' alone
+    # stage 0: 64 x 30 tokens are padded to 64 x 32; its MLPs and global query process the padding only with pad='stage'
     channels, added = 16, 64 * 2
     mlp = 2 * 2 * int(channels * model.arch.mlp_ratio) * channels * added
     alone = _Alone(model.stages[0].query, channels)
@@ -141,7 +141,7 @@ def test_padding_is_what_whole_windows_cost_more():
 
 
 class _Alone(torch.nn.Module):
-    """A part that takes maps, as a model that takes images."""
+    """Wraps a part whose inputs are maps as a model whose inputs are images."""
 
     def __init__(self, part: torch.nn.Module, channels: int) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class _Alone(torch.nn.Module):
     ],
 )
 def test_published_detectors(config: str):
-    """Paper, table 3, whose input size is not stated: at 800 x 1344, mmdet's size at test time, within 1 %."""
+    """Paper, table 3, which states no input size: at 800 x 1344, mmdet's size at test time, within 1 %."""
     pytest.importorskip("mmcv._ext")
     model = build_model(Config.fromfile(DETECTION / f"{config}.py"))
     paper = PUBLISHED[config]
@@ -173,7 +173,7 @@ def test_published_detectors(config: str):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny_w7", "tiny", "small_w24", "base_w24"])
 def test_published_segmentors(name: str):
-    """Paper, table 5, at 512 x 2048, within 1 %, padding counted; small and base fit windows of 24, tiny does not."""
+    """Paper, table 5, at 512 x 2048, within 1 % incl. padding; small and base match windows of 24, tiny does not."""
     pytest.importorskip("mmseg")
     config = f"gcvit-{name}_upernet_8xb2-160k_ade20k-512x512"
     model = build_model(Config.fromfile(SEGMENTATION / f"{config}.py"))
@@ -186,7 +186,7 @@ def test_published_segmentors(name: str):
     assert abs(counted / 1e9 / paper.gflops - 1) < 0.01
 
 
-def test_published_figures_stand_beside_ours(capsys):
+def test_published_figures_are_printed(capsys):
     for name in PUBLISHED:
         assert any((folder / f"{name}.py").is_file() for folder in (DETECTION, SEGMENTATION)), name
     config = "configs/segmentation/gcvit-tiny_upernet_8xb2-160k_ade20k-512x512"
@@ -207,7 +207,7 @@ def test_published_figures_stand_beside_ours(capsys):
         ["published, table 5", "947", "58"],
     ):
         assert row in rows, row
-    print_flops(Flops((64, 64), [Part("stem", 1, 0, 1), Part("other")]))  # a backbone by itself
+    print_flops(Flops((64, 64), [Part("stem", 1, 0, 1), Part("other")]))  # a backbone alone
     printed = capsys.readouterr().out
     assert "backbone" not in printed
     assert "published" not in printed
@@ -223,7 +223,7 @@ def test_parameter_groups():
     assert frozen == unmatched == []
 
 
-def test_groups_of_a_config_for_mixed_precision():
+def test_parameter_groups_with_mixed_precision():
     pytest.importorskip("mmdet")
     cfg = Config.fromfile(DETECTION / "mask-rcnn_gcvit-nano_fpn_digits.py")
     cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic", dtype="bfloat16")
@@ -231,7 +231,7 @@ def test_groups_of_a_config_for_mixed_precision():
     assert cfg.optim_wrapper.type == "AmpOptimWrapper"
 
 
-def test_a_custom_key_that_matches_nothing_is_told(capsys):
+def test_unmatched_custom_keys_are_reported(capsys):
     pytest.importorskip("mmdet")
     cfg = Config.fromfile(DETECTION / "mask-rcnn_gcvit-nano_fpn_digits.py")
     cfg.optim_wrapper.paramwise_cfg.custom_keys["absolute_pos_embed"] = dict(decay_mult=0.0)
@@ -267,4 +267,4 @@ def test_commands(tmp_path):
         [sys.executable, "-m", "mmgcvit", "params", "nowhere.py"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert done.stderr.strip() == "error: config 'nowhere.py': there is no such file"
+    assert done.stderr.strip() == "error: config 'nowhere.py': no such file"

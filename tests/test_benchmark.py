@@ -1,4 +1,4 @@
-"""The benchmark: what it runs, counts, and concludes."""
+"""The benchmark: models, measurements and printed results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmgcvit.kernels import dispatch
 SMALL = "gcvit-xxtiny,window_size=2/2/2/2"
 
 
-def test_names_become_models():
+def test_build_from_names():
     model = benchmark.build("gcvit-xxtiny,window_size=8/8/16/8,pad=window,with_cp=true")
     assert model.arch.window_size == (8, 8, 16, 8)
     assert model.pad == "window"
@@ -44,13 +44,13 @@ def test_bad_names(name: str, message: str):
         benchmark.build(name)
 
 
-def test_a_gpu_that_is_not_there(monkeypatch):
+def test_missing_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BenchmarkError, match=r"device 'cuda:1': torch sees no GPU; allowed: cpu"):
         benchmark.measure([SMALL], ["forward"], [(32, 32)], Settings(device="cuda:1"))
 
 
-def test_models_take_turns(monkeypatch):
+def test_models_alternate(monkeypatch):
     turns = []
     run = Measurement.run
 
@@ -68,13 +68,13 @@ def test_models_take_turns(monkeypatch):
         (m, mode, 3) for mode in benchmark.MODES for m in models
     ]
     assert all((r.rates, r.torch_rates) == (3 * [2e11], 3 * [1e11]) for r in results)
-    # two operations for a multiply-add, for each of two pictures
+    # two operations per multiply-add, for each of two images
     from mmgcvit.analysis import count_flops
 
     assert results[0].forward_flop == 4 * count_flops(benchmark.build(SMALL), (33, 40)).total.macs
 
 
-def test_a_training_step_leaves_no_gradients_but_makes_them(monkeypatch):
+def test_training_step_computes_and_resets_gradients(monkeypatch):
     measurement = Measurement(SMALL, "train", (32, 32), Settings(batch=2))
     seen = []
     measurement.parameters[0].register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.abs().sum().item()))
@@ -84,7 +84,7 @@ def test_a_training_step_leaves_no_gradients_but_makes_them(monkeypatch):
 
 
 def test_ablation(monkeypatch, capsys):
-    """Each kernel is off in its own turn, and on again afterwards."""
+    """Each kernel is disabled in turn, and enabled again afterwards."""
     chosen: list[tuple[str, ...]] = []
     forward = GCViT.forward
 
@@ -109,7 +109,7 @@ def result(name: str, seconds: list[float], shape: tuple[int, int] = (32, 32)) -
     return Result(name, "forward", shape, seconds, [2e11] * len(seconds), [1.25e11] * len(seconds))
 
 
-def test_noise_is_no_result():
+def test_noisy_measurements_give_no_result():
     steady, other = result("a", [1.0, 1.01, 0.99]), result("b", [2.0, 2.02, 2.04])
     noisy = result("c", [1.0, 1.4, 2.0])
     assert benchmark.ratio(other, steady) == "2.02"
@@ -120,16 +120,16 @@ def test_noise_is_no_result():
     assert benchmark.ratio(steady, None) == ""
 
 
-def test_what_is_printed(capsys):
+def test_printed_results(capsys):
     results = [result("a", [1.0, 1.0, 1.0]), result("b", [1.0, 1.5, 2.0])]
     results[0].forward_flop = results[1].forward_flop = 10**11
     benchmark.print_results(results, Settings(), "a")
     text = capsys.readouterr().out
     assert "200 GFLOP/s" in text
     assert "125 GFLOP/s" in text
-    assert text.index("0.50") < text.index("0.80")  # of the matrix rate, and of torch's
+    assert text.index("0.50") < text.index("0.80")  # relative to the matrix rate, and to torch's
     assert results[1].share(results[1].rates) is None
-    assert results[0].share([1e11, 2e11, 2e11]) is None  # the machine itself was unsteady
+    assert results[0].share([1e11, 2e11, 2e11]) is None  # the matrix rate itself was noisy
     assert "noisy: the interquartile range exceeds 15%" in text
 
 
@@ -142,8 +142,8 @@ def test_growth_with_pixels(capsys):
     assert "None" not in text
 
 
-def test_the_tool_in_fresh_processes(tmp_path):
-    """Peak memory is that process's own, not that of the one that asked."""
+def test_tool_with_isolated_processes(tmp_path):
+    """Peak memory is that of the new process, not of its parent."""
     command = [
         sys.executable,
         ROOT / "tools" / "benchmark.py",
@@ -168,7 +168,7 @@ def test_the_tool_in_fresh_processes(tmp_path):
     for r in data["results"]:
         assert len(r["seconds"]) == 2
         assert 50e6 < r["peak_bytes"] < 4e9
-        assert 0 < r["run_bytes"] < r["peak_bytes"] / 2  # the program and its packages are not the run's
+        assert 0 < r["run_bytes"] < r["peak_bytes"] / 2  # memory of the program and its packages does not count
     assert data["settings"]["threads"] == 1
     assert [p.name for p in (tmp_path / "made").iterdir()] == ["it.json"]
 

@@ -1,4 +1,4 @@
-"""Every private name of another library that the package uses exists and means what it did."""
+"""All private names of other libraries that the package uses exist and behave as expected."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_signatures_of_overridden_methods():
     assert parameters(Reader._filename)[:3] == ["self", "index", "basename"]
 
 
-def test_a_scheduler_asks_for_values_and_an_epoch_loop_counts():
-    """_get_value gives the learning rates; _epoch and _iter are what epoch and iter show."""
+def test_scheduler_values_and_loop_counters():
+    """_get_value returns the learning rates; epoch and iter return _epoch and _iter."""
     from mmengine.runner import EpochBasedTrainLoop
 
     class Constant(compat.ParamScheduler):
@@ -101,7 +101,7 @@ def test_batch_size_that_is_skipped():
     assert compat.skipped_batch_size(iter(numbers)) is None
 
 
-def test_metainfo_of_a_data_set(tmp_path: Path):
+def test_metainfo_of_data_set(tmp_path: Path):
     from mmengine.dataset import BaseDataset
 
     (tmp_path / "names.txt").write_text("cat\ndog\n")
@@ -110,7 +110,7 @@ def test_metainfo_of_a_data_set(tmp_path: Path):
     assert compat.dataset_metainfo(object, dict(a=1)) == dict(a=1)
 
 
-def test_fused_attention_on_a_cpu():
+def test_fused_attention_on_cpu():
     from torch.nn.functional import scaled_dot_product_attention
 
     called = []
@@ -139,8 +139,8 @@ def test_heads_of_a_two_stage_detector():
             assert list(inspect.signature(method).parameters)[1 : 1 + len(names)] == names
 
 
-def test_hooks_of_a_module_and_of_all_modules():
-    """Every kind of hook that a module has is in one of the dicts."""
+def test_module_hooks_and_global_hooks():
+    """Every kind of module hook is in one of the listed dicts."""
     module = nn.Linear(2, 2)
     assert not any(getattr(module, name) for name in compat.MODULE_HOOKS)
     for register in (
@@ -157,7 +157,7 @@ def test_hooks_of_a_module_and_of_all_modules():
     assert not any(compat.GLOBAL_HOOKS)
 
 
-def test_states_of_torch():
+def test_torch_state_queries():
     assert not compat.functorch_is_active()
     seen: list[bool] = []
     torch.func.grad(lambda x: seen.append(compat.functorch_is_active()) or x.sum())(torch.ones(2))
@@ -169,7 +169,7 @@ def test_states_of_torch():
     assert not compat.is_compiling()
 
 
-def test_a_forward_of_its_own():
+def test_replaced_forward():
     module = nn.Sequential(nn.Linear(2, 2))
     assert not compat.does_more_than_forward(module)
     module[0].forward = module[0].forward

@@ -1,4 +1,4 @@
-"""The private interfaces that mmgcvit.checkpoint uses exist, and mean what it takes them to mean."""
+"""The private interfaces that mmgcvit.checkpoint uses exist and behave as expected."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Child(nn.Module):
         self.new = nn.Linear(2, 2)
 
 
-def test_a_pre_hook_runs_before_its_module_and_may_rename(tmp_path):
+def test_pre_hook_runs_before_its_module_and_may_rename(tmp_path):
     model = nn.Sequential(nn.Linear(1, 1), Child())
     for _ in range(2):
         compat.add_load_state_dict_pre_hook(model[1], record)
@@ -34,14 +34,14 @@ def test_a_pre_hook_runs_before_its_module_and_may_rename(tmp_path):
     state = {name.replace("new.", "old."): value + 1 for name, value in model.state_dict().items()}
     torch.save(model, tmp_path / "model.pth")
     for got in (model, copy.deepcopy(model), torch.load(tmp_path / "model.pth", weights_only=False)):
-        got.load_state_dict(state)  # strict: the names were changed before they were compared
+        got.load_state_dict(state)  # strict: names are changed before they are compared
         assert got[1].seen == ["1."]
         assert torch.equal(got[1].new.weight, state["1.old.weight"])
         del got[1].seen
 
 
-def test_a_pre_hook_of_the_child_sees_its_own_part_of_a_state_dict_at_least():
-    """Whatever else it sees: children are loaded after their parent's hook, with its changes."""
+def test_pre_hook_of_child_sees_its_part_of_the_state_dict():
+    """Children are loaded after their parent's hook, with its changes."""
     model = nn.Sequential(Child())
     seen: dict[str, torch.Tensor] = {}
     compat.add_load_state_dict_pre_hook(model, lambda module, state, *_: state.update({"0.extra": torch.ones(1)}))
@@ -81,7 +81,7 @@ class Plain:
 @pytest.mark.parametrize("protocol", [2, pickle.HIGHEST_PROTOCOL])
 def test_every_step_of_the_unpickler_can_be_checked(protocol: int):
     thing = Plain()
-    thing.x = complex(1, 2)  # reduced to a call of complex
+    thing.x = complex(1, 2)  # pickled as a call of complex
     unpickler = Traced(io.BytesIO(pickle.dumps(thing, protocol)))
     assert unpickler.load().x == complex(1, 2)
     assert unpickler.steps == [("newobj", Plain), ("reduce", complex), ("build", Plain)]

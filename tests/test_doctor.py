@@ -1,4 +1,4 @@
-"""The doctor: no false alarm about a sound stack, and a fix for everything that can be wrong with one."""
+"""mmgcvit doctor: no false alarm for an intact stack, and a fix for every problem."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _reinstall_same(distribution: str) -> str:
 
 
 def broken(monkeypatch, module: str, error: BaseException) -> None:
-    """Let importing ``module`` raise ``error``."""
+    """Make the import of ``module`` raise ``error``."""
     real = importlib.import_module
 
     def fake(name: str, *args):
@@ -40,7 +40,7 @@ def broken(monkeypatch, module: str, error: BaseException) -> None:
 
 
 def versions(monkeypatch, **changed: str | None) -> None:
-    """Let distributions (with _ for -) have other versions; None for absent."""
+    """Patch versions of distributions (with _ for -); None means not installed."""
     real = metadata.version
 
     def fake(name: str) -> str:
@@ -54,7 +54,7 @@ def versions(monkeypatch, **changed: str | None) -> None:
     monkeypatch.setattr(metadata, "version", fake)
 
 
-def test_a_sound_stack(capsys):
+def test_intact_stack(capsys):
     pytest.importorskip("mmcv._ext")
     assert doctor.main() == 0
     lines = capsys.readouterr().out.splitlines()
@@ -69,17 +69,17 @@ def test_a_sound_stack(capsys):
         "mmseg",
         "mmcv._ext",
     ]
-    assert lines[-1] == "all that is needed is there"
+    assert lines[-1] == "everything required is installed"
 
 
-def test_the_command(tmp_path):
+def test_command(tmp_path):
     done = subprocess.run([sys.executable, "-m", "mmgcvit", "doctor"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "mmcv._ext" in done.stdout
 
 
 @pytest.mark.parametrize("name", doctor.NEEDED)
-def test_what_the_backbone_needs_is_wrong_when_missing(monkeypatch, capsys, name: str):
+def test_missing_requirement_of_backbone_is_wrong(monkeypatch, capsys, name: str):
     broken(monkeypatch, name, ModuleNotFoundError(f"No module named {name!r}", name=name))
     assert finding(name).state == "wrong"
     assert "not installed" in finding(name).problem
@@ -88,8 +88,8 @@ def test_what_the_backbone_needs_is_wrong_when_missing(monkeypatch, capsys, name
     assert finding(name).fix in capsys.readouterr().out
 
 
-def test_a_torch_without_its_libraries(tmp_path):
-    """The package still imports, and the doctor still speaks."""
+def test_torch_without_its_libraries(tmp_path):
+    """The package can still be imported, and the doctor still reports."""
     code = """
 import sys
 class Broken:
@@ -106,7 +106,7 @@ sys.exit(main(['doctor']))
     assert "pip install --force-reinstall" in done.stdout
 
 
-# What a broken package may do when it is imported,
+# What a broken package may do on import,
 BROKEN = {
     "ImportError": "raise ImportError('libodd.so: undefined symbol')",
     "OSError": "raise OSError('libodd.so: cannot open shared object file')",
@@ -119,13 +119,13 @@ BROKEN = {
     "BaseException": "class OddPanic(BaseException): pass\nraise OddPanic('odd')",
     "dependency": "import odd_dependency",
 }
-# and with what peculiar messages.
+# and unusual messages of its exceptions.
 PECULIAR = {
     "no message": "assert False",
     "broken message": "class OddError(Exception):\n    def __str__(self): raise ValueError\nraise OddError",
     "not UTF-8": "raise RuntimeError('odd \\udce9 \u2192')",
 }
-# For each package, what can be imported without importing it: before all of its cases, and of those after it too.
+# For each package, the modules that can be imported without it; they are shared by its cases and by later packages.
 PRELOADED = {
     "torch": (["mmengine", "cv2"], []),
     "mmengine": (["timm"], ["torch"]),
@@ -135,7 +135,7 @@ PRELOADED = {
     "mmdet": ([], ["mmcv.ops", "mmgcvit"]),
     "mmseg": ([], []),
 }
-# Runs `python -m mmgcvit doctor` once per case in a fork of a process that has imported what the cases share.
+# Runs `python -m mmgcvit doctor` once per case, in a fork of a process that has imported the shared modules.
 DRIVER = """
 import contextlib, gc, importlib, io, json, os, runpy, sys, traceback, warnings
 
@@ -196,7 +196,7 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def broken_stacks(tmp_path_factory) -> dict[str, dict[str, tuple[int, str, str]]]:
-    """The doctor's status and output, and what accessing mmgcvit gives, per package and way of being broken."""
+    """Exit status and output of the doctor, and the error on using mmgcvit, for each package and kind of defect."""
     pytest.importorskip("mmdet")
     pytest.importorskip("mmseg")
     folder = tmp_path_factory.mktemp("broken")
@@ -219,7 +219,7 @@ def broken_stacks(tmp_path_factory) -> dict[str, dict[str, tuple[int, str, str]]
     ("package", "kind"),
     [*((package, kind) for package in PRELOADED for kind in BROKEN), *(("torch", kind) for kind in PECULIAR)],
 )
-def test_a_package_that_raises_anything_when_imported(broken_stacks, package: str, kind: str):
+def test_package_that_raises_any_exception_on_import(broken_stacks, package: str, kind: str):
     status, output, backbone = broken_stacks[package][kind]
     assert status == 1, f"{status}\n{output}"
     assert "Traceback" not in output
@@ -237,7 +237,7 @@ def test_a_package_that_raises_anything_when_imported(broken_stacks, package: st
     else:
         assert fix.startswith(f'pip install --force-reinstall --no-deps "{doctor.MODULES[package][doctor._stack()]}')
     assert lines[-1].endswith("checks failed")
-    if package in ("mmcv", "mmdet", "mmseg"):  # the backbone does without
+    if package in ("mmcv", "mmdet", "mmseg"):  # not required by the backbone
         assert backbone == "there"
         assert any(line.split() == ["mmgcvit", doctor._version("mmgcvit"), "ok"] for line in lines)
     else:
@@ -245,8 +245,8 @@ def test_a_package_that_raises_anything_when_imported(broken_stacks, package: st
 
 
 @pytest.mark.parametrize("kind", ["OSError", "SystemExit", "BaseException"])
-def test_the_command_with_a_broken_torch(tmp_path: Path, kind: str):
-    """In a process of its own, and with every package that imports torch naming torch's fix."""
+def test_command_with_broken_torch(tmp_path: Path, kind: str):
+    """In a separate process; every package that imports torch reports the fix for torch."""
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch/__init__.py").write_text(BROKEN[kind])
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
@@ -257,19 +257,19 @@ def test_the_command_with_a_broken_torch(tmp_path: Path, kind: str):
     assert done.stdout.count(doctor._install_torch()) >= 4  # torch, torchvision, timm, mmcv
 
 
-def test_a_dependency_that_is_missing():
+def test_missing_dependency():
     error = ModuleNotFoundError("No module named 'cv2'", name="cv2")
     assert doctor._fix(error, "mmcv", "onedl") == 'pip install "opencv-python-headless"'
-    error = ModuleNotFoundError("No module named 'torch._odd'", name="torch._odd")  # torch is there, but incomplete
+    error = ModuleNotFoundError("No module named 'torch._odd'", name="torch._odd")  # torch is installed but incomplete
     assert doctor._fix(error, "timm", "onedl") == doctor._install_torch()
 
 
-def test_an_incompatible_mmcv_is_the_one_to_fix():
+def test_fix_for_incompatible_mmcv():
     error = AssertionError("MMCV==2.2.0 is used but incompatible. Please install mmcv>=2.0.0rc4, <2.2.0.")
     assert "MMCV_WITH_OPS=1" in doctor._fix(error, "mmdet", "onedl")
 
 
-def test_a_leftover_folder_is_no_package(tmp_path: Path, monkeypatch):
+def test_leftover_folder_is_not_a_package(tmp_path: Path, monkeypatch):
     module = types.ModuleType("timm")
     module.__path__ = [str(tmp_path / "timm")]
     monkeypatch.setitem(sys.modules, "timm", module)
@@ -279,7 +279,7 @@ def test_a_leftover_folder_is_no_package(tmp_path: Path, monkeypatch):
 
 
 @pytest.mark.parametrize("version", [None, 2, ("2", "1"), "odd"])
-def test_a_module_without_a_proper_version(monkeypatch, version: object):
+def test_module_without_valid_version(monkeypatch, version: object):
     import timm
 
     monkeypatch.setattr(timm, "__version__", version)
@@ -291,7 +291,7 @@ def test_a_module_without_a_proper_version(monkeypatch, version: object):
 
 @pytest.mark.parametrize("error", [KeyError("Version"), UnicodeDecodeError("utf-8", b"", 0, 1, "odd"), None])
 def test_damaged_metadata(monkeypatch, error: Exception | None):
-    """Nothing can be said about versions then, but the rest of the report is there."""
+    """Versions cannot be checked then, but the rest of the report is complete."""
 
     def damaged(name: str) -> None:
         if error:
@@ -309,18 +309,18 @@ def test_damaged_metadata(monkeypatch, error: Exception | None):
 def test_metadata_with_malformed_requirements(monkeypatch):
     requires = metadata.requires
     monkeypatch.setattr(metadata, "requires", lambda name: ["odd !! line", "timm>=99", *(requires(name) or [])])
-    assert "asks for >=99" in finding("timm").problem
+    assert "requires >=99" in finding("timm").problem
 
 
-def test_a_version_that_is_none(monkeypatch):
+def test_version_is_none(monkeypatch):
     versions(monkeypatch, timm="odd", torch="2.odd")
-    assert "timm odd does not fit" in finding("timm").problem
+    assert "timm odd is incompatible" in finding("timm").problem
     assert '"timm>=' in finding("timm").fix
     assert doctor.main() == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError("No CUDA driver"), AssertionError(), KeyError("odd"), None])
-def test_a_broken_cuda(monkeypatch, error: Exception | None):
+def test_broken_cuda(monkeypatch, error: Exception | None):
     def broken_cuda() -> None:
         raise error
 
@@ -348,7 +348,7 @@ def test_broken_ops(monkeypatch, module: str, error: BaseException):
 
 
 @pytest.mark.parametrize("error", [AssertionError(), KeyError("odd"), OSError("odd"), AttributeError("odd")])
-def test_a_broken_registry(monkeypatch, error: Exception):
+def test_broken_registry(monkeypatch, error: Exception):
     from mmengine.registry import MODELS
 
     def get(name: str) -> None:
@@ -360,20 +360,20 @@ def test_a_broken_registry(monkeypatch, error: Exception):
     assert "pip install" in finding("mmgcvit").fix
 
 
-def test_another_class_under_the_same_name(monkeypatch):
+def test_another_class_with_the_same_name(monkeypatch):
     from mmengine.registry import MODELS
 
     monkeypatch.setattr(MODELS, "get", lambda name: dict)
     assert "another class is registered as GCViT" in finding("mmgcvit").problem
 
 
-def test_a_broken_requirement_that_is_not_in_the_table(monkeypatch):
+def test_broken_requirement_outside_the_table(monkeypatch):
     broken(monkeypatch, "safetensors", OSError("odd"))
     assert doctor._fix_backbone(OSError("odd"), "onedl") == _reinstall_same("safetensors")
 
 
-def test_a_broken_package_below_the_stack():
-    """A numpy that does not load breaks mmengine, mmcv and more: it is numpy that has to be reinstalled."""
+def test_broken_indirect_dependency():
+    """A broken numpy breaks mmengine, mmcv and others; the fix must be to reinstall numpy."""
     import numpy as np
 
     with pytest.raises(TypeError) as raised:
@@ -382,7 +382,7 @@ def test_a_broken_package_below_the_stack():
     assert doctor._fix(raised.value, "mmengine", "onedl") == _reinstall_same("numpy")
 
 
-def test_versions_are_not_called_right_where_they_cannot_be_checked(monkeypatch):
+def test_unchecked_versions_are_not_reported_as_ok(monkeypatch):
     def absent(name: str) -> None:
         raise metadata.PackageNotFoundError(name)
 
@@ -396,18 +396,18 @@ def test_bounds_between_the_mm_packages(monkeypatch):
     versions(monkeypatch, onedl_mmengine="0.8.0", mmcv="2.2.0")
     wrong = finding("mmcv" if doctor._stack() == "openmmlab" else "mmengine")
     assert wrong.state == "wrong"
-    assert "does not fit" in wrong.problem
-    assert "asks for" in wrong.problem
+    assert "is incompatible" in wrong.problem
+    assert "requires" in wrong.problem
 
 
 def test_builds_for_other_devices(monkeypatch):
     import torchvision
 
     monkeypatch.setattr(torchvision, "__version__", torchvision.__version__.partition("+")[0] + "+cpu")
-    assert "is of another build than torch" in finding("torchvision").problem
+    assert "is a different build from torch" in finding("torchvision").problem
 
 
-def test_a_gpu_with_ops_for_the_cpu(monkeypatch):
+def test_gpu_with_cpu_only_ops(monkeypatch):
     ops = pytest.importorskip("mmcv.ops")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
@@ -426,7 +426,7 @@ def test_detection_and_segmentation_may_be_absent(monkeypatch, name: str):
     assert doctor.main() == 0
 
 
-def test_mmcv_is_needed_by_mmdet(monkeypatch):
+def test_mmdet_requires_mmcv(monkeypatch):
     pytest.importorskip("mmdet")
     broken(monkeypatch, "mmcv", ModuleNotFoundError("No module named 'mmcv'", name="mmcv"))
     assert finding("mmcv").state == "wrong"
@@ -450,15 +450,15 @@ def test_torch_and_torchvision_of_different_builds(monkeypatch):
     wanted = f'"torch=={torch.__version__.partition("+")[0]}" "torchvision==0.{15 + int(minor)}.*"'
     assert wanted in finding("torchvision").fix
     assert major == "2"
-    # whatever imports torchvision fails with it, and has the same fix
+    # packages that import torchvision fail too, and have the same fix
     broken(monkeypatch, "timm", RuntimeError("operator torchvision::nms does not exist"))
     assert wanted in finding("timm").fix
 
 
-def test_versions_that_do_not_fit(monkeypatch):
+def test_incompatible_versions(monkeypatch):
     versions(monkeypatch, timm="1.0.30", torch="2.0.1")
-    assert "mmgcvit asks for >=1.0.31" in finding("timm").problem
-    assert "asks for" in finding("torch").problem
+    assert "mmgcvit requires >=1.0.31" in finding("timm").problem
+    assert "requires" in finding("torch").problem
     assert doctor.main() == 1
 
 
@@ -474,12 +474,12 @@ def test_an_assertion_about_mmcv_is_shown(monkeypatch):
     assert "mmcv<2.2.0" in finding("mmdet").problem
 
 
-def test_an_old_python(monkeypatch):
+def test_old_python(monkeypatch):
     monkeypatch.setattr(doctor, "PYTHON", (99, 0))
     assert finding("Python").state == "wrong"
 
 
-def test_the_package_imports_without_mmengine_and_says_why_there_is_no_backbone(monkeypatch):
+def test_import_without_mmengine_explains_missing_backbone(monkeypatch):
     real = builtins.__import__
 
     def fake(name: str, *args, **kwargs):
@@ -498,8 +498,8 @@ def test_the_package_imports_without_mmengine_and_says_why_there_is_no_backbone(
         _ = package.nothing
 
 
-def test_importing_needs_neither_mmcv_nor_mmdet_nor_mmseg(tmp_path):
-    """The backbone works, and is registered, where only torch and mmengine can be imported."""
+def test_import_without_mmcv_mmdet_and_mmseg(tmp_path):
+    """The backbone works and is registered if neither mmcv, mmdet nor mmseg can be imported."""
     code = """
 import sys
 class Refuse:
@@ -522,7 +522,7 @@ print([tuple(m.shape) for m in model(torch.zeros(2, 3, 32, 32))])
     assert done.stdout.strip() == "[(2, 64, 8, 8), (2, 128, 4, 4), (2, 256, 2, 2), (2, 512, 1, 1)]", done.stderr
 
 
-def test_a_system_without_libgl(monkeypatch):
+def test_system_without_libgl(monkeypatch):
     error = ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
     broken(monkeypatch, "mmcv", error)
     assert finding("mmcv").state == "wrong"

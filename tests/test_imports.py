@@ -1,4 +1,4 @@
-"""How the package's modules import each other, and what importing them changes."""
+"""Imports between the package's modules, and side effects of importing them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MODULES = {
 
 
 def imported(name: str, path: Path) -> set[str]:
-    """The modules that a module imports, inside functions too, with the packages that this initialises.
+    """List the modules that a module imports, including imports inside functions, and the packages this initialises.
 
-    (Those that the module is in itself are initialised before it.)
+    (The packages that contain the module are initialised before it.)
     """
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -42,7 +42,7 @@ def imported(name: str, path: Path) -> set[str]:
     return found - {name}
 
 
-def test_no_cycle():
+def test_no_import_cycles():
     graph = {name: imported(name, path) for name, path in MODULES.items()}
     try:
         order = list(TopologicalSorter(graph).static_order())
@@ -51,7 +51,7 @@ def test_no_cycle():
     assert set(order) == set(MODULES)
 
 
-def test_the_backbone_imports_nothing_above_it():
+def test_backbone_imports_no_higher_level_modules():
     above = {f"mmgcvit.{name}" for name in ("apis", "analysis", "checkpoint", "datasets", "engine", "optim", "tasks")}
     wrong = {
         f"{name} imports {other}"
@@ -68,8 +68,8 @@ def run(code: str) -> str:
     return done.stdout
 
 
-def test_importing_changes_nothing_but_registries():
-    """Pillow's limit, and names in mmengine's root registries that do not carry GCViT."""
+def test_import_changes_only_registries():
+    """Pillow's limit is unchanged, and mmengine's root registries get only names with GCViT."""
     code = """
 import PIL.Image, mmengine.registry as root
 def names():
@@ -88,7 +88,7 @@ print("\\n".join(sorted(names() - before)))
     ]
 
 
-def test_importing_needs_torch_timm_and_mmengine_only():
+def test_import_requires_only_torch_timm_and_mmengine():
     code = """
 import sys
 for name in ("mmcv", "mmdet", "mmseg", "sklearn", "pycocotools"):
@@ -100,8 +100,8 @@ print(mmgcvit.GCViTClassifier.__name__, ClassificationDataset is mmgcvit.Classif
     assert run(code).splitlines()[-1] == "GCViTClassifier True"
 
 
-def test_former_places():
-    """What earlier releases had elsewhere can be imported from there for one release."""
+def test_former_locations():
+    """Names can be imported from their former locations for one release."""
     from mmgcvit.classification import ClassificationPreprocessor, GCViTClassifier, TopKAccuracy
     from mmgcvit.datasets.classification import LoadPillowImage, TimmTransform
     from mmgcvit.engine import ClassificationHook, CorruptImageHook, CorruptPictureHook, InvalidLossError

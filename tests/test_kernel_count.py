@@ -1,4 +1,4 @@
-"""The counter, and the budgets that the network must stay in."""
+"""The kernel counter, and the budgets for the network."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def test_budgets(name: str):
     blocks = 3 + 4 + 19 + 5
     assert forward.kernels["native_layer_norm"] == 2 * blocks + 2 * 4 + 4
     assert forward.kernels["addmm"] <= 4 * blocks + 3
-    assert step.kernels["index_add"] <= 5 * 4  # per stage one for the bias, and for packing, unpacking, edge queries
+    assert step.kernels["index_add"] <= 5 * 4  # per stage, for the bias, packing, unpacking and edge queries
 
 
-def test_a_linear_layer():
+def test_linear_layer():
     forward = count_kernels(lambda: nn.Linear(4, 8), (2, 4))
     assert dict(forward.kernels) == {"addmm": 1}
     assert forward.moved["addmm"] == 2 * (8 + 8 + 32 + 16)  # bfloat16: input, bias, weight, output
     assert forward.kept == 0
     step = count_kernels(lambda: nn.Linear(4, 8), (2, 4), train=True, dtype=torch.float32)
-    assert step.kept == 4 * 8  # the input: the weight is there anyway
+    assert step.kept == 4 * 8  # only the input, as parameters do not count
 
 
 def test_attention_is_two_kernels_and_an_expanded_mask_counts_once():
@@ -74,8 +74,8 @@ def test_attention_is_two_kernels_and_an_expanded_mask_counts_once():
     assert nn.functional.scaled_dot_product_attention.__module__ != "mmgcvit.kernel_count"
 
 
-def test_a_forward_pass_is_few_python_calls():
-    """Of one image of 224 x 224: 500 functions of the package at most are called."""
+def test_forward_pass_makes_few_python_calls():
+    """At most 500 calls of the package's functions for one image of 224 x 224."""
     package, calls = str(Path(mmgcvit.__file__).parent), 0
 
     def profile(frame: FrameType, event: str, _: Any) -> None:
@@ -97,7 +97,7 @@ def run_tool(arguments: Mapping | list[str], monkeypatch: pytest.MonkeyPatch) ->
     runpy.run_path(str(tool), run_name="__main__")
 
 
-def test_the_tool(monkeypatch, capsys):
+def test_tool(monkeypatch, capsys):
     run_tool(["--models", "gcvit-xxtiny", "timm-gcvit-tiny", "--shape", "2", "3", "224", "224"], monkeypatch)
     text = capsys.readouterr().out
     assert "gcvit-xxtiny" in text

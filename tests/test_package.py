@@ -1,4 +1,4 @@
-"""What a user gets from an installed wheel: the package, its configs and its tools, away from the source tree."""
+"""The installed wheel: package, configs and tools work outside the source tree."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProc
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """The wheel, built from a copy of what git would pack, so that no earlier build's leavings are in it."""
+    """The wheel, built from a copy of the tracked files, so that it contains no remains of earlier builds."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     files = (
@@ -46,10 +46,10 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory) -> Path:
-    """A fresh environment with the wheel in it; the stack is shared with this one by a .pth file.
+    """Python of a new environment with the wheel; it shares this environment's packages through a .pth file.
 
-    A folder that comes in by a .pth file is not searched for further .pth files, so the editable install of the
-    project, which is one, does not come along.
+    Folders added by a .pth file are not searched for other .pth files, so the editable install of the project is not
+    visible.
     """
     folder = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
@@ -60,13 +60,13 @@ def python(wheel: Path, tmp_path_factory) -> Path:
     return python
 
 
-def test_the_wheel_holds_configs_and_tools_as_openmmlab_packages_do(wheel: Path):
+def test_wheel_contains_configs_and_tools_like_openmmlab_packages(wheel: Path):
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
     tracked = subprocess.run(["git", "ls-files", "configs", "tools"], cwd=ROOT, capture_output=True, text=True)
     files = tracked.stdout.split()
     assert len(files) > 10
-    for name in [*files, "model-index.yml"]:  # install.sh sets up a checkout, which a wheel is not
+    for name in [*files, "model-index.yml"]:  # install.sh is only for source checkouts
         assert (f"mmgcvit/.mim/{name}" in names) == (name != "tools/install.sh"), name
     assert "mmgcvit/py.typed" in names
     assert not any("__pycache__" in n or n.startswith("tests") for n in names)
@@ -92,7 +92,7 @@ print(get_config('mmgcvit::detection/mask-rcnn_gcvit-tiny_fpn_1x_coco.py').model
 
 def test_doctor_and_tools_run_from_the_installed_wheel(python: Path, tmp_path: Path):
     pytest.importorskip("mmdet")
-    assert "all that is needed is there" in run(python.parent / "mmgcvit", "doctor", cwd=tmp_path).stdout
+    assert "everything required is installed" in run(python.parent / "mmgcvit", "doctor", cwd=tmp_path).stdout
     tools = run(python, "-c", "import mmgcvit, os; print(os.path.dirname(mmgcvit.__file__))", cwd=tmp_path).stdout
     tools = Path(tools.strip()) / ".mim" / "tools"
     for tool in ("train.py", "test.py", "image_demo.py", "make_digit_scenes.py"):

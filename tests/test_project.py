@@ -1,4 +1,4 @@
-"""The project's own files agree with each other: versions, metadata, make targets, changelog, issue forms."""
+"""Consistency of the project's files: versions, metadata, make targets, changelog, issue forms."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pyproject() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def test_the_citation():
+def test_citation():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors", "version", "license", "date-released"} <= citation.keys()
     assert citation["license"] == "Apache-2.0"
@@ -47,7 +47,7 @@ def test_one_version_everywhere():
     assert released[2] == str(citation["date-released"])
 
 
-def test_the_installed_metadata():
+def test_installed_metadata():
     assert metadata.version("mmgcvit") == mmgcvit.__version__
     project = pyproject()["project"]
     assert project["name"] == "mmgcvit"
@@ -56,7 +56,7 @@ def test_the_installed_metadata():
     assert all(url.startswith("https://") for url in project["urls"].values())
 
 
-def test_every_extra_in_the_documents_exists():
+def test_extras_in_documents_exist():
     extras = pyproject()["project"]["optional-dependencies"].keys()
     named = set()
     for document in [*DOCUMENTS, ROOT / "tools/install.sh"]:
@@ -65,7 +65,7 @@ def test_every_extra_in_the_documents_exists():
             named |= {name.strip() for name in group.split(",")}
         for group in re.findall(r"^extras=\$stack,(.*)$|extras\+=,(\S+)", text, re.MULTILINE):
             named |= set("".join(group).split(","))
-    assert {"test", "dev", "digits"} <= named  # the patterns still find something
+    assert {"test", "dev", "digits"} <= named  # the patterns still match
     assert named <= extras
 
 
@@ -88,7 +88,7 @@ def test_ci_runs_lint_and_tests():
     assert re.search(r"^exec make lint test$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
 
 
-def test_the_form_of_the_changelog():
+def test_changelog_format():
     headings = re.findall(r"^## (.*)$", CHANGELOG, re.MULTILINE)
     assert headings[0] == "[Unreleased]"
     for heading in headings[1:]:
@@ -108,7 +108,7 @@ def test_issue_forms(form: Path):
     assert all(field["attributes"]["label"] for field in fields)
 
 
-def test_pre_commit_runs_what_lint_runs():
+def test_pre_commit_runs_the_same_checks_as_lint():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
     assert all(repo["repo"] == "local" for repo in hooks)  # nothing is downloaded
     entries = [hook["entry"] for repo in hooks for hook in repo["hooks"]]

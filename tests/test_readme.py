@@ -65,7 +65,7 @@ def test_arch_table(name: str):
     found = [cell.strip() for cell in row.split("|")]
     arch = ARCHS[name]
     parameters = PUBLISHED_PARAMETERS.get(name)
-    if parameters is None:  # what is not published is counted
+    if parameters is None:  # unpublished figures are counted
         with torch.device("meta"):
             model = GCViT(name, out_indices=(3,))
             parameters = sum(p.numel() for m in (model, nn.Linear(model.out_channels[0], 1000)) for p in m.parameters())

@@ -1,4 +1,4 @@
-"""Time and memory of backbones: tools/benchmark.py --models gcvit-tiny swin-t --shapes 800x1344"""
+"""Measure time and memory of backbones: tools/benchmark.py --models gcvit-tiny swin-t --shapes 800x1344"""
 
 import argparse
 import sys
@@ -9,43 +9,45 @@ from mmgcvit.errors import BenchmarkError
 
 
 def shape(text: str) -> tuple[int, int]:
-    """'800x1344' -> (800, 1344), 'HxW' with both at least 1."""
+    """Parse 'HxW' with both at least 1: '800x1344' -> (800, 1344)."""
     sides = text.lower().split("x")
     if len(sides) != 2 or not all(s.isdigit() and int(s) for s in sides):
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: HEIGHTxWIDTH, as 800x1344")
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: HEIGHTxWIDTH, e.g. 800x1344")
     return int(sides[0]), int(sides[1])
 
 
 def positive(text: str) -> int:
-    """An integer of at least 1."""
+    """Parse an integer of at least 1."""
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r}; allowed: an integer of at least 1")
     return int(text)
 
 
 def main() -> None:
-    """Read the arguments, measure, print the table."""
+    """Parse the command line, run the benchmark, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--models", nargs="+", default=["gcvit-tiny", "swin-t"], metavar="MODEL", help=benchmark.ALLOWED
     )
     parser.add_argument(
-        "--baseline", help="model that the others are compared with (the last; with --ablate the first)"
+        "--baseline", help="model to compare the others with (default: the last; with --ablate the first)"
     )
     parser.add_argument("--ablate", action="store_true", help="also measure each GC ViT with each kernel disabled")
     parser.add_argument("--modes", nargs="+", default=["forward"], choices=benchmark.MODES)
     parser.add_argument("--shapes", nargs="+", type=shape, default=[(800, 1344)], metavar="HxW")
     parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument(
-        "--dtype", choices=benchmark.DTYPES, default="float32", help="float32, or the dtype of autocast"
+        "--dtype", choices=benchmark.DTYPES, default="float32", help="float32, or the dtype for autocast"
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="use torch.compile")
     parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--rounds", type=positive, default=5, help="measurements of each model (5)")
-    parser.add_argument("--warmup", type=positive, default=1, help="runs before the first measurement (1)")
+    parser.add_argument("--rounds", type=positive, default=5, help="number of measurements per model (default: 5)")
     parser.add_argument(
-        "--isolate", action="store_true", help="measure in a new process each time, with its peak memory"
+        "--warmup", type=positive, default=1, help="number of runs before the first measurement (default: 1)"
+    )
+    parser.add_argument(
+        "--isolate", action="store_true", help="run each measurement in a new process, and report its peak memory"
     )
     parser.add_argument("--threads", type=positive)
     parser.add_argument("--out", type=Path, metavar="FILE.json")

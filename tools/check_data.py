@@ -1,4 +1,4 @@
-"""Check a config's data before training with it: python tools/check_data.py CONFIG"""
+"""Check the data sets of a config before training: python tools/check_data.py CONFIG"""
 
 import argparse
 import sys
@@ -7,10 +7,10 @@ from mmgcvit import apis
 
 
 def main() -> int:
-    """Read the arguments, check the data sets, print the report."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog="exit status 1 if something would break training")
+    """Parse the command line, check the data sets, and print the report."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog="exit status 1 if a problem would break training")
     apis.add_config_arguments(parser)
-    parser.add_argument("--workers", type=int, default=8, help="threads that decode images (8)")
+    parser.add_argument("--workers", type=int, default=8, help="number of threads that decode images (default: 8)")
     args = parser.parse_args()
     from mmgcvit.datasets.check import check_data
     from mmgcvit.datasets.report import print_reports

@@ -17,8 +17,8 @@ def main() -> int:
     parser.add_argument("source", help="file, URL, or a name from `mmgcvit weights list`")
     parser.add_argument("target", help=".pth or .safetensors file to write")
     parser.add_argument("--to", choices=WRITABLE, default="mmgcvit", help="layout to write (default: mmgcvit)")
-    parser.add_argument("--ema", action="store_true", help="convert the averaged weights")
-    parser.add_argument("--hash", action="store_true", help="append 8 digits of the SHA-256 to the file name")
+    parser.add_argument("--ema", action="store_true", help="convert the averaged (EMA) weights")
+    parser.add_argument("--hash", action="store_true", help="append the first 8 digits of the SHA-256 to the file name")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     args = parser.parse_args()
     try:

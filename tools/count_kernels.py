@@ -1,4 +1,4 @@
-"""Kernels and memory traffic of backbones on a GPU, counted without one.
+"""Count the GPU kernels and memory traffic of backbones, without a GPU.
 
 python tools/count_kernels.py --models gcvit-tiny timm-gcvit-tiny --shape 128 3 224 224
 """
@@ -13,11 +13,11 @@ from mmgcvit.kernel_count import count_kernels, print_kernel_counts
 
 
 def main() -> None:
-    """Read the arguments, count, print the table."""
+    """Parse the command line, count, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["gcvit-tiny"], metavar="MODEL", help=benchmark.ALLOWED)
     parser.add_argument("--shape", nargs=4, type=int, default=(128, 3, 224, 224), metavar=("B", "C", "H", "W"))
-    parser.add_argument("--top", type=int, default=5, help="operations to list by the bytes that they move (5)")
+    parser.add_argument("--top", type=int, default=5, help="number of operations to list, by bytes moved (default: 5)")
     args = parser.parse_args()
     if min(args.shape) < 1:
         sys.exit(f"count_kernels: --shape {' '.join(map(str, args.shape))}; allowed: integers of at least 1")

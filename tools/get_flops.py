@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters of a config's model, by part, and published ones: get_flops.py CONFIG --shape H W"""
+"""Print multiply-adds and parameters of a config's model, with published figures: get_flops.py CONFIG --shape H W"""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from mmgcvit import apis
 
 
 def main() -> None:
-    """Read the arguments, count, print the table."""
+    """Parse the command line, count, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     apis.add_config_arguments(parser)
     parser.add_argument(
@@ -27,7 +27,7 @@ def main() -> None:
         model = analysis.build_model(apis.load_config(args.config, cfg_options=args.cfg_options))
     except apis.UsageError as error:
         sys.exit(f"get_flops: {error}")
-    # other values make it another model
+    # other overridden values make it a different model
     beside = None if args.cfg_options else analysis.published(args.config, tuple(args.shape))
     analysis.print_flops(analysis.count_flops(model, tuple(args.shape)), beside)
 

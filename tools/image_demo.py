@@ -7,20 +7,22 @@ from mmgcvit import apis
 
 
 def main() -> None:
-    """Read the arguments, run the model, print where the drawings and the predictions are."""
+    """Parse the command line, run the model, and print the locations of drawings and predictions."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("inputs", nargs="+", help="images, videos, or folders of them")
-    parser.add_argument("config", help="config file, or mmgcvit::detection/... and the like for the package's own")
+    parser.add_argument("inputs", nargs="+", help="images, videos, or folders with images and videos")
+    parser.add_argument("config", help="config file, or e.g. mmgcvit::detection/... for a config of the package")
     parser.add_argument("checkpoint", help="checkpoint file or URL")
     parser.add_argument(
         "--out-dir",
         default="outputs",
-        help="gets drawings in vis/; from a detector predictions.json and images.json in COCO's formats, from a "
-        "segmentor label maps in labels/ and areas.json, from a classifier classes.json (outputs)",
+        help="folder for drawings in vis/ and, for a detector, predictions.json and images.json in COCO format; for a "
+        "segmentor, label maps in labels/ and areas.json; for a classifier, classes.json (default: outputs)",
     )
-    parser.add_argument("--device", help="cpu, cuda:0, ... (a GPU if there is one)")
-    parser.add_argument("--score-thr", type=float, default=0.3, help="boxes under this score are not drawn (0.3)")
-    parser.add_argument("--batch-size", type=int, default=1, help="images, frames or tiles at a time (1)")
+    parser.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU if there is one)")
+    parser.add_argument(
+        "--score-thr", type=float, default=0.3, help="do not draw boxes with a lower score (default: 0.3)"
+    )
+    parser.add_argument("--batch-size", type=int, default=1, help="images, frames or tiles per batch (default: 1)")
     parser.add_argument("--tta", action="store_true", help="merge predictions of several scales and mirrored images")
     parser.add_argument(
         "--tile",
@@ -29,9 +31,14 @@ def main() -> None:
         help="cut larger images into overlapping square tiles of this side, and merge their predictions",
     )
     parser.add_argument(
-        "--overlap", type=float, default=0.25, help="of neighbouring tiles, as a share of their side (0.25)"
+        "--overlap",
+        type=float,
+        default=0.25,
+        help="overlap of neighbouring tiles, as a fraction of their side (default: 0.25)",
     )
-    parser.add_argument("--ann-file", help="COCO file whose image and category ids a detector's predictions get")
+    parser.add_argument(
+        "--ann-file", help="COCO file that provides the image and category ids for a detector's predictions"
+    )
     parser.add_argument("--no-draw", action="store_true", help="write the predictions only")
     args = parser.parse_args()
     try:

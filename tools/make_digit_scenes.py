@@ -1,4 +1,4 @@
-"""Make the digit scenes: a small data set for detection, segmentation and classification.
+"""Generate the digit scenes: a small data set for detection, segmentation and classification.
 
 python tools/make_digit_scenes.py OUT --images 1000 --size 160 --seed 0
 """
@@ -8,13 +8,15 @@ import sys
 
 
 def main() -> None:
-    """Read the arguments, make the data set, print where it is."""
+    """Parse the command line, generate the data set, and print its location."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", help="folder to make")
-    parser.add_argument("--images", type=int, default=1000, help="scenes in all, a twentieth for validation (1000)")
-    parser.add_argument("--size", type=int, default=160, help="side of a scene, in pixels (160)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (0)")
-    parser.add_argument("--force", action="store_true", help="replace OUT if it holds digit scenes")
+    parser.add_argument("out", help="folder to create")
+    parser.add_argument(
+        "--images", type=int, default=1000, help="total number of scenes, one in twenty for validation (default: 1000)"
+    )
+    parser.add_argument("--size", type=int, default=160, help="side of a scene, in pixels (default: 160)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it contains digit scenes")
     args = parser.parse_args()
     try:
         from mmgcvit.datasets.digit_scenes import make_digit_scenes

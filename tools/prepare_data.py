@@ -1,4 +1,4 @@
-"""Check a downloaded data set and link it where the configs look: python tools/prepare_data.py coco DIR"""
+"""Check a downloaded data set and link it where the configs expect it: python tools/prepare_data.py coco DIR"""
 
 import argparse
 import sys
@@ -8,11 +8,11 @@ from mmgcvit.errors import PrepareError
 
 
 def main() -> int:
-    """Read the arguments, check the tree, link it, print what is missing."""
+    """Parse the command line, check and link the data set, and print what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, epilog="exit status 1 if something is missing or wrong")
     parser.add_argument("name", choices=DATASETS, help="data set")
-    parser.add_argument("folder", help="where it was downloaded to")
-    parser.add_argument("--data", default="data", help="folder of the configs' data roots (data)")
+    parser.add_argument("folder", help="folder of the downloaded data set")
+    parser.add_argument("--data", default="data", help="folder of the configs' data roots (default: data)")
     args = parser.parse_args()
     try:
         report = prepare(args.name, args.folder, args.data)

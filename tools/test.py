@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint, of any task: python tools/test.py CONFIG CHECKPOINT [--show-dir DIR] ..."""
+"""Evaluate a checkpoint for any task: python tools/test.py CONFIG CHECKPOINT [--show-dir DIR] ..."""
 
 import argparse
 import sys
@@ -7,13 +7,13 @@ from mmgcvit import apis
 
 
 def main() -> None:
-    """Read the arguments and test."""
+    """Parse the command line and run the test."""
     parser = argparse.ArgumentParser(description=__doc__)
     apis.add_runner_arguments(parser)
-    parser.add_argument("checkpoint", help="checkpoint file of any publisher, URL, or name of `mmgcvit weights list`")
+    parser.add_argument("checkpoint", help="checkpoint file of any publisher, URL, or name from `mmgcvit weights list`")
     parser.add_argument("--show-dir", help="folder for images: ground truth on the left, prediction on the right")
     parser.add_argument("--tta", action="store_true", help="merge predictions of several scales and mirrored images")
-    parser.add_argument("--out", metavar="FILE.csv", help="table of a classifier's predictions")
+    parser.add_argument("--out", metavar="FILE.csv", help="write a table of a classifier's predictions")
     args = parser.parse_args()
     try:
         apis.test(apis.config_from_arguments(args), args.checkpoint, args.show_dir, args.tta, args.out)

@@ -1,4 +1,4 @@
-"""Train the model of a config, of any task: python tools/train.py CONFIG [--work-dir DIR] ..."""
+"""Train the model of a config for any task: python tools/train.py CONFIG [--work-dir DIR] ..."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from mmgcvit import apis
 
 
 def main() -> None:
-    """Read the arguments and train."""
+    """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     apis.add_runner_arguments(parser)
     parser.add_argument(
@@ -16,7 +16,7 @@ def main() -> None:
         const=True,
         default=False,
         metavar="CHECKPOINT",
-        help="resume from this checkpoint; without a value, from the newest of the work directory",
+        help="resume from this checkpoint; without a value, from the newest one in the work directory",
     )
     parser.add_argument(
         "--amp",
@@ -24,21 +24,21 @@ def main() -> None:
         const="fp16",
         default=False,
         choices=("fp16", "bf16"),
-        help="mixed precision, on a GPU; without a value fp16",
+        help="mixed precision, on a GPU; fp16 if no value is given",
     )
     parser.add_argument(
         "--auto-scale-lr",
         action="store_true",
-        help="scale the learning rate by the global batch size over the config's base_batch_size (with one process "
-        "this is done anyway if the batch is smaller; --cfg-options auto_scale_lr.enable=False prevents it)",
+        help="scale the learning rate by the ratio of the global batch size to the config's base_batch_size (with one "
+        "process this is the default if the batch is smaller; --cfg-options auto_scale_lr.enable=False prevents it)",
     )
     parser.add_argument(
         "--corrupt",
         choices=("stop", "skip"),
-        help="an image that cannot be decoded stops the run, or is skipped and counted (as the config says, else stop)",
+        help="stop at an image that cannot be decoded, or skip and count it (default: the config's setting, or stop)",
     )
     args = parser.parse_args()
-    scale = args.auto_scale_lr or None  # None: only with one process
+    scale = args.auto_scale_lr or None  # None: scale only with one process
     try:
         apis.train(apis.config_from_arguments(args), args.resume, args.amp, scale, args.corrupt)
     except apis.UsageError as error:

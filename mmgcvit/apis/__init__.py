@@ -1,4 +1,4 @@
-"""Training, testing and inference from a config file: what the commands in ``tools/`` call."""
+"""Training, testing and inference from a config file, as used by the commands in ``tools/``."""
 
 from mmgcvit.apis.checkpoints import newest_checkpoint
 from mmgcvit.apis.config import add_config_arguments, add_runner_arguments, config_from_arguments, load_config

@@ -1,4 +1,4 @@
-"""Checkpoints of runs: the one to resume from, and mmengine's reading of them."""
+"""Finding the checkpoint to resume from, and reading checkpoints for mmengine."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mmgcvit.checkpoint.layouts import unwrap_checkpoint
 from mmgcvit.checkpoint.loading import resolve_source
 from mmgcvit.checkpoint.reader import read_checkpoint
 
-READER = "mmgcvit-reader://"  # prefix of a checkpoint's name: mmengine reads it with the package's own reader
+READER = "mmgcvit-reader://"  # prefix of file names that mmengine reads with the package's own reader
 
 
 def newest_checkpoint(work_dir: str | Path) -> str | None:
-    """The checkpoint to resume from: the one that ``last_checkpoint`` names, or else the newest intact one.
+    """Return the checkpoint to resume from: the one named in ``last_checkpoint``, or else the newest intact one.
 
-    A run that is killed while writing leaves a truncated file or an empty ``last_checkpoint``; these are skipped.
+    A run killed while writing leaves a truncated file or an empty ``last_checkpoint``; these are skipped.
     """
     folder = Path(work_dir)
     # not best_*.pth, which have no optimizer
@@ -30,10 +30,10 @@ def newest_checkpoint(work_dir: str | Path) -> str | None:
         named = pointer.read_text().strip()
         if "://" in named:
             return named
-        # work_dir may have been moved since
+        # the work directory may have been moved in the meantime
         candidates = [path for path in (Path(named), folder / Path(named).name) if named] + candidates
     for path in candidates:
-        if path.is_file() and zipfile.is_zipfile(path):  # its directory is at the end of the file
+        if path.is_file() and zipfile.is_zipfile(path):  # the zip directory is at the end, so this file is complete
             return str(path)
     return None
 

@@ -1,4 +1,4 @@
-"""Reading a config as a user of the commands names it."""
+"""Loading of a config as given on the command line."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from mmgcvit.utils.files import require_file
 from mmgcvit.utils.paths import SHIPPED_CONFIGS
 
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
-SINGLE_GPU = "_1gpu"  # end of the names of configs that earlier releases had for one GPU
-#: Batch sizes of those configs, by the beginning of their names; the others kept that of their base.
+SINGLE_GPU = "_1gpu"  # suffix of the single-GPU configs of earlier releases
+#: Batch sizes of those configs by the prefix of their names; the others used the batch size of their base config.
 SINGLE_GPU_BATCHES = {"gcvit-large-384_upernet": 2, "gcvit-": 4}
 
 
 def load_config(
     config: str | Path, work_dir: str | None = None, cfg_options: dict | None = None, launcher: str = "none"
 ) -> Config:
-    """Read a config and set what the commands let a user choose.
+    """Load a config and apply the options of the commands.
 
-    Type names and ``..._1gpu.py`` configs of earlier releases are translated, with a warning.
+    Type names and ``..._1gpu.py`` configs of earlier releases are converted, with a warning.
 
     Args:
-        config: a config file, or ``mmgcvit::detection/...`` for one that came with the package.
+        config: a config file, or ``mmgcvit::detection/...`` for a config shipped with the package.
         work_dir: folder for logs and checkpoints; by default the config's own, else ``work_dirs/<name of the config>``.
         cfg_options: values that override the config's, by dotted key.
         launcher: one of 'none', 'pytorch', 'slurm', 'mpi'.
 
     Returns:
-        The config. ``auto_scale_lr.enable`` is in it only if the user has decided about it: it is True, or set in
-        ``cfg_options`` or in a config file of the user's own.
+        The config. It contains ``auto_scale_lr.enable`` only if the user has set it: if it is True, or is set in
+        ``cfg_options`` or in the user's own config file.
 
     Raises:
-        UsageError: there is no such config, or an unknown launcher.
+        UsageError: the config does not exist, or the launcher is unknown.
     """
     if launcher not in LAUNCHERS:
         raise UsageError(f"launcher={launcher!r}; allowed: {', '.join(LAUNCHERS)}")
@@ -67,10 +67,10 @@ def load_config(
 
 
 def _for_one_gpu(cfg: Config, path: Path, base: Path) -> Config:
-    """What a config of earlier releases for one GPU made of its base."""
+    """Apply the changes that a single-GPU config of earlier releases made to its base config."""
     print_log(
-        f"deprecated config {path.name}: take {base.name}; with one process SyncBN becomes BN and the learning rate is "
-        "scaled without it. Blocks are recomputed by model.backbone.with_cp=True, the batch is train_dataloader."
+        f"deprecated config {path.name}: use {base.name}; with one process SyncBN becomes BN and the learning rate is "
+        "scaled automatically. Set model.backbone.with_cp=True to recompute blocks; the batch size is train_dataloader."
         "batch_size",
         logger="current",
         level=logging.WARNING,
@@ -107,8 +107,8 @@ def _decides_on_scaling(path: Path) -> bool:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the config, and options that override its values."""
-    parser.add_argument("config", help="config file, or mmgcvit::detection/... and the like for the package's own")
+    """Add the arguments for the config and for options that override its values."""
+    parser.add_argument("config", help="config file, or e.g. mmgcvit::detection/... for a config of the package")
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -121,12 +121,14 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the common arguments of training and testing, named as in mmdet's and mmseg's own tools."""
     add_config_arguments(parser)
-    parser.add_argument("--work-dir", help="folder for logs and checkpoints (work_dirs/<name of the config>)")
-    parser.add_argument("--launcher", choices=LAUNCHERS, default="none", help="how processes were started (none)")
+    parser.add_argument("--work-dir", help="folder for logs and checkpoints (default: work_dirs/<name of the config>)")
+    parser.add_argument(
+        "--launcher", choices=LAUNCHERS, default="none", help="launcher that started the processes (default: none)"
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
 def config_from_arguments(args: argparse.Namespace) -> Config:
-    """The config of parsed :func:`add_runner_arguments`."""
+    """Load the config from the parsed arguments of :func:`add_runner_arguments`."""
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     return load_config(args.config, args.work_dir, args.cfg_options, args.launcher)

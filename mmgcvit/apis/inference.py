@@ -1,4 +1,4 @@
-"""Inference on images, folders and videos: drawings, and predictions in files."""
+"""Inference on images, folders and videos; writes drawings and predictions."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from mmgcvit.utils.files import require_file
 
 @dataclass
 class Summary:
-    """What a call of :func:`predict` has done."""
+    """Summary of a call of :func:`predict`."""
 
     images: int = 0
     frames: int = 0
-    objects: int = 0  # of a detector
-    file: str = ""  # with the predictions
+    objects: int = 0  # for detectors
+    file: str = ""  # the file with the predictions
     results: list[dict] = field(default_factory=list)
 
     @property
     def pictures(self) -> int:
-        """The former name of ``images``."""
+        """Former name of ``images``."""
         return self.images
 
 
@@ -50,16 +50,16 @@ def predict(
     ann_file: str | None = None,
     draw: bool = True,
 ) -> Summary:
-    """Detect, segment or classify images, every image of folders, and videos; write drawings and predictions.
+    """Detect, segment or classify images, folders of images, and videos; write drawings and predictions.
 
-    ``out_dir`` gets drawings in ``vis``, videos as ``.mp4``, and
+    Drawings are written to ``vis`` in ``out_dir``, videos as ``.mp4``. In addition,
 
-    - from a detector ``predictions.json``, results in COCO's format (boxes x, y, width, height in pixels, masks as run
-      lengths), and ``images.json``, the images and categories of their ids (a COCO file without annotations: both load
-      with pycocotools);
-    - from a segmentor label maps in ``labels``, of the images' sizes, the first class being 0, and ``areas.json``, the
-      pixels and the share of each class, by image;
-    - from a classifier ``classes.json``, the most probable classes of each image.
+    - a detector writes ``predictions.json``, results in COCO format (boxes x, y, width, height in pixels, masks as run
+      lengths), and ``images.json``, the images and categories with their ids (a COCO file without annotations;
+      pycocotools loads both);
+    - a segmentor writes label maps to ``labels``, in the size of the images and with 0 for the first class, and
+      ``areas.json``, the number of pixels and the share of each class per image;
+    - a classifier writes ``classes.json``, the most probable classes of each image.
 
     Args:
         config: a config file of a detector, segmentor or classifier, or a config, which is not changed.
@@ -67,23 +67,25 @@ def predict(
         inputs: images, folders of images, videos.
         out_dir: folder to write to.
         device: 'cpu', 'cuda:0', ...; by default a GPU if there is one.
-        score_thr: boxes under this score are not drawn; the JSON has all of them.
-        batch_size: images, frames or tiles at a time; a segmentor batches those of one shape.
+        score_thr: boxes with a lower score are not drawn; the JSON file contains all of them.
+        batch_size: number of images, frames or tiles per batch; a segmentor batches inputs of the same shape.
         tta: test-time augmentation, for detectors of boxes only (:func:`mmgcvit.apis.use_tta`).
-        tile: side in pixels of the square tiles that a larger image is cut into. A detector cuts the image itself, and
-            merges boxes of the same class by NMS at an IoU of 0.5; a segmentor cuts it as resized by the test pipeline,
-            and averages.
-        overlap: share of a tile's side that its neighbour covers, 0 to below 1.
-        ann_file: for a detector, a COCO file whose image ids (by file name) and category ids the predictions get, to be
-            evaluated or submitted; otherwise images are numbered from 1, and categories are the labels plus 1.
+        tile: side in pixels of the square tiles that larger images are cut into. For a detector, the original image is
+            cut, and boxes of the same class are merged by NMS at an IoU of 0.5; for a segmentor, the image is cut after
+            resizing by the test pipeline, and predictions are averaged.
+        overlap: overlap of neighbouring tiles, as a fraction of their side, from 0 to below 1.
+        ann_file: for a detector, a COCO file that provides the image ids (by file name) and category ids of the
+            predictions, for evaluation or submission; by default images are numbered from 1, and category ids are the
+            labels plus 1.
         draw: whether to make drawings.
 
     Returns:
-        Counts, and the results as they are in the file.
+        Counts, and the results as written to the file.
 
     Raises:
-        UsageError: config, checkpoint or inputs do not exist, a model of no known task, a folder without images, two
-            inputs of one name, a value that is not allowed, an image that cannot be read or is not in ``ann_file``.
+        UsageError: the config, the checkpoint or an input does not exist; the task of the model is unknown; a folder
+            has no images; two inputs have the same name; a value is not allowed; or an image cannot be read or is not
+            in ``ann_file``.
     """
     require_file("checkpoint", checkpoint)
     if batch_size < 1:
@@ -118,7 +120,7 @@ def predict(
 
 
 def _predict_video(path: Path, folder: Path, draw: bool, model: Predictor, summary: Summary, score_thr: float) -> None:
-    """Predict on each frame of a video, and write it again with drawings."""
+    """Predict on each frame of a video, and write a video with the drawings."""
     import cv2
 
     capture = cv2.VideoCapture(str(path))
@@ -126,7 +128,7 @@ def _predict_video(path: Path, folder: Path, draw: bool, model: Predictor, summa
     with ExitStack() as stack:
         stack.callback(capture.release)
         if not capture.isOpened():
-            raise UsageError(f"input {str(path)!r}: no video that OpenCV can read")
+            raise UsageError(f"input {str(path)!r}: not a video that OpenCV can read")
         writer = None
         for source, found in model(frames(path.name, capture)):
             summary.objects += model.keep(source, found, folder)
@@ -139,9 +141,9 @@ def _predict_video(path: Path, folder: Path, draw: bool, model: Predictor, summa
                 temporary = stack.enter_context(atomic_path(target))
                 fourcc = cv2.VideoWriter.fourcc(*"mp4v")
                 writer = cv2.VideoWriter(str(temporary), fourcc, rate, (width, height))
-                stack.callback(writer.release)  # before the file gets its name
+                stack.callback(writer.release)  # before the temporary file is renamed
                 if not writer.isOpened():
-                    raise UsageError(f"{str(target)!r}: this OpenCV cannot write MP4; --no-draw leaves it out")
+                    raise UsageError(f"{str(target)!r}: this OpenCV cannot write MP4; --no-draw skips it")
             writer.write(model.draw(source, found, score_thr)[..., ::-1])
 
 
@@ -151,8 +153,8 @@ def _distinct(paths: list[Path]) -> list[Path]:
         name = f"{path.stem}.mp4" if path.suffix.lower() in VIDEOS else path.name
         if name in first:
             raise UsageError(
-                f"inputs: the drawings of {str(path)!r} and {str(first[name])!r} would go into one file, "
-                f"{name}; give them in two calls with two --out-dir"
+                f"inputs: the drawings of {str(path)!r} and {str(first[name])!r} would be written to the same file, "
+                f"{name}; pass them in two calls with different --out-dir"
             )
         first[name] = path
     return paths

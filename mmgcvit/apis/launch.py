@@ -1,4 +1,4 @@
-"""Building a runner in the processes that a launcher has started."""
+"""Building a runner in processes that were started by a launcher."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mmgcvit.errors import UsageError
 
 
 def build_runner(cfg: Config) -> Runner:
-    """mmengine's runner of a config; with several processes on a CPU they are connected by gloo."""
+    """Build mmengine's runner for a config; several processes on a CPU are connected by gloo."""
     if cfg.launcher in ("pytorch", "slurm") and get_device() == "cpu":
-        # mmengine would give each process a GPU. It uses an existing process group, and prefers a wrapper's own
-        # arguments to its defaults.
+        # mmengine would assign a GPU to each process. It reuses an existing process group, and the arguments of the
+        # wrapper in the config take precedence over its defaults.
         if not dist.is_initialized():
             if cfg.launcher == "slurm":
                 set_slurm_environment()
@@ -31,15 +31,15 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def set_slurm_environment() -> None:
-    """Set torch's variables from Slurm's, by mmengine's rules.
+    """Set torch's environment variables from Slurm's, by mmengine's rules.
 
     Raises:
-        UsageError: Slurm has not started this process.
+        UsageError: this process was not started by Slurm.
     """
     missing = [name for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_NODELIST") if name not in os.environ]
     if missing:
         raise UsageError(
-            f"launcher='slurm': {', '.join(missing)} not in the environment; start processes by srun, as "
+            f"launcher='slurm': {', '.join(missing)} not in the environment; start the processes with srun, as "
             "tools/slurm_train.sh does"
         )
     os.environ.update(

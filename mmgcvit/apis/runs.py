@@ -1,4 +1,4 @@
-"""Training and testing: mmengine's Runner, with checks before the run and hooks that keep a long run safe."""
+"""Training and testing with mmengine's Runner, with checks before the run and hooks for long runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AMP = ("fp16", "bf16")
 FLOAT32 = {"AmpOptimWrapper": "OptimWrapper", "FSDPAmpOptimWrapper": "mmgcvit.FSDPOptimWrapper"}
 MIXED = {"OptimWrapper": "AmpOptimWrapper", "FSDPOptimWrapper": "mmgcvit.FSDPAmpOptimWrapper"}
 CORRUPT = ("stop", "skip")
-#: Transforms that load an image, and what replaces them in training.
+#: Transforms that load an image, and their replacements in training.
 LOADERS = {f"{scope}LoadImageFromFile": "mmgcvit.LoadCheckedImage" for scope in ("", "mmcv.", "mmdet.", "mmseg.")}
 LOADERS |= {name: name for name in ("mmgcvit.LoadPillowImage", "mmgcvit.LoadCheckedImage")}
 
@@ -43,26 +43,28 @@ def train(
 ) -> Runner:
     """Train the config's model.
 
-    The run stops at a loss that is NaN or infinite, naming the last good checkpoint. With
-    ``randomness.deterministic`` a resumed run ends with the same weights as an uninterrupted one. With one process or
-    on a CPU, SyncBN becomes BN.
+    The run stops at a NaN or infinite loss and names the last good checkpoint. With ``randomness.deterministic``, a
+    resumed run ends with the same weights as an uninterrupted one. With one process or on a CPU, SyncBN is replaced by
+    BN.
 
     Args:
         cfg: from :func:`~mmgcvit.apis.load_config`. It is not changed; the runner has its own copy.
         resume: True or 'auto': resumes from the newest intact checkpoint in the work directory, if there is one; files
-            truncated by a killed run are skipped. A file or URL: resumes from this one.
-        amp: mixed precision: 'fp16' (also True) with a dynamic loss scale and, if the config does not clip gradients,
-            clipping at a norm of 35; or 'bf16'. (A config with mixed precision of its own runs in float32 on a CPU.)
+            truncated by a killed run are skipped. A file or URL: resumes from that checkpoint.
+        amp: mixed precision: 'fp16' (or True) with a dynamic loss scale and, unless the config clips gradients,
+            clipping at a norm of 35; or 'bf16'. (A config that enables mixed precision itself runs in float32 on a
+            CPU.)
         auto_scale_lr: True multiplies the learning rate by (global batch size incl. gradient accumulation) /
-            ``auto_scale_lr.base_batch_size``, as ``auto_scale_lr.enable`` in the config does. By default this is also
-            done in a run with one process, if the config has a larger ``base_batch_size`` and no ``enable``; not
-            with False.
-        corrupt: what happens at an image that cannot be decoded: 'stop' the run, with its name, or 'skip': it is named,
-            counted, and replaced by another one. By default as the config's loading says, else 'stop'.
+            ``auto_scale_lr.base_batch_size``, like ``auto_scale_lr.enable`` in the config. By default, the learning
+            rate is also scaled in a run with one process, if the config has a larger ``base_batch_size`` and no
+            ``enable``; False prevents this.
+        corrupt: handling of images that cannot be decoded: 'stop' stops the run and names the image; 'skip' names and
+            counts the image and replaces it by another one. Default: the setting in the config, else 'stop'.
 
     Raises:
-        UsageError: ``amp`` without a GPU, a scaled rate without a ``base_batch_size`` in the config, a checkpoint
-            that does not exist, annotations that would break the run, or classes other than the annotation file's.
+        UsageError: ``amp`` is used without a GPU; the learning rate is to be scaled but the config has no
+            ``base_batch_size``; the checkpoint does not exist; the annotations would break the run; or the classes
+            differ from those of the annotation file.
     """
     if corrupt is not None and corrupt not in CORRUPT:
         raise UsageError(f"corrupt={corrupt!r}; allowed: {', '.join(CORRUPT)}")
@@ -80,7 +82,7 @@ def train(
         if checkpoint is not None:
             cfg.resume, cfg.load_from = True, require_file("checkpoint to resume from", checkpoint)
         else:
-            print_log(f"--resume: no checkpoint in {cfg.work_dir}: the run starts from scratch", level=logging.WARNING)
+            print_log(f"--resume: no checkpoint in {cfg.work_dir}; starting from scratch", level=logging.WARNING)
     _check_data(cfg, "train_dataloader", "val_dataloader")
     for transform in _image_loaders([cfg.get("train_dataloader"), cfg.get("custom_hooks")]):  # hooks may set pipelines
         transform.update(type=LOADERS[transform["type"]], **({} if corrupt is None else {"corrupt": corrupt}))
@@ -104,24 +106,24 @@ def test(
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the config's test data.
 
-    The checkpoint is read by :func:`~mmgcvit.checkpoint.reader.read_checkpoint`, which executes no code in it. For a
-    run with an ``EMAHook`` the averaged weights are evaluated, which mmengine saves as the model's.
+    The checkpoint is read by :func:`~mmgcvit.checkpoint.reader.read_checkpoint`, which never executes code from a file.
+    For a run with an ``EMAHook``, the averaged weights are evaluated, which mmengine saves as the model's weights.
 
     Args:
         cfg: from :func:`~mmgcvit.apis.load_config`. It is not changed.
-        checkpoint: a file of any publisher or your own, a URL, or a name of ``mmgcvit weights list``.
+        checkpoint: a file of any publisher or your own, a URL, or a name from ``mmgcvit weights list``.
         show_dir: folder for images with the ground truth on the left and the prediction on the right.
-        tta: test-time augmentation (:func:`use_tta`).
-        out: for a classifier: CSV file for the predictions (:class:`~mmgcvit.classification.TopKAccuracy`).
+        tta: use test-time augmentation (:func:`use_tta`).
+        out: for a classifier, CSV file for the predictions (:class:`~mmgcvit.classification.TopKAccuracy`).
 
     Returns:
         The metrics.
 
     Raises:
         UsageError: the checkpoint does not exist, cannot be read, belongs to another network or, for a classifier, has
-            no head; ``show_dir`` with a config whose visualization hook is neither mmdet's nor mmseg's, ``out`` without
-            a TopKAccuracy in the config, annotations that would break the run, or classes other than those of the
-            annotation file, the checkpoint or the head.
+            no head; ``show_dir`` is used with a visualization hook that is neither mmdet's nor mmseg's; ``out`` is used
+            without a TopKAccuracy in the config; the annotations would break the run; or the classes differ from those
+            of the annotation file, the checkpoint or the head.
     """
     cfg = rename_old_types(copy.deepcopy(cfg))
     if not cfg.get("test_dataloader"):
@@ -129,17 +131,17 @@ def test(
     cfg.load_from = require_file("checkpoint", checkpoint)
     if "://" not in checkpoint or checkpoint.startswith((*SCHEMES, "http://", "https://")):
         cfg.load_from = READER + checkpoint
-    # mmengine saves the averaged weights as the model's. Its hook would load them again, and would fail at bare state
-    # dicts and at weights without a head.
+    # mmengine saves the averaged weights as the model's weights. Its hook would load them again, and would fail on bare
+    # state dicts and on weights without a head.
     cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks") or () if type_name(hook) != "EMAHook"]
     _check_data(cfg, "test_dataloader")
     if show_dir is not None:
-        _show_in(cfg, os.path.abspath(show_dir))  # absolute, as the libraries join it to the folder of the run
+        _show_in(cfg, os.path.abspath(show_dir))  # absolute, as the libraries join it to the work directory
     if tta:
         use_tta(cfg)
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
     if out is not None and not any(task.set_table(cfg, out) for task in TASKS):
-        raise UsageError("--out: the config's test_evaluator is no TopKAccuracy, which writes the table")
+        raise UsageError("--out: the config's test_evaluator is not a TopKAccuracy, which writes the table")
     try:
         runner = build_runner(cfg)
         revert_sync_bn(runner)
@@ -176,7 +178,7 @@ def _use_mixed_precision(cfg: Config, kind: str) -> None:
 
 def _check_data(cfg: Config, *loaders: str) -> None:
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))):
-        return  # the first process checks for all; the launcher stops the others
+        return  # only the first process checks; the launcher stops the others
     init_default_scope(cfg.get("default_scope", "mmengine"))
     try:
         for loader in loaders:
@@ -188,7 +190,7 @@ def _check_data(cfg: Config, *loaders: str) -> None:
 
 
 def _image_loaders(part: Any) -> Iterator[dict]:
-    """Every transform that loads an image in a data loader's config, however deep."""
+    """Yield all transforms that load an image in a data loader's config, including nested ones."""
     if isinstance(part, dict):
         if part.get("type") in LOADERS:
             yield part

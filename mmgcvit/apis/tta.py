@@ -12,14 +12,14 @@ from mmgcvit.tasks import TASKS, find_task
 
 
 def use_tta(cfg: Config) -> None:
-    """Replace the config's test pipeline by one with several scales, each mirrored too.
+    """Replace the config's test pipeline by one with several scales, each with and without mirroring.
 
-    A config's own ``tta_model`` and ``tta_pipeline``, which those in ``configs/segmentation`` have, are used as they
-    are. Otherwise a detector gets those of ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale of
-    the test pipeline's Resize. Of detections only boxes are merged: masks are dropped, and the metric 'segm' with them.
+    If the config has a ``tta_model`` and a ``tta_pipeline``, like those in ``configs/segmentation``, they are used
+    unchanged. Otherwise a detector uses those of ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale
+    of the test pipeline's Resize. Only boxes are merged: masks and the metric 'segm' are dropped.
 
     Raises:
-        UsageError: a config without one of the two that is no detector's, or whose test pipeline has no Resize.
+        UsageError: the config lacks one of the two and is not a detector config, or its test pipeline has no Resize.
     """
     if "tta_model" not in cfg or "tta_pipeline" not in cfg:
         (find_task(cfg.model) or TASKS[-1]).set_default_tta(cfg)
@@ -31,5 +31,5 @@ def use_tta(cfg: Config) -> None:
 
 
 def listed(value: Any) -> Sequence:
-    """A list or tuple as it is, anything else as the only item of a list."""
+    """Return a list or tuple unchanged, and wrap anything else in a list."""
     return value if isinstance(value, (list, tuple)) else [value] if value else []

@@ -1,4 +1,4 @@
-"""The network: arch table, layers, window attention, padding, and :class:`GCViT` itself."""
+"""The network: table of variants, layers, window attention, padding, and :class:`GCViT` itself."""
 
 from mmgcvit.backbone.arch import ARCHS, Arch
 from mmgcvit.backbone.gcvit import GCViT

@@ -1,4 +1,4 @@
-"""The published variants, and the checks of a user's own."""
+"""Published variants of the network, and validation of custom ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 from mmgcvit.backbone.checks import STAGES, check_four, check_integer, check_number, check_rate, check_windows
 
-# Paper, tables 1 and A.1, and the released 21k models. `layer_scale` is the initial value, None where there is none.
+# Paper, tables 1 and A.1, and the released 21k models. `layer_scale` is the initial value; None means no layer scale.
 # fmt: off
 ARCHS: dict[str, dict] = {
     name: dict(zip(
@@ -32,16 +32,16 @@ ARCHS: dict[str, dict] = {
 
 @dataclass(frozen=True)
 class Arch:
-    """Architecture of a network. See :data:`ARCHS` for the published ones.
+    """Architecture of a network. See :data:`ARCHS` for the published variants.
 
     Args:
         embed_dims: channels C of stage 0; stage i has C * 2^i.
         depths: blocks per stage; even ones attend locally, odd ones globally.
         num_heads: attention heads per stage; each must divide its stage's channels.
-        mlp_ratio: hidden channels of a block's MLP over its channels.
+        mlp_ratio: ratio of the hidden channels of a block's MLP to the block's channels.
         window_size: side of the windows per stage, in tokens; an int w means (w, w, 2w, w).
-        drop_path_rate: drop path of the last block; it grows linearly from 0 at the first.
-        layer_scale: initial value of the blocks' layer scale, None for none.
+        drop_path_rate: drop path rate of the last block; the rate grows linearly from 0 at the first block.
+        layer_scale: initial value of the blocks' layer scale; None for no layer scale.
 
     Raises:
         ValueError: a value is not allowed. The message names the argument, its value and what is allowed.
@@ -85,11 +85,11 @@ class Arch:
 
 
 def resolve_arch(arch: str | Mapping, window_size: int | Sequence[int] | None, drop_path_rate: float | None) -> Arch:
-    """Look up an arch by name, or take a dict, and apply the two overrides.
+    """Build an :class:`Arch` from a name or a dict, and apply the two overrides.
 
     Raises:
-        ValueError: unknown name, or a value that is not allowed.
-        TypeError: neither a name nor a dict, or unknown or missing keys.
+        ValueError: the name is unknown, or a value is not allowed.
+        TypeError: ``arch`` is neither a name nor a dict, or has unknown or missing keys.
     """
     if isinstance(arch, str):
         if arch not in ARCHS:
@@ -103,7 +103,7 @@ def resolve_arch(arch: str | Mapping, window_size: int | Sequence[int] | None, d
         if unknown or missing:
             raise TypeError(
                 f"arch: a dict with unknown keys {unknown}, missing keys {missing}; "
-                f"allowed: {', '.join(known)}, of which the first three are needed"
+                f"allowed: {', '.join(known)}, of which the first three are required"
             )
     else:
         raise TypeError(f"arch={arch!r} is a {type(arch).__name__}; allowed: a name ({', '.join(ARCHS)}) or a dict")

@@ -1,4 +1,4 @@
-"""Window attention, local and global, with its relative position bias."""
+"""Local and global window attention with relative position bias."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from mmgcvit.backbone.windows import Pack
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside windows (paper, section 3.1), and the projection after it.
+    """Multi-head self-attention within windows (paper, section 3.1), followed by a projection.
 
-    Local attention computes query, key and value from the window. Global attention computes key and value from it; its
-    query is the image's own, from :class:`~mmgcvit.backbone.layers.GlobalQuery`.
+    Local attention computes query, key and value from the window. Global attention computes only key and value from the
+    window; the query comes from :class:`~mmgcvit.backbone.layers.GlobalQuery` and is shared by all windows of an image.
 
-    The output channels of ``qkv`` and ``kv`` are ordered (head, q/k/v, d): query, key and value of all heads are views
-    of one product.
+    The output channels of ``qkv`` and ``kv`` are ordered (head, q/k/v, d), so that query, key and value of all heads
+    are views of one matrix product.
 
     Args:
-        channels: C.
-        num_heads: heads; divides C.
+        channels: number of channels C.
+        num_heads: number of heads; must divide C.
         window: side of the windows, in tokens.
-        is_global: whether the query is given.
+        is_global: global attention: the query is passed to ``forward``.
         qkv_bias: whether ``qkv`` / ``kv`` has a bias.
         attn_drop_rate: dropout rate of the attention weights.
         drop_rate: dropout rate after the projection.
@@ -63,14 +63,14 @@ class WindowAttention(nn.Module):
         """Attend within each window.
 
         Args:
-            x: (rows, C), the windows of ``pack``; rows that stand for padding are zero.
-            pack: where the windows are.
-            queries: for global attention, of each region (B * windows, heads, tokens, d).
-            biases: of each region, as ``ops.position_biases`` yields them; None to compute them here.
+            x: (rows, C), the windows of ``pack``; rows that represent padding are zero.
+            pack: layout of the windows in x.
+            queries: global query of each region, (B * windows, heads, tokens, d); global attention only.
+            biases: position bias of each region, from ``ops.position_biases``; None to compute them here.
             ops: implementations of the operations.
 
         Returns:
-            (rows, C); rows that stand for padding are arbitrary, but finite.
+            (rows, C); rows that represent padding are arbitrary, but finite.
         """
         qkv = ops.linear(self.kv if self.is_global else self.qkv, x)
         of_region = self._biases(pack, ops, qkv.dtype) if biases is None else dict(enumerate(biases))
@@ -81,7 +81,7 @@ class WindowAttention(nn.Module):
             query = None
             if queries is not None and self.is_global:
                 query = queries[span.index]
-                if query.shape[0] not in (1, span.count):  # a part of the windows
+                if query.shape[0] not in (1, span.count):  # the pack has only some of the region's windows
                     query = query[span.first : span.first + span.count]
             windows = rows.unflatten(0, (span.count, -1))  # [rows, channels] -> [windows, tokens, channels]
             y = ops.window_attention(windows, query, of_region[span.index], self.num_heads, dropout)

@@ -1,4 +1,4 @@
-"""Tables of relative position bias: which window they are for, and how they get to another one."""
+"""Relative position bias tables: inferring their window size, and resizing them to another one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def table_window(table: Tensor) -> int:
-    """Side w of the windows that a bias table ((2w-1)^2, heads) is for; 0 if no window has that many rows."""
+    """Window side w of a bias table of shape ((2w-1)^2, heads); 0 if no window size gives this number of rows."""
     side = math.isqrt(len(table))
     return (side + 1) // 2 if side * side == len(table) and side % 2 else 0
 
 
 def resize_bias_table(table: Tensor, window: int) -> Tensor:
-    """Bicubic resize of a bias table to another window, as the authors do: ((2v-1)^2, heads) -> ((2w-1)^2, heads).
+    """Resize a bias table to another window size, bicubically like the authors: ((2v-1)^2, heads) -> ((2w-1)^2, heads).
 
     Raises:
         ValueError: the number of rows is not the square of an odd number.

@@ -27,16 +27,16 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 
 
 class Block(nn.Module):
-    """x + gamma1 * attention(norm1(x)), then x + gamma2 * mlp(norm2(x)), each with drop path.
+    """Transformer block: x + gamma1 * attention(norm1(x)), then x + gamma2 * mlp(norm2(x)), each with drop path.
 
     Args:
-        channels: C.
-        num_heads: attention heads.
+        channels: number of channels C.
+        num_heads: number of attention heads.
         window: side of the windows, in tokens.
-        is_global: global attention, else local.
-        mlp_ratio: hidden channels of the MLP over C.
-        layer_scale: initial value of gamma1 and gamma2; None for none.
-        drop_path_rate: probability with which an image skips a branch.
+        is_global: global instead of local attention.
+        mlp_ratio: hidden channels of the MLP, as a multiple of C.
+        layer_scale: initial value of gamma1 and gamma2; None for no layer scale.
+        drop_path_rate: probability that an image skips a branch.
         **attention: further arguments of :class:`WindowAttention`.
     """
 
@@ -70,15 +70,15 @@ class Block(nn.Module):
         drop_path_scale: Tensor | None = None,
         ops: kernels.Kernels | None = None,
     ) -> Tensor:
-        """One block on packed windows.
+        """Apply the block to packed windows.
 
         Args:
             x: (rows, C), the windows of ``pack``.
-            pack: where the windows are.
+            pack: layout of the windows in x.
             queries: the global query of each region, see :meth:`WindowLayout.expand_query`.
-            biases: of each region; None to compute them from the block's own table.
-            drop_path_scale: (2, rows, 1), by which both branches are multiplied; None for no drop path.
-            ops: implementations of the operations; None for those that fit x and the block.
+            biases: position bias of each region; None to compute it from the block's own table.
+            drop_path_scale: (2, rows, 1), factors of the attention and the MLP branch; None for no drop path.
+            ops: implementations of the operations; None to choose them for x and this block.
 
         Returns:
             (rows, C).
@@ -93,17 +93,17 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """(Downsample,) global query, and blocks that attend locally and globally in turn.
+    """Stage: optional downsampling, global query, and blocks that alternate between local and global attention.
 
     Args:
-        in_channels: channels of the input map; None where the stage does not begin with downsampling.
-        channels: C of this stage.
-        depth: blocks.
-        num_heads: attention heads.
+        in_channels: channels of the input map; None for a stage without downsampling.
+        channels: number of channels C of this stage.
+        depth: number of blocks.
+        num_heads: number of attention heads.
         window: side of the windows, in tokens.
         pad: one of 'input', 'stage', 'window'; see :class:`GCViT`.
-        reductions: halvings of the map that the global query comes from.
-        interpolation: how the global query is resized.
+        reductions: how many times the map is halved for the global query.
+        interpolation: interpolation mode for resizing the global query.
         drop_path_rates: one per block.
         with_cp: recompute the blocks in the backward pass instead of keeping their activations.
         **block: further arguments of :class:`Block`.
@@ -126,7 +126,7 @@ class Stage(nn.Module):
         super().__init__()
         self.window, self.pad, self.with_cp = window, pad, with_cp
         self.downsample = nn.Identity() if in_channels is None else Downsample(in_channels, channels)
-        # A stage of one block has no global attention, and so no use for a query.
+        # A stage with a single block has no global attention and needs no query.
         self.query = GlobalQuery(channels, num_heads, window, reductions, interpolation) if depth > 1 else None
         self.blocks: Any = nn.ModuleList(
             Block(channels, num_heads, window, is_global=index % 2 == 1, drop_path_rate=drop_path_rates[index], **block)
@@ -134,7 +134,7 @@ class Stage(nn.Module):
         )
 
     def forward(self, x: Tensor, drop_path_scale: Tensor | None = None) -> Tensor:
-        """The map of this stage.
+        """Compute the feature map of this stage.
 
         Args:
             x: (B, H, W, input channels).
@@ -162,10 +162,10 @@ class Stage(nn.Module):
         return layout.unpack(packs)[:, :height, :width]
 
     def _biases(self, layout: WindowLayout, ops: list[kernels.Kernels], dtype: torch.dtype) -> Iterable[Any]:
-        """The position biases of each block and region.
+        """Position biases of each block and region.
 
-        Those of all blocks are computed together. Where a block was modified, each computes its own: its weights may be
-        there only while it is called (sharding, offloading).
+        The biases of all blocks are computed together. If any block was modified, each block computes its own instead,
+        as its weights may be available only while it is called (sharding, offloading).
         """
         if kernels.is_eager() and kernels.REFERENCE in ops:
             return [None] * len(ops)
@@ -181,8 +181,8 @@ class GCViT(SafePretrainedInit, BaseModule):
     Registered in mmengine's root registry: ``type='GCViT'`` works in configs of mmdet, mmseg and mmpretrain with
     ``custom_imports=dict(imports=['mmgcvit'])``.
 
-    There are three ways to pad a map that the windows do not divide. They agree if the sides of the image are multiples
-    of ``pad_multiple``:
+    There are three ways to pad a map whose size is not a multiple of the window size. Their results are equal if the
+    height and width of the image are multiples of ``pad_multiple``:
 
     - ``pad='input'``: the image is zero-padded on the right and at the bottom to multiples of ``pad_multiple``, and the
       maps are cropped.
@@ -199,7 +199,7 @@ class GCViT(SafePretrainedInit, BaseModule):
         window_size: side of the windows of each stage, in tokens; overrides the arch's. An int w means (w, w, 2w, w).
         pad: 'input', 'stage' or 'window'.
         global_query_reductions: for each stage, how many times the map is halved for the global query.
-        global_query_interpolation: 'bicubic' or 'bilinear'; how the global query is resized to the window.
+        global_query_interpolation: 'bicubic' or 'bilinear'; interpolation mode for resizing the global query.
         drop_path_rate: drop path rate of the last block; overrides the arch's.
         drop_rate: dropout rate after the projection of attention and in the MLPs.
         attn_drop_rate: dropout rate of the attention weights.
@@ -207,7 +207,7 @@ class GCViT(SafePretrainedInit, BaseModule):
         out_indices: stages whose maps are returned. Stages after the last one are not built.
         frozen_stages: -1 for none, 0 for the stem, i for the stem and the first i stages with their norms.
         with_cp: recompute the blocks in the backward pass: less memory, more time, same results.
-        init_cfg: as in mmengine. ``dict(type='Pretrained', checkpoint=...)`` loads a checkpoint of any publisher.
+        init_cfg: as in mmengine. ``dict(type='Pretrained', checkpoint=...)`` loads a checkpoint from any publisher.
 
     Attributes:
         out_channels: channels of each returned map.
@@ -243,7 +243,7 @@ class GCViT(SafePretrainedInit, BaseModule):
         init_cfg: dict | list | None = None,
         **unknown: Any,
     ) -> None:
-        if unknown:  # Python's own message would not say what is allowed
+        if unknown:  # Python's own message would not list the allowed arguments
             allowed = ", ".join(list(inspect.signature(GCViT.__init__).parameters)[1:-1])
             raise TypeError(
                 "GCViT: unknown argument "
@@ -271,7 +271,7 @@ class GCViT(SafePretrainedInit, BaseModule):
         self.out_strides = tuple(strides[i] for i in out_indices)
         self.pad_multiple = math.lcm(*(s * w for s, w in zip(strides, arch_.window_size, strict=True)))
 
-        # Over all blocks of all stages, whichever of them are built.
+        # The rate grows over the blocks of all four stages, including stages that are not built.
         rates = torch.linspace(0, arch_.drop_path_rate, sum(arch_.depths), device="cpu").tolist()
         self.stem = Stem(in_channels, arch_.embed_dims)
         self.stages: Any = nn.ModuleList()
@@ -301,7 +301,7 @@ class GCViT(SafePretrainedInit, BaseModule):
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of a batch of images.
+        """Compute the feature maps of a batch of images.
 
         Args:
             x: (B, in_channels, H, W), any H, W >= 1, floating point.
@@ -310,7 +310,7 @@ class GCViT(SafePretrainedInit, BaseModule):
             (B, C * 2^i, ceil(H / stride_i), ceil(W / stride_i)) for each stage i of ``out_indices``, contiguous.
 
         Raises:
-            ValueError: x is not 4-D, has other channels, or is empty.
+            ValueError: x is not 4-D, has the wrong number of channels, or is empty.
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
             raise ValueError(
@@ -328,17 +328,17 @@ class GCViT(SafePretrainedInit, BaseModule):
             if i in self.out_indices:
                 stride = 4 * 2**i
                 y = getattr(self, f"norm{i}")(x)[:, : -(-height // stride), : -(-width // stride)]
-                # Contiguous NCHW, as what follows may read raw memory (mmcv's RoIAlign does).
+                # Contiguous NCHW: downstream code may read raw memory, as mmcv's RoIAlign does.
                 maps.append(y.permute(0, 3, 1, 2).contiguous())
         return tuple(maps)
 
     def sample_drop_path(self, x: Tensor) -> list[Tensor | None]:
-        """Sample the scale of each branch and image: 0 with a block's ``drop_path_rate``, else 1 / (1 - rate).
+        """Sample the drop-path scale of each branch and image: 0 with probability ``rate``, else 1 / (1 - rate).
 
         All windows of an image are dropped together.
 
         Args:
-            x: (B, ...), which determines batch size, dtype and device.
+            x: (B, ...), gives the batch size, dtype and device.
 
         Returns:
             (blocks, 2, B) for each stage; None for a stage without drop path, as in evaluation mode.
@@ -373,7 +373,10 @@ class GCViT(SafePretrainedInit, BaseModule):
             module.requires_grad_(False)
 
     def _set_initial_values(self) -> None:
-        """Linear layers and bias tables: truncated normal with std 0.02; biases: 0; convolutions: PyTorch's default."""
+        """Initialise linear layers and bias tables with a truncated normal (std 0.02), biases with 0.
+
+        Convolutions keep PyTorch's default initialisation.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear) and not isinstance(module, PointwiseConv):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -383,16 +386,16 @@ class GCViT(SafePretrainedInit, BaseModule):
                 nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
 
     def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
-        """Layer of a parameter, for layer-wise learning-rate decay.
+        """Return the layer index of a parameter, for layer-wise learning-rate decay.
 
         Args:
             param_name: name in the model.
             prefix: prefix of the backbone's parameters, e.g. 'backbone.'.
 
         Returns:
-            The layer and the number of layers, as in mmpretrain: 0 for the stem, 1 to n for the blocks of all stages,
-            n + 1 for everything outside the backbone. Downsampling and query of a stage belong to its first block, the
-            norm of its map to its last.
+            The layer index and the number of layers, as in mmpretrain: 0 for the stem, 1 to n for the blocks of all
+            stages, n + 1 for everything outside the backbone. The downsampling and the global query of a stage belong
+            to its first block, its output norm to its last block.
         """
         depths = self.arch.depths
         layers = sum(depths) + 2

@@ -1,4 +1,4 @@
-"""The parts of stem, stages and blocks. Maps are (B, H, W, C), channels last, everywhere."""
+"""Layers of the stem, the stages and the blocks. All maps are channels-last, (B, H, W, C)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def layer_norm(channels: int) -> nn.LayerNorm:
 
 
 class PointwiseConv(nn.Linear):
-    """A 1x1 convolution without bias on channels-last maps: a linear layer with the initial values of a convolution."""
+    """1x1 convolution without bias on channels-last maps: a linear layer initialised like a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, bias=False)
 
 
 class SqueezeExcite(nn.Module):
-    """Squeeze-and-excitation: from the mean of each channel, (B, C), the channel's scale, (B, C)."""
+    """Squeeze-and-excitation: computes channel scales (B, C) from channel means (B, C)."""
 
     def __init__(self, channels: int, reduction: int = 4) -> None:
         super().__init__()
@@ -31,14 +31,14 @@ class SqueezeExcite(nn.Module):
         self.fc2 = nn.Linear(channels // reduction, channels, bias=False)
 
     def forward(self, mean: Tensor) -> Tensor:
-        """sigmoid(W2 GELU(W1 mean))."""
+        """Return sigmoid(W2 GELU(W1 mean))."""
         return self.fc2(F.gelu(self.fc1(mean))).sigmoid()
 
 
 class MBConv(nn.Module):
     """The paper's modified Fused-MBConv (section 3.3), without a norm: x + PW(SE(GELU(DW(x)))).
 
-    (B, H, W, C) -> the same.
+    (B, H, W, C) -> (B, H, W, C).
     """
 
     def __init__(self, channels: int) -> None:
@@ -48,7 +48,7 @@ class MBConv(nn.Module):
         self.pointwise = PointwiseConv(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x + PW(SE(GELU(DW(x))))."""
+        """Return x + PW(SE(GELU(DW(x))))."""
         y = conv_channels_last(self.depthwise, x)
         return kernels.choose(x, self).mbconv_tail(x, y, self.se, self.pointwise)
 
@@ -64,12 +64,12 @@ class Downsample(nn.Module):
         self.norm2 = layer_norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """norm2(reduction(mbconv(norm1(x))))."""
+        """Return norm2(reduction(mbconv(norm1(x))))."""
         return self.norm2(conv_channels_last(self.reduction, self.mbconv(self.norm1(x))))
 
 
 class Stem(nn.Module):
-    """Image to first map, with overlapping patches: (B, H, W, channels) -> (B, ceil(H/4), ceil(W/4), C)."""
+    """Embeds overlapping patches of the image: (B, H, W, channels) -> (B, ceil(H/4), ceil(W/4), C)."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -77,21 +77,21 @@ class Stem(nn.Module):
         self.downsample = Downsample(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """downsample(conv(x))."""
+        """Return downsample(conv(x))."""
         return self.downsample(conv_channels_last(self.conv, x))
 
 
 class GlobalQuery(nn.Module):
-    """The query that all windows of an image share (paper, section 3.2), from the input map of a stage.
+    """Global query, computed from the input map of a stage and shared by all windows (paper, section 3.2).
 
     (B, H, W, C) -> (B, heads, window * window, C // heads).
 
     Args:
-        channels: C.
-        num_heads: heads.
+        channels: number of channels C.
+        num_heads: number of heads.
         window: side of the stage's windows, in tokens.
         reductions: how many times the map is halved by an MBConv and a 3x3 max-pool; 0 for one MBConv and no pooling.
-            A result that is not ``window`` x ``window`` is resized to it.
+            The result is resized to ``window`` x ``window`` if necessary.
         interpolation: 'bicubic' (the authors) or 'bilinear' (tfgcvit); half-pixel centers, no antialiasing.
     """
 
@@ -102,7 +102,7 @@ class GlobalQuery(nn.Module):
         self.mbconvs = nn.ModuleList(MBConv(channels) for _ in range(max(reductions, 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool, resize, split into heads."""
+        """Pool and resize the map, and split it into heads."""
         for mbconv in self.mbconvs:
             x = mbconv(x)
             if self.reductions:
@@ -120,7 +120,7 @@ class Mlp(nn.Module):
     """Two linear layers with an exact GELU between them: (..., C) -> (..., C).
 
     Args:
-        channels: C.
+        channels: number of channels C.
         hidden: channels between the layers.
         drop_rate: dropout rate after the GELU and after the second layer.
     """
@@ -132,7 +132,7 @@ class Mlp(nn.Module):
         self.drop_rate = drop_rate
 
     def forward(self, x: Tensor, ops: kernels.Kernels = kernels.REFERENCE) -> Tensor:
-        """fc2(GELU(fc1(x))); ``ops`` computes it."""
+        """Return fc2(GELU(fc1(x))), computed by ``ops``."""
         x = ops.linear(self.fc1, x)
         if not self.drop_rate:
             return ops.gelu_linear(self.fc2, x)
@@ -141,5 +141,5 @@ class Mlp(nn.Module):
 
 
 def conv_channels_last(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution on (B, H, W, C): a permuted view, which to torch is a channels-last image; nothing is copied."""
+    """Apply a convolution to a map (B, H, W, C) through a permuted (channels-last) view, without a copy."""
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

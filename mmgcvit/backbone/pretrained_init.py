@@ -1,7 +1,7 @@
-"""Where the backbone meets checkpoints.
+"""Hooks through which :mod:`mmgcvit.checkpoint` loads checkpoints into the backbone.
 
-The backbone imports nothing of :mod:`mmgcvit.checkpoint`. That package registers two functions here when it is
-imported, which ``import mmgcvit`` does.
+The backbone imports nothing from :mod:`mmgcvit.checkpoint`. That package registers two functions here when it is
+imported; ``import mmgcvit`` imports it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
 
-    class _Base(nn.Module):  # what the mixin uses of mmengine's BaseModule, which has no types
+    class _Base(nn.Module):  # the part of mmengine's untyped BaseModule that the mixin uses
         init_cfg: Any
         is_init: bool
 
@@ -24,7 +24,7 @@ else:
 
 #: ``(model, source, **options)``: loads a checkpoint into a model. See :func:`mmgcvit.checkpoint.load_pretrained`.
 PretrainedLoader = Callable[..., object]
-#: ``(backbone, state_dict, prefix)``: brings the backbone's part of a state dict into its names and shapes, in place.
+#: ``(backbone, state_dict, prefix)``: converts the backbone's part of a state dict to its names and shapes, in place.
 StateDictAdapter = Callable[[Any, MutableMapping[str, Tensor], str], None]
 
 _loader: PretrainedLoader | None = None
@@ -32,13 +32,13 @@ _adapter: StateDictAdapter | None = None
 
 
 def register_checkpoint_support(loader: PretrainedLoader | None, adapter: StateDictAdapter | None) -> None:
-    """Set what ``init_cfg=dict(type='Pretrained')`` and ``load_state_dict`` of a backbone use; None removes it."""
+    """Set the functions that a backbone's ``init_cfg`` and ``load_state_dict`` use; None removes them."""
     global _loader, _adapter
     _loader, _adapter = loader, adapter
 
 
 def adapt_state_dict(backbone: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str, *_: object) -> None:
-    """Load-state-dict pre-hook of the backbone: accepts any publisher's names, and windows of another size.
+    """Load-state-dict pre-hook of the backbone: accepts any publisher's names, and other window sizes.
 
     Args:
         backbone: the module that the state dict is loaded into.
@@ -46,19 +46,19 @@ def adapt_state_dict(backbone: nn.Module, state_dict: MutableMapping[str, Tensor
         prefix: the backbone's name in the model, with a dot, e.g. ``'backbone.'``.
 
     Raises:
-        CheckpointError: the tensors belong to another network, or none are there.
+        CheckpointError: the tensors belong to another network, or there are none under ``prefix``.
     """
     if _adapter is not None:
         _adapter(backbone, state_dict, prefix)
 
 
 class SafePretrainedInit(_Base):
-    """Mixin for mmengine modules: an ``init_cfg`` of type 'Pretrained' is read by :mod:`mmgcvit.checkpoint`."""
+    """Mixin for mmengine modules: :mod:`mmgcvit.checkpoint` loads an ``init_cfg`` of type 'Pretrained'."""
 
     def init_weights(self) -> None:
         """Initialise the weights; an ``init_cfg`` of type 'Pretrained' accepts the files of every publisher.
 
-        They are loaded by :func:`mmgcvit.checkpoint.load_pretrained`, which executes nothing that a file contains;
+        Files are loaded by :func:`mmgcvit.checkpoint.load_pretrained`, which never executes code from a file;
         mmengine's own loader may.
 
         Raises:

@@ -1,8 +1,8 @@
-"""Padding, and the way from a map to windows and back, for every ``pad`` mode.
+"""Padding, and conversion between feature maps and packed windows, for every ``pad`` mode.
 
-A stage's map (B, H, W, C) is *packed* once: all windows lie one after another in a tensor of rows, (rows, C). Whatever
-works on single tokens (norms, linear layers, MLP, residuals) then runs once, however many kinds of windows there are.
-Attention alone looks at each region's rows, as a view (B x windows, tokens, C).
+A stage *packs* its map (B, H, W, C) once: the tokens of all windows are concatenated into one tensor (rows, C).
+Per-token operations (norms, linear layers, MLP, residuals) then run once, however many window sizes there are. Only
+attention handles each region separately, as a view (B x windows, tokens, C).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Region:
-    """A rectangle of a map that consists of windows of one size.
+    """A rectangle of a map that is divided into windows of one size.
 
     Args:
         top: first row of the map, in tokens.
         left: first column of the map, in tokens.
-        grid_h: windows from top to bottom.
-        grid_w: windows from left to right.
+        grid_h: number of windows from top to bottom.
+        grid_w: number of windows from left to right.
         height: height of a window, in tokens.
         width: width of a window, in tokens.
         window: side of a full window, in tokens. A smaller window was cut off by an edge of the map.
@@ -51,21 +51,21 @@ class Region:
 
     @property
     def is_padded(self) -> bool:
-        """Whether an edge cuts these windows off, so that attention pads them to the full window."""
+        """Whether the edge of the map cuts these windows off, so that attention pads them to the full window."""
         return self.height < self.window or self.width < self.window
 
     @property
     def num_windows(self) -> int:
-        """Windows of one image."""
+        """Number of windows per image."""
         return self.grid_h * self.grid_w
 
     @property
     def num_rows(self) -> int:
-        """Rows of a window in the packed tensor: its tokens, and one that stands for all of its padding."""
+        """Rows of a window in the packed tensor: its tokens, and one row that represents all of its padding."""
         return self.height * self.width + self.is_padded
 
     def cut(self, x: Tensor) -> Tensor:
-        """This rectangle as windows: (B, H, W, C) -> (B * num_windows, height * width, C)."""
+        """Extract this rectangle as windows: (B, H, W, C) -> (B * num_windows, height * width, C)."""
         gh, gw, h, w = self.grid_h, self.grid_w, self.height, self.width
         x = x[:, self.top : self.top + gh * h, self.left : self.left + gw * w]
         # [B, gh * h, gw * w, C] -> [B, gh, h, gw, w, C] -> [B, gh, gw, h, w, C] -> [B * gh * gw, h * w, C]
@@ -81,10 +81,10 @@ class Region:
 
 
 def split_into_regions(height: int, width: int, window: int) -> tuple[Region, ...]:
-    """The regions of a map, from left to right and from top to bottom: at most four.
+    """Split a map into at most four regions, from left to right and from top to bottom.
 
-    Full windows come first. Where the window does not divide the map, the right edge, the bottom edge and the corner
-    have smaller windows.
+    The region of full windows comes first. If the map size is not a multiple of the window size, the right edge, the
+    bottom edge and the corner are regions of smaller windows.
 
     Args:
         height: H of the map, in tokens.
@@ -99,14 +99,14 @@ def split_into_regions(height: int, width: int, window: int) -> tuple[Region, ..
 
 
 def _spans(length: int, window: int) -> list[tuple[int, int, int]]:
-    """Along one axis: (first token, windows, tokens of each) of the full windows, and of the rest."""
-    full, rest = length // window, length % window  # not divmod, which torch.compile does not know
+    """(first token, number of windows, tokens per window) along one axis, for the full windows and the remainder."""
+    full, rest = length // window, length % window  # torch.compile does not support divmod
     spans = [(0, full, window)] if full else []
     return spans + ([(full * window, 1, rest)] if rest else [])
 
 
 def merge_regions(parts: Sequence[Tensor], regions: Sequence[Region]) -> Tensor:
-    """Put the windows of all regions, (B * num_windows, height * width, C) each, together to a map (B, H, W, C)."""
+    """Merge the windows of all regions, (B * num_windows, height * width, C) each, into a map (B, H, W, C)."""
     bands: dict[int, list[Tensor]] = {}
     for region, windows in zip(regions, parts, strict=True):
         bands.setdefault(region.top, []).append(region.uncut(windows))
@@ -122,11 +122,11 @@ class Span:
     """Consecutive windows of one region inside a packed tensor.
 
     Args:
-        index: number of the region in its layout.
+        index: index of the region in its layout.
         region: the region itself.
-        start: first row in the packed tensor.
-        first: first window, counted over all images of the batch.
-        count: windows.
+        start: index of the first row in the packed tensor.
+        first: index of the first window, counted over all images of the batch.
+        count: number of windows.
     """
 
     index: int
@@ -137,17 +137,17 @@ class Span:
 
     @property
     def num_rows(self) -> int:
-        """Rows in the packed tensor."""
+        """Number of rows in the packed tensor."""
         return self.count * self.region.num_rows
 
 
 @dataclass(frozen=True)
 class Pack:
-    """What one packed tensor (rows, C) holds.
+    """Layout of one packed tensor (rows, C).
 
     Args:
-        spans: its windows, region after region.
-        padding_rows: rows that stand for padding, int64; None where no window is padded.
+        spans: its windows, region by region.
+        padding_rows: indices of the rows that represent padding, int64; None if no window is padded.
     """
 
     spans: tuple[Span, ...]
@@ -156,7 +156,10 @@ class Pack:
 
 @cached
 def _pack_indices(batch: int, height: int, width: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token of each packed row, and packed row of each token, int64. A padding row has its window's first token."""
+    """Token index of each packed row, and row index of each token, int64.
+
+    A padding row has the token index of the first token of its window.
+    """
     regions = split_into_regions(height, width, window)
     tokens = torch.arange(batch * height * width, device=device).reshape(batch, height, width, 1)
     windows = [region.cut(tokens) for region in regions]
@@ -169,7 +172,7 @@ def _pack_indices(batch: int, height: int, width: int, window: int, device: torc
 
 @cached
 def _padding_rows(spans: tuple[Span, ...], device: torch.device) -> Tensor | None:
-    """The last row of each padded window."""
+    """Index of the last row of each padded window."""
     rows = [
         torch.arange(s.count, device=device) * s.region.num_rows + s.start + s.region.num_rows - 1
         for s in spans
@@ -180,14 +183,14 @@ def _padding_rows(spans: tuple[Span, ...], device: torch.device) -> Tensor | Non
 
 @cached
 def _corner(window: int, height: int, width: int, device: torch.device) -> Tensor:
-    """Tokens of a full window that lie in its top left corner; then the first once more, for the padding row."""
+    """Indices of the tokens in the top left corner of a full window, and the first again for the padding row."""
     tokens = torch.arange(window * window, device=device).reshape(window, window)[:height, :width].flatten()
     return torch.cat([tokens, tokens[:1]])
 
 
 @cached
 def _image_of_row(spans: tuple[Span, ...], device: torch.device) -> Tensor:
-    """The image, counted from 0, that each row of a pack belongs to."""
+    """Index in the batch of the image that each row of a pack belongs to."""
     images = []
     for s in spans:
         windows = torch.arange(s.first, s.first + s.count, device=device)
@@ -199,21 +202,21 @@ def _image_of_row(spans: tuple[Span, ...], device: torch.device) -> Tensor:
 def window_layout(
     shape: Sequence[int], window: int, device: torch.device, max_elements: int | None = None
 ) -> WindowLayout:
-    """The layout of a map, which is computed once for each shape. Arguments: see :class:`WindowLayout`."""
+    """Return the layout of a map, cached for each shape. For the arguments see :class:`WindowLayout`."""
     return WindowLayout(shape, window, device, max_elements)
 
 
 class WindowLayout:
-    """How the map of a stage is packed as windows.
+    """Packing of the map of a stage into windows.
 
-    On an accelerator all windows are one pack. On a CPU a pack is as many windows of one region as the caches hold, so
-    that what a block computes between its input and its output never goes to memory.
+    On an accelerator, all windows form one pack. On a CPU, a pack has as many windows of one region as fit the caches,
+    so that the intermediate results of a block stay in the caches.
 
     Args:
         shape: (B, H, W, C) of the map.
         window: side of the windows, in tokens.
         device: device of the map.
-        max_elements: upper bound for the elements of a pack; None for a single pack.
+        max_elements: maximum number of elements of a pack; None for a single pack.
     """
 
     def __init__(
@@ -240,7 +243,7 @@ class WindowLayout:
             yield tuple(spans)
 
     def pack(self, x: Tensor) -> list[Tensor]:
-        """(B, H, W, C) -> (rows, C) for each pack."""
+        """Pack a map: (B, H, W, C) -> (rows, C) for each pack."""
         if self.is_indexed:
             return [x.flatten(0, 2).index_select(0, self._indices()[0])]
         packs: list[Tensor] = []
@@ -267,14 +270,14 @@ class WindowLayout:
         return merge_regions(windows, self.regions)
 
     def expand_query(self, query: Tensor) -> list[Tensor]:
-        """The global query for the windows of each region.
+        """Expand the global query to the windows of each region.
 
         Args:
             query: (B, heads, window * window, d).
 
         Returns:
-            (B * num_windows, heads, rows of a window, d) per region; of a single image (1, ...), for all windows.
-            A smaller window takes the query's top left corner.
+            (B * num_windows, heads, rows per window, d) per region; (1, ...) for a single image, as a broadcast
+            dimension. Smaller windows get the top left corner of the query.
         """
         queries = []
         for region in self.regions:

@@ -1,4 +1,4 @@
-"""Checkpoints of all publishers: fetched, read safely, converted to our names, matched with a model, reported."""
+"""Fetching, safe reading, conversion and loading of checkpoints from all publishers."""
 
 from mmgcvit.checkpoint.fit import LoadReport
 from mmgcvit.checkpoint.layouts import convert_state_dict

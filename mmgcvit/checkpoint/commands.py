@@ -44,7 +44,7 @@ def print_weights() -> None:
 
 
 def inspect(source: str) -> str:
-    """Describe the contents of a checkpoint, and what of it the backbone would load.
+    """Describe the contents of a checkpoint, and which of its tensors the backbone would load.
 
     Args:
         source: file, URL or published name.
@@ -75,7 +75,7 @@ def inspect(source: str) -> str:
         "EMA weights": ", ".join(name for name in _EMA if name in checkpoint) or "no",
         "optimizer state": "yes" if "optimizer" in checkpoint else "no",
         "types": ", ".join(kinds),
-        "beside the weights": summarize(extras) or "nothing",
+        "other contents": summarize(extras) or "nothing",
         "other parts": group_by_part(list(converted.others)) or "none",
         "meta": str(checkpoint["meta"]) if isinstance(checkpoint.get("meta"), Mapping) else "none",
     }  # fmt: skip
@@ -99,7 +99,7 @@ def convert_file(
         target: .pth (with ``state_dict`` and ``meta``) or .safetensors (with ``meta`` as its metadata).
         to: 'mmgcvit', 'nvidia' (the authors' detection layout if there are other parts or norms of several maps,
             otherwise their classification layout) or 'timm'.
-        ema: convert the averaged weights.
+        ema: convert the averaged (EMA) weights.
         hashed: append the first 8 digits of the SHA-256 to the file name.
         force: replace an existing file.
 
@@ -117,7 +117,7 @@ def convert_file(
     if to not in WRITABLE:
         raise CheckpointError(f"to={to!r}; allowed: {', '.join(WRITABLE)}")
     if target.exists() and not hashed and not force:
-        raise FileExistsError(f"{target} exists: give another name, or --force to replace it")
+        raise FileExistsError(f"{target} exists: choose another name, or use --force to replace it")
     path = resolve_source(source)
     checkpoint = read_checkpoint(path)
     converted = split_state_dict(unwrap_checkpoint(checkpoint, ema))
@@ -125,29 +125,29 @@ def convert_file(
     _, report = match_state_dict(_model_for(inferred), converted, str(path))
     state_dict, left = _in_layout(converted, to)
     if left:
-        report.notes.append(f"without a place in the layout {to!r}, so not written: {group_by_part(left)}")
+        report.notes.append(f"no counterpart in layout {to!r}, not written: {group_by_part(left)}")
     meta = {
         "source": path.name, "source_layout": converted.layout, "source_sha256": file_sha256(path), "layout": to,
         "arch": " or ".join(inferred.archs), "licence": f"{LICENCE}, if these are published GC ViT weights",
     }  # fmt: skip
     state_dict = {name: value.contiguous() for name, value in state_dict.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    # In a temporary folder beside the target, as the final name may depend on the hash of the finished file.
+    # Use a temporary folder next to the target, as the final name may depend on the hash of the finished file.
     with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder:
         unfinished = Path(folder) / target.name
         if target.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            # safetensors refuses tensors that share memory
+            # safetensors rejects tensors that share memory
             save_file({name: value.clone() for name, value in state_dict.items()}, unfinished, metadata=meta)
         else:
-            # An open file instead of a path, which torch would write into the file and thereby change the hash.
+            # Pass an open file instead of a path: torch would store the path in the file, which changes the hash.
             with unfinished.open("wb") as file:
                 torch.save({"state_dict": state_dict, "meta": meta}, file)
         if hashed:
             target = target.with_name(f"{target.stem}-{file_sha256(unfinished)[:8]}{target.suffix}")
             if target.exists() and not force:
-                raise FileExistsError(f"{target} exists: give another name, or --force to replace it")
+                raise FileExistsError(f"{target} exists: choose another name, or use --force to replace it")
         unfinished.replace(target)
     return target, report
 
@@ -162,18 +162,18 @@ def _in_layout(converted: Converted, to: str) -> tuple[dict[str, Tensor], list[s
 
 
 def _model_for(inferred: InferredArch) -> GCViT:
-    """A GC ViT with the given dimensions on the meta device."""
+    """Build a GC ViT with the given dimensions on the meta device."""
     stages = inferred.stages
     known = (inferred.depths, inferred.num_heads, inferred.windows, inferred.mlp_channels)
     if not (inferred.embed_dims and stages) or any(
         bool(value) != (i < stages) for row in known for i, value in enumerate(row)
     ):
         raise CheckpointError(
-            f"not a whole network: depths={inferred.depths}, num_heads={inferred.num_heads}, "
+            f"not a complete network: depths={inferred.depths}, num_heads={inferred.num_heads}, "
             f"windows={inferred.windows}, MLP channels={inferred.mlp_channels}, where 0 means that "
             "the tensors of a stage are missing"
         )
-    # the values for missing stages have no effect: these stages are not built
+    # the values for missing stages have no effect, as these stages are not built
     arch: dict[str, Any] = dict(
         embed_dims=inferred.embed_dims,
         depths=[n or 1 for n in inferred.depths],
@@ -181,7 +181,7 @@ def _model_for(inferred: InferredArch) -> GCViT:
         mlp_ratio=inferred.mlp_ratio,
         layer_scale=1e-5 if inferred.layer_scale else None,
     )
-    # 0 and 1 halvings both have one MBConv
+    # with 0 and with 1 reductions there is one MBConv
     reductions = tuple(count if count > 1 else 0 for count in inferred.query_mbconvs)
     try:
         with torch.device("meta"):

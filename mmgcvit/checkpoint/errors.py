@@ -1,4 +1,4 @@
-"""Old names, kept for one release: :mod:`mmgcvit.errors` and :mod:`mmgcvit.utils` have them now."""
+"""Former names, kept for one release; now in :mod:`mmgcvit.errors` and :mod:`mmgcvit.utils`."""
 
 from mmgcvit.errors import CheckpointError as CheckpointError
 from mmgcvit.utils import summarize as some  # noqa: F401

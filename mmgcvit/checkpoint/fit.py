@@ -1,4 +1,4 @@
-"""Matches the tensors of a checkpoint with those of a model."""
+"""Matching of the tensors in a checkpoint with those of a model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _COMPARED = ("embed_dims", "depths", "num_heads", "mlp_ratio", "layer_scale")
 
 @dataclass
 class LoadReport:
-    """What was done with each tensor of a checkpoint; ``print(report)`` summarises it in a few lines.
+    """Record of how each tensor of a checkpoint was used; ``print(report)`` summarises it in a few lines.
 
     Args:
         source: file, URL or name that was loaded; '' for a state dict.
@@ -37,7 +37,8 @@ class LoadReport:
         arch: published variants with the checkpoint's dimensions; empty for a custom network.
         loaded: tensors of the model that were copied unchanged.
         resized: resized bias tables, with the window sizes (tokens) of the file and of the model.
-        adapted: first convolutions adapted to another number of input channels, with those of the file and the model.
+        adapted: first convolutions adapted to another number of input channels, with the number of channels in the file
+            and in the model.
         left_in_file: tensors of the file that the model does not use.
         left_initial: tensors of the backbone (and head) that are missing from the file and keep their initial values.
         notes: further remarks for the user.
@@ -55,12 +56,12 @@ class LoadReport:
 
     @property
     def is_exact(self) -> bool:
-        """Whether every tensor was copied unchanged, with none left over on either side."""
+        """Whether every tensor was copied unchanged and none is left over, in the file or in the model."""
         return not (self.resized or self.adapted or self.left_in_file or self.left_initial)
 
     @property
     def is_plain(self) -> bool:
-        """Old name of :attr:`is_exact`, kept for one release."""
+        """Former name of :attr:`is_exact`, kept for one release."""
         return self.is_exact
 
     def __str__(self) -> str:
@@ -84,7 +85,7 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class InferredArch:
-    """Dimensions of a network, inferred from the shapes in its state dict (our names). 0 where tensors are missing.
+    """Dimensions of a network, inferred from the shapes in its state dict (our names); 0 if tensors are missing.
 
     Args:
         embed_dims: channels of the first stage.
@@ -154,7 +155,7 @@ class InferredArch:
 
     @property
     def archs(self) -> tuple[str, ...]:
-        """Published variants with these dimensions; if any of them also has these windows, only those."""
+        """Published variants with these dimensions; only those with the same windows, if there are any."""
         rows = {name: Arch(**row) for name, row in ARCHS.items()}
         stages = self.stages
         fits = [name for name, arch in rows.items() if stages and not self.differences(arch, stages)]
@@ -173,7 +174,7 @@ class InferredArch:
             return 0.0
         last = self.stages - 1
         channels, dims = self.mlp_channels[last], self.embed_dims * 2**last
-        # The model rounds channels down. Half a channel more in the widest stage reproduces those of the other stages.
+        # The model rounds channels down; adding half a channel in the widest stage gives the right number everywhere.
         return channels / dims if channels % dims == 0 else (channels + 0.5) / dims
 
     def differences(self, arch: Arch, stages: int) -> list[str]:
@@ -234,7 +235,7 @@ def match_state_dict(
         if shape not in (None, tuple(head.weight.shape)):
             report.notes.append(
                 f"head: {shape[0]} classes of {shape[1]} channels in the file, {head.out_features} of "
-                f"{head.in_features} in the model: left out"
+                f"{head.in_features} in the model: skipped"
             )
             report.left_in_file += [name for name in ("head.weight", "head.bias") if file.pop(name, None) is not None]
 
@@ -257,7 +258,7 @@ def match_state_dict(
         else:
             wrong.append(f"{name} {tuple(value.shape)}, in the model {tuple(parameter.shape)}")
     if wrong:
-        raise CheckpointError(f"{_of(source)}shapes that do not fit the model: {summarize(wrong)}")
+        raise CheckpointError(f"{_of(source)}shapes that do not match the model: {summarize(wrong)}")
 
     unused = [name for name in file if not _may_stay(name, backbone)]
     if unused:
@@ -268,7 +269,7 @@ def match_state_dict(
     if len(missing) > (1 - ENOUGH) * len(needed):
         raise CheckpointError(
             f"{_of(source)}only {len(needed) - len(missing)} of the backbone's {len(needed)} tensors "
-            f"are in it, and {ENOUGH:.0%} are needed; missing: {summarize(missing)}"
+            f"are present, but at least {ENOUGH:.0%} are required; missing: {summarize(missing)}"
         )
     return chosen, report
 
@@ -305,8 +306,8 @@ def _check_network(backbone: GCViT, inferred: InferredArch, report: LoadReport) 
     if differences:
         fits = " or ".join(map(repr, report.arch)) or "none of the published ones"
         raise CheckpointError(
-            f"{_of(report.source)}another network than the model's: {'; '.join(differences)}. "
-            f"The arch that the checkpoint fits: {fits}"
+            f"{_of(report.source)}not the network of the model: {'; '.join(differences)}. "
+            f"The checkpoint fits arch: {fits}"
         )
 
 
@@ -348,7 +349,7 @@ def _format(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-# Old names, kept for one release
+# Former names, kept for one release
 Numbers = InferredArch
 fit = match_state_dict
 grouped = group_by_part

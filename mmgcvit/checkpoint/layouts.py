@@ -40,7 +40,7 @@ _DOWNSAMPLE = (
 _BLOCK = (
     ("norm1.{p}", "norm1.{p}", "norm1.{p}"),
     ("attn.qkv.{p}", "attn.qkv.{p}", "attn.qkv.{p}"),
-    ("attn.kv.{p}", "attn.qkv.{p}", "attn.qkv.{p}"),  # global attention; told apart by the number of rows
+    ("attn.kv.{p}", "attn.qkv.{p}", "attn.qkv.{p}"),  # global attention; distinguished by the number of rows
     (f"attn.{TABLE}", f"attn.{TABLE}", f"attn.rel_pos.{TABLE}"),
     ("attn.proj.{p}", "attn.proj.{p}", "attn.proj.{p}"),
     ("gamma1", "gamma1", "ls1.gamma"),
@@ -92,7 +92,7 @@ class Converted:
 
     @property
     def state_dict(self) -> dict[str, Tensor]:
-        """A flat dict: the network's tensors without a prefix, or under ``backbone.`` if there are other parts."""
+        """Return a flat dict: network tensors without a prefix, or under ``backbone.`` if there are other parts."""
         if not self.others:
             return self.backbone
         head = {name: value for name, value in self.backbone.items() if name.startswith("head.")}
@@ -109,8 +109,8 @@ def convert_state_dict(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str,
 
     Returns:
         The layout, and a new dict with the network's tensors without a prefix (``stem.``, ``stages.``, ``norm3.``,
-        ``head.`` of a classifier). For a whole detector or segmentor they are under ``backbone.``, beside the
-        unchanged tensors of the other parts. Values are permuted, never recomputed.
+        ``head.`` of a classifier). For a whole detector or segmentor they are under ``backbone.``, and the tensors of
+        the other parts are unchanged. Values are permuted, never recomputed.
 
     Raises:
         CheckpointError: the layout is unknown, a key is unknown, or a shape is impossible; all of them are listed.
@@ -124,7 +124,7 @@ def unwrap_checkpoint(checkpoint: object, ema: bool = False) -> dict[str, Tensor
 
     Args:
         checkpoint: contents of a file, e.g. from :func:`~mmgcvit.checkpoint.reader.read_checkpoint`.
-        ema: return the averaged weights, which timm and mmengine save beside the others.
+        ema: return the averaged (EMA) weights, which timm and mmengine save in addition to the raw weights.
 
     Returns:
         Tensors by name; NumPy arrays are converted, other values are dropped.
@@ -151,7 +151,9 @@ def unwrap_checkpoint(checkpoint: object, ema: bool = False) -> dict[str, Tensor
     }
     tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise CheckpointError(f"the checkpoint holds no tensors by name; its keys: {summarize(checkpoint) or 'none'}")
+        raise CheckpointError(
+            f"the checkpoint contains no tensors by name; its keys: {summarize(checkpoint) or 'none'}"
+        )
     return tensors
 
 
@@ -200,7 +202,7 @@ def is_ours(name: str) -> bool:
 def split_state_dict(
     state_dict: Mapping[str, Tensor], prefix: str | None = None, also: Container[str] = ()
 ) -> Converted:
-    """Convert a plain state dict like :func:`convert_state_dict`, but keep the network apart from other parts.
+    """Convert a plain state dict like :func:`convert_state_dict`, but return the network and other parts separately.
 
     Args:
         state_dict: tensors by name.
@@ -218,7 +220,7 @@ def split_state_dict(
     others: dict[str, Tensor] = {}
     for name, value in state_dict.items():
         if not name.startswith(before):
-            # The head of a classifier is beside `backbone.`: `head.fc` in mmpretrain, `head` in ours.
+            # The head of a classifier is next to `backbone.`: `head.fc` in mmpretrain, `head` in our classifier.
             outer = before.removesuffix("backbone.")
             head = re.fullmatch(re.escape(outer) + r"head\.(fc\.)?(weight|bias)", name)
             if head and outer != before:
@@ -289,7 +291,7 @@ def export_state_dict(backbone: Mapping[str, Tensor], layout: str) -> tuple[dict
 
 
 def relative_position_index(window: int) -> Tensor:
-    """Row of the bias table for each pair of tokens: a buffer of the authors' models.
+    """Row of the bias table for each pair of tokens, as stored in a buffer of the authors' models.
 
     Args:
         window: window side w, in tokens.
@@ -304,7 +306,7 @@ def relative_position_index(window: int) -> Tensor:
 
 @cache
 def _renamer(layout: str) -> Callable[[str], str | None]:
-    """A function from a layout's names to ours; it returns None for unknown names."""
+    """Return a function that maps a layout's names to ours, and unknown names to None."""
     if layout == "mmgcvit":
         names = NAMES + _MAP_NORMS
         rules = [(_pattern(row[0]), row[0]) for row in names]
@@ -357,12 +359,12 @@ def _from_keras(name: str, value: Tensor) -> Tensor:
 
 
 def _wants_two_axes(ours: str) -> bool:
-    """Whether this is a 1x1 convolution, which other layouts store as a 4-D tensor and we as a matrix."""
+    """Whether this is a 1x1 convolution: our layout stores it as a matrix, the others as a 4-D tensor."""
     return ours.endswith(("pointwise.weight", "se.fc1.weight", "se.fc2.weight"))
 
 
 def _reorder(backbone: Mapping[str, Tensor], order: Callable, wrong: list[str]) -> dict[str, Tensor]:
-    """Reorder the rows of all qkv and kv projections; the bias table gives the number of heads."""
+    """Reorder the rows of all qkv and kv projections; the number of heads is taken from the bias table."""
     new = {}
     for name, value in backbone.items():
         stem, attn, projection = name.partition(".attn.")
@@ -401,7 +403,7 @@ _AXES = (
 
 
 def _impossible_shapes(backbone: Mapping[str, Tensor]) -> list[str]:
-    """Tensors with the wrong number of axes, and bias tables that fit no window."""
+    """List tensors with the wrong number of axes, and bias tables that fit no window."""
     wrong = []
     for name, value in backbone.items():
         if not is_ours(name):  # added by a subclass
@@ -412,7 +414,7 @@ def _impossible_shapes(backbone: Mapping[str, Tensor]) -> list[str]:
     return wrong
 
 
-# Old names, kept for one release
+# Former names, kept for one release
 take_apart = split_state_dict
 convert_back = export_state_dict
 weights_of = unwrap_checkpoint

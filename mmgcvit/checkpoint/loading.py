@@ -1,4 +1,4 @@
-"""Loads weights into models: :func:`load_pretrained`, ``init_cfg``, ``load_from`` and ``load_state_dict``.
+"""Loading of weights into models: :func:`load_pretrained`, ``init_cfg``, ``load_from`` and ``load_state_dict``.
 
 Importing this module registers :func:`load_pretrained` and :func:`prepare_state_dict` with the backbone, and the names
 of the published weights with mmengine's ``CheckpointLoader``.
@@ -37,7 +37,7 @@ def load_pretrained(
     map_location: str | torch.device = "cpu",
     prefix: str | None = None,
 ) -> LoadReport:
-    """Load published or own weights into a GC ViT, or into a model that contains one.
+    """Load published or custom weights into a GC ViT, or into a model that contains one.
 
     Bias tables for other windows are resized bicubically, as in the authors' detection code. The first convolution of
     an RGB checkpoint is summed for one input channel, and repeated and rescaled for any other number, as in timm. The
@@ -48,11 +48,11 @@ def load_pretrained(
         model: a :class:`~mmgcvit.GCViT`, or a detector, segmentor or classifier that contains one.
         source: a file, a URL, a name from ``mmgcvit weights list``, or a state dict.
         ema: load the averaged weights of the file.
-        map_location: device that the file is read to; the parameters of the model stay on their device.
+        map_location: device to read the file to; the parameters of the model stay on their device.
         prefix: prefix of the network in a file that contains several.
 
     Returns:
-        What was loaded, resized, adapted and left out; it is also logged.
+        A report of what was loaded, resized, adapted and left out; it is also logged.
 
     Raises:
         CheckpointError: the file cannot be fetched or read, or belongs to another network. The model is unchanged.
@@ -80,7 +80,7 @@ def load_pretrained(
 
 
 def resolve_source(source: str) -> Path:
-    """Path of a checkpoint that is given as a path, a URL or a published name; the latter two are fetched.
+    """Return the local path of a checkpoint given as a path, a URL or a published name; the latter two are fetched.
 
     Raises:
         CheckpointError: the name is unknown, or the file cannot be fetched.
@@ -109,7 +109,7 @@ def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor],
     """
     parameters = backbone.state_dict()
     if not any(is_ours(name) for name in parameters):
-        return  # flattened by FSDP, which has its own way of loading
+        return  # flattened by FSDP, which loads the parameters itself
     given = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
     if all(
         name in given and getattr(given[name], "shape", None) == getattr(value, "shape", None)
@@ -118,7 +118,7 @@ def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor],
         return
     if not given:
         raise CheckpointError(
-            f"the state dict has nothing for the GCViT at {prefix.rstrip('.')!r}. Weights of the backbone alone are "
+            f"the state dict has no tensors for the GCViT at {prefix.rstrip('.')!r}. Weights of the backbone alone are "
             "loaded into a whole model by mmgcvit.load_pretrained(model, file), or by load_state_dict after "
             "mmgcvit.checkpoint.accept_bare_network(model)"
         )
@@ -126,7 +126,7 @@ def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor],
     ours = converted.layout == "mmgcvit" and not converted.prefix
     chosen, report = match_state_dict(backbone, converted, check_values=not ours)
     for name in given:
-        # Unexpected tensors in a state dict of ours are left for torch to report.
+        # torch reports unexpected tensors in a state dict of our own.
         if not ours or name in chosen:
             del state_dict[prefix + name]
     for name, value in chosen.items():
@@ -161,14 +161,14 @@ def _parent(model: nn.Module, backbone: GCViT) -> nn.Module:
 
 
 def _refuse_sharded(model: nn.Module) -> None:
-    """Raise CheckpointError if parameters are sharded over processes: there are no whole ones to copy into."""
+    """Raise a CheckpointError if parameters are sharded over processes: there are no full tensors to copy into."""
     sharded = [
         type(part).__name__
         for part in (*model.modules(), *model.parameters())
         if type(part).__name__ in ("FullyShardedDataParallel", "DTensor", "FlatParameter")
     ]
     if sharded:
-        raise CheckpointError(f"the model is sharded already ({sharded[0]}): load the weights before wrapping it")
+        raise CheckpointError(f"the model is already sharded ({sharded[0]}): load the weights before wrapping it")
 
 
 def _log(report: LoadReport) -> None:
@@ -178,17 +178,17 @@ def _log(report: LoadReport) -> None:
 def accept_bare_network(model: nn.Module) -> None:
     """Let ``load_state_dict`` of a whole model accept the weights of a GC ViT alone.
 
-    The files of all publishers of classifiers contain the network without the name that a detector, segmentor or
-    classifier has for it (``backbone.``). After this call, ``model.load_state_dict`` and mmengine's ``load_checkpoint``
+    All published classifier checkpoints contain the network without the prefix that it has in a detector, segmentor or
+    classifier (``backbone.``). After this call, ``model.load_state_dict`` and mmengine's ``load_checkpoint``
     (``load_from`` in a config) find such a network and load it into the model's backbone, with its head if the model
     is a classifier. Everything is checked before anything is loaded, so an error leaves the model unchanged.
 
-    :class:`~mmgcvit.GCViTClassifier` does this itself. :func:`mmgcvit.load_pretrained` and ``init_cfg`` of the
-    backbone need it in no model. Without it, the backbone in a detector sees only the part of a state dict that is
-    under its own name, and raises a :class:`~mmgcvit.errors.CheckpointError` if there is none.
+    :class:`~mmgcvit.GCViTClassifier` calls this itself; :func:`mmgcvit.load_pretrained` and ``init_cfg`` of the
+    backbone never need it. Without it, the backbone in a detector sees only the part of a state dict under its own
+    prefix, and raises a :class:`~mmgcvit.errors.CheckpointError` if there is none.
 
     Args:
-        model: a module that contains any number of GC ViTs, at any depth. A repeated call changes nothing.
+        model: a module that contains any number of GC ViTs, at any depth. Repeated calls have no effect.
     """
     for module in model.modules():
         if any(isinstance(child, GCViT) for child in module.children()):
@@ -196,14 +196,14 @@ def accept_bare_network(model: nn.Module) -> None:
 
 
 def _move_bare_network(module: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str, *_: object) -> None:
-    """Load-state-dict pre-hook of the parent of a backbone: rename a network without prefix to that of the backbone."""
+    """Load-state-dict pre-hook of a backbone's parent: adds the backbone's prefix to a network without one."""
     names = [name for name, child in module.named_children() if isinstance(child, GCViT)]
     given = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
     if len(names) != 1:
         return
     if not any(name.startswith(f"{names[0]}.") for name in given):
         _move(module, names[0], state_dict, prefix, given)
-    # On a copy, before anything of the model is loaded: an error leaves the whole model unchanged.
+    # Work on a copy, before any part of the model is loaded: an error leaves the whole model unchanged.
     backbone: Any = getattr(module, names[0])
     prepare_state_dict(backbone, dict(state_dict), f"{prefix}{names[0]}.", log=False)
 
@@ -230,7 +230,7 @@ def _move(
         if any(value.shape != own[name].shape for name, value in found.items()):
             print_log(
                 f"GCViT: head of {len(found['weight'])} classes in the state dict, {head.out_features} in the "
-                "model: left out",
+                "model: skipped",
                 logger="current",
                 level=logging.WARNING,
             )
@@ -252,5 +252,5 @@ def register() -> None:
 
 register()
 
-# Old names, kept for one release
+# Former names, kept for one release
 locate = resolve_source

@@ -1,4 +1,4 @@
-"""Reads checkpoint files without executing anything that they contain."""
+"""Reading of checkpoint files without executing code from them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from torch import Tensor
 from mmgcvit.compat import PythonUnpickler
 from mmgcvit.errors import CheckpointError
 
-# Loading a pickle calls whatever it names. Files that torch's safe loader refuses are read by an unpickler with an
-# allow-list: constructors of tensors and NumPy values, which are harmless, and settings objects, each of which is
-# replaced by an inert placeholder.
+# Unpickling can call any function that the file names. Files that torch's safe loader refuses are read by an unpickler
+# with an allow-list: constructors of tensors and NumPy values, which are harmless, and settings objects, which are
+# replaced by inert placeholders.
 _BUILDERS = {
     "collections": ("OrderedDict", "defaultdict", "Counter", "deque"),
     "torch._utils": ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state"),
@@ -51,11 +51,11 @@ _HOLDERS = {
     "omegaconf.listconfig": ("ListConfig",),
     "timm.utils.model_ema": ("ModelEma", "ModelEmaV2"),
 }
-_REFUSED = "the file asks for {}, which no file of weights needs: refused, and nothing in it was executed"
+_REFUSED = "the file asks for {}, which no checkpoint needs: refused without executing anything"
 
 
 class _Holder(dict):
-    """Placeholder for a settings object of a file; no code of the real class runs."""
+    """Placeholder for a settings object in a file; no code of the real class runs."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> _Holder:
         return super().__new__(cls)
@@ -74,19 +74,19 @@ class _Holder(dict):
 
 
 def _attribute_of_holder(holder: object, *_: object) -> _Holder:
-    """Replaces ``getattr``, with which mmengine's HistoryBuffer refers to its own methods."""
+    """Replacement for ``getattr``, which mmengine's HistoryBuffer uses to refer to its own methods."""
     if holder is not _Holder:
         raise CheckpointError(_REFUSED.format("builtins.getattr"))
     return _Holder()
 
 
 def _empty_array(_: type, __: tuple, code: bytes | str) -> np.ndarray:
-    """Replaces NumPy's ``_reconstruct``, which allocates any size, although pickles only need an empty array."""
+    """Replacement for NumPy's ``_reconstruct``, which allocates any size although pickles only need an empty array."""
     return np.ndarray((0,), code.decode() if isinstance(code, bytes) else code)
 
 
 class _Unpickler(PythonUnpickler):
-    """Unpickler that resolves only allowed names, and lets a file neither modify them nor allocate through them."""
+    """Unpickler that resolves only allowed names; a file can neither modify them nor allocate memory through them."""
 
     dispatch: ClassVar[dict] = dict(PythonUnpickler.dispatch)
 
@@ -99,13 +99,13 @@ class _Unpickler(PythonUnpickler):
     def load_reduce(self) -> None:
         """Call an allowed name, except for classes that are allowed as arguments only."""
         if self.stack[-2] in _ARGUMENTS:
-            raise CheckpointError(_REFUSED.format(f"a {self.stack[-2].__name__} of a size of its own"))
+            raise CheckpointError(_REFUSED.format(f"a {self.stack[-2].__name__} of arbitrary size"))
         super().load_reduce()
 
     def load_newobj(self) -> None:
         """Like :meth:`load_reduce`."""
         if self.stack[-2] in _ARGUMENTS:
-            raise CheckpointError(_REFUSED.format(f"a {self.stack[-2].__name__} of a size of its own"))
+            raise CheckpointError(_REFUSED.format(f"a {self.stack[-2].__name__} of arbitrary size"))
         super().load_newobj()
 
     dispatch[pickle.BUILD[0]] = load_build
@@ -143,7 +143,7 @@ def read_checkpoint(path: str | os.PathLike, map_location: str | torch.device = 
         map_location: device for the tensors.
 
     Returns:
-        The contents of the file: a dict of tensors by name, or a dict that contains such a dict beside other entries.
+        The contents of the file: a dict of tensors by name, or a dict that contains such a dict among other entries.
 
     Raises:
         CheckpointError: the file does not exist, is not a checkpoint, is truncated, claims more bytes than it has, or
@@ -151,7 +151,7 @@ def read_checkpoint(path: str | os.PathLike, map_location: str | torch.device = 
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {str(path)!r}: there is no such file")
+        raise CheckpointError(f"checkpoint {str(path)!r}: no such file")
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(512)
@@ -159,7 +159,7 @@ def read_checkpoint(path: str | os.PathLike, map_location: str | torch.device = 
         if head.startswith(b"\x89HDF\r\n\x1a\n"):
             found = _read_h5(path, size)
         elif head.lstrip()[:1] == b"<":
-            raise CheckpointError("it is a web page (HTML or XML), not a checkpoint: the link led elsewhere")
+            raise CheckpointError("it is a web page (HTML or XML), not a checkpoint: check the URL or path")
         elif head.startswith(b"PK\x03\x04"):
             found = _read_torch_zip(path, size)
         elif len(head) > 8 and head[8:9] == b"{":
@@ -174,7 +174,7 @@ def read_checkpoint(path: str | os.PathLike, map_location: str | torch.device = 
         raise CheckpointError(f"checkpoint {str(path)!r} ({size:,} bytes): {error}") from error
     except Exception as error:  # readers do not document what they raise for a damaged file
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise CheckpointError(f"checkpoint {str(path)!r} ({size:,} bytes): cut off or damaged ({reason})") from error
+        raise CheckpointError(f"checkpoint {str(path)!r} ({size:,} bytes): truncated or damaged ({reason})") from error
     return _to(found, map_location)
 
 
@@ -185,7 +185,7 @@ def _read_torch_zip(path: Path, size: int) -> Any:
         if claimed > size:
             raise CheckpointError(f"its entries claim {claimed:,} bytes")
         if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-            raise CheckpointError("a TorchScript program, not weights")
+            raise CheckpointError("it is a TorchScript program, not weights")
     return _read_torch(path)
 
 
@@ -196,18 +196,18 @@ def _read_torch(path: Path) -> Any:
         if os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "").lower() in ("1", "y", "yes", "true"):
             reason = str(error).splitlines()[0]
             raise CheckpointError(
-                f"torch's safe loader refuses it ({reason}), and TORCH_FORCE_WEIGHTS_ONLY_LOAD allows no other"
+                f"torch's safe loader refuses it ({reason}), and TORCH_FORCE_WEIGHTS_ONLY_LOAD forbids any other"
             ) from error
         found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_RESTRICTED)
-    # torch 2.1 trusts the storage lengths in a file, which may exceed the memory that it allocates.
+    # torch 2.1 trusts the storage lengths in a file, which may exceed the allocated memory.
     size = path.stat().st_size
     for tensor in _tensors(found):
         if tensor.is_meta or tensor.layout != torch.strided or tensor.is_nested:
-            continue  # not weights; rejected when they are to be loaded
-        # an expanded view may claim more than its storage, too
+            continue  # not weights; rejected on loading
+        # an expanded view may also claim more than its storage
         claimed = max(tensor.untyped_storage().nbytes(), tensor.numel() * tensor.element_size())
         if claimed > size:
-            raise CheckpointError(f"a tensor of it claims {claimed:,} bytes")
+            raise CheckpointError(f"a tensor in it claims {claimed:,} bytes")
     return found
 
 
@@ -233,7 +233,7 @@ def _read_h5(path: Path, size: int) -> dict[str, Tensor]:
     try:
         import h5py
     except ImportError:
-        raise CheckpointError("a Keras file, and h5py is not installed: pip install h5py") from None
+        raise CheckpointError("it is a Keras file, but h5py is not installed: pip install h5py") from None
 
     tensors: dict[str, Tensor] = {}
     claimed = 0
@@ -242,13 +242,13 @@ def _read_h5(path: Path, size: int) -> dict[str, Tensor]:
         for key in group:
             name = f"{path}/{key}" if path else key
             if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-                raise CheckpointError(f"{name} is a link to elsewhere: refused")
+                raise CheckpointError(f"{name} is an external link: refused")
             item = group[key]
             if isinstance(item, h5py.Group):
                 visit(item, name)
                 continue
             if item.is_virtual or item.external:
-                raise CheckpointError(f"{name} is kept in other files: refused")
+                raise CheckpointError(f"{name} is stored in external files: refused")
             nonlocal claimed
             claimed += math.prod(item.shape) * item.dtype.itemsize
             if claimed > size:
@@ -258,9 +258,9 @@ def _read_h5(path: Path, size: int) -> dict[str, Tensor]:
             tensors[_weight_name(name)] = torch.from_numpy(item[()])
 
     with h5py.File(path, "r") as file:
-        visit(file.get("model_weights", file), "")  # the group that a saved model has
+        visit(file.get("model_weights", file), "")  # a saved model has its weights in this group
     if not tensors:
-        raise CheckpointError("a Keras file without weights")
+        raise CheckpointError("it is a Keras file without weights")
     return tensors
 
 

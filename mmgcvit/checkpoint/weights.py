@@ -1,4 +1,4 @@
-"""Published weights: a table of names, URLs and evaluation settings, and a downloader that verifies and resumes."""
+"""Table of published weights (names, URLs, evaluation settings), and a downloader that verifies and resumes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TRIES, TIMEOUT, CHUNK = 5, 30, 1 << 20  # attempts, seconds without a response, 
 
 @dataclass(frozen=True)
 class Weights:
-    """A published file.
+    """A published weight file.
 
     Args:
         name: name with scheme, e.g. ``gcvit://tiny_in1k``.
@@ -68,8 +68,8 @@ class Weights:
         return self.url.rsplit("/", 1)[-1]
 
 
-# Authors: evaluation settings and accuracies from their page. timm: from its pretrained configs; file names end in
-# hashes.
+# Evaluation settings and accuracies: for the authors from their web page, for timm from its pretrained configs. timm's
+# file names end in hashes.
 # fmt: off
 WEIGHTS: dict[str, Weights] = {
     weights.name: weights for weights in (
@@ -119,12 +119,12 @@ def fetch(source: str) -> Path:
         Path in :func:`cache_dir`.
 
     Raises:
-        CheckpointError: the name is unknown, the server does not respond or sends something else than a checkpoint, or
+        CheckpointError: the name is unknown, the server does not respond or sends something other than a checkpoint, or
             the file differs from the expected one.
     """
     if source.startswith(("http://", "https://")):
         url, sha256 = source, ""
-        # files of the same name at different URLs are different files
+        # files with the same name at different URLs are different files
         place = hashlib.sha256(source.encode()).hexdigest()[:8]
         target = cache_dir() / f"{place}-{Path(urlparse(source).path).name or 'weights'}"
     else:
@@ -146,7 +146,7 @@ def fetch(source: str) -> Path:
             if not found.startswith(known):
                 part.unlink()
                 raise CheckpointError(
-                    f"{url}: another file than expected: its SHA-256 is {found}, not {known}...; "
+                    f"{url}: not the expected file: its SHA-256 is {found}, not {known}...; "
                     f"removed. (The SHA-256 of the first download is recorded in {record})"
                 )
             with atomic_path(record) as unfinished:
@@ -161,7 +161,7 @@ def fetch(source: str) -> Path:
 
 
 def mirrored(url: str) -> str:
-    """URL or path to fetch a published file from: its own URL, or its name in ``MMGCVIT_MIRROR`` (a URL or folder)."""
+    """URL or path to fetch a published file from: its own URL, or its file in ``MMGCVIT_MIRROR`` (a URL or folder)."""
     mirror = os.environ.get(MIRROR)
     if not mirror:
         return url
@@ -173,7 +173,7 @@ def mirrored(url: str) -> str:
 
 def _copy(source: Path, part: Path) -> None:
     if not source.is_file():
-        raise CheckpointError(f"{MIRROR}: {source}: there is no such file")
+        raise CheckpointError(f"{MIRROR}: {source}: no such file")
     shutil.copyfile(source, part)
 
 
@@ -189,13 +189,13 @@ def _download(url: str, part: Path) -> None:
                 part.unlink(missing_ok=True)
             elif error.code < 500 and error.code not in (408, 429):
                 raise CheckpointError(
-                    f"{url}: the server answers {error.code} {error.reason}; "
+                    f"{url}: the server responds with {error.code} {error.reason}; "
                     f"set {MIRROR} (a URL or folder) to fetch it from elsewhere"
                 ) from error
             reason: Exception = error
         except http.client.InvalidURL as error:
             raise CheckpointError(f"{url}: not a URL: {error}") from error
-        # no connection, a broken or stalled one, an invalid response
+        # no connection, a broken or stalled connection, or an invalid response
         except (OSError, EOFError, ValueError, http.client.HTTPException) as error:
             reason = error
         if attempt < TRIES - 1:
@@ -207,7 +207,7 @@ def _download(url: str, part: Path) -> None:
 
 
 def _transfer(url: str, part: Path) -> None:
-    # URL and ETag of the file that the partial download belongs to: it resumes only if both are unchanged.
+    # Record the URL and ETag of the partial download: it resumes only if both are unchanged.
     origin = part.with_name(part.name + ".from")
     tag = origin.read_text().removeprefix(f"{url}\n") if origin.is_file() else ""
     have = part.stat().st_size if part.is_file() and tag and tag != origin.read_text() else 0
@@ -216,7 +216,7 @@ def _transfer(url: str, part: Path) -> None:
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
         resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         if answer.headers.get_content_type() == "text/html":
-            raise CheckpointError(f"{url}: the server sends a web page, not a file of weights")
+            raise CheckpointError(f"{url}: the server sends a web page, not a checkpoint")
         length = answer.headers.get("Content-Length")
         total = None if length is None else int(length) + (have if resumed else 0)
         done = have if resumed else 0
@@ -233,7 +233,7 @@ def _transfer(url: str, part: Path) -> None:
     origin.unlink()
 
 
-# Old names, kept for one release
+# Former names, kept for one release
 @contextmanager
 def temporary(path: Path) -> Iterator[Path]:
     """Yield a temporary path that the caller renames; use :func:`mmgcvit.utils.atomic_path` instead."""

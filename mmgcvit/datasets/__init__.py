@@ -1,1 +1,1 @@
-"""Data sets that the project makes for itself."""
+"""Data set checks, preparation and loading, and the digit scenes."""

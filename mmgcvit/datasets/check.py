@@ -1,4 +1,4 @@
-"""A check of a config's data sets before training: every image is decoded, every annotation read."""
+"""Check of a config's data sets before training: decodes every image and reads every annotation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_data(cfg: Config, workers: int = 8, progress: bool = True) -> list[Dat
         progress: whether to show a progress bar.
 
     Returns:
-        One report per data set; equal data sets are checked once.
+        One report per data set; identical data sets are checked once.
     """
     cfg = rename_old_types(copy.deepcopy(cfg))
     init_default_scope(cfg.get("default_scope", "mmengine"))

@@ -1,4 +1,4 @@
-"""Former place of the classification data set, now in :mod:`mmgcvit.tasks.classification`; kept for one release."""
+"""Former location of the classification data set, now in :mod:`mmgcvit.tasks.classification`; kept for one release."""
 
 from mmgcvit.tasks.classification.dataset import ClassificationDataset, check_names
 from mmgcvit.tasks.classification.readers import ShardReader, TarReader

@@ -1,7 +1,7 @@
-"""A small data set for every task, made in seconds from data that scikit-learn ships.
+"""A small data set for all tasks, generated in seconds from data shipped with scikit-learn.
 
 The real handwritten digits of ``load_digits`` are coloured, rotated and placed on crops of the two real photographs of
-``load_sample_images``. Digits and crops of the validation images are not in the training images.
+``load_sample_images``. Training and validation images share neither digits nor photograph regions.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ Photographs: scikit-learn's load_sample_images (CC BY).
 
 
 def make_digit_scenes(out: str | Path, images: int = 1000, size: int = 160, seed: int = 0, force: bool = False) -> Path:
-    """Write scenes with instance annotations and label maps, and a folder tree of single digits.
+    """Generate scenes with instance annotations and label maps, and a folder tree of single digits.
 
-    The same arguments give the same images. Everything is written to a temporary folder that is then renamed, so that
-    ``out`` is complete or absent.
+    The same arguments give the same images. Everything is written to a temporary folder, which is then renamed, so that
+    ``out`` is either complete or absent.
 
     Args:
         out: folder to create.
-        images: scenes in all; every twentieth is a validation scene.
+        images: total number of scenes; every twentieth is a validation scene.
         size: side of a scene, in pixels.
-        seed: seed for colours, sizes, rotations and places.
+        seed: seed for colours, sizes, rotations and positions.
         force: replace ``out`` if it is an empty folder or holds digit scenes.
 
     Returns:
         ``out``.
 
     Raises:
-        ValueError: fewer than 20 images, a size under 64 pixels, or a negative seed.
-        FileExistsError: ``out`` exists, and ``force`` is not given or ``out`` holds something else.
+        ValueError: fewer than 20 images, a size below 64 pixels, or a negative seed.
+        FileExistsError: ``out`` exists, and ``force`` is not set or ``out`` contains something else.
     """
     if images < VAL_SCENES:
         raise ValueError(f"images={images}; allowed: an integer >= {VAL_SCENES}, as every twentieth is for validation")
@@ -60,9 +60,9 @@ def make_digit_scenes(out: str | Path, images: int = 1000, size: int = 160, seed
         raise ValueError(f"seed={seed}; allowed: an integer >= 0")
     shown, out = str(out), Path(out).resolve()
     if out.exists() and not force:
-        raise FileExistsError(f"{shown} exists: give another folder, or --force to replace it")
+        raise FileExistsError(f"{shown} exists: choose another folder, or use --force to replace it")
     if out.exists() and not _is_ours(out):
-        raise FileExistsError(f"{shown} is not empty and holds no digit scenes: --force does not replace that")
+        raise FileExistsError(f"{shown} is not empty and contains no digit scenes: --force does not replace it")
     out.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -77,7 +77,7 @@ def make_digit_scenes(out: str | Path, images: int = 1000, size: int = 160, seed
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether the folder is empty or holds digit scenes."""
+    """Whether the folder is empty or contains digit scenes."""
     if not folder.is_dir():
         return False
     readme = folder / "README.txt"
@@ -121,18 +121,18 @@ def _write_all(root: Path, images: int, size: int, seed: int) -> None:
 def draw_scene(
     rng: np.random.Generator, strokes: np.ndarray, labels: np.ndarray, photographs: tuple[np.ndarray, ...], size: int
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """One scene of up to nine digits.
+    """Draw a scene of up to nine digits.
 
     Args:
         rng: random generator.
         strokes: (n, 8, 8) digits to draw from, 0 to 1.
-        labels: (n,) their classes.
+        labels: (n,) classes of the digits.
         photographs: (H, W, 3) uint8 images for the background.
         size: side of the scene, in pixels.
 
     Returns:
-        The scene (size, size, 3) uint8, and (label, mask (size, size) bool) of each digit, without the pixels that a
-        later digit hides.
+        The scene (size, size, 3) uint8, and (label, mask (size, size) bool) of each digit; masks exclude pixels covered
+        by later digits.
     """
     scene = _background(rng, photographs, size)
     placed: list[tuple[int, np.ndarray]] = []
@@ -141,7 +141,7 @@ def draw_scene(
         index = rng.integers(len(labels))
         cover = _rotated(rng, strokes[index], round(size * rng.uniform(0.18, 0.32)))
         height, width = cover.shape
-        for _ in range(20):  # find a free place, if there is one
+        for _ in range(20):  # try to find a free position
             y, x = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)
             box = (y, x, y + height, x + width)
             if all(_overlap(box, other) < 0.1 for other in boxes):
@@ -158,7 +158,7 @@ def draw_scene(
 
 
 def draw_single(rng: np.random.Generator, stroke: np.ndarray, photographs: tuple[np.ndarray, ...]) -> np.ndarray:
-    """One digit (8, 8) in the middle of an image of its own, (64, 64, 3) uint8."""
+    """Draw a single digit (8, 8) at the centre of an image, (64, 64, 3) uint8."""
     image = _background(rng, photographs, SINGLE_SIZE)
     cover = _rotated(rng, stroke, round(SINGLE_SIZE * rng.uniform(0.6, 0.75)))
     height, width = cover.shape
@@ -169,14 +169,14 @@ def draw_single(rng: np.random.Generator, stroke: np.ndarray, photographs: tuple
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
-    """COCO's uncompressed run lengths of a (H, W) bool mask: column by column, the first run being background."""
+    """COCO's uncompressed run lengths of a (H, W) bool mask: column by column, starting with a background run."""
     flat = np.concatenate([[False], mask.ravel(order="F")])
     starts = np.flatnonzero(flat[1:] != flat[:-1])
     return np.diff(np.concatenate([[0], starts, [mask.size]])).tolist()
 
 
 def _split(count: int, share: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices for training and, every ``share``-th, for validation."""
+    """Split indices into training and validation; every ``share``-th index is for validation."""
     indices = np.arange(count)
     is_val = indices % share == share - 1
     return indices[~is_val], indices[is_val]
@@ -189,9 +189,9 @@ def _halves(photograph: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _background(rng: np.random.Generator, photographs: tuple[np.ndarray, ...], size: int) -> np.ndarray:
-    """A darkened crop of a photograph: light strokes stand out from it and are learned in minutes.
+    """Darkened crop of a photograph, against which light strokes stand out, so that training takes only minutes.
 
-    (With strokes lighter or darker than the background, narrow networks stay at chance for long.)
+    (With strokes both lighter and darker than the background, narrow networks stay at chance level for a long time.)
     """
     photograph = photographs[rng.integers(len(photographs))]
     limit = min(photograph.shape[:2])
@@ -204,11 +204,11 @@ def _background(rng: np.random.Generator, photographs: tuple[np.ndarray, ...], s
 
 
 def _rotated(rng: np.random.Generator, stroke: np.ndarray, side: int) -> np.ndarray:
-    """A digit (8, 8) as an opacity map (h, w) from 0 to 1, about ``side`` pixels high, slightly rotated and cropped."""
-    ink = Image.fromarray((np.pad(stroke, 1) * 255).astype(np.uint8))  # a margin: strokes may touch the 8 x 8 edge
+    """Opacity map (h, w) from 0 to 1 of a digit (8, 8), about ``side`` pixels high, slightly rotated and cropped."""
+    ink = Image.fromarray((np.pad(stroke, 1) * 255).astype(np.uint8))  # add a margin, as strokes may touch the edge
     big = ink.resize((side, side), Image.Resampling.BICUBIC)
     big = big.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC, expand=True)
-    cover = np.clip((np.asarray(big) / 255.0 - 0.25) / 0.3, 0, 1)  # the edge of the blurred ink, sharpened
+    cover = np.clip((np.asarray(big) / 255.0 - 0.25) / 0.3, 0, 1)  # sharpen the blurred edge of the stroke
     rows, columns = np.flatnonzero(cover.max(1) > 0), np.flatnonzero(cover.max(0) > 0)
     return cover[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
@@ -220,7 +220,7 @@ def _paint(rng: np.random.Generator, region: np.ndarray, cover: np.ndarray) -> n
 
 
 def _overlap(a: tuple[int, ...], b: tuple[int, ...]) -> float:
-    """Common area of two boxes (top, left, bottom, right) over that of the smaller."""
+    """Intersection of two boxes (top, left, bottom, right) over the area of the smaller one."""
     height = min(a[2], b[2]) - max(a[0], b[0])
     width = min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))

@@ -1,4 +1,4 @@
-"""Loading images with mmcv, where one that cannot be decoded is reported."""
+"""Image loading with mmcv that reports images which cannot be decoded."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from mmgcvit.errors import CorruptImageError
 from mmgcvit.registry import TRANSFORMS
 from mmgcvit.utils.images import any_image_size
 
-TAIL = 1024  # bytes at the end of a file in which an intact one has its end mark
+TAIL = 1024  # an intact file has its end mark in this many bytes at its end
 ENDS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND"))  # first bytes and end marks: JPEG, PNG
 
 
 @TRANSFORMS.register_module()
 class LoadCheckedImage(LoadImageFromFile):
-    """mmcv's LoadImageFromFile, which also checks that the image is complete.
+    """mmcv's LoadImageFromFile with a check that the image is complete.
 
-    OpenCV decodes a truncated file without an error. Here a JPEG or PNG without its end mark is decoded by Pillow too,
-    which raises one; for complete files only the last bytes are compared.
+    OpenCV decodes a truncated file without an error. If the end mark of a JPEG or PNG is missing, the file is also
+    decoded by Pillow, which raises an error; for complete files only the last bytes are compared.
 
     Args:
-        corrupt: 'stop': the run stops, with the image's name. 'skip': the image is named in the log and counted in
-            ``skipped``, and mmengine's data set takes another one.
-        **kwargs: those of LoadImageFromFile; ``ignore_empty=True`` means 'skip'.
+        corrupt: 'stop': stop the run and name the image. 'skip': log the image's name, count it in ``skipped``, and let
+            mmengine's data set load another one.
+        **kwargs: arguments of LoadImageFromFile; ``ignore_empty=True`` means 'skip'.
 
     Raises:
-        CorruptImageError: from calls, with ``corrupt='stop'``.
+        CorruptImageError: an image cannot be decoded, with ``corrupt='stop'``.
     """
 
     def __init__(self, corrupt: str = "stop", **kwargs: Any) -> None:
@@ -44,7 +44,7 @@ class LoadCheckedImage(LoadImageFromFile):
         self.skipped = torch.zeros(1, dtype=torch.int64).share_memory_()  # shared by all workers
 
     def transform(self, results: dict) -> dict | None:
-        """Load ``results['img_path']``; None where it is skipped."""
+        """Load ``results['img_path']``; returns None if it is skipped."""
         path = results["img_path"]
         try:
             if self.file_client_args is None:
@@ -59,9 +59,9 @@ class LoadCheckedImage(LoadImageFromFile):
         image = None
         if reason is None:
             try:
-                with any_image_size():  # of the backend 'pillow'
+                with any_image_size():  # for the backend 'pillow'
                     image = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
-            except Exception as error:  # OpenCV, Pillow, turbojpeg, tifffile: each raises its own
+            except Exception as error:  # OpenCV, Pillow, turbojpeg and tifffile raise different errors
                 reason = f"cannot be decoded: {error}"
         if image is None:
             self._corrupt(path, reason or "cannot be decoded")
@@ -74,9 +74,9 @@ class LoadCheckedImage(LoadImageFromFile):
     def _corrupt(self, path: str, reason: str) -> None:
         if self.corrupt == "stop" and not self.ignore_empty:
             raise CorruptImageError(
-                f"image {path}: {reason}. It stops the run; with `tools/train.py --corrupt "
-                "skip` it would be left out and counted"
+                f"image {path}: {reason}. This stops the run; use `tools/train.py --corrupt "
+                "skip` to skip and count such images"
             )
         self.skipped += 1
-        # At level ERROR: mmengine shows nothing below from the processes other than the first.
+        # Log at level ERROR: mmengine hides lower levels in all processes but the first.
         print_log(f"skipped image {path}: {reason}", logger="current", level=logging.ERROR)

@@ -28,7 +28,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Split:
-    """One split of COCO: its images and the counts of its instance annotations."""
+    """One split of COCO: number of images and of instance annotations."""
 
     name: str
     images: int
@@ -47,7 +47,7 @@ COCO_CATEGORIES = 80
 
 @dataclass(frozen=True)
 class Pairs:
-    """One split of a segmentation data set: as many images as label maps, with the same names except for the suffix."""
+    """One split of a segmentation data set: each image has a label map with the same name except for the suffix."""
 
     images: str
     image_suffix: str
@@ -69,29 +69,29 @@ CITYSCAPES_SPLITS = tuple(
 
 IMAGENET_URL = "https://image-net.org/download-images.php"
 IMAGENET_SPLITS = (("train", 1281167, "ILSVRC2012_img_train.tar"), ("val", 50000, "ILSVRC2012_img_val.tar"))
-IMAGENET_PER_CLASS = 50  # in val
+IMAGENET_PER_CLASS = 50  # images per class in val
 VAL_SCRIPT = "https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh"
 
 
 def prepare(name: str, folder: str | Path, data: str | Path = "data") -> Report:
-    """Check a data set's tree and link it under ``data``, where the configs look.
+    """Check a data set's folder tree and link it in ``data``, where the configs expect it.
 
     Args:
         name: one of :data:`DATASETS`.
-        folder: the downloaded tree.
+        folder: the downloaded folder tree.
         data: folder of the configs' data roots, created if necessary.
 
     Returns:
-        The result; the link is made only if there is no problem.
+        The result; the link is created only if there is no problem.
 
     Raises:
-        PrepareError: an unknown name, no such folder, or another file or folder in place of the link.
+        PrepareError: the name is unknown, the folder does not exist, or another file or folder is in place of the link.
     """
     if name not in DATASETS:
         raise PrepareError(f"data set {name!r}; allowed: {', '.join(DATASETS)}")
     folder = Path(folder)
     if not folder.is_dir():
-        raise PrepareError(f"{str(folder)!r}: there is no such folder")
+        raise PrepareError(f"{str(folder)!r}: no such folder")
     check, link = DATASETS[name]
     report = check(folder)
     if not report.problems:
@@ -111,10 +111,10 @@ def print_report(report: Report) -> None:
 
 
 def check_coco(folder: Path) -> Report:
-    """COCO 2017: images by count, annotations by their counts and against the archive's checksum.
+    """Check COCO 2017: the number of images and annotations, and the checksum of the annotation archive.
 
-    If ``annotations_trainval2017.zip`` is still in the tree, its MD5 is compared, and each JSON with its copy in the
-    archive. Without it only the counts of the JSON are checked, and its SHA-256 is reported.
+    If ``annotations_trainval2017.zip`` is still in the tree, its MD5 is checked, and each JSON file is compared with
+    its copy in the archive. Otherwise only the counts in the JSON file are checked, and its SHA-256 is reported.
     """
     report = Report()
     archive = _archive(folder, *COCO_ANNOTATIONS, "annotations", report)
@@ -132,7 +132,7 @@ def check_coco(folder: Path) -> Report:
 
 
 def check_ade20k(folder: Path) -> Report:
-    """ADE20K, the scene parsing challenge's 150 classes: images and label maps by count and name."""
+    """Check ADE20K (the 150 classes of the scene parsing challenge): number and names of images and label maps."""
     report = Report()
     for split in ADE_SPLITS:
         _pairs(folder, split, report)
@@ -142,7 +142,7 @@ def check_ade20k(folder: Path) -> Report:
 
 
 def check_cityscapes(folder: Path) -> Report:
-    """Cityscapes' fine annotations: images and label maps of the 19 training classes, by count and name."""
+    """Check Cityscapes (fine, 19 training classes): number and names of images and label maps."""
     report = Report()
     for split in CITYSCAPES_SPLITS:
         _pairs(folder, split, report)
@@ -163,7 +163,7 @@ def check_cityscapes(folder: Path) -> Report:
 
 
 def check_imagenet(folder: Path) -> Report:
-    """ImageNet-1k (ILSVRC2012): the thousand class folders of both splits by name, their images by count."""
+    """Check ImageNet-1k (ILSVRC2012): names of the thousand class folders in both splits, and number of images."""
     report = Report()
     synsets = set(ImageNetInfo("imagenet-1k").label_names())
     for split, expected, archive in IMAGENET_SPLITS:
@@ -179,12 +179,13 @@ def check_imagenet(folder: Path) -> Report:
         lacking, beyond = sorted(synsets - counts.keys()), sorted(counts.keys() - synsets)
         empty = sorted(name for name in synsets & counts.keys() if not counts[name])
         if loose:
-            report.problems.append(f"{path}: {loose} images outside class folders, so that their classes are unknown")
+            report.problems.append(f"{path}: {loose} images outside class folders, so their classes are unknown")
             report.advice.append(
-                f"the archive of val has no class folders; in {path} run the commands of {VAL_SCRIPT}, which make them "
-                "and move the images"
+                f"the archive of val has no class folders; in {path} run the commands of {VAL_SCRIPT}, which create "
+                "them and move the images"
                 if split == "val"
-                else f"move the images in {path} itself into their class folders (names begin with the class), or away"
+                else f"move the images in {path} itself into their class folders (names begin with the class), or "
+                "somewhere else"
             )
         if tars:
             report.problems.append(f"{path}: {tars} .tar files that are not unpacked")
@@ -194,13 +195,13 @@ def check_imagenet(folder: Path) -> Report:
         for names, what in (
             (lacking, "class folders are missing"),
             (empty, "class folders are empty"),
-            (beyond, "folders are no classes of ImageNet-1k"),
+            (beyond, "folders are not classes of ImageNet-1k"),
         ):
             if names:
                 report.problems.append(f"{path}: {len(names)} {what}: {summarize(names)}")
         if beyond:
             report.advice.append(
-                f"move folders that are no classes out of {path}; the thousand classes are named like n01440764"
+                f"move folders that are not classes out of {path}; the thousand classes are named like n01440764"
             )
         found = sum(counts[name] for name in synsets & counts.keys())
         uneven = sorted(name for name in synsets & counts.keys() if counts[name] not in (0, IMAGENET_PER_CLASS))
@@ -209,8 +210,8 @@ def check_imagenet(folder: Path) -> Report:
                 f"{path}: {len(uneven)} class folders without their {IMAGENET_PER_CLASS} images: {summarize(uneven)}"
             )
             report.advice.append(
-                f"images of val lie in other classes' folders, or are missing: unpack {archive} "
-                f"into an empty {path} again, and there run the commands of {VAL_SCRIPT}"
+                f"images of val are in the wrong class folders or missing: unpack {archive} "
+                f"into an empty {path} again, and run the commands of {VAL_SCRIPT} there"
             )
         if found != expected:
             report.problems.append(f"{path}: {found} images in class folders; expected {expected}")
@@ -240,13 +241,11 @@ def _pairs(folder: Path, split: Pairs, report: Report) -> None:
             )
     alone = sorted(images - labels)
     if alone and labels:
-        report.problems.append(
-            f"{folder / split.labels}: has no label maps for {len(alone)} images, such as {alone[0]}"
-        )
+        report.problems.append(f"{folder / split.labels}: no label maps for {len(alone)} images, such as {alone[0]}")
 
 
 def _names(folder: Path, suffix: str) -> set[str]:
-    """Paths under a folder with this suffix, without it."""
+    """Paths with this suffix below a folder, without the suffix."""
     if not folder.is_dir():
         return set()
     return {path.relative_to(folder).as_posix().removesuffix(suffix) for path in folder.rglob(f"*{suffix}")}
@@ -255,7 +254,7 @@ def _names(folder: Path, suffix: str) -> set[str]:
 def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report) -> None:
     path = folder / "annotations" / f"instances_{split.name}.json"
     if not path.is_file():
-        report.problems.append(f"{path}: there is no such file")
+        report.problems.append(f"{path}: no such file")
         report.advice.append(_download(COCO_ANNOTATIONS[0], "annotations"))
         return
     content = path.read_bytes()
@@ -263,7 +262,7 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
         instances = json.loads(content)
         counts = tuple(len(instances[key]) for key in ("images", "annotations", "categories"))
     except (ValueError, KeyError, TypeError) as error:
-        report.problems.append(f"{path}: no COCO annotations: {type(error).__name__}: {error}")
+        report.problems.append(f"{path}: not COCO annotations: {type(error).__name__}: {error}")
         report.advice.append(_download(COCO_ANNOTATIONS[0], "annotations"))
         return
     expected = (split.images, split.annotations, COCO_CATEGORIES)
@@ -278,7 +277,9 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
     images = folder / split.name
     missing = sorted(str(name) for name in names - set(os.listdir(images))) if images.is_dir() else []
     if missing:
-        report.problems.append(f"{images}: lacks {len(missing)} images that {path.name} names, such as {missing[0]}")
+        report.problems.append(
+            f"{images}: {len(missing)} images listed in {path.name} are missing, such as {missing[0]}"
+        )
         return
     same = ""
     if archive is not None:
@@ -291,7 +292,7 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
 
 
 def _archive(folder: Path, name: str, md5: str, kind: str, report: Report, needed: bool = False) -> Path | None:
-    """The intact archive, if it is in the tree; a damaged one is a problem, a missing one gives advice if needed."""
+    """Return the archive if it is in the tree and intact; report a damaged one, and advise to download a needed one."""
     path = folder / f"{name}.zip"
     if not path.is_file():
         if needed:
@@ -321,8 +322,8 @@ def _count(folder: Path, suffixes: tuple[str, ...]) -> int:
 def _link(source: Path, link: Path) -> str:
     if link.is_symlink() or link.exists():
         if link.resolve() == source:
-            return f"{link}: there already"
-        raise PrepareError(f"{link}: there is another file or folder already; move it away")
+            return f"{link}: exists already"
+        raise PrepareError(f"{link}: another file or folder is in its place; move it away")
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(source, target_is_directory=True)
     return f"{link}: linked to {source}"

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set, and the data sets inside a config's wrappers."""
+"""Problems found in data sets, and iteration over the data sets inside a config's wrappers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from mmgcvit.errors import AnnotationError
 
-SHOWN = 5  # problems that an error names
+SHOWN = 5  # number of problems listed in an error
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong in one place.
+    """A problem at one place in a data set.
 
-    ``breaks``: a run fails or learns wrong things; otherwise mmdet leaves out what is meant.
+    ``breaks``: a run would fail or learn wrong things; otherwise mmdet skips the affected item.
     """
 
     kind: str
@@ -28,10 +28,10 @@ class Problem:
 
 
 def refuse(problems: Sequence[Problem]) -> None:
-    """Raise the problems that break a run, naming the first few.
+    """Raise an error that lists the first problems that break a run, if there are any.
 
     Raises:
-        AnnotationError: one of the problems does.
+        AnnotationError: at least one problem breaks a run.
     """
     broken = [problem for problem in problems if problem.breaks]
     if broken:
@@ -40,7 +40,7 @@ def refuse(problems: Sequence[Problem]) -> None:
 
 
 def data_sets(dataset: Any) -> Iterator[Mapping]:
-    """The data sets inside a config's wrappers: repeated, balanced, concatenated."""
+    """Yield the data sets inside a config's wrappers (repeated, balanced, concatenated)."""
     if not dataset:
         return
     if "dataset" in dataset:

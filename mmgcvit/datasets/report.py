@@ -1,4 +1,4 @@
-"""The report of a check of data sets."""
+"""Reports of data set checks."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from rich.table import Table
 from mmgcvit.datasets.problems import Problem
 
 EXAMPLES = 3
-SIZES = (160, 320, 480, 640, 800, 1024, 1333, 2048, 4096)  # upper ends of the histogram's bins: longer side, pixels
+SIZES = (160, 320, 480, 640, 800, 1024, 1333, 2048, 4096)  # upper limits of the histogram bins: longer side in pixels
 
 
 @dataclass
 class DatasetReport:
-    """The content of one data set, and its problems."""
+    """Statistics and problems of one data set."""
 
     name: str
     source: str
-    unit: str = "objects"  # what is counted: objects, or the pixels of label maps
+    unit: str = "objects"  # what is counted: objects, or pixels of label maps
     images: int = 0
     empty: int = 0
     objects: int = 0
     kept: int = 0
     classes: dict[str, int] = field(default_factory=dict)
-    ignored: dict[str, int] = field(default_factory=dict)  # pixels of no class, under the name of their own row
+    ignored: dict[str, int] = field(
+        default_factory=dict
+    )  # pixels without a class, by the name of their row in the table
     sizes: Counter = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
 
@@ -38,7 +40,7 @@ class DatasetReport:
 
 
 def print_reports(reports: Sequence[DatasetReport]) -> None:
-    """Print counts, histograms, problems that break training, and others."""
+    """Print counts, histograms, problems that break training, and other problems."""
     console = Console()
     table = Table(title="data sets", title_justify="left")
     table.add_column("set")
@@ -66,8 +68,7 @@ def print_reports(reports: Sequence[DatasetReport]) -> None:
             for kind, problems in kinds.items():
                 word = "error" if breaks else "warning"
                 console.print(
-                    f"{word}: {report.name}: {kind}: {len(problems)}"
-                    + ("" if breaks else ", left out or used as it is"),
+                    f"{word}: {report.name}: {kind}: {len(problems)}" + ("" if breaks else ", skipped or used as is"),
                     markup=False,
                     soft_wrap=True,
                 )

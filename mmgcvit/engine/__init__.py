@@ -1,4 +1,4 @@
-"""Hooks, loops and optimizer wrappers for mmengine's runs."""
+"""Hooks, loops and optimizer wrappers for mmengine."""
 
 from mmgcvit.engine.hooks import CorruptImageHook, InvalidLossHook, ReproducibleHook
 from mmgcvit.engine.loops import EMAValLoop, ResumableTrainLoop
@@ -7,7 +7,7 @@ from mmgcvit.engine.single_device import revert_sync_bn, scale_single_device_lr
 from mmgcvit.errors import InvalidLossError
 from mmgcvit.tasks.classification.hook import ClassificationHook
 
-CorruptPictureHook = CorruptImageHook  # the former name, kept for one release
+CorruptPictureHook = CorruptImageHook  # former name, kept for one release
 
 __all__ = [
     "ClassificationHook",

@@ -24,11 +24,11 @@ from mmgcvit.registry import HOOKS
 
 @HOOKS.register_module()
 class InvalidLossHook(Hook):
-    """Stops a run at the first loss that is NaN or infinite, before a checkpoint of that iteration is written.
+    """Stop a run at the first NaN or infinite loss, before a checkpoint of that iteration is written.
 
     Raises:
-        InvalidLossError: from a training iteration; it names the iteration, the losses, and the last checkpoint whose
-            weights are all finite.
+        InvalidLossError: raised in the training iteration; names the iteration, the losses, and the last checkpoint
+            with finite weights.
     """
 
     priority = "VERY_HIGH"  # before the checkpoint hook
@@ -55,7 +55,7 @@ def _last_good_checkpoint(folder: Path) -> str | None:
     for path in sorted(folder.glob("*.pth"), key=lambda path: path.stat().st_mtime, reverse=True):
         if not zipfile.is_zipfile(path):
             continue
-        # trusted: written by this run
+        # trusted, as this run has written it
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
         if "optimizer" not in checkpoint:  # exported weights
             continue
@@ -66,7 +66,7 @@ def _last_good_checkpoint(folder: Path) -> str | None:
 
 @HOOKS.register_module()
 class CorruptImageHook(Hook):
-    """Logs how many images have been skipped so far (``LoadCheckedImage`` with ``corrupt='skip'``)."""
+    """Log how many images have been skipped so far (``LoadCheckedImage`` with ``corrupt='skip'``)."""
 
     priority = "LOW"
 
@@ -91,32 +91,33 @@ class CorruptImageHook(Hook):
             all_reduce(total)
             count = int(total)
         if count:
-            runner.logger.warning(f"images skipped so far, as they cannot be decoded: {count}")
+            runner.logger.warning(f"images skipped so far because they cannot be decoded: {count}")
 
 
 @HOOKS.register_module()
 class ReproducibleHook(Hook):
-    """Makes a resumed run end with the same weights as an uninterrupted one.
+    """Make a resumed run end with the same weights as an uninterrupted one.
 
-    mmengine resumes weights, optimizer and schedules, but not the random generators. With this hook, the generators are
-    seeded
+    mmengine resumes weights, optimizer and schedules, but not the random generators. This hook seeds the generators
 
-    - in each iteration by the seed of the run, the process and the iteration;
-    - before each image is loaded, in an epoch-based run, by the seed, the epoch, the worker, the image and how often
+    - in each iteration, from the seed of the run, the process and the iteration;
+    - before each image is loaded, in an epoch-based run, from the seed, the epoch, the worker, the image and how often
       the worker has loaded it in this epoch;
     - before each image is loaded, in an iteration-based run in which mmengine skips indices (from 0.10.12, with torch's
-      batch sampler), by the seed, the process, the iteration and the position in the batch.
+      batch sampler), from the seed, the process, the iteration and the position in the batch.
 
-    In other iteration-based runs mmengine loads the skipped data again, which restores the state of the workers.
+    In other iteration-based runs, mmengine loads the skipped data again, which restores the state of the workers.
     Images skipped as corrupt, and wrappers that mix several images, shift the positions.
     """
 
     priority = "VERY_HIGH"
 
     def before_train(self, runner: Runner) -> None:
-        """Insert the seeding before the transforms of the data sets."""
+        """Insert the seeding transforms at the start of the data sets' pipelines."""
         self.seed = runner.seed
-        self.epoch = torch.full((2,), -1, dtype=torch.int64).share_memory_()  # and its batches that were seen before
+        self.epoch = torch.full(
+            (2,), -1, dtype=torch.int64
+        ).share_memory_()  # epoch, and the number of its batches that were seen before
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         first = None if by_epoch else self._from_place(runner)
         for dataset in _inner(runner.train_dataloader.dataset):
@@ -125,12 +126,12 @@ class ReproducibleHook(Hook):
                 pipeline.transforms.insert(0, first or _SeedFromSample(self.seed, self.epoch))
 
     def _from_place(self, runner: Runner) -> _SeedFromPlace | None:
-        """The seeding by position if mmengine will skip indices and has not started its workers."""
+        """Return the seeding by position if mmengine will skip indices and has not started its workers yet."""
         batch_size = compat.skipped_batch_size(runner.train_loop.dataloader_iterator)
         return None if batch_size is None else _SeedFromPlace(self.seed, runner.iter, batch_size)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Tell the workers, which live for all epochs, the epoch and how much of it was done before."""
+        """Pass the epoch and its number of completed batches to the workers, which persist over epochs."""
         done = 0
         if isinstance(runner.train_loop, ResumableTrainLoop):
             done = runner.iter - runner.epoch * len(runner.train_dataloader)
@@ -142,7 +143,7 @@ class ReproducibleHook(Hook):
 
 
 class _SeedFromSample:
-    """The first transform of a pipeline: seeds the following ones by the sample."""
+    """First transform of a pipeline: seeds the following ones from the sample."""
 
     def __init__(self, seed: int, epoch: torch.Tensor) -> None:
         self.seed, self.epoch, self.rank = seed, epoch, get_rank()  # a spawned worker has no process group
@@ -154,8 +155,8 @@ class _SeedFromSample:
         if self.counted != epoch:
             self.counted, self.times = epoch, Counter()
         worker = torch.utils.data.get_worker_info()
-        # A repeated sample must look different each time. In a resumed epoch the batches are again distributed from the
-        # first worker on; what counts is the worker that would have had this one.
+        # A repeated sample must look different each time. In a resumed epoch, batches are distributed from the first
+        # worker again; use the worker that would have loaded this batch in an uninterrupted run.
         index = (worker.id + done) % worker.num_workers if worker else 0
         _seed(self.seed, epoch, self.rank, index, sample, self.times[sample])
         self.times[sample] += 1
@@ -163,11 +164,11 @@ class _SeedFromSample:
 
 
 class _SeedFromPlace:
-    """The first transform in an iteration-based run: seeds the following ones by iteration and position."""
+    """First transform of a pipeline in an iteration-based run: seeds the following ones by iteration and position."""
 
     def __init__(self, seed: int, start: int, batch_size: int) -> None:
         self.seed, self.start, self.batch_size, self.rank = seed, start, batch_size, get_rank()
-        self.count = 0  # images of this worker; the workers take turns by batch
+        self.count = 0  # images loaded by this worker; batches are assigned to workers in turn
 
     def __call__(self, results: dict) -> dict:
         worker = torch.utils.data.get_worker_info()
@@ -186,7 +187,7 @@ def _seed(*numbers: int) -> None:
 
 
 def _inner(dataset: Any) -> Iterator[Any]:
-    """The data sets inside wrappers."""
+    """Yield the data sets inside wrappers."""
     if hasattr(dataset, "datasets"):
         for inner in dataset.datasets:
             yield from _inner(inner)
@@ -197,7 +198,7 @@ def _inner(dataset: Any) -> Iterator[Any]:
 
 
 def _transforms(dataset: Any) -> Iterator[Any]:
-    """All transforms of a data set's pipeline, nested ones too."""
+    """Yield all transforms of a data set's pipeline, including nested ones."""
     waiting = list(getattr(getattr(dataset, "pipeline", None), "transforms", ()))
     while waiting:
         transform = waiting.pop()

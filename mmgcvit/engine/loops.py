@@ -1,4 +1,4 @@
-"""Loops: training that resumes in the middle of an epoch, validation of raw and averaged weights."""
+"""Training loop that resumes in the middle of an epoch, and validation loop for raw and averaged weights."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ from torch.utils.data import DataLoader
 from mmgcvit.errors import ClassificationDataError
 from mmgcvit.registry import LOOPS
 
-EPOCH_LENGTH = "epoch_length"  # in the message hub: iterations
+EPOCH_LENGTH = "epoch_length"  # key in the message hub; in iterations
 
 
 @LOOPS.register_module()
 class ResumableTrainLoop(EpochBasedTrainLoop):
-    """mmengine's EpochBasedTrainLoop, which resumes in the middle of an epoch.
+    """mmengine's EpochBasedTrainLoop with support for resuming in the middle of an epoch.
 
-    From a checkpoint that was written by iterations (``CheckpointHook`` with ``by_epoch=False``), mmengine starts the
-    epoch again. Here the batches that were seen are skipped without being loaded, and each of the others is seen once.
-    This, and a schedule by iterations, require epochs of equal length: the length is stored in checkpoints (in the
-    message hub), and a run with another length (other processes, batch size or images) is not resumed.
+    From a checkpoint written after a number of iterations (``CheckpointHook`` with ``by_epoch=False``), mmengine starts
+    the epoch again. This loop skips the batches that were seen, without loading them, and each remaining batch is seen
+    once. This, and a schedule by iterations, require epochs of equal length: the length is stored in checkpoints (in
+    the message hub), and a run with another length (number of processes, batch size or images) is not resumed.
 
     Raises:
-        ClassificationDataError: fewer images than a batch, with ``drop_last``: there would be no iteration; or a
-            resumed run whose epochs had another number of iterations.
+        ClassificationDataError: there are fewer images than a batch, and ``drop_last`` leaves no iteration; or the
+            epochs of the resumed run had another number of iterations.
     """
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, max_epochs: int, **others: Any) -> None:
         super().__init__(runner, dataloader, max_epochs, **others)
         if not len(self.dataloader):
             raise ClassificationDataError(
-                f"{len(self.dataloader.dataset)} training images make no batch of batch_size="
-                f"{self.dataloader.batch_size} per process, as drop_last leaves out what does not fill one; allowed: "
-                "a smaller one"
+                f"{len(self.dataloader.dataset)} training images do not fill a batch of batch_size="
+                f"{self.dataloader.batch_size} per process, and drop_last drops incomplete batches; allowed: "
+                "a smaller batch size"
             )
 
     def run(self) -> nn.Module:
-        """Train, if the epochs have the length of those of the resumed run."""
+        """Train, after checking that the epochs have the same length as in the resumed run."""
         hub, length = self.runner.message_hub, len(self.dataloader)
         done = self.iter - self.epoch * length
         before = hub.get_info(EPOCH_LENGTH, None) if self.iter else None
         if (before or length) != length or not 0 <= done <= length:
             raise ClassificationDataError(
-                f"the run that is resumed stands at epoch {self.epoch}, iteration {self.iter}, with "
-                f"{before or 'another number of'} iterations an epoch; here an epoch has {length}. Resume with as many "
-                "processes, images a batch and images as before; or begin a run with others from its weights: "
+                f"the run to resume is at epoch {self.epoch}, iteration {self.iter}, with "
+                f"{before or 'another number of'} iterations per epoch; here an epoch has {length}. Resume with the "
+                "same number of processes, batch size and images; or start a new run from its weights: "
                 "load_from=<the checkpoint>, in another work directory"
             )
         hub.update_info(EPOCH_LENGTH, length)
         return super().run()
 
     def run_epoch(self) -> None:
-        """Run one epoch, or the rest of it."""
+        """Run one epoch, or the rest of it after resuming."""
         done = self.iter - self.epoch * len(self.dataloader)
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
@@ -86,14 +86,14 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
 
 @LOOPS.register_module()
 class EMAValLoop(ValLoop):
-    """mmengine's ValLoop, which evaluates both the raw and the averaged weights.
+    """mmengine's ValLoop, extended to evaluate both the raw and the averaged weights.
 
-    With an ``EMAHook`` mmengine evaluates only the averaged weights. Here the metrics of the raw weights are added,
+    With an ``EMAHook``, mmengine evaluates only the averaged weights. This loop adds the metrics of the raw weights,
     with the suffix ``_raw`` (``accuracy/top1_raw``).
     """
 
     def run(self) -> dict:
-        """Validate, twice if there are averaged weights."""
+        """Validate; with averaged weights, validate the raw weights too."""
         self.runner.call_hook("before_val")
         raw = {}
         if any(isinstance(hook, EMAHook) for hook in self.runner.hooks):  # the hook swaps the weights before the epoch

@@ -1,4 +1,4 @@
-"""Optimizer wrappers for parameters that are sharded among processes (torch's FullyShardedDataParallel)."""
+"""Optimizer wrappers for parameters that are sharded across processes (torch's FullyShardedDataParallel)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from mmgcvit.registry import OPTIM_WRAPPERS
 
 
 class _ClipsGlobalNorm(OptimWrapper):
-    """Clips by the norm of all shards together.
+    """Mixin that clips gradients by their global norm over all shards.
 
-    mmengine calls ``torch.nn.utils.clip_grad_norm_``, which sees only the shards of its process: their norms are
+    mmengine calls ``torch.nn.utils.clip_grad_norm_``, which sees only the shards of its own process: their norms are
     smaller than the global norm and differ, so that processes would clip by different factors. FSDP's own
-    ``clip_grad_norm_`` adds up the norms of all shards.
+    ``clip_grad_norm_`` combines the norms of all shards.
     """
 
     model: nn.Module | None = None
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Keep the model of this step: an optimizer knows only parameters."""
+        """Keep a reference to the model for this step: the optimizer has only its parameters."""
         self.model = model
         with super().optim_context(model):
             yield
@@ -41,19 +41,19 @@ class _ClipsGlobalNorm(OptimWrapper):
 
 @OPTIM_WRAPPERS.register_module()
 class FSDPOptimWrapper(_ClipsGlobalNorm, OptimWrapper):
-    """mmengine's OptimWrapper, which clips sharded gradients by their global norm.
+    """mmengine's OptimWrapper that clips sharded gradients by their global norm.
 
     Args:
-        As OptimWrapper's; of ``clip_grad`` by norm ``max_norm`` and ``norm_type``.
+        Same as OptimWrapper; ``clip_grad`` by norm supports ``max_norm`` and ``norm_type``.
     """
 
 
 @OPTIM_WRAPPERS.register_module()
 class FSDPAmpOptimWrapper(_ClipsGlobalNorm, AmpOptimWrapper):
-    """The same in mixed precision, with torch's ShardedGradScaler.
+    """mmengine's AmpOptimWrapper that clips sharded gradients by their global norm, with torch's ShardedGradScaler.
 
     Args:
-        As AmpOptimWrapper's, with ``use_fsdp`` True by default.
+        Same as AmpOptimWrapper, with ``use_fsdp`` True by default.
     """
 
     def __init__(self, *args: Any, use_fsdp: bool = True, **kwargs: Any) -> None:

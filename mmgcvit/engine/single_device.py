@@ -1,4 +1,4 @@
-"""Configs made for several GPUs in a run with one process, or on a CPU."""
+"""Adaptation of configs for several GPUs to runs with one process or on a CPU."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ PROCESSES = {"pytorch": "WORLD_SIZE", "slurm": "SLURM_NTASKS", "mpi": "OMPI_COMM
 
 
 def world_size(cfg: Config) -> int:
-    """How many processes a run of this config has, before or after they are connected."""
+    """Number of processes of a run with this config, before or after they are connected."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size()
     return int(os.environ.get(PROCESSES.get(cfg.get("launcher", "none"), ""), 1))
 
 
 def revert_sync_bn(runner: Any) -> int:
-    """Replace SyncBN by BN in a runner's model at world size 1 or on a CPU, where SyncBN cannot run or is useless.
+    """Replace SyncBN by BN in a runner's model at world size 1 or on a CPU, where SyncBN is useless or cannot run.
 
-    Parameters, buffers and their names stay, so that checkpoints of both load into each other.
+    Parameters, buffers and their names stay the same, so checkpoints are interchangeable.
 
     Args:
         runner: mmengine's Runner, with its model built.
 
     Returns:
-        The number of layers replaced; it is logged, too.
+        The number of replaced layers; it is also logged.
     """
     model = getattr(runner, "model", None)
     if not isinstance(model, nn.Module):  # FlexibleRunner builds it later
@@ -52,21 +52,21 @@ def revert_sync_bn(runner: Any) -> int:
 
 
 def scale_single_device_lr(cfg: Config, requested: bool | None = None) -> bool:
-    """Enable mmengine's scaling of the learning rate if the config or the caller asks for it, or one process runs.
+    """Enable mmengine's learning-rate scaling if the config or the caller asks for it, or in a run with one process.
 
     The learning rate is multiplied by (global batch size including gradient accumulation) /
-    ``auto_scale_lr.base_batch_size``. Without a decision (no ``auto_scale_lr.enable`` in the config, ``requested``
-    None), this is done for a run with one process whose batch is smaller than ``base_batch_size``.
+    ``auto_scale_lr.base_batch_size``. If neither decides (no ``auto_scale_lr.enable`` in the config, and ``requested``
+    is None), the rate is scaled in a run with one process whose batch is smaller than ``base_batch_size``.
 
     Args:
         cfg: the config of the run, which is changed.
-        requested: True scales; False leaves it to the config's ``enable``; None applies the rule above, too.
+        requested: True: scale; False: scale only if the config's ``enable`` is True; None: also apply the rule above.
 
     Returns:
         Whether the learning rate will be scaled.
 
     Raises:
-        UsageError: scaling was asked for, and the config has no ``base_batch_size``.
+        UsageError: scaling was requested, but the config has no ``base_batch_size``.
     """
     settings = cfg.get("auto_scale_lr") or {}
     base = settings.get("base_batch_size")
@@ -75,7 +75,7 @@ def scale_single_device_lr(cfg: Config, requested: bool | None = None) -> bool:
         if base is None:
             raise UsageError(
                 "--auto-scale-lr: the config has no auto_scale_lr.base_batch_size; add "
-                "auto_scale_lr = dict(base_batch_size=<global batch that its learning rate is meant for>)"
+                "auto_scale_lr = dict(base_batch_size=<global batch size that its learning rate is tuned for>)"
             )
     else:
         batch = (cfg.get("train_dataloader") or {}).get("batch_size")
@@ -87,10 +87,10 @@ def scale_single_device_lr(cfg: Config, requested: bool | None = None) -> bool:
         change = "" if rate is None else f" from {rate:g} to {rate * batch * steps / base:g}"
         print_log(
             f"the learning rate is scaled{change}: one process trains on {batch * steps} images per step, and the "
-            f"config is meant for auto_scale_lr.base_batch_size={base}; --cfg-options auto_scale_lr.enable=False keeps "
+            f"config is tuned for auto_scale_lr.base_batch_size={base}; --cfg-options auto_scale_lr.enable=False keeps "
             "it",
             logger="current",
         )
-    # mmengine compares a single batch of all processes with base_batch_size
+    # mmengine compares the batch of all processes, without gradient accumulation, with base_batch_size
     cfg.auto_scale_lr = dict(settings, enable=True, base_batch_size=base / steps)
     return True

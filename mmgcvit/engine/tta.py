@@ -1,4 +1,4 @@
-"""Former place of :class:`BoxTTAModel`, now in :mod:`mmgcvit.tasks.detection.tta`; kept for one release."""
+"""Former location of :class:`BoxTTAModel`, now in :mod:`mmgcvit.tasks.detection.tta`; kept for one release."""
 
 from mmgcvit.tasks.detection.tta import BoxTTAModel
 

@@ -1,7 +1,7 @@
-"""How a few operations of the network are computed.
+"""Implementations of some operations of the network.
 
-:mod:`~mmgcvit.kernels.reference` says what they are, in plain PyTorch; :mod:`~mmgcvit.kernels.eager` and
-:mod:`~mmgcvit.kernels.cpu` do the same faster; :mod:`~mmgcvit.kernels.dispatch` picks one.
+:mod:`~mmgcvit.kernels.reference` defines them in plain PyTorch; :mod:`~mmgcvit.kernels.eager` and
+:mod:`~mmgcvit.kernels.cpu` are faster implementations; :mod:`~mmgcvit.kernels.dispatch` chooses between them.
 """
 
 from mmgcvit.kernels.dispatch import KERNELS, REFERENCE, Kernels, choose, disabled, is_unmodified, max_pack

@@ -1,6 +1,6 @@
-"""Implementations for CPUs in eager mode: work ordered for the caches, and the fastest matrix products.
+"""Implementations for CPUs in eager mode: cache-friendly chunks, and the fastest matrix products.
 
-``docs/performance.md`` has what each of them is worth.
+``docs/performance.md`` lists the speed-up of each of them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch.autograd.function import once_differentiable
 from mmgcvit.compat import autocast_is_enabled, onednn_is_enabled, softmax_backward
 from mmgcvit.kernels import eager, reference
 
-MAX_PACK = 2**18  # elements of a map that a block works on at a time
+MAX_PACK = 2**18  # elements of a map that a block processes at a time
 MAX_SCORES = 2**19  # elements of q k^T that are computed at a time in the backward pass of attention
-MAX_BIAS = 2**22  # elements of a bias that is laid out at once; a larger one is computed for some rows at a time
-MIN_ONEDNN = 2**15  # elements from which on oneDNN pays; torch gives it no convolution of 20480 or fewer
+MAX_BIAS = 2**22  # elements of a bias that is materialised at once; a larger one is computed a few rows at a time
+MIN_ONEDNN = 2**15  # oneDNN pays off from this size; torch never uses it for convolutions of 20480 or fewer elements
 
 
 # ---------------------------------------------------------------------------------------------------- linear layers
@@ -31,8 +31,8 @@ MIN_ONEDNN = 2**15  # elements from which on oneDNN pays; torch gives it no conv
 def onednn_is_faster() -> bool:
     """Whether oneDNN multiplies matrices faster than the library that torch uses on this processor.
 
-    That library is MKL, which uses half the width of the vector units of AMD processors with AVX-512. The decision
-    depends on the processor's name and not on a measurement, so that results do not differ between runs.
+    That library is MKL, which uses only half the vector width of AMD processors with AVX-512. The decision depends on
+    the processor's name, not on a measurement, so that results do not differ between runs.
     """
     info = Path("/proc/cpuinfo")
     return (
@@ -45,7 +45,7 @@ def onednn_is_faster() -> bool:
 
 
 def fits_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether the product of x and a weight can go to oneDNN: both float32, not small, no autocast."""
+    """Whether oneDNN can compute the product of x and a weight: both float32, not small, no autocast."""
     return (
         x.dtype == weight.dtype == torch.float32
         and x.numel() > MIN_ONEDNN
@@ -55,21 +55,21 @@ def fits_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias without a gradient: (..., C), (C', C), (C',) -> (..., C')."""
+    """Compute x @ weight.T + bias without a gradient: (..., C), (C', C), (C',) -> (..., C')."""
     if onednn_is_faster() and fits_onednn(x, weight):
         return _onednn_product(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    # A convolution over an image one pixel wide. The dilation of a 1x1 kernel changes nothing in the result, but makes
-    # torch choose oneDNN with a single thread, too.
+    # A convolution over an image one pixel wide. The dilation of a 1x1 kernel has no effect on the result, but makes
+    # torch choose oneDNN even with a single thread.
     y = F.conv2d(_as_image(x), weight[:, :, None, None], bias, dilation=2)
     return y.permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
 
 
 def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
-    """Sum of the outer products of all rows: (..., C'), (..., C) -> (C', C)."""
+    """Gradient of a weight, the sum of the outer products of all rows: (..., C'), (..., C) -> (C', C)."""
     rows = x.numel() // x.shape[-1]
     even = rows // 4 * 4  # other numbers of pixels are slow
     gradient, x = gradient.reshape(rows, -1), x.reshape(rows, -1)
@@ -89,11 +89,11 @@ def _as_image(x: Tensor) -> Tensor:
 
 
 class OneDNNLinear(torch.autograd.Function):
-    """Linear layer by oneDNN, optionally with a GELU before it that is computed again in the backward pass."""
+    """Linear layer computed by oneDNN, optionally after a GELU that is recomputed in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-        """(..., C), (C', C), (C',) -> (..., C')."""
+        """Apply the layer: (..., C), (C', C), (C',) -> (..., C')."""
         ctx.save_for_backward(x, weight)
         ctx.gelu = gelu
         return product(F.gelu(x) if gelu else x, weight, bias)
@@ -101,7 +101,7 @@ class OneDNNLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of forward's arguments, where they are needed."""
+        """Return the gradients of those arguments of forward that need one."""
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous()
         d_x = d_weight = d_bias = None
@@ -140,8 +140,8 @@ def gelu_linear(module: nn.Linear, x: Tensor) -> Tensor:
 def mbconv_tail(x: Tensor, y: Tensor, se: Any, pointwise: Any) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.mbconv_tail`; all modules must be unmodified, ``y`` may be overwritten.
 
-    Where the map is larger than the weight, it is computed some rows at a time: each of the six maps in the formula is
-    memory that the process would have to be given, which costs more than computing it.
+    If the map is larger than the weight, it is computed a few rows at a time: allocating memory for each of the six
+    intermediate maps would take longer than computing them.
     """
     height, width, channels = y.shape[1:]
     is_small = height * width <= channels or y.dtype.itemsize <= 2 or x.dtype != y.dtype
@@ -149,7 +149,7 @@ def mbconv_tail(x: Tensor, y: Tensor, se: Any, pointwise: Any) -> Tensor:
     if is_small or has_bias:
         return reference.mbconv_tail(x, y, se, pointwise)
     weights = pointwise.weight, se.fc1.weight, se.fc2.weight
-    x, y = x.contiguous(), y.contiguous()  # as they are, unless torch was built without oneDNN
+    x, y = x.contiguous(), y.contiguous()  # no copy, unless torch was built without oneDNN
     if torch.is_grad_enabled():
         return MBConvTail.apply(x, y, *weights)
     return _mbconv_tail(x, y, weights, out=y)[0]
@@ -161,7 +161,7 @@ def _scaled_weight(mean: Tensor, pointwise: Tensor, fc1: Tensor, fc2: Tensor) ->
 
 
 def _mbconv_tail(x: Tensor, y: Tensor, weights: Sequence[Tensor], out: Tensor) -> tuple[Tensor, Tensor]:
-    """The result, written to ``out`` (which may be y itself), and the mean of GELU(y), (B, 1, C)."""
+    """Return the result, written to ``out`` (which may be y itself), and the mean of GELU(y), (B, 1, C)."""
     in_place, step = out is y, _chunk_rows(y)
     activate = torch.ops.aten.gelu_ if in_place else F.gelu
     x, y, result = x.flatten(1, 2), y.flatten(1, 2), out.flatten(1, 2)  # [B, H * W, C]
@@ -179,11 +179,11 @@ def _mbconv_tail(x: Tensor, y: Tensor, weights: Sequence[Tensor], out: Tensor) -
 
 
 class MBConvTail(torch.autograd.Function):
-    """The tail of an MBConv that keeps x and y only, and computes the activation again wherever it is needed."""
+    """Tail of an MBConv that saves only x and y for the backward pass, and recomputes the activation."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, *weights: Tensor) -> Tensor:
-        """x and y: (B, H, W, C); ``weights`` as of :func:`_scaled_weight`."""
+        """Apply the tail to x and y, (B, H, W, C); for ``weights`` see :func:`_scaled_weight`."""
         out, mean = _mbconv_tail(x, y, weights, out=torch.empty_like(x))
         ctx.save_for_backward(y, mean, *weights)
         return out
@@ -191,10 +191,10 @@ class MBConvTail(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of forward's arguments; x's is the output's."""
+        """Return the gradients of forward's arguments; that of x equals that of the output."""
         y, *inputs = ctx.saved_tensors
         gradient = gradient.contiguous()
-        # Copies, so that hooks on the weights are not called here.
+        # Use copies, so that hooks on the weights are not called here.
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]
         with torch.enable_grad():
             scaled = _scaled_weight(*inputs)
@@ -214,7 +214,7 @@ class MBConvTail(torch.autograd.Function):
 
 
 def _chunk_rows(x: Tensor) -> int:
-    """Rows of channels that fit the caches."""
+    """Number of rows that fit the caches."""
     return max(1, MAX_PACK // x.shape[-1])
 
 
@@ -222,12 +222,12 @@ def _chunk_rows(x: Tensor) -> int:
 
 
 class Bias(NamedTuple):
-    """Relative position bias of one block for windows of one size, of which a row can be laid out at a time.
+    """Relative position bias of one block for windows of one size; can be materialised one row at a time.
 
     Args:
         columns: see :func:`bias_columns`.
-        padding: see :func:`padding_bias`; None where the windows are not padded.
-        dense: (heads, queries, keys), laid out from both without a gradient; None where that would be large.
+        padding: see :func:`padding_bias`; None if the windows are not padded.
+        dense: (heads, queries, keys), materialised from both without a gradient; None if it would be large.
     """
 
     columns: Tensor
@@ -235,14 +235,14 @@ class Bias(NamedTuple):
     dense: Tensor | None = None
 
     def groups(self, limit: int | None) -> Iterator[tuple[slice, Tensor]]:
-        """Queries and their bias (heads, queries, keys), of at most ``limit`` elements or one row of the window."""
+        """Yield queries and their bias (heads, queries, keys), at most ``limit`` elements or one row of the window."""
         height, width = (self.columns.shape[2] + 1) // 2, self.columns.shape[1]
         step = height if limit is None else max(1, limit // (self.columns.shape[0] * width * height * width))
         for first in range(0, height, step):
             yield slice(first * width, min(first + step, height) * width), self.rows(first, min(first + step, height))
 
     def rows(self, first: int, last: int) -> Tensor:
-        """The bias of the queries in rows first to last - 1 of the window: (heads, i * j, keys)."""
+        """Bias of the queries in rows first to last - 1 of the window: (heads, i * j, keys)."""
         height, width = (self.columns.shape[2] + 1) // 2, self.columns.shape[1]
         rows = [self.columns[:, :, height - 1 - i : 2 * height - 1 - i] for i in range(first, last)]
         bias = torch.stack(rows, 1).flatten(3, 4).flatten(1, 2)  # [heads, i, j, k, l] -> [heads, i * j, k * l]
@@ -252,10 +252,11 @@ class Bias(NamedTuple):
 
 
 def bias_columns(table: Tensor, window: int, height: int, width: int) -> Tensor:
-    """The bias between the columns of a window: a table ((2w-1)^2, heads) -> (heads, j, k - i, l).
+    """Bias between the columns of a window: a table ((2w-1)^2, heads) -> (heads, j, k - i, l).
 
     Entry [h, j, r, l] is the bias of head h between a query in column j and a key in column l, r - (height - 1) rows
-    below it. A slice of ``height`` along r is all that the queries of one row need: no index, no scattered reads.
+    below it. The bias of the queries in one row is a slice of length ``height`` along r, without indexing or scattered
+    reads.
     """
     grid = table.T.reshape(-1, 2 * window - 1, 2 * window - 1).flip(1, 2)
     grid = grid[:, window - height : window + height - 1, window - width : window + width - 1]
@@ -272,10 +273,10 @@ def padding_bias(table: Tensor, window: int, height: int, width: int) -> Tensor:
     grid = grid.to(torch.promote_types(grid.dtype, torch.float32))
 
     def logsumexp(rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
-        """Over the keys in ``rows`` and ``columns`` (first, last + 1), for each query: (heads, height, width)."""
+        """Logsumexp over the keys in ``rows`` and ``columns`` (first, last + 1) per query: (heads, height, width)."""
         sums = grid
         for axis, (first, last), queries in ((1, rows, height), (2, columns, width)):
-            # A query in row i finds these keys first - i to last - 1 - i rows below it. The last query comes first.
+            # For a query in row i, these keys are first - i to last - 1 - i rows below. The last query comes first.
             part = sums.narrow(axis, first - queries + window, last - first + queries - 1)
             sums = part.unfold(axis, last - first, 1).logsumexp(-1).flip(axis)
         return sums
@@ -291,9 +292,9 @@ def padding_bias(table: Tensor, window: int, height: int, width: int) -> Tensor:
 def position_biases(
     tables: Sequence[Tensor], sizes: Sequence[tuple[int, int]], window: int, dtype: torch.dtype
 ) -> Iterator[list[Any]]:
-    """See :func:`mmgcvit.kernels.reference.position_biases`; as :class:`Bias`, of which one block's is laid out."""
+    """See :func:`mmgcvit.kernels.reference.position_biases`; yields :class:`Bias`, materialised block by block."""
     heads = tables[0].shape[1]
-    # Blocks next to heads: the columns of all blocks at once, (rows, blocks * heads).
+    # Concatenate the tables of all blocks along the heads, (rows, blocks * heads), to compute all columns at once.
     table = tables[0] if len(tables) == 1 else torch.cat(list(tables), 1)
     parts = []
     for height, width in sizes:
@@ -307,7 +308,7 @@ def position_biases(
         for height, columns, padding in parts:
             bias = Bias(columns[block], padding[block])
             if heads * (height * columns[block].shape[1]) ** 2 <= MAX_BIAS:
-                with torch.no_grad():  # the gradient goes through the other two
+                with torch.no_grad():  # the gradient flows through the other two fields
                     bias = bias._replace(dense=bias.rows(0, height).to(dtype))
             biases.append(bias)
         yield biases
@@ -316,7 +317,7 @@ def position_biases(
 def window_attention(qkv: Tensor, query: Tensor | None, bias: Bias, num_heads: int, dropout: float = 0.0) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.window_attention`; the result of the padding token is zero."""
     if dropout:
-        bias = bias._replace(dense=None)  # a gradient, and dropout at once for all queries
+        bias = bias._replace(dense=None)  # `dense` has no gradient; dropout is applied to all queries at once
     elif torch.is_grad_enabled() and bias.columns.requires_grad:
         return WindowAttention.apply(qkv, query, *bias, num_heads)
     if bias.dense is not None and bias.padding is None:
@@ -325,7 +326,7 @@ def window_attention(qkv: Tensor, query: Tensor | None, bias: Bias, num_heads: i
 
 
 def _window_attention(qkv: Tensor, query: Tensor | None, bias: Bias, num_heads: int, dropout: float = 0.0) -> Tensor:
-    """Attention by torch's fused kernel, some rows of queries at a time."""
+    """Compute attention with torch's fused kernel, a few rows of queries at a time."""
     q, k, v = reference.split_heads(qkv, query, num_heads)
     groups = bias.groups(None if dropout else MAX_BIAS)
     if bias.dense is not None:
@@ -341,11 +342,11 @@ def _window_attention(qkv: Tensor, query: Tensor | None, bias: Bias, num_heads: 
 
 
 class WindowAttention(torch.autograd.Function):
-    """Attention whose bias has a gradient.
+    """Attention with a bias that needs a gradient.
 
-    torch's fused attention on a CPU has none for it, and falls back to an implementation that keeps all of q k^T. Here
-    the forward pass is the fused one. The backward pass computes q k^T again, in chunks that stay in the caches, and
-    sums the gradient of the bias over windows.
+    On a CPU, torch's fused attention does not support such a bias and falls back to an implementation that saves all of
+    q k^T. Here the forward pass uses the fused kernel. The backward pass recomputes q k^T in chunks that stay in the
+    caches, and sums the gradient of the bias over windows.
     """
 
     @staticmethod
@@ -358,7 +359,7 @@ class WindowAttention(torch.autograd.Function):
         dense: Tensor | None,
         num_heads: int,
     ) -> Tensor:
-        """See :func:`window_attention`; the bias in its parts."""
+        """See :func:`window_attention`; the fields of the bias are separate arguments."""
         ctx.save_for_backward(qkv, query, columns, padding)
         ctx.num_heads = num_heads
         return _window_attention(qkv, query, Bias(columns, padding, dense), num_heads)
@@ -366,7 +367,7 @@ class WindowAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of forward's arguments."""
+        """Return the gradients of forward's arguments."""
         qkv, query, columns, padding = ctx.saved_tensors
         bias = Bias(columns, padding)
         heads, width, height = ctx.num_heads, columns.shape[1], (columns.shape[2] + 1) // 2
@@ -374,7 +375,7 @@ class WindowAttention(torch.autograd.Function):
         d_qkv = torch.empty_like(qkv)
         q, k, v = reference.split_heads(qkv, query, heads)
         scale = q.shape[-1] ** -0.5
-        acc_dtype = torch.promote_types(qkv.dtype, torch.float32)  # of sums over windows
+        acc_dtype = torch.promote_types(qkv.dtype, torch.float32)  # dtype of sums over windows
         d_query: Any = None if query is None else torch.zeros_like(query, dtype=acc_dtype)
         d_columns = torch.zeros_like(columns, dtype=acc_dtype)
         d_padding: Any = None if padding is None else torch.zeros_like(padding, dtype=acc_dtype)

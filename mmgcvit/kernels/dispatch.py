@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: by device, by mode, and by whether a module is still as it was built."""
+"""Choice of the implementations by device, mode, and whether a module was modified."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ CPU = Kernels(
     window_attention=cpu.window_attention,
     position_biases=cpu.position_biases,
 )
-#: What can be switched off, and the operations that belong together.
+#: Names that can be disabled, and the operations that belong to each.
 KERNELS = {
     "linear": ("linear",),
     "gelu_linear": ("gelu_linear",),
     "residual": ("residual",),
     "mbconv_tail": ("mbconv_tail",),
     "window_attention": ("window_attention", "position_biases"),
-    "packs": (),  # a block on some windows at a time
+    "packs": (),  # processing some of the windows at a time
 }
 _disabled: set[str] = set()
 _tables: dict[str, Kernels] = {"cpu": CPU, "eager": EAGER}
 
 
 def choose(x: Tensor, module: nn.Module) -> Kernels:
-    """The implementations for what ``module`` computes of x.
+    """Choose the implementations with which ``module`` processes x.
 
-    While a graph is captured, and where the module or a part of it was modified, it is the reference, which calls every
-    module.
+    While a graph is captured, or if the module or one of its submodules was modified, this is the reference, which
+    calls every submodule.
     """
     if not is_eager() or not is_unmodified(module):
         return REFERENCE
@@ -65,17 +65,17 @@ def choose(x: Tensor, module: nn.Module) -> Kernels:
 
 
 def max_pack(x: Tensor) -> int | None:
-    """Elements of a map that a block is to work on at a time; None for all of them."""
+    """Maximum number of elements of a map that a block processes at a time; None for no limit."""
     if x.device.type != "cpu" or not is_eager() or "packs" in _disabled:
         return None
     return cpu.MAX_PACK
 
 
 def is_unmodified(module: nn.Module) -> bool:
-    """Whether a module and all of its parts are as they were built, so that weights may be used without calling them.
+    """Whether a module and its submodules are as they were built: then weights may be used without calling them.
 
-    They are not if a part was subclassed or replaced (LoRA, parametrization), does more than its ``forward`` when it is
-    called (hooks, offloading), or has a weight that computes in its own way (quantization, DTensor).
+    A submodule counts as modified if it was subclassed or replaced (LoRA, parametrization), does more than its
+    ``forward`` when called (hooks, offloading), or has a weight of a tensor subclass (quantization, DTensor).
     """
     for part in module.modules():
         kind = type(part)
@@ -87,7 +87,7 @@ def is_unmodified(module: nn.Module) -> bool:
     return not does_more_than_forward(module)
 
 
-#: What blocks and MBConvs are built from; a subclass, of these or of the network's own classes, counts as modified.
+#: Layers that blocks and MBConvs are built from; subclasses of these or of the network's own classes count as modified.
 _BUILT_FROM = (nn.Linear, nn.LayerNorm, nn.Conv2d)
 _OWN = "mmgcvit.backbone."
 
@@ -97,7 +97,7 @@ def disabled(*names: str) -> Iterator[None]:
     """Use the reference for some operations, e.g. ``disabled("linear")``; for tests and ablations.
 
     Args:
-        *names: of :data:`KERNELS`.
+        *names: keys of :data:`KERNELS`.
 
     Raises:
         ValueError: an unknown name.

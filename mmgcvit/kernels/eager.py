@@ -1,7 +1,7 @@
-"""Implementations for eager mode on any device: fewer kernels, less memory traffic, less kept for the backward pass.
+"""Implementations for eager mode on any device: fewer kernels, less memory traffic, fewer saved activations.
 
-``torch.compile`` finds most of this by itself, so that it gets the reference. The gradients are written with operations
-that are differentiable themselves.
+``torch.compile`` finds most of these optimisations itself, so it uses the reference. The backward passes consist of
+differentiable operations, so that second derivatives work.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from torch import Tensor, nn
 
 from mmgcvit.kernels import reference
 
-MASK_ALIGNMENT = 16  # elements; fused attention on CUDA copies a mask whose rows start at other multiples
+MASK_ALIGNMENT = 16  # elements; fused attention on CUDA copies masks whose rows are not aligned to this
 
 
 class GeluLinear(torch.autograd.Function):
-    """GELU and linear layer that keep the input of the GELU only, and compute its output again in the backward pass.
+    """GELU and linear layer that save only the input of the GELU, and recompute its output in the backward pass.
 
-    Autograd would keep both: a fifth of what a block keeps.
+    Autograd would save both; the output is a fifth of what a block saves.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(..., C), (C', C), (C',) -> (..., C')."""
+        """Apply both: (..., C), (C', C), (C',) -> (..., C')."""
         ctx.save_for_backward(x, weight)
         return F.linear(F.gelu(x), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of forward's arguments, where they are needed."""
+        """Return the gradients of those arguments of forward that need one."""
         x, weight = ctx.saved_tensors
         d_x = d_weight = d_bias = None
         if ctx.needs_input_grad[0]:
@@ -48,24 +48,24 @@ def gelu_linear(module: nn.Linear, x: Tensor) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.gelu_linear`; ``module`` must be unmodified."""
     if not torch.is_grad_enabled():
         return module(F.gelu(x))
-    # Under autocast x has the type that is computed in, and autograd functions get their arguments as they are.
+    # Under autocast x has the compute dtype already, but autograd functions do not cast their arguments.
     weight, bias = (None if p is None else p.to(x.dtype) for p in (module.weight, module.bias))
     return GeluLinear.apply(x, weight, bias)
 
 
 class ScaledAdd(torch.autograd.Function):
-    """x + y * scale in one kernel, one more for the gradient; ``scale`` has none."""
+    """x + y * scale in one kernel, and one more in the backward pass; ``scale`` gets no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-        """(rows, C), (rows, C), (rows, 1) -> (rows, C)."""
+        """Return x + y * scale: (rows, C), (rows, C), (rows, 1) -> (rows, C)."""
         ctx.save_for_backward(scale)
         ctx.dtype = y.dtype
         return torch.addcmul(x, y, scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x and y."""
+        """Return the gradients of x and y."""
         (scale,) = ctx.saved_tensors
         return gradient, (gradient * scale).to(ctx.dtype), None
 
@@ -80,7 +80,7 @@ def residual(x: Tensor, y: Tensor, gamma: Tensor | None, scale: Tensor | None) -
 def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: Any) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.mbconv_tail`; ``pointwise`` must be unmodified and without a bias.
 
-    The scale of the channels is applied to the map or to the weight, whichever is smaller.
+    The channel scale is applied to the map or to the weight, whichever is smaller.
     """
     height, width, channels = y.shape[1:]
     if x.dtype != y.dtype or pointwise.weight.dtype != y.dtype or pointwise.bias is not None:
@@ -94,19 +94,20 @@ def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: Any) -> Tensor:
 
 
 class GatherBias(torch.autograd.Function):
-    """The bias of all tokens of a full window, of several blocks and sizes, in one gather with one gradient.
+    """Bias of all tokens of a full window, for several blocks and window sizes, with one gather and one scatter.
 
-    On accelerators the rows begin at multiples of 16 elements, because fused attention copies a mask whose rows do not.
-    Autograd would need a copy for that, and one for the gradient of each table.
+    On accelerators the rows are aligned to 16 elements, because fused attention copies a mask whose rows are not.
+    Autograd would need one copy for the alignment, and one for the gradient of each table.
     """
 
     @staticmethod
     def forward(
         ctx: Any, sizes: tuple[tuple[int, int], ...], window: int, dtype: torch.dtype, *tables: Tensor
     ) -> tuple[Tensor, ...]:
-        """((2w-1)^2, heads) for each block -> (blocks, heads, queries, window * window) for each size.
+        """Gather ((2w-1)^2, heads) for each block -> (blocks, heads, queries, window * window) for each size.
 
-        Of full windows in ``dtype``; others keep that of the tables, for the sum over their padding.
+        The bias of full windows has ``dtype``; that of smaller ones keeps the dtype of the tables, for the sum over
+        padding.
         """
         ctx.sizes, ctx.window, (ctx.rows, ctx.heads), ctx.device = sizes, window, tables[0].shape, tables[0].device
         ctx.dtype = tables[0].dtype
@@ -122,7 +123,7 @@ class GatherBias(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the tables."""
+        """Return the gradients of the tables."""
         flat = [gradient.flatten(2).to(ctx.dtype) for gradient in gradients]
         gradient = (flat[0] if len(flat) == 1 else torch.cat(flat, 2)).transpose(1, 2)  # [blocks, positions, heads]
         index = reference.bias_index(ctx.sizes, ctx.window, ctx.device)

@@ -1,7 +1,7 @@
-"""The operations of the network that have more than one implementation, in plain PyTorch.
+"""Reference implementations, in plain PyTorch, of the operations that have several implementations.
 
-Every other implementation has the signature of its reference here, and ``tests/kernels`` holds it to the reference:
-outputs, gradients, odd sizes.
+Every other implementation has the same signature as its reference, and ``tests/kernels`` compares it with the
+reference: outputs, gradients, odd sizes.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def gelu_linear(module: nn.Linear, x: Tensor) -> Tensor:
 
 
 def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: Any) -> Tensor:
-    """What follows the depthwise convolution of an MBConv: x + pointwise(SE(GELU(y))).
+    """Compute the rest of an MBConv after its depthwise convolution: x + pointwise(SE(GELU(y))).
 
     Args:
         x: (B, H, W, C), input of the MBConv.
         y: (B, H, W, C), output of its depthwise convolution.
         se: squeeze-and-excitation, (B, C) mean -> (B, C) scale.
-        pointwise: linear layer on the channels.
+        pointwise: linear layer over the channels.
 
     Returns:
         (B, H, W, C).
@@ -43,13 +43,13 @@ def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: Any) -> Tensor:
 
 
 def residual(x: Tensor, y: Tensor, gamma: Tensor | None, scale: Tensor | None) -> Tensor:
-    """x + y * gamma * scale.
+    """Compute x + y * gamma * scale.
 
     Args:
         x: (rows, C).
         y: (rows, C).
-        gamma: (C,), layer scale; None for none.
-        scale: (rows, 1), drop path; has no gradient; None for none.
+        gamma: (C,), layer scale; None for no layer scale.
+        scale: (rows, 1), drop-path scale, without a gradient; None for no drop path.
     """
     if gamma is not None:
         return torch.addcmul(x, y if scale is None else y * scale, gamma)
@@ -57,14 +57,14 @@ def residual(x: Tensor, y: Tensor, gamma: Tensor | None, scale: Tensor | None) -
 
 
 def window_attention(qkv: Tensor, query: Tensor | None, bias: Any, num_heads: int, dropout: float = 0.0) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v in each window.
+    """Compute softmax(q k^T / sqrt(d) + bias) v in each window.
 
     Args:
-        qkv: (windows, tokens, heads * 3 * d), query, key and value of each head in turn; or key and value only,
-            (windows, tokens, heads * 2 * d), where ``query`` is given.
+        qkv: (windows, tokens, heads * 3 * d), query, key and value of each head in turn; if ``query`` is given, only
+            key and value, (windows, tokens, heads * 2 * d).
         query: (windows, heads, tokens, d), or (1, ...) for all windows; None for local attention.
-        bias: of one block and window size, as :func:`position_biases` yields it; here (heads, tokens, tokens).
-        num_heads: heads.
+        bias: bias of one block and window size from :func:`position_biases`; here (heads, tokens, tokens).
+        num_heads: number of heads.
         dropout: dropout rate of the attention weights.
 
     Returns:
@@ -76,7 +76,7 @@ def window_attention(qkv: Tensor, query: Tensor | None, bias: Any, num_heads: in
 
 
 def split_heads(qkv: Tensor, query: Tensor | None, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Views of query, key and value, (windows, heads, tokens, d) each; arguments as of :func:`window_attention`."""
+    """Views of query, key and value, (windows, heads, tokens, d) each; for arguments see :func:`window_attention`."""
     # [windows, tokens, heads * n * d] -> n times [windows, tokens, heads, d] -> n times [windows, heads, tokens, d]
     parts = qkv.unflatten(2, (num_heads, 3 if query is None else 2, -1)).unbind(3)
     k, v = parts[-2].transpose(1, 2), parts[-1].transpose(1, 2)
@@ -86,21 +86,21 @@ def split_heads(qkv: Tensor, query: Tensor | None, num_heads: int) -> tuple[Tens
 def position_biases(
     tables: Sequence[Tensor], sizes: Sequence[tuple[int, int]], window: int, dtype: torch.dtype
 ) -> Iterator[list[Any]]:
-    """Relative position bias of several blocks, for windows of several sizes, gathered at once.
+    """Gather the relative position bias of several blocks, for windows of several sizes, at once.
 
     A window smaller than ``window`` attends as if it were zero-padded to the full window, as in the authors' detection
     models. All padding tokens share one key and one value (the biases of the linear layer), so they collapse into a
     single token; the logsumexp of their position biases becomes its bias. That token is the last row of the window.
 
     Args:
-        tables: ((2w-1)^2, heads) of each block; row (i - k + w - 1) * (2w - 1) + (j - l + w - 1) is the bias between a
+        tables: ((2w-1)^2, heads) for each block; row (i - k + w - 1) * (2w - 1) + (j - l + w - 1) is the bias between a
             query at (i, j) and a key at (k, l), the order of Swin and of all GC ViT checkpoints.
         sizes: (height, width) of the windows of each region.
         window: w, side of a full window.
-        dtype: of the result.
+        dtype: dtype of the result.
 
     Yields:
-        For each block a list with, for each size, (heads, tokens, tokens), padding token included.
+        For each block, a list with one tensor (heads, tokens, tokens) per size; the tokens include the padding token.
     """
     heads = tables[0].shape[1]
     shapes = [bias_shape(size, window) for size in sizes]
@@ -114,13 +114,13 @@ def position_biases(
 def join_padding(
     parts: Sequence[Tensor], sizes: Sequence[tuple[int, int]], window: int, dtype: torch.dtype
 ) -> Iterator[Sequence[Tensor]]:
-    """Biases of each size, one for each block, from the bias of all tokens of a full window, padding included.
+    """Collapse the padding of each window into a single token; yields the biases of all blocks for each size.
 
     Args:
         parts: for each size (blocks, heads, queries, window * window), the tokens of the smaller window first.
         sizes: (height, width) of the windows.
         window: side of a full window.
-        dtype: of the result.
+        dtype: dtype of the result.
     """
     for (height, width), bias in zip(sizes, parts, strict=True):
         tokens, padding = height * width, window * window - height * width
@@ -131,16 +131,16 @@ def join_padding(
 
 
 def bias_shape(size: tuple[int, int], window: int) -> tuple[int, int]:
-    """Queries, and tokens of a full window, for windows of a size."""
+    """Number of queries of a window of this size, and number of tokens of a full window."""
     tokens = size[0] * size[1]
     return tokens + (tokens < window * window), window * window
 
 
 @cached
 def bias_index(sizes: tuple[tuple[int, int], ...], window: int, device: torch.device, alignment: int = 1) -> Tensor:
-    """Rows of a bias table for each size, query and key, (positions,) int64.
+    """Row of the bias table for each size, query and key, (positions,) int64.
 
-    The keys are the tokens of the window, then those of its padding, then the first again up to a multiple of
+    The keys are the tokens of the window, followed by its padding tokens; the first key is repeated up to a multiple of
     ``alignment``. The query of the padding token, whose result is never used, repeats the first query.
     """
     y, x = (t.flatten() for t in torch.meshgrid(*[torch.arange(window, device=device)] * 2, indexing="ij"))

@@ -1,4 +1,4 @@
-"""timm's learning-rate schedule as a parameter scheduler of mmengine."""
+"""timm's cosine learning-rate schedule as a parameter scheduler for mmengine."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ LENGTHS = ("warmup", "T_max")
 
 @PARAM_SCHEDULERS.register_module()
 class WarmupCosineLR(LRSchedulerMixin, ParamScheduler):
-    """A cosine over the whole run whose first part is replaced by a linear warm-up (timm's CosineLRScheduler).
+    """Cosine schedule over the whole run, with its first part replaced by a linear warm-up (timm's CosineLRScheduler).
 
     With mmengine's LinearLR and CosineAnnealingLR, the cosine would start at the end of the warm-up: in the middle of
-    310 epochs with 20 of warm-up, the learning rate would be 11 % higher.
+    310 epochs with 20 warm-up epochs, the learning rate would be 11 % higher.
 
     Args:
         optimizer: the optimizer or its wrapper.
         warmup: length of the warm-up, in epochs or iterations.
-        T_max: length of the cosine, which includes the warm-up; ``eta_min`` after it (cool-down).
+        T_max: length of the cosine including the warm-up; the learning rate is ``eta_min`` afterwards (cool-down).
         warmup_start: learning rate at the beginning.
         eta_min: learning rate at the end.
-        **others: mmengine's: begin, end, by_epoch, convert_to_iter_based, last_step.
+        **others: mmengine's arguments begin, end, by_epoch, convert_to_iter_based, last_step.
 
     Raises:
-        ValueError: ``warmup`` below 0, or not below ``T_max``.
+        ValueError: ``warmup`` is negative, or not below ``T_max``.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class WarmupCosineLR(LRSchedulerMixin, ParamScheduler):
 
     @classmethod
     def build_iter_from_epoch(cls, *args: Any, epoch_length: int, **arguments: Any) -> WarmupCosineLR:
-        """The same schedule in iterations (mmengine's ``convert_to_iter_based``)."""
+        """Build the same schedule in iterations (mmengine's ``convert_to_iter_based``)."""
         arguments.pop("by_epoch", None)
         lengths = {name: arguments[name] * epoch_length for name in (*LENGTHS, "begin", "end") if name in arguments}
         return cls(*args, by_epoch=False, **{**arguments, **lengths})

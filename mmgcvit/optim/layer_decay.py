@@ -18,16 +18,16 @@ ALLOWED = ("layer_decay_rate", "norm_decay_mult", "bias_decay_mult", "table_deca
 class GCViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """Layer-wise learning-rate decay for a model with a GC ViT (as in BEiT's fine-tuning).
 
-    A parameter of layer l of L (:meth:`GCViT.get_layer_depth`) learns at ``lr * layer_decay_rate ** (L - 1 - l)``;
-    necks and heads at ``lr``. Keys of ``paramwise_cfg``:
+    The learning rate of a parameter in layer l of L (:meth:`GCViT.get_layer_depth`) is
+    ``lr * layer_decay_rate ** (L - 1 - l)``; that of necks and heads is ``lr``. Keys of ``paramwise_cfg``:
 
     - ``layer_decay_rate``: required, above 0, at most 1.
-    - ``norm_decay_mult``, ``bias_decay_mult``, ``table_decay_mult``: factors of the weight decay of norms, of other
-      1-D parameters (biases, layer scales), and of relative position bias tables; 0 unless given.
-    - ``embedding_decay_mult``: that of ``nn.Embedding``, such as a decoder's queries; 1 unless given.
+    - ``norm_decay_mult``, ``bias_decay_mult``, ``table_decay_mult``: weight-decay factors of norms, of other 1-D
+      parameters (biases, layer scales), and of relative position bias tables; 0 by default.
+    - ``embedding_decay_mult``: weight-decay factor of ``nn.Embedding``, such as a decoder's queries; 1 by default.
 
     Raises:
-        ValueError: an unknown key, a rate out of range, or a model without a GC ViT or with several.
+        ValueError: a key is unknown, the rate is out of range, or the model contains no GC ViT, or several.
     """
 
     base_wd: float | None

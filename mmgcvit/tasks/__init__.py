@@ -1,6 +1,6 @@
-"""The tasks: one folder each, with data set and its check, predictor, drawing and forward pass.
+"""The tasks: one folder each, with its data set, data check, predictor, drawing and forward pass.
 
-A new task is a folder with a subclass of :class:`~mmgcvit.tasks.base.Task`, and a line in :data:`TASKS`.
+To add a task, add a folder with a subclass of :class:`~mmgcvit.tasks.base.Task` and an entry in :data:`TASKS`.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from mmgcvit.tasks.classification import Classification
 from mmgcvit.tasks.detection import Detection
 from mmgcvit.tasks.segmentation import Segmentation
 
-#: In the order in which they are asked. The last one takes every data set that no other one knows.
+#: Tried in this order. The last task accepts every data set that no other task accepts.
 TASKS: tuple[Task, ...] = (Classification(), Segmentation(), Detection())
 
 
 def find_task(model: Mapping[str, Any] | nn.Module) -> Task | None:
-    """The task of a config's model or of a built one; None for a model that no task knows."""
+    """Return the task of a config's model or of a built model; None if no task supports it."""
     return next((task for task in TASKS if task.has_model(model)), None)
 
 
 def task_of(cfg: Config) -> Task:
-    """The task of a config.
+    """Return the task of a config.
 
     Raises:
-        UsageError: a model that no task knows.
+        UsageError: no task supports the model.
     """
     model = cfg.get("model") or {}
     task = find_task(model)
@@ -42,7 +42,7 @@ def task_of(cfg: Config) -> Task:
 
 
 def task_of_dataset(dataset: Mapping[str, Any]) -> Task:
-    """The task of a config's data set."""
+    """Return the task of a config's data set."""
     return next((task for task in TASKS if task.has_dataset(dataset)), TASKS[-1])
 
 

@@ -1,4 +1,4 @@
-"""What a task is: the interface that training, testing, inference and the checks use."""
+"""Interface of a task, used by training, testing, inference and the checks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Predictor(Protocol):
 
     @property
     def results(self) -> list[dict]:
-        """The predictions so far, as they will be in the file."""
+        """The predictions so far, as they will be written to the file."""
 
     def validate_inputs(self, images: Sequence[Path]) -> None:
         """Raise a UsageError if the predictions of these images cannot be written."""
@@ -31,7 +31,7 @@ class Predictor(Protocol):
         """Yield each source with its prediction."""
 
     def draw(self, source: Source, found: Any, score_thr: float) -> np.ndarray:
-        """The image (H, W, 3), RGB, with a prediction drawn on it."""
+        """Return the image (H, W, 3), RGB, with a prediction drawn on it."""
 
     def keep(self, source: Source, found: Any, folder: Path) -> int:
         """Add a prediction to the results; returns the number of objects in it."""
@@ -42,14 +42,14 @@ class Predictor(Protocol):
 
 @dataclass
 class DatasetCheck:
-    """One data set of a config that :func:`mmgcvit.datasets.check.check_data` looks at."""
+    """One data set of a config to be checked by :func:`mmgcvit.datasets.check.check_data`."""
 
     split: str  # 'train', 'val' or 'test'
     dataset: Mapping[str, Any]
-    model: Mapping[str, Any] | None  # the config's
+    model: Mapping[str, Any] | None  # the model of the config
     evaluator: Any  # the metric or metrics for this split, if any
     workers: int  # threads that decode files
-    advance: Callable[[int], None]  # to be called after each image, with the number of images
+    advance: Callable[[int], None]  # called after each image with the total number of images
     earlier: Sequence[DatasetReport] = field(default_factory=list)  # reports of the data sets before this one
 
 
@@ -60,20 +60,20 @@ class Task(ABC):
     """
 
     name: str
-    #: What a model of the task is, for messages.
+    #: Description of the task's models, for messages.
     description: str
-    #: Keys of a config's model, and attributes of the built one, of which a model of the task has at least one.
+    #: A model of the task has at least one of these, as a key in the config or as an attribute once built.
     model_parts: tuple[str, ...] = ()
-    #: Class name of the hook that draws the predictions of a test; '' if there is none.
+    #: Class name of the hook that draws predictions during a test; '' if there is none.
     visualization_hook: str = ""
 
     def has_model(self, model: Mapping[str, Any] | nn.Module) -> bool:
-        """Whether a config's model, or a built one, is of this task."""
+        """Whether a config's model, or a built model, belongs to this task."""
         return any(part in model if isinstance(model, Mapping) else hasattr(model, part) for part in self.model_parts)
 
     @abstractmethod
     def has_dataset(self, dataset: Mapping[str, Any]) -> bool:
-        """Whether a config's data set is of this task."""
+        """Whether a config's data set belongs to this task."""
 
     @abstractmethod
     def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
@@ -86,23 +86,25 @@ class Task(ABC):
 
     @abstractmethod
     def check_dataset(self, check: DatasetCheck) -> DatasetReport:
-        """Look at every image and annotation of a data set."""
+        """Check every image and annotation of a data set."""
 
     def compare_splits(self, reports: Sequence[DatasetReport]) -> None:  # noqa: B027
-        """Add to the reports of a config's data sets what only their comparison shows."""
+        """Add the problems found by comparing a config's data sets to their reports."""
 
     def set_default_tta(self, cfg: Config) -> None:
         """Add ``tta_model`` and ``tta_pipeline`` to a config without them."""
-        raise UsageError("--tta: the config is no detector's and has no tta_model with a tta_pipeline; add them")
+        raise UsageError(
+            "--tta: the config is not a detector config and has no tta_model with a tta_pipeline; add them"
+        )
 
     def show_in(self, cfg: Config, hook: Any, folder: str) -> None:
-        """Make the config's :attr:`visualization_hook` write every image of a test to this folder."""
+        """Configure the :attr:`visualization_hook` to write every image of a test to this folder."""
         raise NotImplementedError
 
     def set_table(self, cfg: Config, path: str) -> bool:
-        """Make a test write its predictions to this CSV file; returns whether the config has a metric that can."""
+        """Configure a test to write its predictions to a CSV file; returns False if no metric of the config can."""
         return False
 
     def forward(self, model: Any, image: Tensor) -> None:
-        """Run a forward pass in which every head has the most work that it can have at test time."""
+        """Run a forward pass in which every head does the maximum work possible at test time."""
         model(image, [], mode="tensor")

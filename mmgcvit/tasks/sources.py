@@ -1,4 +1,4 @@
-"""Reading images, folders of images and videos; writing drawings."""
+"""Reading of images, folders of images and videos, and writing of drawings."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Source:
 
 
 def list_inputs(source: str | Path) -> list[Path]:
-    """The image or video itself, or the images and videos of a folder, sorted by name.
+    """Return the image or video itself, or the images and videos of a folder, sorted by name.
 
     Raises:
-        UsageError: it does not exist, or is a folder without images and videos.
+        UsageError: the path does not exist, or is a folder without images and videos.
     """
     source = Path(source)
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise UsageError(f"input {str(source)!r}: there is no such image, video or folder")
+        raise UsageError(f"input {str(source)!r}: no such image, video or folder")
     found = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGES + VIDEOS)
     if not found:
         raise UsageError(f"input {str(source)!r}: no images in this folder; allowed: {', '.join(IMAGES + VIDEOS)}")
@@ -44,7 +44,7 @@ def list_inputs(source: str | Path) -> list[Path]:
 
 
 def frames(name: str, capture: Any) -> Iterator[Source]:
-    """The frames of an opened video."""
+    """Yield the frames of an opened video."""
     index = 0
     while True:
         there, frame = capture.read()
@@ -58,17 +58,17 @@ def read(path: Path) -> Source:
     """Decode an image.
 
     Raises:
-        UsageError: it cannot be decoded.
+        UsageError: the image cannot be decoded.
     """
     import mmcv
 
     try:
         with any_image_size():
             pixels = mmcv.imread(str(path))
-    except Exception as error:  # OpenCV's own, for an empty file
-        raise UsageError(f"input {str(path)!r}: no image that can be decoded: {error}") from error
+    except Exception as error:  # OpenCV raises its own error for an empty file
+        raise UsageError(f"input {str(path)!r}: cannot be decoded as an image: {error}") from error
     if pixels is None:
-        raise UsageError(f"input {str(path)!r}: no image that can be decoded")
+        raise UsageError(f"input {str(path)!r}: cannot be decoded as an image")
     return Source(path.name, pixels)
 
 

@@ -1,4 +1,4 @@
-"""Helpers without a subject of their own: files that are written atomically, hashes, text."""
+"""General helpers: atomic file writing, hashes, text."""
 
 from mmgcvit.utils.files import atomic_path, file_sha256, write_json
 from mmgcvit.utils.text import summarize

@@ -1,4 +1,4 @@
-"""Whether operations run as they are called, and results that are kept between calls."""
+"""Detection of graph capture, and a cache that is safe with it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ CACHE_SIZE = 256  # entries of a cache; multi-scale training has many input size
 
 
 def is_eager() -> bool:
-    """Whether operations run one by one: not compiled, exported, traced, or transformed by ``torch.func``."""
+    """Whether operations run eagerly: not compiled, exported, traced, or transformed by ``torch.func``."""
     return not (is_compiling() or is_tracing() or functorch_is_active())
 
 
 def cached(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Cache a function of hashable arguments whose result holds tensors of indices.
+    """Cache a function of hashable arguments whose result contains index tensors.
 
-    While a graph is being captured or tensors are fake, the cache is not used: there the indices belong to the graph.
+    The cache is not used while a graph is being captured or with fake tensors: there the indices belong to the graph.
     """
     results: dict[tuple, Result] = {}
 
@@ -34,7 +34,7 @@ def cached(function: Callable[..., Result]) -> Callable[..., Result]:
         if key not in results:
             while len(results) >= CACHE_SIZE:
                 results.pop(next(iter(results)))
-            with torch.inference_mode(False):  # so that a backward pass may save them later
+            with torch.inference_mode(False):  # so that autograd can save them for a backward pass later
                 results[key] = function(*key)
         return results[key]
 

@@ -1,4 +1,4 @@
-"""Files that are either complete or absent, and their hashes."""
+"""Atomic file writing, and file hashes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ CHUNK = 1 << 20  # bytes
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; it replaces ``path`` when the block ends without an exception.
+    """Yield a temporary path in the same folder, which replaces ``path`` if the block ends without an exception.
 
-    An exception in the block removes the temporary file and leaves ``path`` as it was.
+    On an exception, the temporary file is removed and ``path`` is unchanged.
 
     Example:
         >>> with atomic_path("report.txt") as temporary:
         ...     temporary.write_text("done")
     """
     path = Path(path)
-    # The suffix stays last: image writers choose the format by it.
+    # Keep the suffix at the end: image writers choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield temporary
@@ -47,7 +47,7 @@ def file_sha256(path: str | os.PathLike) -> str:
 
 
 def file_md5(path: str | os.PathLike) -> str:
-    """MD5 of a file, in hexadecimal, for checksums that others have published."""
+    """MD5 of a file, in hexadecimal, for comparison with published checksums."""
     return _digest(path, hashlib.md5(usedforsecurity=False))
 
 
@@ -59,11 +59,11 @@ def _digest(path: str | os.PathLike, digest: Any) -> str:
 
 
 def require_file(what: str, path: str) -> str:
-    """Return the path if the file exists; URLs and names of weights (``scheme://...``) pass, too.
+    """Return the path if the file exists; URLs and names of weights (``scheme://...``) are always accepted.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: the file does not exist.
     """
     if "://" not in path and not os.path.isfile(path):
-        raise UsageError(f"{what} {path!r}: there is no such file")
+        raise UsageError(f"{what} {path!r}: no such file")
     return path

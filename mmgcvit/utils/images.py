@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from PIL import Image
 
 _lock = threading.Lock()
-_inside = 0  # how many blocks are running
-_limit: int | None = None  # what the first of them found
+_inside = 0  # number of active blocks
+_limit: int | None = None  # the limit before the first of them
 
 
 @contextmanager
 def any_image_size() -> Iterator[None]:
     """Lift Pillow's limit on the number of pixels inside the block, and restore it afterwards.
 
-    A large image in a data set is no attack, while the limit of the host program stays in force outside. Blocks in
-    several threads may overlap: the first one lifts the limit, the last one restores it.
+    Large images in a data set are not an attack; outside the block the limit of the host program stays in force. Blocks
+    in several threads may overlap: the first one lifts the limit, the last one restores it.
 
     Example:
         >>> with any_image_size(), Image.open("map.png") as image:

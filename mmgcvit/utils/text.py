@@ -1,4 +1,4 @@
-"""Text for messages."""
+"""Formatting of messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def summarize(names: Iterable[object], limit: int = 8) -> str:
-    """``a, b, c and 5 more``: the first ``limit`` names and the number of the others.
+    """Format names as ``a, b, c and 5 more``: the first ``limit`` names and the number of remaining ones.
 
     Example:
         >>> summarize("abcde", limit=3)
@@ -18,7 +18,7 @@ def summarize(names: Iterable[object], limit: int = 8) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """The error's message on one line, with its type if the message alone does not tell it."""
+    """Format an error's message on one line, with its type if the message does not include it."""
     kind = type(error).__name__
     try:
         message = " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""Detection on images, folders, videos, tiles and several views, with an untrained detector."""
+"""Detection on images, folders, videos and tiles and with test-time augmentation, with an untrained detector."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def call(folder: Path, tmp_path: Path, inputs: list, name: str = "mask-rcnn", **
 
 
 @pytest.mark.parametrize("name", ["mask-rcnn", "cascade-mask-rcnn", "retinanet"])
-def test_a_folder_in_batches(folder: Path, tmp_path: Path, name: str):
+def test_folder_in_batches(folder: Path, tmp_path: Path, name: str):
     results, images = call(folder, tmp_path, [folder / "images"], name, batch_size=2)
     assert [(image["file_name"], image["height"], image["width"]) for image in images["images"]] == [
         ("a.jpg", 60, 90),
@@ -98,21 +98,22 @@ def test_a_folder_in_batches(folder: Path, tmp_path: Path, name: str):
     assert sorted(p.name for p in (tmp_path / "out/vis").iterdir()) == ["a.jpg", "b.png", "c.jpg"]
     assert cv2.imread(str(tmp_path / "out/vis/b.png")).shape == (97, 51, 3)
     one_by_one, _ = call(folder, tmp_path / "again", [folder / "images"], name, draw=False)
-    # mmdet pads the images of a batch to one size, which an untrained detector notices; c.jpg is a batch of its own
+    # mmdet pads the images of a batch to one size, which changes the results of an untrained detector; c.jpg is in a
+    # separate batch
     assert one_by_one[12:] == results[12:]
     assert {result["image_id"] for result in one_by_one[:12]} == {1, 2}
     assert not (tmp_path / "again/out/vis").exists()
 
 
-def test_the_image_is_drawn_in_its_colours(folder: Path, tmp_path: Path):
+def test_drawing_keeps_image_colours(folder: Path, tmp_path: Path):
     call(folder, tmp_path, [folder / "images/c.jpg"], score_thr=1.1)
     drawn, source = (
         cv2.imread(str(path)).astype(int) for path in (tmp_path / "out/vis/c.jpg", folder / "images/c.jpg")
     )
-    assert abs(drawn - source).mean() < 6  # JPEG twice
+    assert abs(drawn - source).mean() < 6  # JPEG-compressed twice
 
 
-def test_a_video(folder: Path, tmp_path: Path):
+def test_video(folder: Path, tmp_path: Path):
     results, images = call(folder, tmp_path, [folder / "clip.avi", folder / "images/a.jpg"], batch_size=3)
     assert [(image["id"], image["file_name"], image.get("frame")) for image in images["images"]] == [
         (1, "a.jpg", None),
@@ -128,7 +129,7 @@ def test_a_video(folder: Path, tmp_path: Path):
     assert [p.name for p in (tmp_path / "out/vis").iterdir() if p.name.startswith(".")] == []
 
 
-def test_ids_of_an_annotation_file(folder: Path, tmp_path: Path):
+def test_ids_from_annotation_file(folder: Path, tmp_path: Path):
     ann = dict(
         images=[
             dict(id=70 + i, file_name=f"sub/{name}", width=1, height=1)
@@ -144,14 +145,14 @@ def test_ids_of_an_annotation_file(folder: Path, tmp_path: Path):
     assert {result["category_id"] for result in results} <= {17, 18}
     ann["images"].pop()
     path.write_text(json.dumps(ann))
-    with pytest.raises(UsageError, match=r"ann.json: has no image of file name 'b.png'"):
+    with pytest.raises(UsageError, match=r"ann.json: has no image with the file name 'b.png'"):
         call(folder, tmp_path, [folder / "images"], ann_file=str(path))
     ann["images"].append(dict(id=99, file_name="other/a.jpg", width=1, height=1))
     path.write_text(json.dumps(ann))
-    with pytest.raises(UsageError, match=r"two images of file name 'a.jpg'"):
+    with pytest.raises(UsageError, match=r"two images with the file name 'a.jpg'"):
         call(folder, tmp_path, [folder / "images"], ann_file=str(path))
     path.write_text("{")
-    with pytest.raises(UsageError, match="is no JSON"):
+    with pytest.raises(UsageError, match="is not JSON"):
         call(folder, tmp_path, [folder / "images"], ann_file=str(path))
     ann["images"].pop()
     ann["categories"].pop(0)
@@ -161,7 +162,7 @@ def test_ids_of_an_annotation_file(folder: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["mask-rcnn", "retinanet"])
-def test_one_tile_is_the_whole_image(folder: Path, tmp_path: Path, name: str):
+def test_single_tile_equals_whole_image(folder: Path, tmp_path: Path, name: str):
     whole, _ = call(folder, tmp_path, [folder / "images/a.jpg"], name)
     tiled, _ = call(folder, tmp_path / "tiled", [folder / "images/a.jpg"], name, tile=90)
     kept = {json.dumps(result["bbox"]) for result in tiled}
@@ -169,8 +170,8 @@ def test_one_tile_is_the_whole_image(folder: Path, tmp_path: Path, name: str):
     assert tiled[0] == whole[0]
 
 
-def test_tiles_are_put_back_where_they_were(folder: Path):
-    """A detector that finds one box in the middle of whatever it sees, with a mask of it."""
+def test_instances_of_tiles_are_shifted_to_image_coordinates(folder: Path):
+    """Uses a fake detector that returns one box with a mask at the centre of each input."""
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
 
@@ -216,7 +217,7 @@ def test_tiles_are_put_back_where_they_were(folder: Path):
     ("length", "tile", "step", "starts"),
     [(10, 64, 32, [0]), (64, 64, 32, [0]), (65, 64, 32, [0, 1]), (128, 64, 64, [0, 64]), (130, 64, 48, [0, 48, 66])],
 )
-def test_tiles_cover_a_side(length: int, tile: int, step: int, starts: list[int]):
+def test_tiles_cover_the_side(length: int, tile: int, step: int, starts: list[int]):
     assert _starts(length, tile, step) == starts
     assert {i for start in starts for i in range(start, min(start + tile, length))} == set(range(length))
 
@@ -228,7 +229,7 @@ def test_tta(folder: Path, tmp_path: Path, name: str):
     assert not any("segmentation" in result for result in results)
 
 
-def test_tta_takes_the_configs_scale_or_its_own():
+def test_tta_uses_scale_or_tta_pipeline_of_config():
     cfg = config()
     use_tta(cfg)
     scales = [t["scale"] for t in cfg.test_dataloader.dataset.pipeline[-1].transforms[0]]
@@ -249,7 +250,7 @@ def test_tta_takes_the_configs_scale_or_its_own():
         use_tta(none)
 
 
-def test_the_tta_file_is_a_base(tmp_path: Path):
+def test_tta_file_works_as_base_config(tmp_path: Path):
     mine = tmp_path / "mine.py"
     mine.write_text(f"_base_ = ['{BASES}/mask-rcnn_gcvit-nano_fpn.py', '{BASES}/tta.py']\n")
     cfg = Config.fromfile(mine)
@@ -266,13 +267,13 @@ def test_bad_arguments(folder: Path, tmp_path: Path, kwargs: dict, says: str):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_read(folder: Path, tmp_path: Path):
+def test_unreadable_inputs(folder: Path, tmp_path: Path):
     (tmp_path / "empty.jpg").touch()
-    with pytest.raises(UsageError, match=r"empty.jpg': no image that can be decoded"):
+    with pytest.raises(UsageError, match=r"empty.jpg': cannot be decoded as an image"):
         call(folder, tmp_path, [tmp_path / "empty.jpg"])
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
-    with pytest.raises(UsageError, match=r"broken.jpg': no image that can be decoded"):
+    with pytest.raises(UsageError, match=r"broken.jpg': cannot be decoded as an image"):
         call(folder, tmp_path, [tmp_path / "broken.jpg"])
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
-    with pytest.raises(UsageError, match=r"broken.mp4': no video that OpenCV can read"):
+    with pytest.raises(UsageError, match=r"broken.mp4': not a video that OpenCV can read"):
         call(folder, tmp_path, [tmp_path / "broken.mp4"])

@@ -48,7 +48,7 @@ def five(folder: Path) -> Config:
     return cfg
 
 
-def test_images_in_batches_and_a_video(folder: Path, tmp_path: Path, classifier):
+def test_images_in_batches_and_video(folder: Path, tmp_path: Path, classifier):
     cfg = five(folder)
     before = cfg.pretty_text
     summary = apis.predict(
@@ -80,7 +80,7 @@ def test_images_in_batches_and_a_video(folder: Path, tmp_path: Path, classifier)
     assert (drawn != np.asarray(Image.open(folder / "images/red.png"))).any()
 
 
-def test_names_of_the_config_or_numbers(folder: Path, tmp_path: Path):
+def test_class_names_from_config_or_numbers(folder: Path, tmp_path: Path):
     def names(cfg: Config) -> set[str]:
         out = apis.predict(cfg, str(folder / "bare.pth"), [folder / "images"], str(tmp_path), "cpu", draw=False)
         return {entry["name"] for image in out.results for entry in image["classes"]}
@@ -93,12 +93,12 @@ def test_names_of_the_config_or_numbers(folder: Path, tmp_path: Path):
 
 @pytest.mark.parametrize(("flag", "options"), [("--tta", dict(tta=True)), ("--tile", dict(tile=64)),
                                                ("--ann-file", dict(ann_file="x.json"))])  # fmt: skip
-def test_what_does_not_apply(folder: Path, tmp_path: Path, flag: str, options: dict):
+def test_unsupported_options(folder: Path, tmp_path: Path, flag: str, options: dict):
     with pytest.raises(UsageError, match=flag):
         apis.predict(five(folder), str(folder / "bare.pth"), [folder / "images"], str(tmp_path), "cpu", **options)
 
 
-def test_a_head_of_other_classes(folder: Path, tmp_path: Path):
+def test_head_with_other_classes(folder: Path, tmp_path: Path):
     cfg = five(folder)
     cfg.model.num_classes = 7
     with pytest.raises(UsageError, match=r"bare.pth'.*num_classes=7"):

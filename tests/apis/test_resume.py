@@ -1,4 +1,4 @@
-"""A run that is killed, in the middle of an epoch or of writing a checkpoint, ends where an uninterrupted one ends."""
+"""Runs killed in the middle of an epoch or while writing a checkpoint resume to the same result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmgcvit.apis.runs import newest_checkpoint
 pytest.importorskip("mmcv._ext")
 pytest.importorskip("sklearn")
 
-# Half of the scenes are mirrored in the workers, and blocks are dropped in the model: both are random.
+# Mirroring in the workers and drop path in the model are random.
 CONFIG = f"""
 _base_ = '{ROOT}/configs/detection/mask-rcnn_gcvit-nano_fpn_digits.py'
 custom_imports = dict(imports=['mmgcvit', 'killer'], allow_failed_imports=False)
@@ -41,7 +41,7 @@ train_dataloader = dict(batch_size=6, dataset=dict(pipeline=train_pipeline), sam
 train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=3, val_interval=10)
 default_hooks = dict(checkpoint=dict(by_epoch=True, interval=1), logger=dict(interval=1))
 log_processor = dict(by_epoch=True)
-"""  # 19 scenes: 4 iterations an epoch
+"""  # 19 scenes: 4 iterations per epoch
 BY_ITERATION = """
 train_dataloader = dict(batch_size=4, dataset=dict(pipeline=train_pipeline))
 train_cfg = dict(max_iters=8, val_interval=20)
@@ -63,7 +63,7 @@ train_pipeline = [
 train_dataloader = dict(num_workers=2, dataset=dict(pipeline=train_pipeline))
 custom_hooks = [dict(type='Killer')]
 default_hooks = dict(checkpoint=dict(interval=3), logger=dict(interval=1))
-"""  # its pipeline distorts colours, its heads drop channels
+"""  # random colour distortion in the pipeline, dropout in the heads
 CLASSIFIES = f"""
 _base_ = '{ROOT}/configs/classification/gcvit-nano_digits.py'
 custom_imports = dict(imports=['mmgcvit', 'killer'], allow_failed_imports=False)
@@ -76,8 +76,8 @@ param_scheduler = dict(warmup=1, T_max=2, end=2)
 custom_hooks = _base_.custom_hooks + [
     dict(type='Killer'), dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=0.1)]
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=3), logger=dict(interval=1))
-"""  # 359 digits: 5 iterations an epoch, so that the checkpoint after 6 lies in the second
-# SIGKILL at the beginning of an iteration, or halfway through writing a checkpoint.
+"""  # 359 digits: 5 iterations per epoch, so the checkpoint after 6 is in the second epoch
+# Sends SIGKILL at the beginning of an iteration, or halfway through writing a checkpoint.
 KILLER = """
 import os, signal
 from mmengine.fileio import LocalBackend
@@ -141,11 +141,11 @@ def train(folder: Path, config: str, work_dir: str, *arguments: str, processes: 
             | {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])},
         )
         code = process.wait()
-    # torch's workers may outlive a killed run: what they have for it does not fit into a pipe that nobody reads
+    # torch's workers may outlive a killed run, blocked on a full pipe that nobody reads
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     if code == 1 and re.search(r"Signal 9 \(SIGKILL\) received|exitcode +: -9", log.read_text()):
-        code = -signal.SIGKILL  # torch's launcher says so of its processes
+        code = -signal.SIGKILL  # reported by torch's launcher for its processes
     assert code in (0, -signal.SIGKILL), log.read_text()[-3000:]
     return code
 
@@ -183,7 +183,7 @@ def test_killed_and_resumed(folder: Path, config: str, last: str, kill: dict[str
 
 @pytest.mark.slow
 def test_two_processes_killed_and_resumed(folder: Path):
-    """A classifier, in the middle of an epoch: 180 digits for each process, in 5 batches; the checkpoint is of 6."""
+    """A classifier, in the middle of an epoch: 180 digits per process in 5 batches; checkpoint after iteration 6."""
     options = ("--cfg-options", "train_dataloader.batch_size=32")
     assert train(folder, "classifies", "two_whole", *options, processes=2) == 0
     assert train(folder, "classifies", "two_killed", *options, processes=2, KILL_AT="8") == -signal.SIGKILL
@@ -192,11 +192,11 @@ def test_two_processes_killed_and_resumed(folder: Path):
     expected, found = weights(folder / "two_whole/iter_10.pth"), weights(folder / "two_killed/iter_10.pth")
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
-    # one process has ten batches of this size an epoch: it does not go on
+    # a single process has ten batches of this size per epoch, so it refuses to resume
     log = folder / "log.txt"
     with pytest.raises(AssertionError):
         train(folder, "classifies", "two_killed", "--resume", "two_killed/iter_6.pth", *options)
-    assert "iteration 6, with 5 iterations an epoch; here an epoch has 11" in log.read_text()
+    assert "iteration 6, with 5 iterations per epoch; here an epoch has 11" in log.read_text()
 
 
 def save(path: Path, time: int) -> None:
@@ -204,19 +204,19 @@ def save(path: Path, time: int) -> None:
     os.utime(path, (time, time))
 
 
-def test_the_newest_whole_checkpoint(tmp_path: Path):
+def test_newest_intact_checkpoint(tmp_path: Path):
     assert newest_checkpoint(tmp_path / "nowhere") is None
     save(tmp_path / "iter_2.pth", 1000)
     save(tmp_path / "iter_4.pth", 2000)
     assert newest_checkpoint(tmp_path) == str(tmp_path / "iter_4.pth")
     (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_2.pth"))
     assert newest_checkpoint(tmp_path) == str(tmp_path / "iter_2.pth")
-    (tmp_path / "last_checkpoint").write_text("")  # killed between truncating and writing
+    (tmp_path / "last_checkpoint").write_text("")  # as if killed between truncating and writing
     assert newest_checkpoint(tmp_path) == str(tmp_path / "iter_4.pth")
     whole = (tmp_path / "iter_4.pth").read_bytes()
     (tmp_path / "iter_4.pth").write_bytes(whole[: len(whole) // 2])
     assert newest_checkpoint(tmp_path) == str(tmp_path / "iter_2.pth")
-    save(tmp_path / "best_coco_bbox_mAP_iter_4.pth", 3000)  # weights alone: nothing to go on from
+    save(tmp_path / "best_coco_bbox_mAP_iter_4.pth", 3000)  # weights only: cannot be resumed from
     assert newest_checkpoint(tmp_path) == str(tmp_path / "iter_2.pth")
     (tmp_path / "last_checkpoint").write_text("s3://bucket/iter_6.pth")
     assert newest_checkpoint(tmp_path) == "s3://bucket/iter_6.pth"

@@ -1,4 +1,4 @@
-"""What apis.train and apis.test make of a config and of a checkpoint, before and beside mmengine."""
+"""How apis.train and apis.test process configs and checkpoints."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tree(tmp_path_factory) -> Path:
 
 
 def for_classes(tree: Path, folder: Path, **more) -> Config:
-    """A test on nine images for the five classes of the tests' classifier, with an EMAHook, as the recipe has one."""
+    """Config to test the fixture's classifier (five classes) on nine images, with an EMAHook like the recipe."""
     cfg = config(tree, folder, workers=0, test_evaluator=dict(type="mmgcvit.TopKAccuracy", topk=(1, 5)), **more)
     cfg.model.num_classes = 5
     cfg.test_dataloader.dataset.classes = CLASSES
@@ -40,7 +40,7 @@ def for_classes(tree: Path, folder: Path, **more) -> Config:
 
 
 def probabilities(table: Path) -> torch.Tensor:
-    """(images, 5), in the order of the classes."""
+    """Read the probabilities (images, 5), in the order of the classes."""
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return torch.tensor(
@@ -53,7 +53,7 @@ def probabilities(table: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def expected(tree: Path, classifier) -> torch.Tensor:
-    """What the classifier itself makes of the images."""
+    """The probabilities computed directly by the classifier."""
     transform = TimmTransform(is_training=False, input_size=32).transform
     images = [Image.open(path).convert("RGB") for path in sorted((tree / "val").glob("*/*.png"))]
     inputs = torch.stack([torch.as_tensor(transform(image)) for image in images])
@@ -62,8 +62,8 @@ def expected(tree: Path, classifier) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["nvidia", "timm", "timm bare", "timm://", "gcvit://", "mmgcvit", "keras"])
-def test_every_publishers_file(tmp_path: Path, tree: Path, files, expected, kind: str, monkeypatch):
-    """With an EMAHook in the config: bare state dicts, safetensors, h5, and names, the head taken too."""
+def test_files_of_all_publishers(tmp_path: Path, tree: Path, files, expected, kind: str, monkeypatch):
+    """With an EMAHook in the config: bare state dicts, safetensors, h5, and names; the head is loaded too."""
     if kind in ("timm bare", "timm://", "gcvit://"):
         path = tmp_path / "bare.pth"
         torch.save(load_file(files["timm"]), path)
@@ -84,7 +84,7 @@ def test_every_publishers_file(tmp_path: Path, tree: Path, files, expected, kind
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
 
 
-def test_a_runs_averaged_weights_are_tested(tmp_path: Path, tree: Path):
+def test_averaged_weights_of_a_run_are_evaluated(tmp_path: Path, tree: Path):
     runner = apis.train(config(tree, tmp_path / "run", workers=0))
     saved = torch.load(tmp_path / "run/iter_12.pth", weights_only=False)
     assert "ema_state_dict" in saved
@@ -98,7 +98,7 @@ def test_a_runs_averaged_weights_are_tested(tmp_path: Path, tree: Path):
     assert found == pytest.approx(torch.cat(batches).max(1).values.tolist(), abs=2e-6)
 
 
-def test_a_checkpoint_that_cannot_be_tested(tmp_path: Path, tree: Path, files, classifier):
+def test_invalid_checkpoints(tmp_path: Path, tree: Path, files, classifier):
     with pytest.raises(UsageError, match=r"the checkpoint has no head; allowed in a test: .*num_classes=5"):
         apis.test(for_classes(tree, tmp_path / "run"), str(files["nvidia-detection"]))
     cfg = for_classes(tree, tmp_path / "other")
@@ -106,7 +106,7 @@ def test_a_checkpoint_that_cannot_be_tested(tmp_path: Path, tree: Path, files, c
     with pytest.raises(UsageError, match=r"the checkpoint has a head of 5 classes; allowed in a test: .*num_classes=6"):
         apis.test(cfg, str(files["mmgcvit"]))
     (tmp_path / "half.pth").write_bytes(files["mmgcvit"].read_bytes()[:3000])
-    with pytest.raises(UsageError, match=r"half.pth' \(3,000 bytes\): cut off or damaged"):
+    with pytest.raises(UsageError, match=r"half.pth' \(3,000 bytes\): truncated or damaged"):
         apis.test(for_classes(tree, tmp_path / "half"), str(tmp_path / "half.pth"))
     with pytest.raises(UsageError, match=r"weights 'gcvit://huge'; allowed: gcvit://xxtiny_in1k"):
         apis.test(for_classes(tree, tmp_path / "name"), "gcvit://huge")
@@ -114,7 +114,7 @@ def test_a_checkpoint_that_cannot_be_tested(tmp_path: Path, tree: Path, files, c
 
 @HOOKS.register_module()
 class Steps(Hook):
-    """Keeps the weights, and the learning rate, before the run and after each iteration."""
+    """Records the weights and the learning rate before the run and after each iteration."""
 
     kept: list[dict]
     rates: list[float]
@@ -128,7 +128,7 @@ class Steps(Hook):
 
 
 def steps(tree: Path, folder: Path, count: int) -> tuple[list[dict], list[float], dict]:
-    """Two epochs in which nothing is random, eight images a step, in ``count`` batches; the averaged weights too."""
+    """Train two deterministic epochs, eight images per step in ``count`` batches; also returns the averaged weights."""
     cfg = config(
         tree, folder, batch_size=8 // count, workers=0, auto_scale_lr=dict(base_batch_size=16), param_scheduler=None
     )
@@ -143,8 +143,8 @@ def steps(tree: Path, folder: Path, count: int) -> tuple[list[dict], list[float]
     return Steps.kept, Steps.rates, last["state_dict"]
 
 
-def test_added_up_gradients_are_those_of_a_doubled_batch(tmp_path: Path, tree: Path):
-    """The rate that --auto-scale-lr makes, the weights of every step, and an average that moves once a step."""
+def test_gradient_accumulation_equals_doubled_batch(tmp_path: Path, tree: Path):
+    """Compares the scaled learning rate, the weights after each step, and the average, updated once per step."""
     whole, rates, _ = steps(tree, tmp_path / "whole", 1)
     parts, rates_of_parts, average = steps(tree, tmp_path / "parts", 2)
     assert set(rates) == set(rates_of_parts) == {0.02 * 8 / 16}
@@ -152,9 +152,9 @@ def test_added_up_gradients_are_those_of_a_doubled_batch(tmp_path: Path, tree: P
     for one, other, between in zip(whole, parts[::2], parts[1::2], strict=False):
         for name, value in one.items():
             torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6)
-            assert torch.equal(between[name], other[name])  # the first of two batches changes nothing
+            assert torch.equal(between[name], other[name])  # no update after the first of two batches
     assert any(not torch.equal(value, whole[-1][name]) for name, value in whole[0].items())
-    # The average looks at the first batch of each step: at the weights of the step before.
+    # The average is updated at the first batch of each step, with the weights of the previous step.
     expected = {name: value.clone() for name, value in parts[0].items()}
     for state in parts[2:-1:2]:
         for name, value in expected.items():
@@ -165,7 +165,7 @@ def test_added_up_gradients_are_those_of_a_doubled_batch(tmp_path: Path, tree: P
 
 @pytest.fixture
 def built(monkeypatch) -> list[Config]:
-    """The configs of the runners that would have been built; none is, and no data is looked at."""
+    """Configs of the runners that would have been built; no runner is built and no data is checked."""
     found: list[Config] = []
 
     class Nothing:
@@ -178,8 +178,8 @@ def built(monkeypatch) -> list[Config]:
 
 
 @pytest.mark.parametrize("flag", [True, False])
-def test_a_scaled_rate_counts_all_batches_of_a_step(tmp_path: Path, built: list[Config], flag: bool):
-    """By the flag, and by a config that asks for it itself."""
+def test_lr_scaling_includes_gradient_accumulation(tmp_path: Path, built: list[Config], flag: bool):
+    """With the flag, and with a config that enables scaling."""
     name = f"gcvit-tiny_upernet_8xb2-160k_ade20k-512x512{'' if flag else '_1gpu'}.py"
     cfg = apis.load_config(
         ROOT / "configs/segmentation" / name, str(tmp_path), {"optim_wrapper.accumulative_counts": 4}
@@ -199,7 +199,7 @@ def test_a_scaled_rate_counts_all_batches_of_a_step(tmp_path: Path, built: list[
     [(None, "skip", "skip"), (None, None, None), ("stop", "skip", "stop"), ("skip", None, "skip")],
 )
 @pytest.mark.parametrize("loading", ["mmgcvit.LoadPillowImage", "mmgcvit.LoadCheckedImage", "LoadImageFromFile"])
-def test_what_a_broken_image_does(
+def test_corrupt_option(
     tmp_path: Path,
     tree: Path,
     built: list[Config],
@@ -208,7 +208,7 @@ def test_what_a_broken_image_does(
     configured: str | None,
     becomes: str | None,
 ):
-    """The config's word, unless another is given. (None: the class's own, which stops.)"""
+    """The config's setting applies unless the option is given. (None: the default of the class, 'stop'.)"""
     cfg = config(tree, tmp_path)
     transform = cfg.train_dataloader.dataset.pipeline[0]
     transform.update(type=loading, **({} if configured is None else dict(corrupt=configured)))
@@ -219,7 +219,7 @@ def test_what_a_broken_image_does(
 
 
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
-def test_mixed_precision_on_a_gpu(tmp_path: Path, built: list[Config], kind: str, monkeypatch):
+def test_mixed_precision_on_gpu(tmp_path: Path, built: list[Config], kind: str, monkeypatch):
     monkeypatch.setattr(runs, "get_device", lambda: "cuda")
     cfg = apis.load_config(ROOT / "configs/classification/gcvit-tiny_32xb128_in1k.py", str(tmp_path))
     apis.train(cfg, amp=kind)
@@ -237,5 +237,5 @@ def test_mixed_precision_on_a_gpu(tmp_path: Path, built: list[Config], kind: str
 def test_slurm_without_slurm(tmp_path: Path, tree: Path, monkeypatch):
     monkeypatch.setattr(launch, "get_device", lambda: "cpu")
     monkeypatch.delenv("SLURM_PROCID", raising=False)
-    with pytest.raises(UsageError, match=r"launcher='slurm': SLURM_PROCID, .*start processes by srun"):
+    with pytest.raises(UsageError, match=r"launcher='slurm': SLURM_PROCID, .*start the processes with srun"):
         apis.train(config(tree, tmp_path, launcher="slurm"))

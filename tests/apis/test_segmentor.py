@@ -1,4 +1,4 @@
-"""Segmentation on images, folders and videos: whole, by a sliding window, several views; with an untrained model."""
+"""Segmentation on images, folders and videos: whole, by sliding window, and with TTA; with an untrained model."""
 
 from __future__ import annotations
 
@@ -60,8 +60,10 @@ def model(kind: str = "upernet", cfg: Config | None = None) -> torch.nn.Module:
     cfg = cfg or config(kind)
     init_default_scope("mmseg")
     built = randomise(MODELS.build(cfg.model)).eval()
-    with torch.no_grad():  # no class ahead of the others everywhere
-        if kind == "mask2former":  # what layers add to its queries is the same for all: less of it, and they differ
+    with torch.no_grad():  # so that no class dominates everywhere
+        if (
+            kind == "mask2former"
+        ):  # reduce the updates of the queries, which are equal for all, so that the queries differ
             built.decode_head.query_feat.weight *= 16
             for name, parameter in built.decode_head.transformer_decoder.named_parameters():
                 if "out_proj" in name or ("ffn" in name and "layers.1" in name):
@@ -104,7 +106,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_a_folder_in_batches(folder: Path, tmp_path: Path, kind: str):
+def test_folder_in_batches(folder: Path, tmp_path: Path, kind: str):
     found = predict(config(kind), str(folder / f"{kind}.pth"), [folder / "in"], str(tmp_path / "one"), "cpu")
     assert (found.images, found.frames) == (3, 0)
     predict(config(kind), str(folder / f"{kind}.pth"), [folder / "in"], str(tmp_path / "two"), "cpu", batch_size=3)
@@ -128,8 +130,8 @@ def test_a_folder_in_batches(folder: Path, tmp_path: Path, kind: str):
     assert len(seen) > 1
 
 
-def test_predictions_are_the_models(folder: Path):
-    """Not through our batches, but mmseg's own step."""
+def test_predictions_equal_mmsegs(folder: Path):
+    """Compares with mmseg's own test step."""
     segmentor = Segmentor(config(scale=None), str(folder / "upernet.pth"), "cpu", batch_size=2)
     data = samples((37, 51), 2)
     images = [image.permute(1, 2, 0).numpy() for image in data["inputs"]]
@@ -139,7 +141,7 @@ def test_predictions_are_the_models(folder: Path):
             np.testing.assert_array_equal(labels, sample.pred_sem_seg.data[0])
 
 
-def test_the_drawing_has_the_classes_colours(folder: Path):
+def test_drawing_uses_class_colours(folder: Path):
     segmentor = Segmentor(config(), str(folder / "upernet.pth"), "cpu")
     labels = np.zeros((300, 300), np.uint8)
     labels[:, 150:] = 2
@@ -149,8 +151,8 @@ def test_the_drawing_has_the_classes_colours(folder: Path):
     np.testing.assert_array_equal(drawn[250, 250], [50, 50, 177])  # RGB
 
 
-def test_names_of_a_checkpoint_that_has_none(folder: Path, tmp_path: Path):
-    """mmseg would take Cityscapes'."""
+def test_checkpoint_without_class_names(folder: Path, tmp_path: Path):
+    """mmseg would use the names of Cityscapes."""
     cfg = config()
     for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
         head.num_classes = 19
@@ -166,7 +168,7 @@ def test_names_of_a_checkpoint_that_has_none(folder: Path, tmp_path: Path):
     (tmp_path / "names.txt").write_text("\n".join(names))
     assert found(type="BaseSegDataset", metainfo=dict(classes=str(tmp_path / "names.txt"))) == names
     assert found(type="CityscapesDataset")[:2] == ("road", "sidewalk")
-    with pytest.raises(UsageError, match=r"has no names of its 19 classes, nor has the config; add metainfo"):
+    with pytest.raises(UsageError, match=r"has no names for its 19 classes, and neither has the config; add metainfo"):
         found(type="ADE20KDataset")
     with pytest.raises(UsageError, match=r"metainfo\.classes='abcdefghijklmnopqrs'; allowed: names, or a file"):
         found(type="BaseSegDataset", metainfo=dict(classes="abcdefghijklmnopqrs"))
@@ -175,7 +177,7 @@ def test_names_of_a_checkpoint_that_has_none(folder: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("kind", "first"), [("ADE20KDataset", "wall"), ("PascalVOCDataset", "background")])
-def test_names_of_the_data_sets_own(folder: Path, kind: str, first: str):
+def test_class_names_of_data_set_class(folder: Path, kind: str, first: str):
     cfg = config()
     cfg.test_dataloader.dataset.type = kind
     head = dict(num_classes=150 if kind == "ADE20KDataset" else 21)
@@ -186,7 +188,7 @@ def test_names_of_the_data_sets_own(folder: Path, kind: str, first: str):
     assert len(classes) == len(palette) == head["num_classes"]
 
 
-def test_a_video(folder: Path, tmp_path: Path):
+def test_video(folder: Path, tmp_path: Path):
     found = predict(config(), str(folder / "upernet.pth"), [folder / "film.avi"], str(tmp_path), "cpu", batch_size=2)
     assert (found.images, found.frames) == (0, 3)
     capture = cv2.VideoCapture(str(tmp_path / "vis/film.mp4"))
@@ -198,7 +200,7 @@ def test_a_video(folder: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("shape", [(1, 1), (37, 501)])
-def test_maps_have_the_images_size(kind: str, shape: tuple[int, int]):
+def test_label_maps_have_image_size(kind: str, shape: tuple[int, int]):
     with torch.no_grad():
         result = model(kind).test_step(samples(shape, 1))[0]
     assert result.pred_sem_seg.data.shape == (1, *shape)
@@ -207,14 +209,14 @@ def test_maps_have_the_images_size(kind: str, shape: tuple[int, int]):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ALL)
-def test_maps_of_large_images(kind: str):
-    test_maps_have_the_images_size(kind, (1536, 2048))
+def test_label_maps_of_large_images(kind: str):
+    test_label_maps_have_image_size(kind, (1536, 2048))
 
 
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("shape", [(1, 1), (37, 501), pytest.param((1536, 2048), marks=pytest.mark.slow)])
-def test_files_of_odd_sizes(folder: Path, tmp_path: Path, kind: str, shape: tuple[int, int]):
-    """Through the configs' own pipeline, which brings the short side to 512."""
+def test_images_of_odd_sizes(folder: Path, tmp_path: Path, kind: str, shape: tuple[int, int]):
+    """With the configs' own pipeline, which resizes the short side to 512."""
     cfg = config(kind)
     cfg.test_dataloader.dataset.pipeline = Config.fromfile(BASES / "ade20k_512x512.py").test_pipeline
     image = samples(shape, 1)["inputs"][0].permute(1, 2, 0).numpy()
@@ -226,7 +228,7 @@ def test_files_of_odd_sizes(folder: Path, tmp_path: Path, kind: str, shape: tupl
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_sliding_is_whole_where_the_image_fits(kind: str):
+def test_sliding_window_equals_whole_if_image_fits(kind: str):
     whole = model(kind)
     with torch.no_grad():
         expected = whole.test_step(samples((60, 90), 1))[0].seg_logits.data
@@ -238,7 +240,7 @@ def test_sliding_is_whole_where_the_image_fits(kind: str):
     assert not torch.allclose(smaller, expected)
 
 
-def test_tiles_are_a_sliding_window(folder: Path):
+def test_tiles_equal_sliding_window(folder: Path):
     segmentor = Segmentor(config(scale=None), str(folder / "upernet.pth"), "cpu", tile=40, overlap=0.25)
     assert segmentor.inferencer.model.test_cfg == dict(mode="slide", crop_size=(40, 40), stride=(30, 30))
     image = samples((60, 90), 1)["inputs"][0].permute(1, 2, 0).numpy()
@@ -252,7 +254,7 @@ def test_tiles_are_a_sliding_window(folder: Path):
 
 @pytest.mark.parametrize("kind", ALL)
 def test_tta(folder: Path, kind: str):
-    """The mean of the views' probabilities: here of two scales and their mirror images."""
+    """The result is the mean of the probabilities over two scales and their mirror images."""
     cfg = config(kind)
     use_tta(cfg)
     segmentor = Segmentor(cfg, str(folder / f"{kind}.pth"), "cpu", tta=True)
@@ -272,8 +274,8 @@ def test_tta(folder: Path, kind: str):
     assert len(np.unique(labels)) > 1
 
 
-def test_tta_of_a_config_of_ade20k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """All twelve views of a config as it is shipped, but for their size."""
+def test_tta_of_ade20k_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Uses all twelve views of the shipped config, at smaller sizes."""
     from mmseg.models.segmentors import SegTTAModel
 
     cfg = load_config(
@@ -342,6 +344,6 @@ def test_bad_arguments(folder: Path, tmp_path: Path):
     with pytest.raises(UsageError, match=r"--ann-file 'x\.json': a segmentor's predictions have no ids"):
         predict(config(), checkpoint, [folder / "in"], str(tmp_path), "cpu", ann_file="x.json")
     (tmp_path / "a.png").write_bytes((folder / "in/b.png").read_bytes())
-    with pytest.raises(UsageError, match=r"would go into one file, a\.png; give them in two calls"):
+    with pytest.raises(UsageError, match=r"would be written to the same file, a\.png; pass them in two calls"):
         predict(config(), checkpoint, [folder / "in/a.jpg", tmp_path / "a.png"], str(tmp_path / "out"), "cpu")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""What every form of the backbone must do: a test class of a form names its arguments, and inherits these tests.
+"""Tests that every configuration of the backbone must pass; a test class sets ``arguments`` and inherits them.
 
 class TestMyPadMode(BackboneContract):
     arguments = dict(pad="mine")
@@ -27,7 +27,7 @@ def expected_shapes(model: GCViT, batch: int, height: int, width: int) -> list[t
 
 
 class BackboneContract:
-    """Shapes, batch invariance, gradients, mixed precision, compilation and export of one form of the backbone."""
+    """Tests of shapes, batch invariance, gradients, mixed precision, compilation and export for one configuration."""
 
     arguments: ClassVar[dict[str, Any]]
 
@@ -63,7 +63,7 @@ class BackboneContract:
         images = torch.randn(2, 3, 50, 70)
         results = []
         forward = 0
-        for model, times in ((plain, 1), (saving, 2)):  # in the backward pass once more, or not
+        for model, times in ((plain, 1), (saving, 2)):  # recomputed once more in the backward pass, or not
             runs = 0
             for stage in model.stages:
                 for block in stage.blocks:
@@ -82,7 +82,7 @@ class BackboneContract:
 
     @pytest.mark.parametrize("size", [(64, 64), (16, 16), (50, 70)])
     def test_drop_path_drops_whole_images(self, size: tuple[int, int]):
-        """With everything after the last block linear in it, a dropped image is the image without that block."""
+        """An image for which the last block is dropped has the same maps as in a model without this block."""
         torch.manual_seed(0)
         model = randomise(GCViT(**{"arch": TINY, "out_indices": (3,), "drop_path_rate": 0.9, **self.arguments})).train()
         for stage in model.stages[:3]:
@@ -96,7 +96,7 @@ class BackboneContract:
             del without.stages[3].blocks[1]
             (plain,) = without(images)
         same = [torch.allclose(a, b, atol=1e-5) for a, b in zip(maps, plain, strict=True)]
-        assert 5 <= sum(same) < 16  # 0.9 ** 2 of 16 are expected to skip both halves of the block
+        assert 5 <= sum(same) < 16  # 0.9 ** 2 of 16 images are expected to skip both branches of the block
 
     @pytest.mark.parametrize("batch", [1, 3])
     def test_chunk_size_does_not_matter(self, tiny_model, monkeypatch, batch: int):
@@ -144,7 +144,7 @@ class BackboneContract:
 
     @pytest.mark.skipif(TORCH < (2, 6), reason="older exporters fix more sizes than they must")
     def test_export(self, tiny_model):
-        """For any batch of two or more; the size is that of the export."""
+        """For any batch size of two or more, and the image size used for the export."""
         model, images = tiny_model(**self.arguments), torch.randn(2, 3, 100, 132)
         with torch.no_grad():
             program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.AUTO},))

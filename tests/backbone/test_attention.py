@@ -1,4 +1,4 @@
-"""Window attention against the formula written out."""
+"""Window attention compared with an explicit formula."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def gather_bias(table: torch.Tensor, window: int) -> torch.Tensor:
     return bias
 
 
-def test_the_bias_is_the_table_at_each_pairs_offset():
+def test_bias_is_table_entry_at_offset_of_each_pair():
     w = 3
     table = torch.randn((2 * w - 1) ** 2, 2)
     bias = gather_bias(table, w)
@@ -37,7 +37,7 @@ def test_the_bias_is_the_table_at_each_pairs_offset():
 
 
 def formula(attention: WindowAttention, x: torch.Tensor, query: torch.Tensor | None) -> torch.Tensor:
-    """Each window and head on its own, zero-padded to the full window; softmax(q k^T / sqrt(d) + b) v."""
+    """Compute softmax(q k^T / sqrt(d) + b) v for each window and head separately, zero-padded to the full window."""
     batch, height, width, _ = x.shape
     padded = F.pad(x, (0, 0, 0, -width % WINDOW, 0, -height % WINDOW))
     bias = gather_bias(attention.relative_position_bias_table, WINDOW)
@@ -67,7 +67,7 @@ def run(
     ops: kernels.Kernels,
     limit: int | None = None,
 ) -> torch.Tensor:
-    """The attention on a whole map."""
+    """Apply attention to a whole map."""
     layout = window_layout(tuple(x.shape), WINDOW, x.device, limit)
     queries = None if query is None else layout.expand_query(query)
     packs = []
@@ -82,8 +82,8 @@ def run(
 @pytest.mark.parametrize("limit", [None, 200])
 @pytest.mark.parametrize("shape", [(2, 6, 9), (1, 7, 6), (3, 5, 4), (2, 2, 1), (1, 3, 3)])
 @pytest.mark.parametrize("is_global", [False, True])
-def test_equals_the_formula(is_global: bool, shape: tuple[int, ...], limit: int | None, ops: kernels.Kernels):
-    """With its gradients."""
+def test_equals_formula(is_global: bool, shape: tuple[int, ...], limit: int | None, ops: kernels.Kernels):
+    """Outputs and gradients."""
     attention = randomise(WindowAttention(CHANNELS, HEADS, WINDOW, is_global)).double()
     x = torch.randn(*shape, CHANNELS, dtype=torch.double, requires_grad=True)
     query = torch.randn(shape[0], HEADS, TOKENS, HEAD_DIM, dtype=torch.double, requires_grad=True)
@@ -103,12 +103,12 @@ def test_equals_the_formula(is_global: bool, shape: tuple[int, ...], limit: int 
 
 
 @pytest.mark.parametrize("ops", IMPLEMENTATIONS, ids=["reference", "eager", "cpu"])
-def test_padding_far_less_likely_than_the_rest_gives_no_nan(ops: kernels.Kernels):
+def test_negligible_padding_weight_gives_no_nan(ops: kernels.Kernels):
     attention = WindowAttention(CHANNELS, HEADS, WINDOW, False)
     table = attention.relative_position_bias_table
     with torch.no_grad():
         table.fill_(-1e4)
-        table[(2 * WINDOW - 1) ** 2 // 2] = 0  # each token sees itself
+        table[(2 * WINDOW - 1) ** 2 // 2] = 0  # each token attends to itself
     x = torch.randn(2, 1, 2, CHANNELS, requires_grad=True)
     run(attention, x, None, ops).sum().backward()
     assert x.grad.isfinite().all()
@@ -118,8 +118,8 @@ def test_padding_far_less_likely_than_the_rest_gives_no_nan(ops: kernels.Kernels
 @pytest.mark.parametrize("ops", IMPLEMENTATIONS, ids=["reference", "eager", "cpu"])
 @pytest.mark.parametrize("size", [(2, 3), (3, 2), (1, 1)])
 @pytest.mark.parametrize("entry", [-300.0, 110.0, 300.0])
-def test_a_table_of_any_spread(entry: float, size: tuple[int, int], ops: kernels.Kernels):
-    """The weight of the padding token follows from its own positions, not from the table's largest entry."""
+def test_tables_with_large_value_range(entry: float, size: tuple[int, int], ops: kernels.Kernels):
+    """The weight of the padding token depends on its own positions, not on the largest entry of the table."""
     attention = randomise(WindowAttention(CHANNELS, HEADS, WINDOW, False)).double()
     with torch.no_grad():
         attention.relative_position_bias_table.zero_()
@@ -128,8 +128,8 @@ def test_a_table_of_any_spread(entry: float, size: tuple[int, int], ops: kernels
     assert relative_error(run(attention, x, None, ops), formula(attention, x, None)) < 1e-12
 
 
-def test_the_gradient_of_the_bias_keeps_no_scores():
-    """On a CPU, what is kept for the backward pass does not grow with the square of the window."""
+def test_bias_gradient_saves_no_attention_scores():
+    """On a CPU, the memory saved for the backward pass does not grow with the squared number of tokens per window."""
     kept = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -145,7 +145,7 @@ def test_the_gradient_of_the_bias_keeps_no_scores():
 
 
 @pytest.mark.parametrize("ops", IMPLEMENTATIONS, ids=["reference", "eager", "cpu"])
-def test_one_bias_and_one_query_for_all_windows(monkeypatch, ops: kernels.Kernels):
+def test_bias_and_query_are_shared_by_all_windows(monkeypatch, ops: kernels.Kernels):
     seen = {}
     real = F.scaled_dot_product_attention
 
@@ -165,7 +165,7 @@ def test_one_bias_and_one_query_for_all_windows(monkeypatch, ops: kernels.Kernel
 
 @pytest.mark.parametrize("ops", IMPLEMENTATIONS, ids=["reference", "eager", "cpu"])
 @pytest.mark.parametrize("size", [(3, 3), (4, 5)])
-def test_dropout_acts_in_training_only(size: tuple[int, int], ops: kernels.Kernels):
+def test_dropout_only_in_training(size: tuple[int, int], ops: kernels.Kernels):
     attention = WindowAttention(CHANNELS, HEADS, WINDOW, False, attn_drop_rate=0.5, drop_rate=0.5)
     x = torch.randn(3, *size, CHANNELS)
     assert not torch.equal(run(attention, x, None, ops), run(attention, x, None, ops))

@@ -1,4 +1,4 @@
-"""Two processes that share a batch take the step that one process takes on all of it."""
+"""Two processes that split a batch take the same step as one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def worker(rank: int, folder: str, arguments: dict) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     torch.set_num_threads(1)
     model = build(arguments)
-    step(DistributedDataParallel(model), batch().chunk(WORLD)[rank])  # unused parameters would be an error here
+    step(DistributedDataParallel(model), batch().chunk(WORLD)[rank])  # unused parameters would raise an error here
     torch.save(model.state_dict(), f"{folder}/rank{rank}.pth")
     dist.destroy_process_group()
 

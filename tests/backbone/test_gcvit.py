@@ -1,4 +1,4 @@
-"""The public behaviour of the backbone."""
+"""Public behaviour of the backbone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import nn
 from mmgcvit.backbone import ARCHS, GCViT
 from mmgcvit.backbone.windows import PAD_MODES
 
-PUBLISHED_PARAMETERS = {  # of the classifiers with 1000 classes
+PUBLISHED_PARAMETERS = {  # classifiers with 1000 classes
     "xxtiny": 11_995_428, "xtiny": 19_981_294, "tiny": 28_221_974, "tiny2": 34_535_654,
     "small": 51_092_173, "small2": 68_615_197, "base": 90_320_836, "large": 202_075_570,
 }  # fmt: skip
@@ -35,14 +35,14 @@ def log(caplog):
 
 
 @pytest.mark.parametrize("name", ARCHS)
-def test_every_arch_has_the_published_parameters(name: str):
+def test_archs_have_published_parameter_counts(name: str):
     with torch.device("meta" if name.startswith("large") else "cpu"), torch.no_grad():
         model = GCViT(name, out_indices=(3,)).eval()
         head = nn.Linear(model.out_channels[0], 1000)
         maps = model(torch.randn(2, 3, 64, 96))
     assert [tuple(m.shape) for m in maps] == expected_shapes(model, 2, 64, 96)
     parameters = sum(p.numel() for module in (model, head) for p in module.parameters())
-    if name.startswith("large-"):  # other windows than large: only the bias tables are other
+    if name.startswith("large-"):  # only the bias tables differ from those of 'large'
         tables = sum(p.numel() for n, p in model.named_parameters() if n.endswith("bias_table"))
         with torch.device("meta"):
             large = GCViT("large", out_indices=(3,))
@@ -60,7 +60,7 @@ def test_every_arch_has_the_published_parameters(name: str):
     pad=st.sampled_from(PAD_MODES),
     windows=st.one_of(st.integers(1, 5), st.tuples(*[st.integers(1, 6)] * 4)),
 )
-def test_any_size_and_windows(height: int, width: int, batch: int, pad: str, windows):
+def test_any_image_size_and_window_size(height: int, width: int, batch: int, pad: str, windows):
     torch.manual_seed(0)
     model = randomise(GCViT(TINY, window_size=windows, pad=pad)).eval()
     images = torch.randn(batch, 3, height, width)
@@ -74,7 +74,7 @@ def test_any_size_and_windows(height: int, width: int, batch: int, pad: str, win
         )  # the maps of an image do not depend on the rest of the batch
 
 
-def test_pad_modes_agree_at_multiples_only(tiny_model):
+def test_pad_modes_agree_only_at_multiples(tiny_model):
     maps = {}
     for pad in PAD_MODES:
         model = tiny_model(pad=pad)
@@ -88,7 +88,7 @@ def test_pad_modes_agree_at_multiples_only(tiny_model):
         assert relative_error(maps[pad][1][0], maps["input"][1][0]) > 1e-3
 
 
-def test_input_mode_is_the_model_on_the_padded_image(tiny_model):
+def test_pad_input_equals_model_on_padded_image(tiny_model):
     model = tiny_model(pad="input")
     image = torch.randn(2, 3, 50, 70)
     padded = torch.zeros(2, 3, 64, 128)
@@ -105,7 +105,7 @@ def test_pad_multiple(windows, multiple: int):
         assert GCViT("xxtiny", window_size=windows, out_indices=(0,)).pad_multiple == multiple
 
 
-def test_attributes_follow_out_indices():
+def test_attributes_match_out_indices():
     with torch.device("meta"):
         model = GCViT("tiny", out_indices=(1, 3))
     assert model.out_channels == (128, 512)
@@ -180,7 +180,7 @@ def test_drop_path_is_sampled_per_image(rate: float):
     x = torch.zeros(4000, 1, dtype=torch.double)
     assert model.eval().sample_drop_path(x) == [None] * 4
     *others, scale, last = model.train().sample_drop_path(x)
-    assert [*others, last] == [None] * 3  # the first is frozen, and so in evaluation mode
+    assert [*others, last] == [None] * 3  # the first is frozen and therefore in evaluation mode
     assert scale.shape == (2, 2, 4000)  # blocks, branches, images
     assert scale.dtype == torch.double
     assert (scale[0] == 1).all()
@@ -189,7 +189,7 @@ def test_drop_path_is_sampled_per_image(rate: float):
 
 
 @pytest.mark.skipif(TORCH < (2, 2), reason="torch 2.1 cannot trace a checkpointed block")
-def test_compile_a_training_step_with_cp(tiny_model):
+def test_compile_training_step_with_cp(tiny_model):
     model = tiny_model(with_cp=True).train()
     images = torch.randn(2, 3, 64, 64)
     torch._dynamo.reset()
@@ -202,8 +202,8 @@ def test_compile_a_training_step_with_cp(tiny_model):
 
 
 @pytest.mark.skipif(TORCH < (2, 6), reason="older compilers fix more sizes than they must")
-def test_compile_once_for_many_sizes(tiny_model):
-    """At most three compilations of ten sizes."""
+def test_compile_with_dynamic_sizes(tiny_model):
+    """Ten sizes need at most three compilations."""
     model, compilations = tiny_model(arch={**TINY, "depths": (1, 2, 1, 1)}), 0
 
     def count(graph, inputs):
@@ -234,8 +234,8 @@ def test_compile_each_block(tiny_model):
             assert relative_error(a, b) < 1e-5
 
 
-def test_weights_that_are_there_only_in_a_block(tiny_model):
-    """As with offloading: a block uses its weights only while it is called."""
+def test_weights_available_only_during_block_call(tiny_model):
+    """With offloading, a block may use its weights only while it is called."""
     model, images = tiny_model(pad="window"), torch.randn(2, 3, 50, 70)
     with torch.no_grad():
         wanted = model(images)
@@ -256,7 +256,7 @@ def test_weights_that_are_there_only_in_a_block(tiny_model):
 
                 module.register_forward_pre_hook(bring)
                 module.register_forward_hook(take)
-    # The norms' and maps' own, too: each is called while its own weights are there.
+    # The same holds for norms and layers: each is called while its weights are available.
     with torch.no_grad():
         for got, w in zip(model(images), wanted, strict=True):
             assert relative_error(got, w) < 1e-5
@@ -293,7 +293,7 @@ def test_compile_with_inductor(tiny_model):
             assert relative_error(got, wanted) < 1e-4
 
 
-def test_own_weights_load_at_other_windows(tiny_model, log):
+def test_own_weights_load_into_other_window_sizes(tiny_model, log):
     small, large = tiny_model(), tiny_model(window_size=(4, 4, 6, 4))
     before = {k: v.clone() for k, v in small.state_dict().items()}
     state = small.state_dict()
@@ -307,12 +307,12 @@ def test_own_weights_load_at_other_windows(tiny_model, log):
     )
     assert torch.allclose(large.state_dict()[table], wanted.reshape(2, 121).T)
     for key, value in before.items():
-        assert torch.equal(value, state[key])  # the caller's dict is as it was
+        assert torch.equal(value, state[key])  # the caller's dict is unchanged
         if not key.endswith("bias_table"):
             assert torch.equal(value, large.state_dict()[key])
 
 
-def test_own_weights_load_at_other_windows_inside_a_detector(tiny_model, log):
+def test_own_weights_load_into_other_window_sizes_inside_detector(tiny_model, log):
     class Detector(nn.Module):
         def __init__(self, backbone: GCViT) -> None:
             super().__init__()
@@ -325,7 +325,7 @@ def test_own_weights_load_at_other_windows_inside_a_detector(tiny_model, log):
 
 @pytest.mark.parametrize("windows", [None, 3])
 def test_init_cfg_loads_a_checkpoint(tiny_model, tmp_path, log, windows: int | None):
-    """As in a config."""
+    """Loads a checkpoint as in a config."""
     trained = tiny_model()
     torch.save({"state_dict": trained.state_dict()}, tmp_path / "trained.pth")
     init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "trained.pth"))
@@ -346,7 +346,7 @@ def test_initial_values():
         assert 0.015 < weight.std().item() < 0.025
     assert not block.attn.qkv.bias.any()
     assert (block.gamma1 == 1e-5).all()
-    # Convolutions, the pointwise ones too, keep PyTorch's: uniform in +- 1 / sqrt(fan in).
+    # Convolutions, including pointwise ones, keep PyTorch's default: uniform in +- 1 / sqrt(fan in).
     pointwise = model.stages[2].query.mbconvs[0].pointwise.weight
     assert pointwise.abs().max() <= 64**-0.5
     assert pointwise.std() > 0.05
@@ -373,7 +373,7 @@ def test_initial_values():
         (dict(arch={**TINY, "layer_scale": True}), ValueError, r"layer_scale=True.*a number or None"),
         (dict(arch={**TINY, "embed_dims": 3}), ValueError, r"embed_dims=3; allowed: an integer >= 4"),
         (dict(arch={**TINY, "embed_dims": 16.0}), ValueError, r"embed_dims=16.0"),
-        (dict(window_size=0), ValueError, r"window_size=0; allowed: 4 integers >= 1, or one, w"),
+        (dict(window_size=0), ValueError, r"window_size=0; allowed: 4 integers >= 1, or an integer w"),
         (dict(window_size=(7, 7)), ValueError, r"window_size=\(7, 7\)"),
         (dict(window_size=7.0), ValueError, r"window_size=7.0"),
         (dict(pad="same"), ValueError, r"pad='same'; allowed: 'input', 'stage', 'window'"),
@@ -382,7 +382,11 @@ def test_initial_values():
         (dict(out_indices=(3, 0)), ValueError, r"out_indices=\(3, 0\)"),
         (dict(out_indices=(0, 4)), ValueError, r"out_indices=\(0, 4\)"),
         (dict(out_indices=()), ValueError, r"out_indices=\(\)"),
-        (dict(out_indices=3), ValueError, r"out_indices=3; allowed: one or more of 0 to 3, rising, in a tuple or list"),
+        (
+            dict(out_indices=3),
+            ValueError,
+            r"out_indices=3; allowed: one or more of 0 to 3, ascending, in a tuple or list",
+        ),
         (dict(out_indices=(0, 0)), ValueError, r"out_indices=\(0, 0\); allowed: one or more of 0 to 3"),
         (dict(frozen_stages=1.0), ValueError, r"frozen_stages=1.0"),
         (dict(with_cp="False"), ValueError, r"with_cp='False'; allowed: True, False"),
@@ -405,7 +409,7 @@ def test_bad_arguments(arguments: dict, error: type[Exception], message: str):
         GCViT(**{"arch": TINY, **arguments})
 
 
-def test_arguments_as_configs_and_numpy_give_them():
+def test_argument_types_from_configs_and_numpy():
     from mmengine.config import ConfigDict
 
     arch = ConfigDict(embed_dims=np.int64(16), depths=[1, 2, 1, 1], num_heads=[1, 2, 2, 4], mlp_ratio=np.float32(3))

@@ -1,4 +1,4 @@
-"""The parts of stem, stages and blocks."""
+"""Layers of the stem, the stages and the blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmgcvit.backbone.layers import Downsample, GlobalQuery, MBConv, Mlp, Stem
 
 
 @pytest.mark.parametrize("size", [(5, 7), (2, 3)])
-def test_mbconv_is_its_formula(size: tuple[int, int]):
+def test_mbconv_equals_formula(size: tuple[int, int]):
     mbconv = randomise(MBConv(8))
     x = torch.randn(2, *size, 8)
     y = F.gelu(F.conv2d(x.permute(0, 3, 1, 2), mbconv.depthwise.weight, padding=1, groups=8))
@@ -53,7 +53,7 @@ def mlp_formula(mlp: Mlp, x: torch.Tensor) -> torch.Tensor:
     return mlp.fc2(F.gelu(mlp.fc1(x)))
 
 
-def test_mlp_drops_out_in_training_only():
+def test_mlp_dropout_only_in_training():
     mlp = randomise(Mlp(6, 12, 0.5))
     x = torch.randn(3, 6)
     assert not torch.equal(mlp(x), mlp(x))
@@ -63,7 +63,7 @@ def test_mlp_drops_out_in_training_only():
 
 
 class LowRank(nn.Module):
-    """A linear layer plus a low-rank one, as adapters wrap it."""
+    """Linear layer plus a low-rank update, as added by adapters."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class LowRank(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["fc1", "fc2"])
-def test_a_low_rank_map_merges_into_an_mlp(name: str):
+def test_low_rank_adapter_merges_into_mlp(name: str):
     mlp = randomise(Mlp(6, 12, 0.0))
     base = getattr(mlp, name)
     adapted = LowRank(base)
@@ -88,7 +88,7 @@ def test_a_low_rank_map_merges_into_an_mlp(name: str):
     assert relative_error(mlp(x), unmerged) < 1e-5
 
 
-def test_mbconv_gives_gradients_to_what_it_was_computed_with():
+def test_mbconv_gradients_go_to_the_original_weights():
     mbconv, other = randomise(MBConv(8)), randomise(MBConv(8), seed=1)
     x = torch.randn(2, 5, 7, 8)
     other(x).square().sum().backward()
@@ -112,8 +112,8 @@ def test_hooks_on_weights_run_once():
         assert relative_error(parameter.grad, 0.5 * wanted[name]) < 1e-5, name
 
 
-def test_whatever_alters_a_module_is_heard():
-    """As offloading, sharding, pruning and observers do."""
+def test_modified_modules_are_called():
+    """For example by offloading, sharding, pruning or observers."""
     x = torch.randn(2, 5, 7, 8, requires_grad=True)
 
     def heard(alter) -> int:
@@ -133,8 +133,8 @@ def test_whatever_alters_a_module_is_heard():
     assert heard(lambda mbconv, call: mbconv.depthwise.register_forward_pre_hook(call)) == 1
 
 
-def test_a_hook_on_all_modules_may_keep_what_it_sees():
-    """In evaluation mode memory is reused, but not if a hook may hold it."""
+def test_global_hooks_may_keep_activations():
+    """In evaluation mode memory is reused, unless a hook may hold a reference to it."""
     mbconv, seen = randomise(MBConv(8)), {}
     x = torch.randn(2, 5, 7, 8)
     hook = nn.modules.module.register_module_forward_hook(lambda module, _, out: seen.update({module: out}))
@@ -143,12 +143,12 @@ def test_a_hook_on_all_modules_may_keep_what_it_sees():
         hook.remove()
         assert torch.equal(seen[mbconv.depthwise], mbconv.depthwise(x.permute(0, 3, 1, 2)))
         plain = mbconv(x)
-    assert relative_error(plain, mbconv(x)) < 1e-6  # with gradients, and so not in place
+    assert relative_error(plain, mbconv(x)) < 1e-6  # with gradients, so not in place
 
 
 @pytest.mark.parametrize("size", [(5, 7), (2, 3)])
 def test_modules_with_hooks_are_called(size: tuple[int, int]):
-    """On a map larger than the weight, and on one that is not: both are the formula."""
+    """On maps larger and smaller than the weight."""
     mbconv = randomise(MBConv(8))
     x = torch.randn(2, *size, 8)
     plain, calls = mbconv(x), []

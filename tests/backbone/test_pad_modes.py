@@ -1,4 +1,4 @@
-"""Every pad mode, and a backbone with layer scale off and fewer maps, does what a backbone must do."""
+"""The backbone contract for each pad mode, and for a backbone without layer scale and with fewer maps."""
 
 from __future__ import annotations
 

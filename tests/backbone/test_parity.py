@@ -75,11 +75,11 @@ def test_timm(name: str):
     report = load_pretrained(ours, theirs.state_dict())
     assert (report.layout, report.arch) == ("timm", (name,))
     assert report.is_exact
-    # timm has no norm after the first three maps: there the outputs of the stages are compared.
+    # timm has no norm after the first three stages, so the outputs of these stages are compared.
     stages: list[torch.Tensor] = []
     for stage in ours.backbone.stages:
         stage.register_forward_hook(lambda module, args, output: stages.append(output.permute(0, 3, 1, 2)))
-    # Images of very different contrast expose a global query that reaches the windows of another image.
+    # Images with very different contrast reveal a global query that leaks into the windows of another image.
     scale = torch.tensor([0.3, 1.0, 3.0]).reshape(3, 1, 1, 1)
     images = scale * torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

@@ -17,7 +17,7 @@ SIZES = st.integers(1, 20)
 @settings(max_examples=60, deadline=None)
 @given(batch=st.integers(1, 3), height=SIZES, width=SIZES, window=st.integers(1, 8),
        limit=st.sampled_from([None, 1, 40, 10**6]))  # fmt: skip
-def test_each_token_has_its_row(batch: int, height: int, width: int, window: int, limit: int | None):
+def test_tokens_are_packed_in_order(batch: int, height: int, width: int, window: int, limit: int | None):
     x = torch.arange(batch * height * width * 2).float().reshape(batch, height, width, 2)
     layout = window_layout(tuple(x.shape), window, CPU, limit)
     packs = layout.pack(x)
@@ -29,7 +29,7 @@ def test_each_token_has_its_row(batch: int, height: int, width: int, window: int
             if 0 <= i - r.top < r.grid_h * r.height and 0 <= j - r.left < r.grid_w * r.width
         )
         region = layout.regions[n]
-        # a window is smaller than the others where an edge cuts it off
+        # windows cut off by an edge are smaller
         assert region.height == min(window, height - i // window * window)
         assert region.width == min(window, width - j // window * window)
         assert region.is_padded == (region.height * region.width < window**2)
@@ -53,7 +53,7 @@ def test_each_token_has_its_row(batch: int, height: int, width: int, window: int
 
 @settings(max_examples=20, deadline=None)
 @given(batch=st.integers(1, 3), height=SIZES, width=SIZES, limit=st.sampled_from([None, 40]))
-def test_values_of_images_reach_their_rows(batch: int, height: int, width: int, limit: int | None):
+def test_per_row_values_match_images(batch: int, height: int, width: int, limit: int | None):
     layout = window_layout((batch, height, width, 2), 3, CPU, limit)
     images = torch.arange(batch).float()
     packs = layout.pack(images.view(-1, 1, 1, 1).expand(-1, height, width, 2))
@@ -65,7 +65,7 @@ def test_values_of_images_reach_their_rows(batch: int, height: int, width: int, 
 
 
 @pytest.mark.parametrize("limit", [None, 100])
-def test_gradients_of_padding_rows_go_nowhere(limit: int | None):
+def test_padding_rows_pass_no_gradients(limit: int | None):
     x = torch.randn(2, 5, 7, 3, dtype=torch.double, requires_grad=True)
     layout = window_layout(tuple(x.shape), 4, CPU, limit)
     packs = layout.pack(x)
@@ -81,33 +81,33 @@ def test_regions(size: tuple[int, int], regions: int):
     assert len(split_into_regions(*size, 4)) == regions
 
 
-def test_a_map_of_one_window_is_not_copied():
+def test_single_window_map_is_not_copied():
     x = torch.randn(3, 4, 4, 5)
     layout = window_layout(tuple(x.shape), 4, CPU)
     (rows,) = layout.pack(x)
     assert rows.data_ptr() == layout.unpack([rows]).data_ptr() == x.data_ptr()
 
 
-def test_the_query_of_one_image_is_not_copied():
+def test_query_of_single_image_is_not_copied():
     layout = window_layout((1, 8, 12, 6), 4, CPU)
     query = torch.randn(1, 2, 16, 3)
     (expanded,) = layout.expand_query(query)
     assert expanded.data_ptr() == query.data_ptr()
 
 
-def test_the_query_of_several_images_goes_to_their_own_windows():
+def test_queries_are_expanded_to_windows_of_their_image():
     layout = window_layout((2, 8, 7, 6), 4, CPU)
     query = torch.randn(2, 2, 16, 3)
     full, edge = layout.expand_query(query)
     assert full.shape == (4, 2, 16, 3)
     assert edge.shape == (4, 2, 4 * 3 + 1, 3)
-    for window in range(4):  # two of each image in either region
+    for window in range(4):  # two windows of each image in each region
         image = window // 2
         assert torch.equal(full[window], query[image])
         assert torch.equal(edge[window, :, :-1], query[image].unflatten(1, (4, 4))[:, :, :3].flatten(1, 2))
 
 
-def test_layouts_are_computed_once_but_not_for_fake_tensors():
+def test_layouts_are_cached_except_for_fake_tensors():
     arguments = ((2, 9, 9, 4), 4, CPU, None)
     assert window_layout(*arguments) is window_layout(*arguments)
     with FakeTensorMode():
@@ -118,7 +118,7 @@ def test_layouts_are_computed_once_but_not_for_fake_tensors():
 
 
 @pytest.mark.parametrize(("size", "padded"), [((1, 1), (4, 4)), ((4, 8), (4, 8)), ((5, 3), (8, 4))])
-def test_padding_is_zero_and_right_and_bottom(size: tuple[int, int], padded: tuple[int, int]):
+def test_zero_padding_at_right_and_bottom(size: tuple[int, int], padded: tuple[int, int]):
     x = torch.ones(2, *size, 3)
     y = pad_to_multiple(x, 4)
     assert y.shape == (2, *padded, 3)

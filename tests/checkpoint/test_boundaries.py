@@ -1,4 +1,4 @@
-"""What imports what, what importing the package changes in a process, and the names kept for one release."""
+"""Import boundaries, side effects of importing the package, and former names kept for one release."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmgcvit.utils import file_sha256, summarize
 
 
 def imports(path: Path) -> set[str]:
-    """Modules that a file imports, inside functions too."""
+    """List the modules that a file imports, including imports inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -30,20 +30,20 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "mmgcvit/backbone").glob("*.py")), ids=lambda path: path.name)
-def test_the_backbone_does_not_import_checkpoint(path: Path):
+def test_backbone_does_not_import_checkpoint(path: Path):
     assert not [name for name in imports(path) if name.startswith("mmgcvit.checkpoint")]
 
 
 @pytest.mark.parametrize("name", ["reader", "layouts", "fit", "weights"])
-def test_these_modules_do_not_need_the_network(name: str):
-    """Of the backbone they import dimensions and bias tables; ``fit`` names GCViT in annotations only."""
+def test_modules_do_not_import_the_network(name: str):
+    """They only import dimensions and bias tables from the backbone; ``fit`` uses GCViT in annotations only."""
     of_backbone = {n for n in imports(ROOT / f"mmgcvit/checkpoint/{name}.py") if n.startswith("mmgcvit.backbone")}
     allowed = ("mmgcvit.backbone.arch.", "mmgcvit.backbone.bias.", "mmgcvit.backbone.checks.")
     rest = {n for n in of_backbone if not n.startswith(allowed)}
     assert rest <= ({"mmgcvit.backbone.gcvit.GCViT"} if name == "fit" else set())
 
 
-def test_importing_adds_no_hook_to_the_modules_of_the_process():
+def test_import_registers_no_global_module_hooks():
     code = (
         "import torch.nn.modules.module as m\n"
         "names = [n for n in vars(m) if n.startswith('_global_') and 'hook' in n and hasattr(getattr(m, n), 'keys')]\n"
@@ -57,7 +57,7 @@ def test_importing_adds_no_hook_to_the_modules_of_the_process():
 
 
 def test_without_checkpoint_support(classifier, authors_dict, files, monkeypatch):
-    """Nothing registered: our own state dict loads as in any module, and 'Pretrained' says what is missing."""
+    """Without registration, our own state dict loads as in any module, and 'Pretrained' raises an informative error."""
     monkeypatch.setattr(pretrained_init, "_loader", None)
     monkeypatch.setattr(pretrained_init, "_adapter", None)
     model = GCViT(TINY, out_indices=(3,), init_cfg=dict(type="Pretrained", checkpoint=str(files["nvidia"])))
@@ -82,7 +82,7 @@ def test_old_names(files):
     assert report.is_plain is report.is_exact is True
 
 
-def test_the_old_temporary_name(tmp_path: Path):
+def test_old_temporary_function(tmp_path: Path):
     with weights.temporary(tmp_path / "a.txt") as unfinished:
         unfinished.write_text("1")
         unfinished.replace(tmp_path / "a.txt")

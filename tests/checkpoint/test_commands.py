@@ -39,10 +39,10 @@ def test_inspect(files, layout: str, capsys):
 def test_inspect_lists_other_contents(authors_dict, tmp_path: Path):
     torch.save(dict(state_dict=authors_dict, state_dict_ema=authors_dict, epoch=3), tmp_path / "both.pth")
     said = inspect(str(tmp_path / "both.pth"))
-    assert "EMA weights         state_dict_ema\n" in said
-    assert "beside the weights  epoch\n" in said
+    assert "EMA weights      state_dict_ema\n" in said
+    assert "other contents   epoch\n" in said
     torch.save({k: v for k, v in authors_dict.items() if "levels.2" not in k}, tmp_path / "less.pth")
-    with pytest.raises(CheckpointError, match=r"not a whole network: depths=\(2, 2, 0, 2\)"):
+    with pytest.raises(CheckpointError, match=r"not a complete network: depths=\(2, 2, 0, 2\)"):
         inspect(str(tmp_path / "less.pth"))
 
 
@@ -57,7 +57,7 @@ def test_list_and_fetch(files, capsys, monkeypatch, tmp_path: Path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("MMGCVIT_MIRROR", str(tmp_path))
     assert main(["weights", "fetch", "gcvit://tiny_in1k"]) == 1
-    assert "there is no such file" in capsys.readouterr().err
+    assert "no such file" in capsys.readouterr().err
     (tmp_path / "gcvit_1k_tiny.pth.tar").write_bytes(files["nvidia"].read_bytes())
     assert main(["weights", "fetch", "gcvit://tiny_in1k"]) == 0
     assert file_sha256(Path(capsys.readouterr().out.strip())) == file_sha256(files["nvidia"])
@@ -87,9 +87,7 @@ def test_detector_round_trip(files, tmp_path: Path):
     index = {k for k in got if k.endswith("relative_position_index")}
     assert_same({k: got[k] for k in got.keys() - index}, {k: v for k, v in whole.items() if k not in index})
     _, report = convert_file(str(ours), tmp_path / "timm.pth", "timm")
-    assert report.notes == [
-        "without a place in the layout 'timm', so not written: norm0, norm1, norm2, neck (1), roi_head (1)"
-    ]
+    assert report.notes == ["no counterpart in layout 'timm', not written: norm0, norm1, norm2, neck (1), roi_head (1)"]
 
 
 def test_convert_keras(files, tmp_path: Path, classifier):
@@ -130,7 +128,7 @@ def test_tool(files, tmp_path: Path):
     before = target.read_bytes()
     done = tool(files["timm"], target)
     assert done.returncode == 1
-    assert f"error: {target} exists: give another name, or --force to replace it" in done.stderr
+    assert f"error: {target} exists: choose another name, or use --force to replace it" in done.stderr
     assert target.read_bytes() == before
     assert tool(files["timm"], target, "--force", "--to", "timm").returncode == 0
     assert "head.fc.weight" in load_file(target)
@@ -154,7 +152,7 @@ def test_hashed_name_exists(files, tmp_path: Path):
 
 
 @pytest.mark.parametrize("what", ["cut", "evil", "other", "folder"])
-def test_bad_file_gives_one_line_of_error(files, tmp_path: Path, capsys, what: str):
+def test_bad_files_give_one_line_errors(files, tmp_path: Path, capsys, what: str):
     from test_reader import Evil
 
     path = tmp_path / "bad.pth"

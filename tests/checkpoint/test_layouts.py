@@ -1,4 +1,4 @@
-"""Names and shapes of every publisher, both ways."""
+"""Conversion of names and shapes between our layout and those of all publishers, in both directions."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_prefixes_and_wrappers(authors_dict, classifier, prefix: str, wrapper: s
 
 @pytest.mark.parametrize("head", ["head", "head.fc"])
 def test_head_beside_the_backbone(authors_dict, classifier, head: str):
-    """Ours and mmpretrain's classifiers."""
+    """For our and mmpretrain's classifiers."""
     state = {f"backbone.{name}" if not name.startswith("head.") else name.replace("head", head): value
              for name, value in authors_dict.items()}  # fmt: skip
     assert_same(convert_state_dict(state)[1], bare(classifier))
@@ -133,7 +133,7 @@ def test_another_network():
 
 @pytest.mark.parametrize("nothing", [{}, {"epoch": 3}, [1], 3, {"state_dict": {}}])
 def test_no_tensors(nothing: object):
-    with pytest.raises(CheckpointError, match=r"holds no tensors|allowed: a dict of tensors"):
+    with pytest.raises(CheckpointError, match=r"contains no tensors|allowed: a dict of tensors"):
         convert_state_dict(nothing)
 
 

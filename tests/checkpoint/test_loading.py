@@ -1,4 +1,4 @@
-"""Loading into backbones, in each of the ways that users have."""
+"""Loading into backbones by every supported method."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_head_of_a_classifier(files, classifier, layout: str):
     before = other.head.weight.clone()
     report = load_pretrained(other, files[layout])
     assert torch.equal(other.head.weight, before)
-    assert report.notes == ["head: 5 classes of 128 channels in the file, 4 of 128 in the model: left out"]
+    assert report.notes == ["head: 5 classes of 128 channels in the file, 4 of 128 in the model: skipped"]
 
 
 def test_head_with_21841_classes(classifier, tmp_path):
@@ -90,7 +90,7 @@ def test_init_cfg_executes_nothing_and_raises(tmp_path, files):
     evil = {"state_dict": {"stem.conv.weight": torch.ones(1)}, "args": Evil(tmp_path / "ran")}
     torch.save(evil, tmp_path / "evil.pth")
     for checkpoint, message in (
-        ("absent.pth", "there is no such file"),
+        ("absent.pth", "no such file"),
         ("gcvit://huge", "allowed: gcvit://xxtiny"),
         (str(tmp_path / "evil.pth"), "refused"),
     ):
@@ -105,8 +105,8 @@ def test_init_cfg_executes_nothing_and_raises(tmp_path, files):
         model.init_weights()
 
 
-def test_our_own_state_dict_is_left_to_torch(logged):
-    """Missing and unexpected keys are errors of a strict load only, as in torch."""
+def test_own_state_dict_is_validated_by_torch(logged):
+    """Missing and unexpected keys are errors only in a strict load, as in torch."""
     model, other = GCViT(TINY), randomise(GCViT(TINY))
     state = other.state_dict()
     model.load_state_dict(state)
@@ -183,7 +183,7 @@ def test_another_variant(files, change: dict, message: str):
     for layout in ("nvidia", "mmgcvit"):
         with pytest.raises(CheckpointError, match=message) as error:
             load_pretrained(model, files[layout])
-        assert "The arch that the checkpoint fits: none of the published ones" in str(error.value)
+        assert "The checkpoint fits arch: none of the published ones" in str(error.value)
     check()
 
 
@@ -191,11 +191,11 @@ def test_error_names_the_matching_arch():
     with torch.device("meta"):
         small, model = GCViT("small"), GCViT("tiny")
     state = {name: torch.zeros(value.shape) for name, value in small.state_dict().items()}
-    with pytest.raises(CheckpointError, match="The arch that the checkpoint fits: 'small'"):
+    with pytest.raises(CheckpointError, match="The checkpoint fits arch: 'small'"):
         load_pretrained(model, state)
     with torch.device("meta"):
         large = GCViT("large-384")
-    with pytest.raises(CheckpointError, match="The arch that the checkpoint fits: 'large-384'"):
+    with pytest.raises(CheckpointError, match="The checkpoint fits arch: 'large-384'"):
         load_pretrained(model, large.state_dict())
 
 
@@ -256,7 +256,7 @@ def test_models_with_none_or_two(files):
 
 
 def test_values_are_checked_in_load_state_dict(authors_dict):
-    """Also for a publisher's state dict in torch's own loading; our own may contain anything, for resuming."""
+    """Values in published state dicts are checked; our own may contain anything, so that runs can be resumed."""
     bad = {k: v * float("nan") if v.is_floating_point() else v for k, v in authors_dict.items()}
     model = GCViT(TINY)
     check = unchanged(model)
@@ -283,7 +283,7 @@ def test_missing_block(authors_dict):
 
 
 def test_norms_of_some_maps(files, tmp_path):
-    """DINO and RetinaNet read three maps."""
+    """DINO and RetinaNet use three maps."""
     from mmgcvit.checkpoint.commands import convert_file
 
     three = randomise(GCViT(TINY, out_indices=(1, 2, 3)))
@@ -330,5 +330,5 @@ def test_sharded_model_is_refused(files, monkeypatch):
             self.module = module
 
     model = FullyShardedDataParallel(GCViT(TINY))
-    with pytest.raises(CheckpointError, match=r"sharded already .FullyShardedDataParallel.: load the weights before"):
+    with pytest.raises(CheckpointError, match=r"already sharded .FullyShardedDataParallel.: load the weights before"):
         load_pretrained(model, files["nvidia"])

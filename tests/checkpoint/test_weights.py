@@ -1,4 +1,4 @@
-"""Published weights by name, fetched from an unreliable server."""
+"""Fetching published weights by name from an unreliable server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILE = WEIGHTS[NAME].filename
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves ``content``; ``faults`` are used up one per request."""
+    """Serves ``content``; each request consumes one of ``faults``."""
 
     def __init__(self, content: bytes) -> None:
         self.content, self.faults, self.ranges, self.tags = content, [], True, True
@@ -123,7 +123,7 @@ def test_table():
         assert row.name == name
         assert row.arch in ARCHS
         assert row.window_size == ARCHS[row.arch]["window_size"]
-        # the training size: the smallest map is one window
+        # at the training size the smallest map is a single window
         assert row.input_size == 32 * row.window_size[3]
         assert row.licence == "CC BY-NC-SA 4.0"
         assert row.url.startswith("https://")
@@ -159,7 +159,7 @@ def test_interrupted_download_resumes(server, faults: list):
     server.faults = list(faults)
     assert fetch(NAME).read_bytes() == server.content
     breaks = faults.count("break")
-    assert len({r for r in server.requests if r}) == breaks  # each starts later than the one before
+    assert len({r for r in server.requests if r}) == breaks  # each request starts at a later offset than the one before
 
 
 def test_server_without_ranges(server):
@@ -200,7 +200,7 @@ def test_stalled_server(server, monkeypatch):
 @pytest.mark.parametrize("code", [404, 401, 403])
 def test_not_there(server, code: int):
     server.faults = [code]
-    with pytest.raises(CheckpointError, match=rf"{FILE}: the server answers {code} .*MMGCVIT_MIRROR"):
+    with pytest.raises(CheckpointError, match=rf"{FILE}: the server responds with {code} .*MMGCVIT_MIRROR"):
         fetch(NAME)
     assert rest_of_cache() == set()
     assert len(server.requests) == 1
@@ -214,7 +214,7 @@ def test_a_web_page(server):
 
 
 def test_file_differs_from_published(server):
-    with pytest.raises(CheckpointError, match=r"another file than expected: its SHA-256 is .*, not ac783954"):
+    with pytest.raises(CheckpointError, match=r"not the expected file: its SHA-256 is .*, not ac783954"):
         fetch("timm://gcvit_tiny.in1k")
     assert rest_of_cache() == set()
 
@@ -223,7 +223,7 @@ def test_file_differs_from_recorded(server, files):
     path = fetch(NAME)
     path.unlink()
     server.content = files["mmgcvit"].read_bytes()
-    with pytest.raises(CheckpointError, match="another file than expected"):
+    with pytest.raises(CheckpointError, match="not the expected file"):
         fetch(NAME)
     assert rest_of_cache() == {FILE + ".sha256"}
 
@@ -253,7 +253,7 @@ def test_concurrent_calls_download_once(server):
 def test_folder_as_mirror(files, monkeypatch, tmp_path: Path, scheme: str):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("MMGCVIT_MIRROR", f"{scheme}{tmp_path}")
-    with pytest.raises(CheckpointError, match=rf"MMGCVIT_MIRROR: .*{FILE}: there is no such file"):
+    with pytest.raises(CheckpointError, match=rf"MMGCVIT_MIRROR: .*{FILE}: no such file"):
         fetch(NAME)
     (tmp_path / FILE).write_bytes(files["nvidia"].read_bytes())
     assert fetch(NAME).read_bytes() == files["nvidia"].read_bytes()

@@ -28,7 +28,7 @@ def test_load_state_dict_into_a_classifier(authors_dict, files, classifier):
 
 @pytest.mark.parametrize("layout", ["nvidia", "nvidia-detection", "mmgcvit"])
 def test_load_checkpoint_of_mmengine(files, classifier, logged, layout: str):
-    """What ``load_from`` in a config does: strict=False."""
+    """Like ``load_from`` in a config, with strict=False."""
     model = Detector()
     accept_bare_network(model)
     load_checkpoint(model, str(files[layout]), map_location="cpu", logger="current")
@@ -39,7 +39,7 @@ def test_load_checkpoint_of_mmengine(files, classifier, logged, layout: str):
 
 @pytest.mark.parametrize("accepts", [True, False])
 def test_strict_false_hides_nothing(classifier, tmp_path, accepts: bool):
-    """Weights of another network, or under a name that the model does not have, used to be skipped silently."""
+    """Weights of another network or with an unknown prefix must raise an error, not be skipped silently."""
     model = Detector()
     if accepts:
         accept_bare_network(model)
@@ -49,16 +49,18 @@ def test_strict_false_hides_nothing(classifier, tmp_path, accepts: bool):
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet.pth")
     torch.save({f"encoder.{k}": v for k, v in model.neck.state_dict().items()}, tmp_path / "neck.pth")
     for name in ("resnet.pth", "neck.pth"):
-        with pytest.raises(CheckpointError, match="the state dict has nothing for the GCViT at 'backbone'"):
+        with pytest.raises(CheckpointError, match="the state dict has no tensors for the GCViT at 'backbone'"):
             load_checkpoint(model, str(tmp_path / name), logger="current")
     state = {f"backbone.{k}": v for k, v in model.backbone.state_dict().items() if "mlp" not in k}
     state |= {"neck.weight": torch.ones(2, 2)}
-    with pytest.raises(CheckpointError, match=r"only 154 of the backbone's 186 tensors .* 95% are needed; missing: st"):
+    with pytest.raises(
+        CheckpointError, match=r"only 154 of the backbone's 186 tensors .* 95% are required; missing: st"
+    ):
         model.load_state_dict(state, strict=False)
     check()
 
 
-def test_a_bare_network_in_a_whole_model(files, authors_dict):
+def test_bare_network_in_whole_model(files, authors_dict):
     """The backbone sees only its part of the state dict; the error names the alternatives."""
     model = Detector()
     check = unchanged(model.backbone)
@@ -138,7 +140,7 @@ def test_init_cfg_inside_detectors_and_segmentors(package: str, config: str | No
     model = MODELS.build(cfg)
     model.init_weights()
     assert_loaded(model.backbone, classifier)
-    # and without init_cfg, through the whole model's own loading
+    # and without init_cfg, through load_state_dict of the whole model
     accept_bare_network(model)
     model.backbone.stem.conv.weight.data.zero_()
     load_checkpoint(model, str(files["nvidia"]), logger="current")
@@ -146,7 +148,7 @@ def test_init_cfg_inside_detectors_and_segmentors(package: str, config: str | No
 
 
 def test_load_from_reports_skipped_heads(logged, tmp_path):
-    """A fine-tuned detector with another number of classes, by mmengine's own loading."""
+    """For a fine-tuned detector with another number of classes, with mmengine's own loading."""
     pytest.importorskip("mmcv._ext")
     pytest.importorskip("mmdet")
     from conftest import ROOT
@@ -174,9 +176,9 @@ def test_heads_of_wrapped_and_of_other_classifiers(authors_dict, files, classifi
     assert torch.equal(model.head.weight, classifier.head.weight)
     model.head = nn.Linear(7, 5)
     report = load_pretrained(model, files["nvidia"])
-    assert report.notes == ["head: 5 classes of 128 channels in the file, 5 of 7 in the model: left out"]
+    assert report.notes == ["head: 5 classes of 128 channels in the file, 5 of 7 in the model: skipped"]
     other = GCViTClassifier(dict(arch=TINY), num_classes=4)
     before = other.head.weight.clone()
     other.load_state_dict(authors_dict)
     assert torch.equal(other.head.weight, before)
-    assert "GCViT: head of 5 classes in the state dict, 4 in the model: left out" in logged
+    assert "GCViT: head of 5 classes in the state dict, 4 in the model: skipped" in logged

@@ -1,4 +1,4 @@
-"""A small run of a classifier: coloured squares, a tiny arch, mmengine's Runner."""
+"""A small training run of a classifier: coloured squares, a tiny arch, mmengine's Runner."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLOURS = dict(blue=(20, 30, 200), green=(30, 200, 20), red=(220, 30, 20))
 
 
 def make_tree(root: Path, train: int = 8, val: int = 3) -> Path:
-    """Images of three colours, with noise."""
+    """Create noisy images in three colours."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         for name, colour in COLOURS.items():
@@ -26,7 +26,7 @@ def make_tree(root: Path, train: int = 8, val: int = 3) -> Path:
 
 
 def config(tree: Path, work_dir: Path, epochs: int = 2, batch_size: int = 4, workers: int = 2, **more) -> Config:
-    """24 images in 6 batches an epoch; transforms, mixing, erasing and drop path are random."""
+    """Config with 24 images in 6 batches per epoch; transforms, mixing, erasing and drop path are random."""
 
     def loader(split: str, training: bool) -> dict:
         transform = dict(type="mmgcvit.TimmTransform", is_training=training, input_size=32)

@@ -31,14 +31,14 @@ def test_modes():
     assert torch.allclose(model(images, soft, mode="loss")["loss"], wanted)
 
 
-def test_every_parameter_learns():
+def test_every_parameter_gets_a_gradient():
     model = randomise(GCViTClassifier(dict(arch=TINY), num_classes=5, drop_rate=0.5))
     model(torch.randn(2, 3, 64, 64), torch.tensor([1, 2]), mode="loss")["loss"].backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_in_mmpretrains_classifier(classifier, files):
-    """The backbone under mmpretrain's neck and head: its loss, and with the same weights the same answers."""
+def test_backbone_in_mmpretrain_classifier(classifier, files):
+    """The backbone with mmpretrain's neck and head: computes a loss, and equal outputs with the same weights."""
     pytest.importorskip("mmpretrain")
     from mmpretrain.models import build_classifier
     from mmpretrain.structures import DataSample
@@ -69,7 +69,7 @@ def test_bad_arguments():
         GCViTClassifier(dict(arch=TINY), num_classes=0)
     with pytest.raises(ValueError, match="drop_rate=1; allowed"):
         GCViTClassifier(dict(arch=TINY), drop_rate=1)
-    with pytest.raises(ValueError, match=r"out_indices=\(0, 2\); allowed for a classifier: what ends with 3"):
+    with pytest.raises(ValueError, match=r"out_indices=\(0, 2\); allowed for a classifier: a tuple that ends with 3"):
         GCViTClassifier(dict(arch=TINY, out_indices=(0, 2)))
     model = GCViTClassifier(dict(arch=TINY), num_classes=5)
     with pytest.raises(ValueError, match="targets=None; allowed in mode 'loss'"):

@@ -1,4 +1,4 @@
-"""Accuracy: every sample counts once, and the table says what was predicted."""
+"""Top-k accuracy: every sample counts once, and predictions are written to a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmgcvit import TopKAccuracy
 
 
 class Images:
-    """As many samples as targets, with names."""
+    """Fake data set with a name for each sample."""
 
     def __init__(self, names: list[str], classes: tuple[str, ...]) -> None:
         self.names, self.metainfo = names, dict(classes=classes)
@@ -39,8 +39,8 @@ def example(count: int, classes: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("size", [1, 3, 4])
 @pytest.mark.parametrize("count", [3, 10, 11])
-def test_no_sample_is_lost_or_doubled(world: int, size: int, count: int):
-    """What mmengine's sampler gives to each process, in batches; the results are put together as mmengine does."""
+def test_every_sample_counts_once(world: int, size: int, count: int):
+    """Distributes samples like mmengine's sampler, in batches, and merges the results like mmengine."""
     scores, labels = example(count)
     metric = METRICS.build(dict(type="mmgcvit.TopKAccuracy", topk=(1, 3)))
     metric.dataset = Images([str(i) for i in range(count)], tuple("abcdefg"))
@@ -60,7 +60,7 @@ def test_no_sample_is_lost_or_doubled(world: int, size: int, count: int):
     assert found["top3"] == pytest.approx(100 * (order[:, :3] == labels[:, None]).any(1).float().mean().item())
 
 
-def test_missing_samples_are_no_figure():
+def test_missing_samples_raise_an_error():
     scores, labels = example(4)
     metric = TopKAccuracy()
     metric.dataset = Images(list("abcde"), tuple("abcdefg"))
@@ -86,13 +86,13 @@ def test_table(tmp_path: Path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["table.csv"]
 
 
-def test_reassessed_labels():
+def test_real_labels():
     names = [f"val/n{i % 1000:08d}/ILSVRC2012_val_{i + 1:08d}.JPEG" for i in range(50000)]
     real = RealLabelsImagenet(names).real_labels
     metric = TopKAccuracy(topk=(1, 5), real_labels="timm")
     metric.dataset = Images(names, tuple(map(str, range(1000))))
     rows = []
-    for index in range(50000):  # right where there are labels and the index is even
+    for index in range(50000):  # correct for even indices with labels
         given = real[f"ILSVRC2012_val_{index + 1:08d}.JPEG"]
         guess = given[-1] if given and index % 2 == 0 else next(c for c in range(1000) if c not in given)
         others = [c for c in range(1000) if c != guess and c not in given][:4]
@@ -100,7 +100,7 @@ def test_reassessed_labels():
     labelled = [index for index in range(50000) if real[f"ILSVRC2012_val_{index + 1:08d}.JPEG"]]
     share = 100 * sum(index % 2 == 0 for index in labelled) / len(labelled)
     found = metric.compute_metrics(rows)
-    assert len(labelled) == 46837  # images with labels, of the ReaL paper
+    assert len(labelled) == 46837  # number of images with labels, from the ReaL paper
     assert found["real_top1"] == pytest.approx(share)
     assert found["real_top5"] == pytest.approx(share)
     metric.dataset = Images(["a", "b"], ())

@@ -1,4 +1,4 @@
-"""From bytes to the network's input."""
+"""Preprocessing of uint8 batches to the network's input."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def batch(size: int = 4) -> dict:
     return dict(inputs=inputs, targets=torch.arange(size) % 3, sample_idx=torch.arange(size))
 
 
-def test_normalises_as_timm_does():
+def test_normalises_like_timm():
     image = Image.fromarray(batch()["inputs"][0].permute(1, 2, 0).numpy())
     timm = create_transform(input_size=(40, 36), crop_pct=1.0, crop_mode="squash")(image)
     ours = ClassificationPreprocessor()(batch())["inputs"][0]
     assert torch.allclose(ours, timm, atol=1e-6)
-    assert torch.equal(ClassificationPreprocessor()(dict(inputs=timm[None]))["inputs"][0], timm)  # normalised already
+    assert torch.equal(ClassificationPreprocessor()(dict(inputs=timm[None]))["inputs"][0], timm)  # already normalised
 
 
-def test_erases_and_mixes_in_training_only():
+def test_erasing_and_mixing_only_in_training():
     processor = ClassificationPreprocessor(num_classes=3, erasing=dict(probability=1.0, mode="pixel"), mixup=MIX)
     plain = ClassificationPreprocessor()(batch())
     calm = processor(batch(), training=False)
@@ -48,9 +48,9 @@ def test_erases_and_mixes_in_training_only():
     assert torch.equal(erased["targets"], plain["targets"])
 
 
-@pytest.mark.parametrize("seed", range(6))  # some mix, some cut
-def test_mixes_normalises_and_erases_in_timms_order(seed: int):
-    """timm's own collating and prefetcher, on the same draws; they round the mixture to bytes."""
+@pytest.mark.parametrize("seed", range(6))  # covers mixup and cutmix
+def test_mixing_normalising_and_erasing_equal_timm(seed: int):
+    """Compares with timm's collate function and prefetcher on the same random numbers; they round mixtures to bytes."""
     data = batch()
     collate = FastCollateMixup(**MIX, num_classes=3)
     pairs = [(image.numpy(), int(target)) for image, target in zip(data["inputs"], data["targets"], strict=True)]
@@ -64,13 +64,13 @@ def test_mixes_normalises_and_erases_in_timms_order(seed: int):
     random.seed(seed)
     found = processor(data, training=True)
     assert torch.allclose(found["targets"], targets)
-    assert torch.equal(found["inputs"] == 0, wanted == 0)  # one rectangle of each image, and no other's
+    assert torch.equal(found["inputs"] == 0, wanted == 0)  # the same erased rectangle in each image
     assert (wanted == 0).any()
     half = (0.51 / 255 / torch.tensor([0.229, 0.224, 0.225])).view(1, 3, 1, 1)
     assert ((found["inputs"] - wanted).abs() <= half).all()
 
 
-def test_an_odd_batch_cannot_be_mixed():
+def test_mixing_rejects_odd_batches():
     processor = ClassificationPreprocessor(num_classes=3, mixup=MIX)
     with pytest.raises(ValueError, match=r"a batch of 3 images; allowed with mixup.*drop_last=True"):
         processor(batch(3), training=True)

@@ -1,4 +1,4 @@
-"""Every planted error of a COCO file is found, with the file, the image's id and the annotation's id."""
+"""Validation of COCO files: each error is reported with the file, the image id and the annotation id."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def dataset(folder: Path, classes: tuple[str, ...] | None = ("dog", "cat"), with
     )
 
 
-def test_what_is_right_has_no_problems(tmp_path: Path):
+def test_valid_annotations(tmp_path: Path):
     found = read_coco(write(tmp_path, content()), with_mask=True)
     assert found.problems == []
-    assert found.categories == ("dog", "cat")  # in the file's order, as mmdet numbers them
+    assert found.categories == ("dog", "cat")  # in the order of the file, as in mmdet
     assert [image.boxes for image in found.images] == [
         [(10.0, 10.0, 20.0, 20.0)],
         [(0.0, 0.0, 48.0, 64.0), (5.5, 5.0, 25.5, 25.0)],
@@ -71,8 +71,8 @@ def test_what_is_right_has_no_problems(tmp_path: Path):
     check_before_run(dict(dataset=dataset(tmp_path)))
 
 
-def test_what_is_used_is_what_mmdet_uses(tmp_path: Path):
-    """The same objects as mmdet's CocoDataset keeps, of a file with much that it leaves out."""
+def test_uses_the_same_objects_as_mmdet(tmp_path: Path):
+    """Keeps the same objects as mmdet's CocoDataset, for a file with many objects that it drops."""
     datasets = pytest.importorskip("mmdet.datasets")
     coco = content()
     base = coco["annotations"][0]
@@ -108,12 +108,12 @@ def test_what_is_used_is_what_mmdet_uses(tmp_path: Path):
     (dict(bbox=[1, 2, float("nan"), 3]), "bbox=[1, 2, nan, 3]"),
     (dict(bbox=[1, 2, "3", 3]), "bbox=[1, 2, '3', 3]"),
     (dict(area=None), "area=None; allowed: a number"),
-    (dict(id=2), "image id 8, annotation id 2: two annotations of this id"),
-    (dict(segmentation=[]), "no segmentation; for boxes alone take a detector without masks"),
-    (dict(segmentation=[[1, 2, "x", 4, 5, 6]]), "a polygon holds something else than numbers"),
+    (dict(id=2), "image id 8, annotation id 2: two annotations with this id"),
+    (dict(segmentation=[]), "no segmentation; use a detector without masks if there are only boxes"),
+    (dict(segmentation=[[1, 2, "x", 4, 5, 6]]), "a polygon contains something other than numbers"),
     (dict(segmentation="none"), "segmentation; allowed: a list of polygons, or run lengths"),
 ])  # fmt: skip
-def test_an_annotation_that_breaks_a_run_is_named(tmp_path: Path, change: dict, says: str):
+def test_errors_name_the_annotation(tmp_path: Path, change: dict, says: str):
     coco = content()
     coco["annotations"][0].update(change)
     path = write(tmp_path, coco)
@@ -125,14 +125,14 @@ def test_an_annotation_that_breaks_a_run_is_named(tmp_path: Path, change: dict, 
 
 @pytest.mark.parametrize(("part", "change", "says"), [
     ("images", dict(file_name=""), "image id 7: no file_name"),
-    ("images", dict(id=8), "image id 8: two images of this id"),
+    ("images", dict(id=8), "image id 8: two images with this id"),
     ("images", dict(width=0), "image id 7: width=0, height=48; allowed: more than 0"),
     ("images", dict(height="48"), "image id 7: width=64, height='48'; allowed"),
-    ("categories", dict(name="cat"), "category 'cat': 2 categories of this name"),
-    ("categories", dict(id=2), "category id 2: there twice"),
+    ("categories", dict(name="cat"), "category 'cat': 2 categories with this name"),
+    ("categories", dict(id=2), "category id 2: occurs twice"),
     ("categories", dict(id="two"), "categories[0]: {'id': 'two', 'name': 'dog'}; allowed"),
 ])  # fmt: skip
-def test_images_and_categories_that_break_a_run(tmp_path: Path, part: str, change: dict, says: str):
+def test_invalid_images_and_categories(tmp_path: Path, part: str, change: dict, says: str):
     coco = content()
     coco[part][0].update(change)
     write(tmp_path, coco)
@@ -141,7 +141,7 @@ def test_images_and_categories_that_break_a_run(tmp_path: Path, part: str, chang
     assert says in str(error.value)
 
 
-def test_masks_are_looked_at_only_where_they_are_learnt(tmp_path: Path):
+def test_masks_are_checked_only_if_trained(tmp_path: Path):
     coco = content()
     for annotation in coco["annotations"]:
         del annotation["segmentation"]
@@ -152,7 +152,7 @@ def test_masks_are_looked_at_only_where_they_are_learnt(tmp_path: Path):
     assert str(error.value).count("no segmentation") == 3
 
 
-def test_polygons_of_two_points_are_left_out(tmp_path: Path):
+def test_polygons_with_two_points_are_skipped(tmp_path: Path):
     coco = content()
     coco["annotations"][0]["segmentation"] = [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]]
     found = read_coco(write(tmp_path, coco), with_mask=True)
@@ -168,13 +168,13 @@ def test_many_problems_are_counted(tmp_path: Path):
     with pytest.raises(AnnotationError) as error:
         check_before_run(dict(dataset=dataset(tmp_path)))
     assert str(error.value).count("bbox=None") == 5
-    assert str(error.value).endswith("... and 8 more")  # the data set's being empty is the 13th
+    assert str(error.value).endswith("... and 8 more")  # the 13th problem is that the data set is empty
 
 
 @pytest.mark.parametrize(("text", "says"), [
-    ("{", "is no JSON"), ("[]", "no list 'images'"), ('{"images": [], "annotations": 3, "categories": []}',
+    ("{", "is not JSON"), ("[]", "no list 'images'"), ('{"images": [], "annotations": 3, "categories": []}',
                                                        "no list 'annotations'")])  # fmt: skip
-def test_files_that_are_none(tmp_path: Path, text: str, says: str):
+def test_invalid_files(tmp_path: Path, text: str, says: str):
     write(tmp_path, content()).write_text(text)
     with pytest.raises(AnnotationError) as error:
         check_before_run(dict(dataset=dataset(tmp_path)))
@@ -182,12 +182,12 @@ def test_files_that_are_none(tmp_path: Path, text: str, says: str):
     assert says in str(error.value)
 
 
-def test_no_file(tmp_path: Path):
-    with pytest.raises(AnnotationError, match=r"coco.json': there is no such file"):
+def test_missing_file(tmp_path: Path):
+    with pytest.raises(AnnotationError, match=r"coco.json': no such file"):
         check_before_run(dict(dataset=dataset(tmp_path)))
 
 
-def test_nothing_to_learn(tmp_path: Path):
+def test_no_usable_objects(tmp_path: Path):
     coco = content()
     coco["annotations"] = [annotation | dict(area=0) for annotation in coco["annotations"]]
     write(tmp_path, coco)
@@ -196,13 +196,13 @@ def test_nothing_to_learn(tmp_path: Path):
     check_before_run(dict(dataset=dataset(tmp_path, test_mode=True)))
 
 
-def test_one_class_without_its_comma(tmp_path: Path):
+def test_class_tuple_without_comma(tmp_path: Path):
     write(tmp_path, content())
     with pytest.raises(AnnotationError, match=r"metainfo.classes='cat'; allowed: a tuple of names, such as \('cat'"):
         check_before_run(dict(dataset=dataset(tmp_path) | dict(metainfo=dict(classes="cat"))))
 
 
-def test_classes_of_a_file(tmp_path: Path):
+def test_classes_from_file(tmp_path: Path):
     write(tmp_path, content())
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
     check_before_run(dict(dataset=dataset(tmp_path) | dict(metainfo=dict(classes=str(tmp_path / "classes.txt")))))
@@ -211,19 +211,19 @@ def test_classes_of_a_file(tmp_path: Path):
         check_before_run(dict(dataset=dataset(tmp_path) | dict(metainfo=dict(classes=str(tmp_path / "classes.txt")))))
 
 
-def test_classes_that_nobody_set(tmp_path: Path):
-    """mmdet takes COCO's 80 then."""
+def test_classes_not_set(tmp_path: Path):
+    """mmdet then uses COCO's 80 classes."""
     pytest.importorskip("mmdet")
     coco = content()
     write(tmp_path, coco)
-    check_before_run(dict(dataset=dataset(tmp_path, None)))  # they are among the 80
+    check_before_run(dict(dataset=dataset(tmp_path, None)))  # the categories are among these 80
     coco["categories"] = [dict(id=5, name="fig"), dict(id=2, name="date")]
     write(tmp_path, coco)
     with pytest.raises(AnnotationError, match=r"has 'fig', 'date', none of which is a class of CocoDataset; set"):
         check_before_run(dict(dataset=dataset(tmp_path, None)))
 
 
-def test_images_alone_can_be_tested(tmp_path: Path):
+def test_test_set_without_annotations(tmp_path: Path):
     coco = content()
     del coco["annotations"]
     write(tmp_path, coco)
@@ -232,14 +232,14 @@ def test_images_alone_can_be_tested(tmp_path: Path):
         check_before_run(dict(dataset=dataset(tmp_path)))
 
 
-def test_images_that_mmdet_finds_too_small(tmp_path: Path):
+def test_min_size_filter(tmp_path: Path):
     write(tmp_path, content())
     check_before_run(dict(dataset=dataset(tmp_path, filter_cfg=dict(filter_empty_gt=True, min_size=48))))
     with pytest.raises(AnnotationError, match=r"can be used \(filter_cfg.min_size=49\): training would hang"):
         check_before_run(dict(dataset=dataset(tmp_path, filter_cfg=dict(filter_empty_gt=True, min_size=49))))
 
 
-def test_lvis_is_looked_at_and_remote_files_are_not(tmp_path: Path):
+def test_lvis_is_checked_and_remote_files_are_not(tmp_path: Path):
     coco = content()
     for image in coco["images"]:
         image["coco_url"] = f"http://images.example.org/train2017/{image.pop('file_name')}"
@@ -255,7 +255,7 @@ def test_lvis_is_looked_at_and_remote_files_are_not(tmp_path: Path):
     check_before_run(dict(dataset=lvis | dict(data_root="s3://bucket", backend_args=dict(backend="petrel"))))
 
 
-def test_wrappers_are_looked_into(tmp_path: Path):
+def test_data_sets_inside_wrappers_are_checked(tmp_path: Path):
     coco = content()
     coco["annotations"][0]["bbox"] = None
     write(tmp_path, coco)

@@ -1,4 +1,4 @@
-"""tools/check_data.py: every planted error is in the report, and the exit status follows."""
+"""tools/check_data.py: each error is in the report and sets the exit status."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def test_good_data(tmp_path: Path, capsys):
     assert capsys.readouterr().out.strip().endswith("nothing that would break training")
 
 
-def test_a_missing_image(tmp_path: Path):
+def test_missing_image(tmp_path: Path):
     write(tmp_path, content())
     (tmp_path / "images/a.jpg").unlink()
     report = check_data(config(tmp_path), progress=False)[0]
-    assert [str(problem) for problem in report.problems] == [f"{tmp_path}/images/a.jpg: there is no such file"]
+    assert [str(problem) for problem in report.problems] == [f"{tmp_path}/images/a.jpg: no such file"]
     assert report.broken
 
 
@@ -71,15 +71,15 @@ def test_images_that_cannot_be_decoded(tmp_path: Path, content_: str | bytes):
     assert kinds(config(tmp_path)) == ["image"]
 
 
-def test_a_size_that_is_not_the_annotations(tmp_path: Path):
+def test_image_size_differs_from_annotations(tmp_path: Path):
     write(tmp_path, content())
     Image.new("RGB", (48, 64)).save(tmp_path / "images/a.jpg")
     report = check_data(config(tmp_path), progress=False)[0]
-    assert str(report.problems[0]).endswith("is 48 x 64 (width x height), its annotations say 64 x 48")
+    assert str(report.problems[0]).endswith("is 48 x 64 (width x height), but 64 x 48 in the annotations")
 
 
-def test_a_image_is_as_its_exif_turns_it(tmp_path: Path):
-    """mmcv, by OpenCV, turns it before anything sees it."""
+def test_exif_orientation_is_applied(tmp_path: Path):
+    """mmcv rotates images when loading them with OpenCV."""
     import mmcv
 
     write(tmp_path, content())
@@ -90,7 +90,7 @@ def test_a_image_is_as_its_exif_turns_it(tmp_path: Path):
     assert kinds(config(tmp_path)) == []
 
 
-def test_annotations_left_out_are_warnings(tmp_path: Path, capsys):
+def test_skipped_annotations_are_warnings(tmp_path: Path, capsys):
     coco = content()
     coco["annotations"][1].update(category_id=99)
     coco["annotations"][2].update(area=0)
@@ -101,17 +101,17 @@ def test_annotations_left_out_are_warnings(tmp_path: Path, capsys):
     assert (reports[0].empty, reports[0].kept) == (1, 1)
     print_reports(reports)
     printed = capsys.readouterr().out
-    assert "warning: train: category: 1, left out" in printed
+    assert "warning: train: category: 1, skipped" in printed
     assert "no object of class 'dog'" in printed
 
 
-def test_classes_of_another_order(tmp_path: Path):
+def test_classes_in_another_order(tmp_path: Path):
     write(tmp_path, content())
     assert kinds(config(tmp_path, classes=("cat", "dog"))) == ["classes"]
 
 
 def test_voc(tmp_path: Path):
-    """A data set of another format, through mmdet's own class."""
+    """A data set in another format, read by mmdet's own class."""
     for name in ("ImageSets/Main", "Annotations", "JPEGImages"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "ImageSets/Main/trainval.txt").write_text("one\n")
@@ -153,8 +153,8 @@ def test_voc(tmp_path: Path):
     assert f"{tmp_path}/Annotations/one.xml: object 0 has no name or no bndbox" in report.problems[0].what
 
 
-def test_a_classifiers_folders(tmp_path: Path, capsys):
-    tree = make_tree(tmp_path / "colours", train=70, val=2)  # more than are opened at a time
+def test_classification_folders(tmp_path: Path, capsys):
+    tree = make_tree(tmp_path / "colours", train=70, val=2)  # more images than are opened at a time
     cfg = classification(tree, tmp_path / "run")
     reports = check_data(cfg, progress=False)
     assert [(report.name, report.images, report.kept, report.problems) for report in reports] == [
@@ -183,11 +183,11 @@ def test_a_classifiers_folders(tmp_path: Path, capsys):
     shutil.rmtree(tree / "val")
     _, val = check_data(cfg, progress=False)
     assert [str(problem) for problem in val.problems] == [
-        f"{tree}/val: {tree}/val: there is no such folder; expected: {tree}/val/CLASS/NAME.jpg"
+        f"{tree}/val: {tree}/val: no such folder; expected: {tree}/val/CLASS/NAME.jpg"
     ]
 
 
-def test_classes_that_are_given(tmp_path: Path):
+def test_given_classes(tmp_path: Path):
     tree = make_tree(tmp_path / "colours", train=1, val=1)
     shutil.rmtree(tree / "val" / "green")
     with tarfile.open(tree / "val.tar", "w") as tar:
@@ -200,7 +200,7 @@ def test_classes_that_are_given(tmp_path: Path):
     assert [problem.what for problem in report.problems] == ["no image of class 'green'"]
 
 
-def test_the_command(tmp_path: Path):
+def test_command(tmp_path: Path):
     coco = content()
     coco["annotations"][0]["bbox"] = [1, 2]
     path = write(tmp_path / "data", coco)

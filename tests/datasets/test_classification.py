@@ -1,4 +1,4 @@
-"""Classification data: every reader gives the same samples, and what is wrong with a tree is said."""
+"""Classification data: all readers give the same samples, and problems of a data set are reported."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write(path: Path, value: int) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Classes 2, 10 and 1 with two images each, whose grey is ten times the class."""
+    """Classes 2, 10 and 1 with two images each, with grey values of ten times the class."""
     for name in ("2", "10", "1"):
         for index in range(2):
             write(tmp_path / "train" / name / f"{index}.png", 10 * int(name) + index)
@@ -43,7 +43,7 @@ def greys(dataset: ClassificationDataset) -> list[tuple[int, int]]:
     return [(int(item["inputs"].max()), item["targets"]) for item in (dataset[i] for i in range(len(dataset)))]
 
 
-EXPECTED = [(10, 0), (11, 0), (20, 1), (21, 1), (100, 2), (101, 2)]  # 10 behind 2: numbers by their value
+EXPECTED = [(10, 0), (11, 0), (20, 1), (21, 1), (100, 2), (101, 2)]  # natural order: 10 after 2
 
 
 def test_folders_in_numeric_order(tree: Path):
@@ -59,13 +59,13 @@ def test_folders_in_numeric_order(tree: Path):
     assert dataset.name(5) == "10/1.png"
 
 
-def test_numbers_are_labels_where_classes_are_a_count(tree: Path):
-    """As of ImageNet-V2: folder 10 is class 10, whatever folders there are."""
+def test_folder_numbers_are_labels_if_classes_is_a_number(tree: Path):
+    """As in ImageNet-V2: folder 10 is class 10, even if other folders are missing."""
     dataset = ClassificationDataset(str(tree), "train", pipeline=PIPELINE, classes=11, test_mode=True)
     assert [label for _, label in greys(dataset)] == [1, 1, 2, 2, 10, 10]
 
 
-def test_classes_in_an_order_of_ones_own(tree: Path):
+def test_custom_class_order(tree: Path):
     (tree / "names.txt").write_text("10\n1\n2\n3\n")
     for classes in (("10", "1", "2", "3"), str(tree / "names.txt")):
         dataset = ClassificationDataset(str(tree), "train", pipeline=PIPELINE, classes=classes, test_mode=True)
@@ -74,7 +74,7 @@ def test_classes_in_an_order_of_ones_own(tree: Path):
         assert dict(greys(dataset)) == {10: 1, 11: 1, 20: 2, 21: 2, 100: 0, 101: 0}
     with pytest.raises(ClassificationDataError, match=r"1 folders that are not among the 2 classes: 2"):
         ClassificationDataset(str(tree), "train", classes=("10", "1"))
-    with pytest.raises(ClassificationDataError, match=r"nowhere.txt': there is no such file"):
+    with pytest.raises(ClassificationDataError, match=r"nowhere.txt': no such file"):
         ClassificationDataset(str(tree), "train", classes="nowhere.txt")
 
 
@@ -88,7 +88,7 @@ def test_tar(tree: Path):
     assert [dataset.name(i) for i in (0, 5)] == ["1/0.png", "10/1.png"]
     dataset = ClassificationDataset(str(tree), "all", reader="tar", pipeline=PIPELINE, classes=("10", "2", "1"))
     assert sorted(greys(dataset)) == [(10, 2), (11, 2), (20, 1), (21, 1), (100, 0), (101, 0)]
-    with pytest.raises(ClassificationDataError, match="nothing: there is no such tar file"):
+    with pytest.raises(ClassificationDataError, match="nothing: no such tar file"):
         ClassificationDataset(str(tree), "nothing", reader="tar")
     with pytest.raises(ClassificationDataError, match=r"all.tar: 2 folders that are not among the 1 classes: 1, 10"):
         ClassificationDataset(str(tree), "all", reader="tar", classes=("2",))
@@ -96,8 +96,8 @@ def test_tar(tree: Path):
         ClassificationDataset(str(tree), "all", reader="tar", classes=("1", "2", "3", "10"))
 
 
-def test_folders_of_tars(tmp_path: Path):
-    """One for each class, in the order of their names whatever the file system's, images named by their tar too."""
+def test_folder_of_tar_files(tmp_path: Path):
+    """One tar file per class, sorted by name regardless of the file system; image names include the tar file."""
     for name in ("b10", "b9", "a"):
         shard(tmp_path / "train" / f"{name}.tar", {"1.png": png(len(name)), "./0.png": png(10 + len(name))})
     dataset = ClassificationDataset(str(tmp_path), "train", reader="tar", pipeline=PIPELINE)
@@ -111,7 +111,7 @@ def test_folders_of_tars(tmp_path: Path):
         "b10.tar/1.png",
     ]
     assert greys(dataset) == [(11, 0), (1, 0), (12, 1), (2, 1), (13, 2), (3, 2)]
-    # the same as tar files in a tar file
+    # the same with tar files nested in a tar file
     with tarfile.open(tmp_path / "all.tar", "w") as tar:
         for path in (tmp_path / "train").iterdir():
             tar.add(path, arcname=path.name)
@@ -126,21 +126,21 @@ def test_folders_of_tars(tmp_path: Path):
     ({"0.png": b""}, r"x.tar: images in no class folder, such as 0.png"),
     ({"./0.png": b"", "a/0.png": b""}, r"x.tar: images in no class folder, such as 0.png"),
     ({"a/.ipynb_checkpoints/0.png": b"", "a/0.png": b""}, r"hidden folders, such as a/.ipynb_checkpoints/0"),
-    ({"a/0.png": b"", "a/b/0.png": b""}, r"a/b/0.png lies in a folder inside the class folder a;"),
+    ({"a/0.png": b"", "a/b/0.png": b""}, r"a/b/0.png is in a folder inside the class folder a;"),
     ({"train/a/0.png": b"", "val/a/0.png": b""}, r"two folders of one class, train/a and val/a"),
 ])  # fmt: skip
-def test_what_is_wrong_with_a_tar(tmp_path: Path, members: dict[str, bytes], said: str):
+def test_invalid_tar_contents(tmp_path: Path, members: dict[str, bytes], said: str):
     shard(tmp_path / "x.tar", members)
     with pytest.raises(ClassificationDataError, match=said):
         ClassificationDataset(str(tmp_path), "x", reader="tar")
 
 
-def test_what_is_no_tar(tmp_path: Path):
+def test_invalid_tar_files(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ClassificationDataError, match=r"empty: no \*.tar in this folder"):
         ClassificationDataset(str(tmp_path), "empty", reader="tar")
     (tmp_path / "page.tar").write_text("<html>not found</html>")
-    with pytest.raises(ClassificationDataError, match=r"page.tar: no tar file, or cut off at its beginning"):
+    with pytest.raises(ClassificationDataError, match=r"page.tar: not a tar file, or truncated at its beginning"):
         ClassificationDataset(str(tmp_path), "page", reader="tar")
     shard(tmp_path / "cut.tar", {"a/0.png": bytes(5000), "b/0.png": png(1)})
     (tmp_path / "cut.tar").write_bytes((tmp_path / "cut.tar").read_bytes()[:3000])
@@ -172,12 +172,12 @@ def test_shards(tmp_path: Path):
     assert greys(dataset) == [(10, 0), (11, 0), (20, 1)]
     assert dataset.name(2).endswith("a-1.tar:0")
     assert len(ShardReader([str(tmp_path / "a-0.tar"), str(tmp_path / "a-1.tar")], 2)) == 3
-    # any order, as shuffling asks for
+    # any order, as needed for shuffling
     assert [int(dataset[i]["inputs"].max()) for i in (2, 0, 1, 2)] == [20, 10, 11, 20]
 
     with pytest.raises(ClassificationDataError, match=r"classes=None; allowed with reader='shards'"):
         ClassificationDataset(str(tmp_path), "a-*.tar", reader="shards")
-    with pytest.raises(ClassificationDataError, match="there are no such files"):
+    with pytest.raises(ClassificationDataError, match="no files match"):
         ClassificationDataset(str(tmp_path), "b-*.tar", reader="shards", classes=2)
     shard(tmp_path / "c.tar", {"0.png": png(20), "1.png": png(20), "1.cls": b"1"})
     with pytest.raises(ClassificationDataError, match=r"c.tar: 1 images without a .cls, the first 0"):
@@ -194,20 +194,20 @@ def test_shards(tmp_path: Path):
         ):
             ClassificationDataset(str(tmp_path), "e.tar", reader="shards", classes=2)
     shard(tmp_path / "f.tar", {"0.png": png(20), "0.jpg": png(20), "0.cls": b"1"})
-    with pytest.raises(ClassificationDataError, match=r"f.tar: two images of the key 0"):
+    with pytest.raises(ClassificationDataError, match=r"f.tar: two images with the key 0"):
         ClassificationDataset(str(tmp_path), "f.tar", reader="shards", classes=2)
     (tmp_path / "g.tar").write_bytes((tmp_path / "a-0.tar").read_bytes()[:700])
-    with pytest.raises(ClassificationDataError, match=r"g.tar: no tar file, or cut off"):
+    with pytest.raises(ClassificationDataError, match=r"g.tar: not a tar file, or truncated"):
         ClassificationDataset(str(tmp_path), "g.tar", reader="shards", classes=2)
 
 
 def test_hugging_face(tree: Path):
-    pytest.importorskip("datasets.load")  # tests/datasets is no package
+    pytest.importorskip("datasets.load")  # `datasets` alone could be tests/datasets
     dataset = ClassificationDataset(str(tree), "train", reader="hfds", pipeline=PIPELINE)
     assert sorted(value for value, _ in greys(dataset)) == [10, 11, 20, 21, 100, 101]
     names = dataset.metainfo["classes"]
     assert all(names[label] == str(value // 10) for value, label in greys(dataset))
-    # names map its own, whatever their order
+    # names are matched with its own, in any order
     names = ("2", "1", "3", "10")
     dataset = ClassificationDataset(str(tree), "train", reader="hfds", pipeline=PIPELINE, classes=names)
     assert sorted(greys(dataset)) == [(10, 1), (11, 1), (20, 0), (21, 0), (100, 3), (101, 3)]
@@ -216,7 +216,7 @@ def test_hugging_face(tree: Path):
 
 
 def parquet(folder: Path, labels: list, names: list[str] | None = None) -> str:
-    """A Hugging Face data set of small images with these labels, as a folder."""
+    """Create a folder with a Hugging Face data set of small images with these labels."""
     datasets = pytest.importorskip("datasets.load") and __import__("sys").modules["datasets"]
     kind = datasets.Value("string" if isinstance(labels[0], str) else "int64")
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names) if names else kind)
@@ -226,7 +226,7 @@ def parquet(folder: Path, labels: list, names: list[str] | None = None) -> str:
     return str(folder)
 
 
-def test_hugging_faces_labels(tmp_path: Path):
+def test_hugging_face_labels(tmp_path: Path):
     def labels(root: str, classes: object) -> list[int]:
         dataset = ClassificationDataset(root, "train", reader="hfds", pipeline=PIPELINE, classes=classes)
         assert dataset.name(1) == "1"  # an image without a path
@@ -249,11 +249,11 @@ def test_hugging_faces_labels(tmp_path: Path):
         labels(words, 2)
 
 
-def test_what_is_wrong_with_a_tree(tree: Path):
-    with pytest.raises(ClassificationDataError, match=r"val: there is no such folder; expected: .*val/CLASS/NAME.jpg"):
+def test_invalid_folder_trees(tree: Path):
+    with pytest.raises(ClassificationDataError, match=r"val: no such folder; expected: .*val/CLASS/NAME.jpg"):
         ClassificationDataset(str(tree), "val")
     (tree / "val").mkdir()
-    with pytest.raises(ClassificationDataError, match="val: no image in folders of classes"):
+    with pytest.raises(ClassificationDataError, match="val: no image in class folders"):
         ClassificationDataset(str(tree), "val")
     (tree / "train" / "7").mkdir()
     with pytest.raises(ClassificationDataError, match="1 class folders without an image: 7; fill or remove them"):
@@ -269,7 +269,7 @@ def test_what_is_wrong_with_a_tree(tree: Path):
     ):
         write(tree / "train" / lost, 3)
         for classes in (None, ("1", "2", "10")):
-            with pytest.raises(ClassificationDataError, match=rf"1 images that lie in {where}, such as {lost};"):
+            with pytest.raises(ClassificationDataError, match=rf"1 images that are in {where}, such as {lost};"):
                 ClassificationDataset(str(tree), "train", classes=classes)
         (tree / "train" / lost).unlink()
         if (tree / "train" / lost).parent.name not in ("train", "1"):
@@ -287,7 +287,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-900])
 
 
-def test_a_truncated_image_stops_or_is_counted(tree: Path):
+def test_truncated_image_stops_or_is_counted(tree: Path):
     truncate(tree / "train" / "2" / "0.jpg")
     dataset = ClassificationDataset(str(tree), "train", pipeline=PIPELINE)
     index = [dataset.name(i) for i in range(len(dataset))].index("2/0.jpg")
@@ -297,20 +297,20 @@ def test_a_truncated_image_stops_or_is_counted(tree: Path):
     dataset = ClassificationDataset(str(tree), "train", pipeline=skipping)
     assert all(dataset[index]["sample_idx"] != index for _ in range(3))
     assert dataset.pipeline.transforms[0].skipped >= 3
-    with pytest.raises(ClassificationDataError, match=r"2/0.jpg: the pipeline leaves this sample out"):
+    with pytest.raises(ClassificationDataError, match=r"2/0.jpg: the pipeline skips this sample"):
         ClassificationDataset(str(tree), "train", pipeline=skipping, test_mode=True)[index]
 
 
-def test_only_bad_images(tmp_path: Path):
+def test_only_corrupt_images(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "0.jpg").write_bytes(b"no image")
     dataset = ClassificationDataset(str(tmp_path), pipeline=[dict(type="mmgcvit.LoadPillowImage", corrupt="skip")])
-    with pytest.raises(ClassificationDataError, match="1000 images one after another cannot be decoded"):
+    with pytest.raises(ClassificationDataError, match="1000 consecutive images cannot be decoded"):
         dataset[0]
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "I;16"])
-def test_images_of_any_kind_become_rgb(tmp_path: Path, mode: str):
+def test_images_of_any_mode_become_rgb(tmp_path: Path, mode: str):
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     if mode == "I;16":
         Image.fromarray(np.full((20, 30), 300, np.uint16)).save(path)
@@ -322,7 +322,7 @@ def test_images_of_any_kind_become_rgb(tmp_path: Path, mode: str):
     assert loaded.size == (30, 20)
 
 
-def test_what_belongs_to_the_preprocessor():
+def test_preprocessor_arguments_are_rejected():
     with pytest.raises(ValueError, match="re_prob, mean; allowed: anything but normalising and erasing"):
         TimmTransform(is_training=True, re_prob=0.25, mean=(0, 0, 0))
     with pytest.raises(ValueError, match="corrupt='ignore'; allowed: 'stop', 'skip'"):

@@ -1,4 +1,4 @@
-"""The digit scenes: complete, reproducible, true to their masks, and never half-written."""
+"""Digit scenes: complete, reproducible, consistent with their masks, and written atomically."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def decode(segmentation: dict) -> np.ndarray:
     return values.reshape(width, height).T.astype(bool)
 
 
-def test_what_is_written(scenes: Path):
+def test_written_files(scenes: Path):
     assert [len(annotations(scenes, split)["images"]) for split in ("train", "val")] == [39, 2]
     for split in ("train", "val"):
         images = sorted((scenes / "images" / split).iterdir())
@@ -44,11 +44,11 @@ def test_what_is_written(scenes: Path):
     count = {s: sum(1 for _ in (scenes / "classification" / s).rglob("*.png")) for s in ("train", "val")}
     assert count == {"train": 1438, "val": 359}
     assert "--images 41 --size 128 --seed 3" in (scenes / "README.txt").read_text()
-    assert [p.name for p in scenes.parent.iterdir()] == ["scenes"]  # nothing is left beside it
+    assert [p.name for p in scenes.parent.iterdir()] == ["scenes"]  # no temporary files are left next to it
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_boxes_areas_and_label_maps_come_from_the_masks(scenes: Path, split: str):
+def test_boxes_areas_and_label_maps_match_masks(scenes: Path, split: str):
     coco = annotations(scenes, split)
     assert [c["name"] for c in coco["categories"]] == list(CLASSES)
     semantic = {i["id"]: np.zeros((128, 128), np.uint8) for i in coco["images"]}
@@ -58,7 +58,7 @@ def test_boxes_areas_and_label_maps_come_from_the_masks(scenes: Path, split: str
         x, y, w, h = annotation["bbox"]
         assert (x, y, x + w - 1, y + h - 1) == (columns.min(), rows.min(), columns.max(), rows.max())
         assert annotation["area"] == mask.sum() > 0
-        assert not semantic[annotation["image_id"]][mask].any()  # what a later digit hides belongs to that one alone
+        assert not semantic[annotation["image_id"]][mask].any()  # hidden pixels belong to the covering digit only
         semantic[annotation["image_id"]][mask] = annotation["category_id"] + 1
     for image in coco["images"]:
         saved = np.array(Image.open(scenes / "semantic" / split / image["file_name"].replace("jpg", "png")))
@@ -66,8 +66,8 @@ def test_boxes_areas_and_label_maps_come_from_the_masks(scenes: Path, split: str
         assert saved.any()
 
 
-def test_masks_lie_on_the_digits(scenes: Path):
-    """Inside a mask the image has one colour, as a digit is painted in one: far less spread than its surroundings."""
+def test_masks_cover_the_digits(scenes: Path):
+    """Each digit has a single colour, so colours inside a mask vary far less than around it."""
     coco = annotations(scenes, "train")
     inside, around = [], []
     for annotation in coco["annotations"]:
@@ -105,8 +105,8 @@ def test_same_arguments_same_images(scenes: Path, tmp_path):
     assert any((scenes / f).read_bytes() != (other / f).read_bytes() for f in files if f.suffix == ".jpg")
 
 
-def test_validation_digits_and_photograph_parts_are_not_trained_on(tmp_path, monkeypatch):
-    """By what each split's images are drawn from: training first, then validation."""
+def test_training_and_validation_share_no_digits_or_backgrounds(tmp_path, monkeypatch):
+    """Records the digits and photographs used for each split: training first, then validation."""
     scenes, singles = [], []
     real_scene, real_single = digit_scenes.draw_scene, digit_scenes.draw_single
 
@@ -127,7 +127,7 @@ def test_validation_digits_and_photograph_parts_are_not_trained_on(tmp_path, mon
     for drawn, first_val in ((scenes, 19), (singles, 1438)):
         train, val = drawn[:first_val], drawn[first_val:]
         digits = [{d.tobytes() for strokes, _ in part for d in strokes.reshape(-1, 8, 8)} for part in (train, val)]
-        # the 1797 digits hold some twins: written alike, to the pixel, twice
+        # the 1797 digits contain a few exact duplicates
         assert len(digits[0] & digits[1]) <= 5
         assert sum(map(len, digits)) >= 1790
         for number, photograph in enumerate(photographs):
@@ -139,7 +139,7 @@ def test_validation_digits_and_photograph_parts_are_not_trained_on(tmp_path, mon
             assert np.array_equal(val[0][1][number], photograph[:, cut:])
 
 
-def test_nothing_is_overwritten_without_force_nor_lost_on_failure(tmp_path, monkeypatch):
+def test_no_overwriting_without_force_and_no_loss_on_failure(tmp_path, monkeypatch):
     out = tmp_path / "scenes"
     make_digit_scenes(out, images=20, size=64)
     (out / "mine.txt").write_text("precious")
@@ -165,7 +165,7 @@ def test_force_replaces_digit_scenes_only(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("precious")
     monkeypatch.chdir(tmp_path)
     for out in (".", "..", tmp_path, "file"):
-        with pytest.raises(FileExistsError, match="holds no digit scenes: --force does not replace that"):
+        with pytest.raises(FileExistsError, match="contains no digit scenes: --force does not replace it"):
             make_digit_scenes(out, images=20, size=64, force=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "thesis.txt"]
     (tmp_path / "empty").mkdir()
@@ -180,11 +180,11 @@ def test_bad_arguments(tmp_path, arguments: dict):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_tool(tmp_path):
+def test_tool(tmp_path):
     command = [sys.executable, str(ROOT / "tools/make_digit_scenes.py"), "out", "--images", "20", "--size", "64"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "out/README.txt" in done.stdout
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 1
-    assert again.stderr.strip() == "make_digit_scenes: out exists: give another folder, or --force to replace it"
+    assert again.stderr.strip() == "make_digit_scenes: out exists: choose another folder, or use --force to replace it"

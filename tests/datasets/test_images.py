@@ -1,4 +1,4 @@
-"""Images that cannot be decoded stop a run by name, or are left out and counted; never a hang."""
+"""Images that cannot be decoded stop a run with an error that names them, or are skipped and counted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp"])
-def test_a_whole_image_is_as_mmcv_loads_it(tmp_path: Path, suffix: str):
+def test_intact_image_loads_as_with_mmcv(tmp_path: Path, suffix: str):
     from mmcv.transforms import LoadImageFromFile
 
     noise = np.random.default_rng(0).integers(0, 255, (31, 45, 3), dtype=np.uint8)
@@ -56,7 +56,7 @@ def test_stop_names_the_image(tmp_path: Path, suffix: str, how: str):
     assert int(skipping.skipped) == 1
 
 
-def test_trailing_bytes_are_no_damage(tmp_path: Path):
+def test_trailing_bytes_are_accepted(tmp_path: Path):
     path = tmp_path / "a.jpg"
     Image.new("RGB", (64, 64), "red").save(path)
     path.write_bytes(path.read_bytes() + b"\0" * 5000)  # some cameras do this
@@ -70,7 +70,7 @@ def test_bad_argument():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_skipped_in_training_and_counted(tmp_path: Path, workers: int):
-    """Through mmdet's data set and workers: another image takes the place, the main process has the count."""
+    """With mmdet's data set and workers: another image is loaded instead, and the main process gets the count."""
     write(tmp_path, content())
     damage(tmp_path / "images/a.jpg", "truncated")
     init_default_scope("mmdet")
@@ -85,7 +85,7 @@ def test_skipped_in_training_and_counted(tmp_path: Path, workers: int):
     assert int(loader.dataset.pipeline.transforms[0].skipped) >= 1
 
 
-def test_nothing_but_corrupt_images_is_no_hang(tmp_path: Path):
+def test_only_corrupt_images_do_not_hang(tmp_path: Path):
     write(tmp_path, content())
     for name in ("a.jpg", "b.jpg"):
         damage(tmp_path / "images" / name, "text")

@@ -1,4 +1,4 @@
-"""Label maps of segmentation data: every planted error is in the report of tools/check_data.py."""
+"""Label maps of segmentation data: each error is in the report of tools/check_data.py."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CLASSES = ("ground", "cat", "dog")
 
 
 def write(folder: Path, split: str, name: str, labels: np.ndarray, size: tuple[int, int] = (48, 64)) -> Path:
-    """An image of 48 x 64 (height x width) and its label map; returns the label map's path."""
+    """Write an image of 48 x 64 (height x width) and its label map; returns the path of the label map."""
     for kind in ("images", "annotations"):
         (folder / kind / split).mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(folder / f"images/{split}/{name}.jpg")
@@ -45,7 +45,7 @@ def write(folder: Path, split: str, name: str, labels: np.ndarray, size: tuple[i
 
 
 def three(size: tuple[int, int] = (48, 64)) -> np.ndarray:
-    """All classes and some ignored pixels."""
+    """Label map with all classes and some ignored pixels."""
     labels = np.zeros(size, np.uint8)
     labels[:10], labels[10:20], labels[-1] = 1, 2, 255
     return labels
@@ -136,8 +136,11 @@ def planted(kind: str) -> np.ndarray | Image.Image:
     [
         ("value", "4 pixels of value 7, 254; allowed: 0 to 2, 255"),
         ("size", "is 63 x 48 (width x height), its image 64 x 48"),
-        ("mode", "is of mode 'RGB'; allowed: one value of 8 bits a pixel, modes 1, L, P"),
-        ("depth", "has values from 0 to 65280 ('I;16'); allowed: 0 to 255, as others are cut to 8 bits"),
+        ("mode", "has mode 'RGB'; allowed: one 8-bit value per pixel, modes 1, L, P"),
+        (
+            "depth",
+            "has values from 0 to 65280 ('I;16'); allowed: 0 to 255, as larger values are silently truncated to 8 bits",
+        ),
     ],
 )
 def test_wrong_label_maps(folder: Path, kind: str, says: str):
@@ -147,7 +150,7 @@ def test_wrong_label_maps(folder: Path, kind: str, says: str):
     assert found[0][1].startswith(f"{path}: {says}")
 
 
-def test_deep_maps_of_small_values_are_labels(folder: Path):
+def test_16_bit_maps_with_small_values_are_valid(folder: Path):
     write(folder, "train", "c", three().astype(np.uint16))
     assert problems(config(folder)) == []
     palette = Image.fromarray(three(), "P")
@@ -164,7 +167,7 @@ def test_files_without_a_partner(folder: Path):
     cfg = config(folder)
     assert problems(cfg) == [("partner", f"{folder}/images/train/a.jpg: no label map {folder}/annotations/train/a.png")]
     assert problems(cfg, breaks=False) == [
-        ("partner", f"{folder}/annotations/val: 1 label maps are of no image of this data set, the first b.png")
+        ("partner", f"{folder}/annotations/val: 1 label maps belong to no image of this data set, the first b.png")
     ]
 
 
@@ -203,7 +206,7 @@ def test_ignored_maps_and_crops(folder: Path):
         (dict(type="ResizeShortestEdge", scale=96, max_size=128), None, None),
     ],
 )
-def test_crops_are_those_of_resized_images(folder: Path, resize: dict, empty: int | None, crops: int | None):
+def test_crops_of_resized_images(folder: Path, resize: dict, empty: int | None, crops: int | None):
     half = three()
     half[:, :32] = 255
     for name in ("a", "b"):
@@ -231,7 +234,7 @@ def test_masks_of_0_and_255(folder: Path, capsys):
     cfg = config(folder, ("ground", "cat"), 2)
     assert [text for kind, text in problems(cfg, breaks=False) if kind == "class"] == [
         f"{folder}/annotations/{split}: 1280 pixels are ignored (255), while class 'cat' has none: classes are "
-        "numbered 0, 1, ..., so in a mask of 0 and 255 it is 1 that must stand for 255"
+        "numbered 0, 1, ..., so a mask of 0 and 255 must use 1 instead of 255"
         for split in ("train", "val")
     ]
     print_reports(check_data(cfg, progress=False))
@@ -240,15 +243,15 @@ def test_masks_of_0_and_255(folder: Path, capsys):
     assert printed.strip().endswith("would break training or make a metric meaningless: train, val")
 
 
-def test_label_maps_beside_their_images(folder: Path):
-    """An empty `seg_map_path` is the data set's root."""
+def test_label_maps_next_to_images(folder: Path):
+    """An empty `seg_map_path` means the root of the data set."""
     for split in ("train", "val"):
         for path in (folder / "annotations" / split).iterdir():
             path.rename(folder / "images" / split / path.name)
     cfg = config(folder)
     for loader, split in ((cfg.train_dataloader, "train"), (cfg.val_dataloader, "val"), (cfg.test_dataloader, "val")):
         loader.dataset.update(data_root=f"{folder}/images/{split}", data_prefix=dict(img_path="", seg_map_path=""))
-    cfg.train_dataloader.dataset.pop("data_prefix")  # which means the same
+    cfg.train_dataloader.dataset.pop("data_prefix")  # the default has the same meaning
     reports = check_data(cfg, progress=False)
     assert [(report.images, report.unit, report.problems) for report in reports] == [(2, "pixels", [])] * 2
     (folder / "images/train/a.png").unlink()
@@ -258,15 +261,19 @@ def test_label_maps_beside_their_images(folder: Path):
     assert not has_label_maps(dict(type="CocoDataset", _scope_="mmdet"))
 
 
-def test_the_ignored_label_is_the_losses(folder: Path):
-    """mmseg's losses and metric have their own `ignore_index`, and never ask the data set's."""
+def test_ignored_label_comes_from_the_losses(folder: Path):
+    """mmseg's losses and metric have their own `ignore_index` and never use that of the data set."""
     cfg = config(folder, ignore_index=2)
     found = problems(cfg)
     assert found == [("ignore_index", "the data set: ignore_index=2; allowed: 255, as model.decode_head has")] * 2
     with pytest.raises(UsageError, match=r"data set: ignore_index=2; allowed: 255, as model\.decode_head has"):
         train(cfg)
     cfg.model.decode_head.ignore_index = 2
-    assert [kind for kind, _ in problems(cfg)] == ["value", "value", "class"] * 2  # of 255; of 2, of which none is left
+    assert [kind for kind, _ in problems(cfg)] == [
+        "value",
+        "value",
+        "class",
+    ] * 2  # for 255; for 2, which has no pixels left
     reports = check_data(cfg, progress=False)
     assert reports[0].ignored == {"ignored (2)": 2 * 640}
     cfg.model.auxiliary_head = [dict(num_classes=3)]
@@ -278,8 +285,10 @@ def test_the_ignored_label_is_the_losses(folder: Path):
         check_label_maps(cfg.val_dataloader.dataset, cfg.model, [dict(type="IoUMetric")])
 
 
-def test_reduce_zero_label_shifts_what_values_mean(folder: Path):
-    found = problems(config(folder, reduce_zero_label=True))  # 0 is ignored, 1 is ground, 2 is cat: no dog is left
+def test_reduce_zero_label_shifts_labels(folder: Path):
+    found = problems(
+        config(folder, reduce_zero_label=True)
+    )  # 0 is ignored, 1 is ground, 2 is cat; no pixels of dog are left
     assert [kind for kind, _ in found] == ["class", "class"]
     assert "no pixel of class 'dog': its IoU will be 0, or NaN" in found[0][1]
     for split in ("train", "val"):
@@ -292,7 +301,7 @@ def test_reduce_zero_label_shifts_what_values_mean(folder: Path):
     )
 
 
-def test_classes_that_a_split_lacks(folder: Path):
+def test_classes_missing_in_a_split(folder: Path):
     no_dog = three()
     no_dog[no_dog == 2] = 0
     for name in ("a", "b"):
@@ -302,7 +311,7 @@ def test_classes_that_a_split_lacks(folder: Path):
     ]
 
 
-def test_heads_of_another_number_of_classes(folder: Path):
+def test_heads_with_another_number_of_classes(folder: Path):
     assert problems(config(folder, heads=2))[0] == (
         "classes",
         "model.decode_head: num_classes=2; the data set has 3: 'ground', 'cat', 'dog'",
@@ -311,7 +320,7 @@ def test_heads_of_another_number_of_classes(folder: Path):
         train(config(folder, heads=2))
 
 
-def test_folders_that_are_not_there_or_hold_something_else(folder: Path):
+def test_missing_or_wrong_folders(folder: Path):
     cfg = config(folder, img_suffix=".jpeg")
     assert problems(cfg)[0][1].endswith(
         f"no images *.jpeg in {folder}/images/train; there are 2 *.jpg (img_suffix of the data set): training would "
@@ -320,29 +329,29 @@ def test_folders_that_are_not_there_or_hold_something_else(folder: Path):
     with pytest.raises(UsageError, match=r"no images \*\.jpeg in"):
         train(cfg)
     cfg = config(folder / "nowhere")
-    assert problems(cfg)[0][1].endswith(f"{folder}/nowhere/images/train: there is no such file or folder")
-    with pytest.raises(UsageError, match="nowhere/images/train: there is no such file or folder"):
+    assert problems(cfg)[0][1].endswith(f"{folder}/nowhere/images/train: no such file or folder")
+    with pytest.raises(UsageError, match="nowhere/images/train: no such file or folder"):
         train(cfg)
     assert "BaseSegDataset cannot be built: TypeError: " in problems(config(folder, nonsense=1))[0][1]
 
 
-def test_a_list_of_names_says_which_label_maps_are_meant(folder: Path):
+def test_list_of_names_selects_label_maps(folder: Path):
     (folder / "some.txt").write_text("a\n")
     reports = check_data(config(folder, ann_file="some.txt"), progress=False)
     assert [(report.images, report.problems) for report in reports] == [(1, []), (1, [])]
-    assert problems(config(folder, ann_file="other.txt"))[0][1].endswith("other.txt: there is no such file or folder")
+    assert problems(config(folder, ann_file="other.txt"))[0][1].endswith("other.txt: no such file or folder")
 
 
-def test_one_class_is_none(folder: Path):
+def test_single_class_is_rejected(folder: Path):
     found = problems(config(folder, classes=("cat",), heads=1))
     assert found[0] == (
         "classes",
         "model.decode_head: num_classes=1: with one class there is nothing to distinguish, "
-        "and the loss is 0; name the background too",
+        "and the loss is 0; add the background as a class",
     )
     found = problems(config(folder, classes="cat", heads=3))
     assert found[0][1].endswith(
-        "metainfo.classes='cat'; allowed: a tuple of names, such as ('cat', ), or a file with a name in each line"
+        "metainfo.classes='cat'; allowed: a tuple of names, such as ('cat', ), or a file with one name per line"
     )
 
 
@@ -353,7 +362,7 @@ def test_classes_from_a_file(folder: Path):
     assert not any(report.problems for report in reports)
 
 
-def test_values_mean_what_mmseg_makes_of_them(folder: Path):
+def test_labels_equal_mmsegs(folder: Path):
     from mmengine.registry import init_default_scope
     from mmseg.datasets.transforms import LoadAnnotations
 
@@ -374,13 +383,13 @@ def test_values_mean_what_mmseg_makes_of_them(folder: Path):
 
 def test_crops_at_edges():
     ignored = np.ones((50, 70), bool)
-    assert _crops(ignored, (24, 32), (50, 70)) == (4, 4)  # what is left over belongs to the last crop
+    assert _crops(ignored, (24, 32), (50, 70)) == (4, 4)  # the remainder belongs to the last crop
     ignored[49, 69] = False
     assert _crops(ignored, (24, 32), (50, 70)) == (3, 4)
     assert _crops(ignored, (100, 100), (50, 70)) == (0, 1)
 
 
-def test_the_command(folder: Path):
+def test_command(folder: Path):
     write(folder, "train", "c", planted("value"))
     (folder / "mine.py").write_text(config(folder).pretty_text)
     done = subprocess.run(

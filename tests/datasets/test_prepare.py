@@ -1,4 +1,4 @@
-"""A downloaded tree: checked, linked, or told what is missing. (Small stand-ins: counts are patched.)"""
+"""Checking and linking of downloaded data sets. (Uses small stand-ins with patched counts.)"""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def tree(tmp_path: Path, monkeypatch) -> Path:
     return folder
 
 
-def test_a_whole_tree_is_linked(tree: Path, tmp_path: Path):
+def test_complete_tree_is_linked(tree: Path, tmp_path: Path):
     report = prepare("coco", tree, tmp_path / "data")
     assert report.problems == []
     assert (tmp_path / "data/coco").resolve() == tree
     assert any("5 images, 7 annotations, SHA-256" in line for line in report.lines)
-    assert prepare("coco", tree, tmp_path / "data").lines[-1].endswith("there already")
+    assert prepare("coco", tree, tmp_path / "data").lines[-1].endswith("exists already")
 
 
-def test_with_the_archive_the_json_is_compared(tree: Path, tmp_path: Path):
+def test_json_is_compared_with_archive(tree: Path, tmp_path: Path):
     (tmp_path / "annotations.zip").rename(tree / "annotations_trainval2017.zip")
     report = prepare("coco", tree, tmp_path / "data")
     assert report.problems == []
@@ -62,19 +62,19 @@ def test_with_the_archive_the_json_is_compared(tree: Path, tmp_path: Path):
 @pytest.mark.parametrize(("harm", "problem", "advice"), [
     (lambda t: (t / "val2017/000000000000.jpg").unlink(), "val2017: 1 images; expected 2", "zips/val2017.zip"),
     (lambda t: (t / "val2017").rename(t / "validation"), "val2017: no such folder; expected 2", "zips/val2017.zip"),
-    (lambda t: (t / "annotations/instances_train2017.json").unlink(), "instances_train2017.json: there is no such file",
+    (lambda t: (t / "annotations/instances_train2017.json").unlink(), "instances_train2017.json: no such file",
      "annotations/annotations_trainval2017.zip"),
-    (lambda t: (t / "annotations/instances_train2017.json").write_text("{"), "no COCO annotations: JSONDecodeError",
+    (lambda t: (t / "annotations/instances_train2017.json").write_text("{"), "not COCO annotations: JSONDecodeError",
      "annotations/annotations_trainval2017.zip"),
     (lambda t: (t / "annotations/instances_train2017.json").write_text(
         json.dumps(dict(images=[], annotations=[], categories=[]))),
      "0 images, 0 annotations, 0 categories; expected 5, 7, 80", "annotations/annotations_trainval2017.zip"),
     (lambda t: (t / "val2017/000000000000.jpg").rename(t / "val2017/other.jpg"),
-     "val2017: lacks 1 images that instances_val2017.json names, such as 000000000000.jpg", ""),
+     "val2017: 1 images listed in instances_val2017.json are missing, such as 000000000000.jpg", ""),
     (lambda t: (t / "annotations_trainval2017.zip").write_bytes(b"half"), "the download is damaged",
      "annotations/annotations_trainval2017.zip"),
 ])  # fmt: skip
-def test_what_is_missing_is_told_and_nothing_linked(tree: Path, tmp_path: Path, harm, problem: str, advice: str):
+def test_missing_files_are_reported_and_nothing_is_linked(tree: Path, tmp_path: Path, harm, problem: str, advice: str):
     harm(tree)
     report = prepare("coco", tree, tmp_path / "data")
     assert any(problem in line for line in report.problems), report.problems
@@ -82,21 +82,21 @@ def test_what_is_missing_is_told_and_nothing_linked(tree: Path, tmp_path: Path, 
     assert not (tmp_path / "data").exists()
 
 
-def test_something_else_in_the_links_place(tree: Path, tmp_path: Path):
+def test_link_path_is_occupied(tree: Path, tmp_path: Path):
     (tmp_path / "data/coco").mkdir(parents=True)
-    with pytest.raises(PrepareError, match="there is another file or folder already"):
+    with pytest.raises(PrepareError, match="another file or folder is in its place"):
         prepare("coco", tree, tmp_path / "data")
 
 
-def test_unknown(tmp_path: Path):
+def test_unknown_name_or_folder(tmp_path: Path):
     with pytest.raises(PrepareError, match=r"'imagenet21'; allowed: coco, ade20k, cityscapes"):
         prepare("imagenet21", tmp_path)
-    with pytest.raises(PrepareError, match="there is no such folder"):
+    with pytest.raises(PrepareError, match="no such folder"):
         prepare("coco", tmp_path / "nowhere")
 
 
-def test_the_published_figures():
-    """COCO 2017, as its site and pycocotools' users know it."""
+def test_published_figures():
+    """The published counts of COCO 2017."""
     assert [(split.name, split.images, split.annotations) for split in module.COCO_SPLITS] == [
         ("train2017", 118287, 860001),
         ("val2017", 5000, 36781),
@@ -125,30 +125,30 @@ def pairs(request, tmp_path: Path, monkeypatch) -> tuple[str, Path, module.Pairs
     return request.param, tmp_path / "download", splits[1]
 
 
-def test_a_whole_segmentation_tree_is_linked(pairs, tmp_path: Path):
+def test_complete_segmentation_tree_is_linked(pairs, tmp_path: Path):
     name, tree, split = pairs
     report = prepare(name, tree, tmp_path / "data")
     assert report.problems == report.advice == []
     assert f"{tree / split.labels}: 2 label maps *{split.label_suffix}" in report.lines
     link = tmp_path / "data" / module.DATASETS[name][1]
     assert link.resolve() == tree
-    # where the configs look
+    # where the configs expect it
     root = ROOT / "configs/segmentation/_base_" / f"{name}_512x{'1024' if name == 'cityscapes' else '512'}.py"
     assert f'data_root = "data/{module.DATASETS[name][1]}' in root.read_text()
 
 
-def test_what_a_segmentation_tree_lacks(pairs, tmp_path: Path):
+def test_missing_files_of_segmentation_tree(pairs, tmp_path: Path):
     name, tree, split = pairs
     label = next((tree / split.labels).rglob("*000*"))
     label.rename(label.with_name("other" + split.label_suffix))
     report = prepare(name, tree, tmp_path / "data")
     stem = "000" if name == "ade20k" else "aachen/000"
-    assert report.problems == [f"{tree / split.labels}: has no label maps for 1 images, such as {stem}"]
+    assert report.problems == [f"{tree / split.labels}: no label maps for 1 images, such as {stem}"]
     label.with_name("other" + split.label_suffix).unlink()
     report = prepare(name, tree, tmp_path / "data")
     assert report.problems == [
         f"{tree / split.labels}: 1 label maps *{split.label_suffix}; expected 2",
-        f"{tree / split.labels}: has no label maps for 1 images, such as {stem}",
+        f"{tree / split.labels}: no label maps for 1 images, such as {stem}",
     ]
     assert any(
         "download" in line and (module.ADE_URL in line or "gtFine_trainvaltest" in line) for line in report.advice
@@ -156,7 +156,7 @@ def test_what_a_segmentation_tree_lacks(pairs, tmp_path: Path):
     assert not (tmp_path / "data").exists()
 
 
-def test_empty_files_of_a_segmentation_tree(pairs, tmp_path: Path):
+def test_empty_files_of_segmentation_tree(pairs, tmp_path: Path):
     name, tree, split = pairs
     path = next((tree / split.labels).rglob("*001*"))
     path.write_bytes(b"")
@@ -166,7 +166,7 @@ def test_empty_files_of_a_segmentation_tree(pairs, tmp_path: Path):
     assert not (tmp_path / "data").exists()
 
 
-def test_cityscapes_own_ids_are_told_from_none(tmp_path: Path, monkeypatch):
+def test_cityscapes_with_original_ids(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(
         module, "CITYSCAPES_SPLITS", [dataclasses.replace(split, count=1) for split in module.CITYSCAPES_SPLITS]
     )
@@ -201,8 +201,8 @@ def test_imagenet(imagenet: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("harm", "problem", "advice"), [
-    (lambda t: (t / "train/more").mkdir(), "train: 1 folders are no classes of ImageNet-1k: more",
-     "move folders that are no classes out of"),
+    (lambda t: (t / "train/more").mkdir(), "train: 1 folders are not classes of ImageNet-1k: more",
+     "move folders that are not classes out of"),
     (lambda t: (t / "train/n01440764/0.JPEG").rename(t / "train/n01440764_0.JPEG"),
      "train: 1 images outside class folders", "into their class folders"),
     (lambda t: (t / "val/n01440764/0.JPEG").rename(t / "val/0.JPEG"), "val: 1 images outside class folders",
@@ -218,7 +218,7 @@ def test_imagenet(imagenet: Path, tmp_path: Path):
     (lambda t: (t / "train/n01443537.tar").touch(), "train: 1 .tar files that are not unpacked", "tar -xf"),
     (lambda t: shutil.rmtree(t / "val"), "val: no such folder; expected 1000 class folders", "download val.tar from"),
 ])  # fmt: skip
-def test_every_problem_of_imagenet_has_its_advice(imagenet: Path, tmp_path: Path, harm, problem: str, advice: str):
+def test_imagenet_problems_come_with_advice(imagenet: Path, tmp_path: Path, harm, problem: str, advice: str):
     harm(imagenet)
     report = prepare("imagenet", imagenet, tmp_path / "data")
     assert any(problem in line for line in report.problems), report.problems
@@ -226,7 +226,7 @@ def test_every_problem_of_imagenet_has_its_advice(imagenet: Path, tmp_path: Path
     assert not (tmp_path / "data").exists()
 
 
-def test_what_imagenet_lacks(imagenet: Path, tmp_path: Path):
+def test_missing_parts_of_imagenet(imagenet: Path, tmp_path: Path):
     def said() -> str:
         report = prepare("imagenet", imagenet, tmp_path / "data")
         assert report.problems
@@ -236,7 +236,7 @@ def test_what_imagenet_lacks(imagenet: Path, tmp_path: Path):
     (imagenet / "train/n01440764").rename(imagenet / "train/mine")
     text = said()
     assert "train: 1 class folders are missing: n01440764" in text
-    assert "train: 1 folders are no classes of ImageNet-1k: mine" in text
+    assert "train: 1 folders are not classes of ImageNet-1k: mine" in text
     assert "train: 999 images in class folders; expected 1000" in text
     (imagenet / "train/mine").rename(imagenet / "train/n01440764")
 
@@ -250,13 +250,13 @@ def test_what_imagenet_lacks(imagenet: Path, tmp_path: Path):
     (imagenet / "val").mkdir()
     (imagenet / "val/ILSVRC2012_val_00000001.JPEG").touch()
     text = said()
-    assert "val: 1 images outside class folders, so that their classes are unknown" in text
+    assert "val: 1 images outside class folders, so their classes are unknown" in text
     assert "valprep.sh" in text
     (imagenet / "train/n01440764.tar").touch()
     assert "1 .tar files that are not unpacked" in said()
 
 
-def test_the_command(tmp_path: Path):
+def test_command(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     done = subprocess.run(
         [sys.executable, ROOT / "tools/prepare_data.py", "coco", "empty"], cwd=tmp_path, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""Data, head and checkpoint that mean different classes are refused before the run."""
+"""Runs are refused if data, head and checkpoint have different classes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def tree(tmp_path: Path) -> Path:
     return make_tree(tmp_path / "colours", train=4, val=2)
 
 
-def test_a_class_folder_missing_in_validation(tmp_path: Path, tree: Path):
+def test_class_folder_missing_in_validation(tmp_path: Path, tree: Path):
     shutil.rmtree(tree / "val" / "green")
     with pytest.raises(apis.UsageError, match=r"validation data: 1 class folders are missing: green\. .*classes=<file"):
         apis.train(config(tree, tmp_path / "run"))
-    # the user's word on the order of the classes: then it is a part of them
+    # with an explicit class order from the user, the folders may be a subset
     cfg = config(tree, tmp_path / "run", epochs=2)
     cfg.val_dataloader.dataset.classes = ["blue", "green", "red"]
     apis.train(cfg)
 
 
-def test_a_class_folder_missing_in_training(tmp_path: Path, tree: Path):
+def test_class_folder_missing_in_training(tmp_path: Path, tree: Path):
     shutil.rmtree(tree / "train" / "green")
     with pytest.raises(apis.UsageError, match=r"validation data: 1 are not among the training data's 2: green"):
         apis.train(config(tree, tmp_path / "run"))
@@ -46,7 +46,7 @@ def test_fewer_images_than_a_batch(tmp_path: Path, tree: Path):
         apis.train(config(tree, tmp_path / "run", batch_size=16))
 
 
-def test_testing_compares_with_the_checkpoint(tmp_path: Path, tree: Path, caplog, monkeypatch):
+def test_test_compares_classes_with_checkpoint(tmp_path: Path, tree: Path, caplog, monkeypatch):
     def cfg(name: str) -> Config:
         return config(tree, tmp_path / name, batch_size=2, workers=0)
 
@@ -59,7 +59,7 @@ def test_testing_compares_with_the_checkpoint(tmp_path: Path, tree: Path, caplog
     assert set(metrics) == {"accuracy/top1", "accuracy/top2"}
     assert len(table.read_text().splitlines()) == 7
     assert any("images/s (4 in " in text for text in said)
-    with pytest.raises(apis.UsageError, match="--out: the config's test_evaluator is no TopKAccuracy"):
+    with pytest.raises(apis.UsageError, match="--out: the config's test_evaluator is not a TopKAccuracy"):
         apis.test(config(tree, tmp_path / "test", test_evaluator=dict(type="Other")), checkpoint, out=str(table))
 
     (tree / "val" / "green").rename(tree / "val" / "cyan")
@@ -71,8 +71,8 @@ def test_testing_compares_with_the_checkpoint(tmp_path: Path, tree: Path, caplog
         apis.test(cfg("other"), checkpoint)
 
 
-def test_weights_without_names(tmp_path: Path, tree: Path, files, classifier):
-    """Of a published file nothing but the number of classes is known; its head is taken too."""
+def test_weights_without_class_names(tmp_path: Path, tree: Path, files, classifier):
+    """For a published file only the number of classes is known; its head is loaded too."""
     cfg = config(tree, tmp_path / "test", workers=0)
     cfg.model.num_classes = 5
     with pytest.raises(apis.UsageError, match=r"has 3 class folders; the head has 5 classes. .*classes=<file"):
@@ -86,16 +86,16 @@ def test_weights_without_names(tmp_path: Path, tree: Path, files, classifier):
     assert names == {"red", "blue", "green"}
 
 
-def test_an_odd_batch_with_mixing(tmp_path: Path, tree: Path):
+def test_odd_batch_with_mixing(tmp_path: Path, tree: Path):
     with pytest.raises(ValueError, match="a batch of 3 images; allowed with mixup"):
         apis.train(config(tree, tmp_path / "run", batch_size=3, workers=0))
 
 
-def test_a_truncated_image(tmp_path: Path, tree: Path):
+def test_truncated_image(tmp_path: Path, tree: Path):
     path = tree / "train" / "red" / "0.png"
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(OSError, match=r"image red/0.png: cannot be decoded"):
         apis.train(config(tree, tmp_path / "run", workers=0))
     runner = apis.train(config(tree, tmp_path / "skip", workers=0), corrupt="skip")
-    # in each epoch, or more often: chance may put it in for itself
+    # at least once per epoch: a replacement may be the same image again
     assert runner.train_dataloader.dataset.pipeline.transforms[1].skipped >= 2

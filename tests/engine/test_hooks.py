@@ -1,4 +1,4 @@
-"""The hooks of a run, on a toy model with mmengine's own Runner."""
+"""Hooks, with a toy model and mmengine's own Runner."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmgcvit.engine import InvalidLossError, InvalidLossHook
 
 
 class Toy(BaseModel):
-    """Its loss is what the iteration has drawn; it notes all draws."""
+    """Model whose loss is a random number; records all random numbers."""
 
     def __init__(self, bad_at: int = -1, value: float = float("nan")) -> None:
         super().__init__()
@@ -32,11 +32,11 @@ class Toy(BaseModel):
         loss = self.weight.sum() * torch.tensor(float(inputs[0]))
         if self.calls == self.bad_at:
             loss = loss * self.value
-        return dict(loss_a=loss, acc=torch.tensor(float("nan")))  # what is no loss may be anything
+        return dict(loss_a=loss, acc=torch.tensor(float("nan")))  # only entries named loss are checked
 
 
 class Numbers(BaseDataset):
-    """Samples that are nothing but random numbers of their pipeline."""
+    """Data set whose samples are random numbers drawn in its pipeline."""
 
     def load_data_list(self) -> list[dict]:
         return [dict(n=i) for i in range(6)]
@@ -82,8 +82,8 @@ class Batched(Toy):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_loss_that_is_not_finite(tmp_path: Path, value: float):
-    runner = build(tmp_path, 4, [InvalidLossHook()], Batched(bad_at=8, value=value))  # 3 iterations an epoch
+def test_non_finite_loss(tmp_path: Path, value: float):
+    runner = build(tmp_path, 4, [InvalidLossHook()], Batched(bad_at=8, value=value))  # 3 iterations per epoch
     with pytest.raises(InvalidLossError) as error:
         runner.train()
     assert str(error.value).startswith(f"iteration 8: the loss is not finite: loss={value:g}, loss_a={value:g}. Last ")
@@ -91,8 +91,8 @@ def test_a_loss_that_is_not_finite(tmp_path: Path, value: float):
     assert not (tmp_path / "epoch_3.pth").exists()
 
 
-def test_a_checkpoint_of_nan_is_no_good_one(tmp_path: Path):
-    """Weights can have become NaN in the update behind the last finite loss."""
+def test_checkpoint_with_nan_is_not_recommended(tmp_path: Path):
+    """The update after the last finite loss can make weights NaN."""
     runner = build(tmp_path, 4, [InvalidLossHook()], Batched(bad_at=7))
     torch.save(dict(state_dict=dict(weight=torch.tensor(float("nan"))), optimizer={}), tmp_path / "epoch_9.pth")
     torch.save(dict(weight=torch.ones(1)), tmp_path / "exported.pth")
@@ -122,8 +122,8 @@ def test_finite_losses_pass(tmp_path: Path):
 
 
 @pytest.mark.parametrize("with_hook", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_what_is_random_after_resuming(tmp_path: Path, with_hook: bool):
-    """With the hook, in the model and in the workers as if never interrupted; mmengine alone does not do this."""
+def test_random_numbers_after_resuming(tmp_path: Path, with_hook: bool):
+    """Only with the hook, random numbers in the model and the workers equal those of an uninterrupted run."""
     hooks = [HOOKS.build(dict(type="mmgcvit.ReproducibleHook"))] if with_hook else []
     whole = Batched()
     build(tmp_path / "whole", 3, hooks, whole).train()
@@ -136,11 +136,11 @@ def test_what_is_random_after_resuming(tmp_path: Path, with_hook: bool):
     assert len(resumed.drawn) == 6
     assert (resumed.drawn == whole.drawn[3:]) == with_hook
     numbers = [number for drawn in whole.drawn for number in drawn]
-    assert len(set(numbers)) == len(numbers)  # each draw of its own
+    assert len(set(numbers)) == len(numbers)  # all random numbers differ
     assert torch.equal(whole.weight, resumed.weight) == with_hook
 
 
-def test_a_repeated_sample_is_drawn_anew(tmp_path: Path):
+def test_repeated_samples_differ(tmp_path: Path):
     model = Batched()
     runner = build(tmp_path, 1, [HOOKS.build(dict(type="mmgcvit.ReproducibleHook"))], model, repeat=3)
     runner.train()

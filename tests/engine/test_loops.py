@@ -1,4 +1,4 @@
-"""Training that goes on in the middle of an epoch; validation of raw and averaged weights."""
+"""Training that resumes in the middle of an epoch; validation of raw and averaged weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Stopped(Exception):
 
 @HOOKS.register_module()
 class Interrupt(Hook):
-    """Notes the samples of each iteration, and stops before one."""
+    """Records the samples of each iteration, and stops the run before a given one."""
 
     seen: list[list[int]]
 
@@ -53,10 +53,10 @@ def run(tree: Path, work_dir: Path, at: int = -1, resume: bool = False, **more) 
 def test_resumes_in_the_middle_of_an_epoch(tmp_path: Path, tree: Path, workers: int):
     expected, whole = run(tree, tmp_path / "whole", workers=workers)
     assert [(epoch, index) for epoch, index, _ in whole] == [(e, i) for e in range(2) for i in range(6)]
-    for epoch in range(2):  # each image once
+    for epoch in range(2):  # each image is seen once
         assert sorted(i for e, _, batch in whole if e == epoch for i in batch) == list(range(24))
 
-    # checkpoints after 4 and 8 iterations: the second in the middle of epoch 1
+    # checkpoints after 4 and 8 iterations; the second is in the middle of epoch 1
     for at, begin in ((5, 4), (9, 8)):
         run(tree, tmp_path / f"cut{at}", at=at, workers=workers)
         found, rest = run(tree, tmp_path / f"cut{at}", resume=True, workers=workers)
@@ -77,24 +77,24 @@ def test_resumes_in_the_middle_of_an_epoch(tmp_path: Path, tree: Path, workers: 
 def test_epochs_of_another_length_are_not_resumed(
     tmp_path: Path, tree: Path, batch_size: int, length: int, known: bool
 ):
-    """With half or twice as many iterations an epoch what is left of it would be other samples, or none at all."""
+    """With another number of iterations per epoch, the rest of the epoch would have other samples, or none at all."""
     run(tree, tmp_path / "run", at=9, workers=0)
     path = tmp_path / "run" / "iter_8.pth"
     checkpoint = torch.load(path, weights_only=False)
     assert checkpoint["message_hub"]["runtime_info"]["epoch_length"] == 6
-    if not known:  # a checkpoint of before: one epoch and a part of 8 iterations are of 4 to 8 an epoch
+    if not known:  # an older checkpoint; 8 iterations in epoch 1 are possible with 4 to 8 iterations per epoch
         del checkpoint["message_hub"]["runtime_info"]["epoch_length"]
         torch.save(checkpoint, path)
     with pytest.raises(
         apis.UsageError,
         match=rf"epoch 1, iteration 8, with {'6' if known else 'another number of'} "
-        rf"iterations an epoch; here an epoch has {length}\. Resume with",
+        rf"iterations per epoch; here an epoch has {length}\. Resume with",
     ):
         run(tree, tmp_path / "run", resume=True, workers=0, batch_size=batch_size)
 
 
-def test_the_images_names_are_known_to_both_evaluations(tmp_path: Path, tree: Path):
-    """ReaL's labels are found by the images' names, of the raw weights' evaluation too, which comes first."""
+def test_both_evaluations_know_image_names(tmp_path: Path, tree: Path):
+    """ReaL labels are looked up by image name, also in the first evaluation, that of the raw weights."""
     cfg = config(tree, tmp_path / "run", workers=0)
     cfg.val_evaluator.update(out_csv=str(tmp_path / "table.csv"), real_labels="timm")
     with pytest.raises(ValueError, match=r"real_labels: 9 images such as blue/0.png; allowed: the 50000"):
@@ -102,7 +102,7 @@ def test_the_images_names_are_known_to_both_evaluations(tmp_path: Path, tree: Pa
     assert (tmp_path / "table.csv").read_text().splitlines()[1].startswith("blue/0.png,blue,")
 
 
-def test_raw_weights_are_evaluated_beside_the_averaged(tmp_path: Path, tree: Path):
+def test_raw_and_averaged_weights_are_evaluated(tmp_path: Path, tree: Path):
     def metrics(**more) -> dict:
         cfg = config(tree, tmp_path / f"run{len(more)}", epochs=4, **more)
         runner = apis.train(cfg)
@@ -114,7 +114,7 @@ def test_raw_weights_are_evaluated_beside_the_averaged(tmp_path: Path, tree: Pat
 
     found, runner = metrics()
     assert {"accuracy/top1", "accuracy/top2", "accuracy/top1_raw", "accuracy/top2_raw"} <= found.keys()
-    # the saved weights are the averaged ones, the model's are the raw ones: each gives its figure
+    # the saved weights are the averaged ones, those of the model are the raw ones
     raw = runner.model.state_dict()
     saved = torch.load(tmp_path / "run0" / "iter_24.pth", weights_only=False)["state_dict"]
     assert any(not torch.equal(raw[name], saved[name]) for name in raw)

@@ -1,4 +1,4 @@
-"""Two processes that share a classifier's parameters clip its gradients as one process does that has them all."""
+"""Two processes with sharded parameters clip gradients like a single process with all parameters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def build() -> GCViTClassifier:
 
 
 def step(model: torch.nn.Module, data: dict, kind: str) -> float:
-    """A step of plain descent, as a runner takes it; the norm that was logged."""
+    """Take one SGD step like a runner; returns the logged gradient norm."""
     wrapper = OPTIM_WRAPPERS.build(
         dict(type=kind, optimizer=torch.optim.SGD(model.parameters(), lr=1.0), clip_grad=dict(CLIP))
     )
@@ -50,11 +50,11 @@ def worker(rank: int, folder: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mmgcvit.FSDPOptimWrapper", "OptimWrapper"])
-def test_sharded_gradients_are_clipped_by_their_whole_norm(tmp_path: Path, kind: str):
-    """mmengine's own wrapper shows that there is something to mend."""
+def test_sharded_gradients_are_clipped_by_global_norm(tmp_path: Path, kind: str):
+    """With mmengine's own wrapper, the result differs."""
     mp.spawn(worker, (str(tmp_path), kind), nprocs=WORLD)
     single = build()
-    norm = step(single, batch(), "mmgcvit.FSDPOptimWrapper")  # of a model that is whole mmengine's clipping
+    norm = step(single, batch(), "mmgcvit.FSDPOptimWrapper")  # for an unsharded model, mmengine's clipping
     assert norm > 2 * CLIP["max_norm"]
     errors = []
     for rank in range(WORLD):

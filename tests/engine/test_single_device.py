@@ -30,7 +30,7 @@ def network() -> nn.Module:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4), nn.Sequential(nn.SyncBatchNorm(4), nn.BatchNorm2d(4)))
     net[2][0].running_mean.fill_(0.3)
-    net[2][0].requires_grad_(False).eval()  # frozen, with its statistics
+    net[2][0].requires_grad_(False).eval()  # frozen, including its statistics
     return net
 
 
@@ -41,7 +41,7 @@ def test_sync_bn_becomes_bn(said: list[str]):
     runner = SimpleNamespace(model=net, world_size=1)
     assert revert_sync_bn(runner) == 2
     assert not any(isinstance(module, nn.SyncBatchNorm) for module in runner.model.modules())
-    assert {id(parameter) for parameter in runner.model.parameters()} == parameters  # an optimizer's stay valid
+    assert {id(parameter) for parameter in runner.model.parameters()} == parameters  # so the optimizer stays valid
     state = runner.model.state_dict()
     assert list(state) == list(expected)
     assert all(torch.equal(state[name], value) for name, value in expected.items())
@@ -61,7 +61,9 @@ def test_sync_bn_stays_in_several_processes_on_gpus():
     assert isinstance(runner.model[1], nn.SyncBatchNorm)
     runner.world_size = 1
     assert revert_sync_bn(runner) == 2
-    assert revert_sync_bn(SimpleNamespace(model=dict(type="X"), world_size=1)) == 0  # FlexibleRunner's, not built yet
+    assert (
+        revert_sync_bn(SimpleNamespace(model=dict(type="X"), world_size=1)) == 0
+    )  # FlexibleRunner has not built its model yet
 
 
 def settings(batch: int = 2, steps: int = 1, **auto_scale_lr) -> Config:
@@ -75,7 +77,7 @@ def settings(batch: int = 2, steps: int = 1, **auto_scale_lr) -> Config:
     )
 
 
-def test_one_process_scales_without_a_decision(said: list[str]):
+def test_one_process_scales_lr_by_default(said: list[str]):
     cfg = settings(base_batch_size=16)
     assert scale_single_device_lr(cfg)
     assert cfg.auto_scale_lr == dict(base_batch_size=16, enable=True)
@@ -86,7 +88,7 @@ def test_one_process_scales_without_a_decision(said: list[str]):
     assert "auto_scale_lr.enable=False" in line
     cfg = settings(steps=4, base_batch_size=16)
     assert scale_single_device_lr(cfg)
-    assert cfg.auto_scale_lr.base_batch_size == 4  # mmengine compares it with one batch
+    assert cfg.auto_scale_lr.base_batch_size == 4  # mmengine compares this with a single batch
     assert "from 0.01 to 0.005" in said[1]
 
 
@@ -95,14 +97,14 @@ def test_one_process_scales_without_a_decision(said: list[str]):
     [(None, dict(base_batch_size=16, enable=False), 2), (None, dict(base_batch_size=16), 16), (None, {}, 2),
      (None, dict(base_batch_size=16), 32), (False, dict(base_batch_size=16), 2)],
 )  # fmt: skip
-def test_one_process_keeps_the_rate(requested: bool | None, auto_scale_lr: dict, batch: int, said: list[str]):
+def test_one_process_keeps_lr(requested: bool | None, auto_scale_lr: dict, batch: int, said: list[str]):
     cfg = settings(batch, **auto_scale_lr)
     assert not scale_single_device_lr(cfg, requested)
     assert cfg.auto_scale_lr == auto_scale_lr
     assert said == []
 
 
-def test_several_processes_scale_on_demand_only(said: list[str], monkeypatch):
+def test_several_processes_scale_lr_only_on_request(said: list[str], monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
     cfg = settings(base_batch_size=32)
     cfg.launcher = "pytorch"
@@ -114,8 +116,8 @@ def test_several_processes_scale_on_demand_only(said: list[str], monkeypatch):
         scale_single_device_lr(settings(), True)
 
 
-def test_a_users_decision_is_kept_by_load_config(tmp_path: Path):
-    """'enable' is in the config only if the user has set it: not by what mmdet's and our base files say."""
+def test_load_config_keeps_user_setting(tmp_path: Path):
+    """'enable' is in the config only if the user has set it, regardless of the base files of mmdet and mmgcvit."""
     assert "enable" not in apis.load_config(ADE).auto_scale_lr
     assert apis.load_config(ADE, cfg_options={"auto_scale_lr.enable": False}).auto_scale_lr.enable is False
     assert apis.load_config(ADE, cfg_options={"auto_scale_lr.enable": True}).auto_scale_lr.enable is True
@@ -136,8 +138,8 @@ def test_a_users_decision_is_kept_by_load_config(tmp_path: Path):
     ],
 )
 @pytest.mark.parametrize("shipped", [True, False])
-def test_configs_of_earlier_releases_for_one_gpu(name: str, batch: int, shipped: bool, monkeypatch):
-    """By name and by path: BN, recomputed blocks, their batch, a scaled rate; all else is the base config's."""
+def test_single_gpu_configs_of_earlier_releases(name: str, batch: int, shipped: bool, monkeypatch):
+    """By name and by path: BN, recomputed blocks, batch size, scaled learning rate; the rest equals the base config."""
     said: list[str] = []
     monkeypatch.setattr("mmgcvit.apis.config.print_log", lambda text, *_, **__: said.append(text))
     prefix = "mmgcvit::" if shipped else f"{ROOT}/configs/"
@@ -159,21 +161,21 @@ def test_configs_of_earlier_releases_for_one_gpu(name: str, batch: int, shipped:
     assert f"{Path(name).name}_1gpu.py" in line
 
 
-def test_a_users_own_config_of_such_a_name_is_itself(tmp_path: Path):
+def test_user_config_with_such_a_name_is_not_replaced(tmp_path: Path):
     for name in ("mine.py", "mine_1gpu.py"):
         (tmp_path / name).write_text(f"name = {name!r}\nmodel = dict(backbone=dict())\n")
     assert apis.load_config(tmp_path / "mine_1gpu.py").name == "mine_1gpu.py"
-    with pytest.raises(UsageError, match="there is no such file"):
+    with pytest.raises(UsageError, match="no such file"):
         apis.load_config(tmp_path / "other_1gpu.py")
 
 
-def test_runs_leave_their_config_as_it_is(tmp_path: Path):
-    """Twice the same call gives the same rate; a test does not change the config either."""
+def test_runs_do_not_modify_their_config(tmp_path: Path):
+    """Repeated calls give the same learning rate; a test does not change the config either."""
     tree = make_tree(tmp_path / "colours")
     cfg = config(tree, tmp_path / "run", workers=0, epochs=1, auto_scale_lr=dict(base_batch_size=16))
     cfg.optim_wrapper.accumulative_counts = 2
     cfg.param_scheduler = None
-    cfg.custom_hooks[1].type = "ClassificationHook"  # an old name is translated in the copy, too
+    cfg.custom_hooks[1].type = "ClassificationHook"  # old names are also converted in the copy
     before = cfg.pretty_text
     rates = []
     for _ in range(2):

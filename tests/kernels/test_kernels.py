@@ -1,4 +1,4 @@
-"""Every implementation of an operation against its reference: outputs, gradients, odd sizes."""
+"""Comparison of every implementation with its reference: outputs, gradients, odd sizes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IMPLEMENTATIONS = {"eager": dispatch.EAGER, "cpu": dispatch.CPU, "cpu, oneDNN": 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def ops(request, monkeypatch) -> Iterator[kernels.Kernels]:
-    """One implementation, with limits so small that everything is done in several chunks, and oneDNN forced."""
+    """Each implementation, with limits so small that everything runs in several chunks, and with oneDNN forced."""
     monkeypatch.setattr(cpu, "MAX_PACK", 60)
     monkeypatch.setattr(cpu, "MAX_SCORES", 100)
     if request.param == "cpu, oneDNN":
@@ -36,7 +36,7 @@ def ops(request, monkeypatch) -> Iterator[kernels.Kernels]:
 
 
 def compare(got: Callable, wanted: Callable, inputs: Sequence[Tensor], tolerance: float = 1e-5) -> None:
-    """Outputs and the gradients of all inputs, and outputs without gradients, which may take another way."""
+    """Compare outputs, gradients of all inputs, and outputs without gradients, which may use another code path."""
     with torch.no_grad():
         assert relative_error(got(), wanted()) < tolerance
     a, b = got(), wanted()
@@ -85,7 +85,7 @@ def test_mbconv_tail(ops: kernels.Kernels, size: tuple[int, int], frozen: tuple[
 @pytest.mark.parametrize("shape", [(3, 6, 9), (3, 7, 8), (2, 2, 1), (1, 8, 5)])
 @pytest.mark.parametrize("is_global", [False, True])
 def test_window_attention(ops: kernels.Kernels, monkeypatch, is_global: bool, shape: tuple[int, ...], max_bias: int):
-    """Both operations together: what is passed from one to the other is the implementation's own."""
+    """Tests both operations together, as the biases passed between them depend on the implementation."""
     monkeypatch.setattr(cpu, "MAX_BIAS", max_bias)
     attention = randomise(WindowAttention(12, 3, 3, is_global)).double()
     layout = window_layout((*shape, 12), 3, torch.device("cpu"), 60)
@@ -107,7 +107,7 @@ def test_window_attention(ops: kernels.Kernels, monkeypatch, is_global: bool, sh
 
 
 def results(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Maps, gradients, and the maps of evaluation without gradients."""
+    """Compute maps and gradients in training, and maps in evaluation without gradients."""
     torch.manual_seed(1)
     model.train().zero_grad()
     x = images.clone().requires_grad_()
@@ -120,8 +120,8 @@ def results(model: nn.Module, images: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("pad", PAD_MODES)
 @pytest.mark.parametrize("size", [(50, 70), (64, 64), (9, 33)])
-def test_the_network_by_each_implementation(ops, monkeypatch, tiny_model, pad: str, size: tuple[int, int]):
-    """On a batch of 3, with drop path; the reference packs all windows at once."""
+def test_network_with_each_implementation(ops, monkeypatch, tiny_model, pad: str, size: tuple[int, int]):
+    """With a batch of 3 and drop path; the reference packs all windows at once."""
     model = tiny_model(pad=pad, drop_path_rate=0.3, arch={**TINY, "depths": (2, 3, 1, 2)}).double()
     images = torch.randn(3, 3, *size, dtype=torch.double)
     with kernels.disabled(*kernels.KERNELS):
@@ -135,7 +135,7 @@ def test_the_network_by_each_implementation(ops, monkeypatch, tiny_model, pad: s
 
 
 @pytest.mark.parametrize("name", kernels.KERNELS)
-def test_each_can_be_disabled(tiny_model, name: str):
+def test_each_kernel_can_be_disabled(tiny_model, name: str):
     model, images = tiny_model(pad="window"), torch.randn(3, 3, 50, 70)
     wanted = results(model, images)
     with kernels.disabled(name):
@@ -151,7 +151,7 @@ def test_each_can_be_disabled(tiny_model, name: str):
     assert kernels.choose(images, model.stages[0].blocks[0]) is dispatch.CPU
 
 
-def test_disabled_refuses_unknown_names():
+def test_disabled_rejects_unknown_names():
     with (
         pytest.raises(ValueError, match=r"disabled: 'lineal'; allowed: linear, gelu_linear"),
         kernels.disabled("lineal"),
@@ -160,11 +160,11 @@ def test_disabled_refuses_unknown_names():
 
 
 class Subclassed(nn.Linear):
-    """As an adapter puts it in the place of a layer."""
+    """Replaces a layer, as adapters do."""
 
 
 class OwnTensor(Tensor):
-    """As quantization and sharding put it in the place of a weight."""
+    """Replaces a weight, as quantization and sharding do."""
 
 
 def _hook(*_: object) -> None:
@@ -190,7 +190,7 @@ MODIFICATIONS: dict[str, Callable[[nn.Module], object]] = {
 
 
 @pytest.mark.parametrize("modification", MODIFICATIONS)
-def test_a_modified_block_is_called_as_it_is(modification: str):
+def test_modified_blocks_use_the_reference(modification: str):
     block = GCViT(TINY).stages[0].blocks[0]
     x = torch.zeros(1)
     assert kernels.choose(x, block) is dispatch.CPU
@@ -200,7 +200,7 @@ def test_a_modified_block_is_called_as_it_is(modification: str):
     assert kernels.choose(x.to("meta"), block) is kernels.REFERENCE
 
 
-def test_a_global_hook_reaches_every_module():
+def test_global_hooks_see_every_module():
     block = GCViT(TINY).stages[0].blocks[0]
     handle = nn.modules.module.register_module_forward_hook(_hook)
     try:
@@ -210,7 +210,7 @@ def test_a_global_hook_reaches_every_module():
     assert kernels.choose(torch.zeros(1), block) is dispatch.CPU
 
 
-def test_a_hook_on_one_layer_sees_what_the_layer_computes(tiny_model):
+def test_hook_on_one_layer_sees_its_output(tiny_model):
     model, images = tiny_model(pad="window"), torch.randn(2, 3, 50, 70)
     with torch.no_grad():
         wanted, seen = model(images), []
@@ -220,7 +220,7 @@ def test_a_hook_on_one_layer_sees_what_the_layer_computes(tiny_model):
     assert seen
 
 
-def test_transforms_see_the_reference(tiny_model):
+def test_func_transforms_use_the_reference(tiny_model):
     block = GCViT(TINY).stages[0].blocks[0]
     chosen = []
     torch.func.vmap(lambda x: chosen.append(kernels.choose(x, block)) or x)(torch.zeros(2, 1))
@@ -228,7 +228,7 @@ def test_transforms_see_the_reference(tiny_model):
     assert chosen == [kernels.REFERENCE] * 2
 
 
-def test_gelu_linear_keeps_no_activation():
+def test_gelu_linear_saves_no_activation():
     module = randomise(nn.Linear(12, 6))
     x = torch.randn(3, 5, 12, requires_grad=True)
     kept: list[Tensor] = []
@@ -239,7 +239,7 @@ def test_gelu_linear_keeps_no_activation():
 
 @pytest.mark.parametrize("function", ["gelu_linear", "residual", "position_biases"])
 def test_second_derivatives_of_eager_operations(function: str):
-    """Against finite differences of the first."""
+    """Compares with finite differences of the first derivatives."""
     torch.manual_seed(0)
     x = torch.randn(3, 4, dtype=torch.double, requires_grad=True)
     if function == "gelu_linear":
@@ -263,7 +263,7 @@ def test_second_derivatives_of_eager_operations(function: str):
 
 
 def test_masks_of_full_windows_are_aligned_on_accelerators():
-    """Fused attention on CUDA would copy them in each call otherwise."""
+    """Otherwise fused attention on CUDA would copy them in each call."""
     tables = [torch.zeros(169, 2, device="meta") for _ in range(3)]
     biases = list(eager.position_biases(tables, [(7, 7), (7, 3)], 7, torch.bfloat16))
     assert len(biases) == 3

@@ -1,4 +1,4 @@
-"""Linear layers by oneDNN against torch's own, on any processor: the decision is forced."""
+"""Linear layers computed by oneDNN, compared with torch's own; oneDNN is forced on any processor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 
 @pytest.fixture
 def onednn(monkeypatch) -> list:
-    """oneDNN for inputs of any size; lists the shapes of their images one pixel wide."""
+    """Force oneDNN for inputs of any size; yields the list of shapes passed to its convolutions."""
     calls, real = [], F.conv2d
 
     def spy(x, *args, **kwargs):
@@ -38,11 +38,11 @@ def apply(module: nn.Linear, x: torch.Tensor, gelu: bool) -> torch.Tensor:
     return gelu_linear(module, x) if gelu else linear(module, x)
 
 
-# Numbers of rows that 4 divides and does not; inputs that torch gives to oneDNN and that are too small for it.
+# Numbers of rows that are and are not multiples of 4; inputs large enough and too small for torch to use oneDNN.
 @pytest.mark.parametrize("shape", [(2, 49, 3, 8), (3, 7, 8), (5, 6), (100, 7, 2, 40), (1,)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("gelu", [False, True])
-def test_equals_torchs(onednn, shape: tuple[int, ...], bias: bool, gelu: bool):
+def test_equals_torch(onednn, shape: tuple[int, ...], bias: bool, gelu: bool):
     x = torch.randn(*shape, 12, requires_grad=True)
     module = randomise(nn.Linear(12, 20, bias=bias))
     inputs = [x, *module.parameters()]
@@ -73,13 +73,13 @@ def test_one_row_without_a_batch(onednn, gelu: bool):
     assert module.bias.grad.shape == (20,)
 
 
-def test_inputs_that_lie_elsewhere_in_memory(onednn):
+def test_non_contiguous_inputs(onednn):
     x, weight = torch.randn(12, 9, 5).permute(2, 1, 0), torch.randn(12, 7).T
     assert relative_error(product(x, weight), F.linear(x, weight)) < 1e-6
     assert onednn == [(1, 12, 45, 1)]
 
 
-def test_only_the_gradients_that_are_wanted(onednn):
+def test_only_required_gradients_are_computed(onednn):
     module, x = nn.Linear(12, 20), torch.randn(3, 4, 12)
     module.weight.requires_grad_(False)
     linear(module, x).sum().backward()
@@ -87,7 +87,7 @@ def test_only_the_gradients_that_are_wanted(onednn):
     assert torch.equal(module.bias.grad, torch.full((20,), 12.0))
 
 
-def test_what_is_left_to_torch(onednn, monkeypatch):
+def test_unsupported_cases_use_torch(onednn, monkeypatch):
     x, weight = torch.randn(100, 12), torch.randn(20, 12)
     assert fits_onednn(x, weight)
     assert not fits_onednn(x.double(), weight.double())
@@ -108,7 +108,7 @@ def test_what_is_left_to_torch(onednn, monkeypatch):
 
 
 @pytest.mark.parametrize("pad", ["input", "stage", "window"])
-def test_the_backbone_by_either(onednn, pad: str, monkeypatch):
+def test_backbone_with_and_without_onednn(onednn, pad: str, monkeypatch):
     torch.manual_seed(0)
     model = randomise(
         GCViT(

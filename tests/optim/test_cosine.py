@@ -1,4 +1,4 @@
-"""The schedule is timm's, step by step."""
+"""The schedule equals timm's at every step."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_equals_timm():
     assert ours.param_groups[0]["lr"] == 5e-6
 
 
-def test_goes_on_where_it_stopped():
+def test_resumes_where_it_stopped():
     whole, parts = optimizer(), optimizer()
     arguments = dict(warmup=3, T_max=20, warmup_start=1e-6, by_epoch=False)
     schedule, first = WarmupCosineLR(whole, **arguments), WarmupCosineLR(parts, **arguments)

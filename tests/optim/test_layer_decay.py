@@ -35,7 +35,7 @@ def groups(model: nn.Module, **paramwise) -> dict[str, tuple[float, float]]:
     return found
 
 
-def test_rates_and_decays():
+def test_learning_rates_and_weight_decays():
     model = Model()
     got = groups(model, layer_decay_rate=0.5)
     assert got.keys() == {n for n, _ in model.named_parameters()}

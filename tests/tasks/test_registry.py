@@ -1,4 +1,4 @@
-"""The package's registries from every default scope, type names of earlier releases, and the registry of tasks."""
+"""The package's registries in all default scopes, type names of earlier releases, and the registry of tasks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NEEDS = {"BoxTTAModel": "mmdet", "LoadCheckedImage": "mmcv"}
 
 @pytest.fixture
 def said(monkeypatch) -> list[str]:
-    """Warnings that are printed."""
+    """List of logged warnings."""
     found: list[str] = []
 
     def keep(text: str, *_: object, level: int = logging.INFO, **__: object) -> None:
@@ -66,7 +66,7 @@ def test_names_resolve_from_every_scope(scope: str, registry: str, name: str):
     assert name not in getattr(root, registry).module_dict
 
 
-def test_all_that_is_registered_is_in_the_table_of_old_names():
+def test_registered_names_are_in_table_of_old_names():
     new = {name for names in REGISTERED.values() for name in names}
     assert {new.rpartition(".")[2] for new in OLD_TYPES.values()} == new
     assert OLD_TYPES["CorruptPictureHook"] == OLD_TYPES["mmgcvit.CorruptPictureHook"] == "mmgcvit.CorruptImageHook"
@@ -85,7 +85,7 @@ tta_model = dict(type='mmgcvit.engine.tta.BoxTTAModel')
 
 
 def test_old_names_in_a_config(tmp_path: Path, said: list[str]):
-    """Deep inside pipelines too, with one line that names all of them."""
+    """Also nested in pipelines, and with a single warning for all of them."""
     (tmp_path / "old.py").write_text(OLD)
     cfg = apis.load_config(tmp_path / "old.py")
     assert [hook.type for hook in cfg.custom_hooks] == ["mmgcvit.CorruptImageHook", "EMAHook"]
@@ -107,10 +107,10 @@ def test_old_names_in_a_config(tmp_path: Path, said: list[str]):
     assert len(said) == 1
 
 
-def test_another_packages_class_of_an_old_name_is_left_alone(said: list[str]):
+def test_class_of_another_package_with_old_name_is_kept(said: list[str]):
     @root.METRICS.register_module()
     class TopKAccuracy:
-        """Of somebody else."""
+        """Class of another package."""
 
     try:
         cfg = rename_old_types(Config(dict(val_evaluator=dict(type="TopKAccuracy"))))
@@ -127,7 +127,7 @@ def test_type_names():
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
-def test_shipped_configs_are_of_their_folders_task(task):
+def test_task_of_shipped_configs_matches_folder(task):
     names = [path for path in (ROOT / "configs" / task.name).glob("*.py") if "template" not in path.name]
     assert names
     for path in names[:4]:
@@ -136,7 +136,7 @@ def test_shipped_configs_are_of_their_folders_task(task):
         assert find_task(cfg.model) is task
 
 
-def test_models_of_no_task():
+def test_models_without_task():
     with pytest.raises(UsageError, match=r"model.type='Other' with type, body; allowed: a classifier .*a detector"):
         task_of(Config(dict(model=dict(type="Other", body=1))))
     assert find_task(nn.Linear(2, 2)) is None
@@ -147,7 +147,7 @@ def test_models_of_no_task():
     assert task_of_dataset(dict(type="X", data_prefix=dict(seg_map_path="labels"))).name == "segmentation"
 
 
-def test_pillows_limit_is_lifted_inside_and_restored(tmp_path: Path, monkeypatch):
+def test_pillow_limit_is_lifted_and_restored(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     Image.new("L", (40, 40)).save(tmp_path / "large.png")
     with pytest.raises(Image.DecompressionBombError):
@@ -173,7 +173,7 @@ def test_pillows_limit_is_lifted_inside_and_restored(tmp_path: Path, monkeypatch
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
-def test_loaders_and_checks_take_large_images(tmp_path: Path, monkeypatch):
+def test_loaders_and_checks_accept_large_images(tmp_path: Path, monkeypatch):
     from mmgcvit.datasets.images import image_size, unreadable
     from mmgcvit.tasks.classification.transforms import LoadPillowImage
 
@@ -187,7 +187,7 @@ def test_loaders_and_checks_take_large_images(tmp_path: Path, monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
-def test_nothing_of_a_config_is_changed_by_renaming_a_copy():
+def test_renaming_in_a_copy_keeps_original_config():
     cfg = Config(dict(a=dict(type="TopKAccuracy")))
     rename_old_types(copy.deepcopy(cfg))
     assert cfg.a.type == "TopKAccuracy"

@@ -1,4 +1,4 @@
-"""The commands, as a user types them: train, resume, test with images, detect on a folder; and what they refuse."""
+"""The command-line tools: train, resume, test with images, predict on a folder, and errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(tool: str, *arguments: str | Path, cwd: Path, ok: bool = True) -> subpro
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A folder with digit scenes and a training run of four iterations."""
+    """Folder with digit scenes and a training run of four iterations."""
     from mmgcvit.datasets.digit_scenes import make_digit_scenes
 
     folder = tmp_path_factory.mktemp("user")
@@ -54,7 +54,7 @@ def test_train(trained: Path):
     assert (trained / "work/last_checkpoint").is_file()
 
 
-def test_resume_goes_on_from_the_newest_checkpoint(trained: Path, tmp_path: Path):
+def test_resume_from_newest_checkpoint(trained: Path, tmp_path: Path):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     longer = [o.replace("max_iters=4", "max_iters=6").replace("val_interval=4", "val_interval=6") for o in SHORT]
     done = run("train.py", CONFIG, "--work-dir", "work", "--resume", *longer, cwd=tmp_path)
@@ -70,7 +70,7 @@ def test_resume_from_a_named_checkpoint(trained: Path):
     assert "Iter(train) [2/4]" not in done.stdout
 
 
-def test_test_draws_truth_beside_prediction(trained: Path):
+def test_test_draws_ground_truth_next_to_prediction(trained: Path):
     done = run("test.py", CONFIG, "work/iter_4.pth", "--work-dir", "tested", "--show-dir", "images", cwd=trained)
     assert "coco/bbox_mAP_50" in done.stdout
     images = sorted((trained / "images").iterdir())
@@ -108,7 +108,7 @@ def test_test_with_tta(trained: Path):
     assert "segm_mAP" not in done.stdout
 
 
-def test_a_corrupt_image_stops_or_is_skipped(trained: Path, tmp_path: Path):
+def test_corrupt_image_stops_or_is_skipped(trained: Path, tmp_path: Path):
     shutil.copytree(trained / "data", tmp_path / "data")
     broken = tmp_path / "data/digit_scenes/images/train/000003.jpg"
     broken.write_bytes(broken.read_bytes()[:1000])
@@ -117,10 +117,10 @@ def test_a_corrupt_image_stops_or_is_skipped(trained: Path, tmp_path: Path):
     assert "CorruptImageError: image data/digit_scenes/images/train/000003.jpg: cannot be decoded" in done.stderr
     done = run("train.py", CONFIG, "--work-dir", "skip", "--corrupt", "skip", *short, cwd=tmp_path)
     assert "skipped image data/digit_scenes/images/train/000003.jpg: cannot be decoded" in done.stdout + done.stderr
-    assert "images skipped so far, as they cannot be decoded: 1" in done.stdout + done.stderr
+    assert "images skipped so far because they cannot be decoded: 1" in done.stdout + done.stderr
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(trained: Path):
+def test_non_finite_loss_stops_the_run(trained: Path):
     done = run(
         "train.py",
         CONFIG,
@@ -150,18 +150,20 @@ def test_auto_scale_lr(trained: Path):
         cwd=trained,
     )
     state = torch.load(trained / "scaled/iter_2.pth", weights_only=False)
-    assert {group["initial_lr"] for group in state["optimizer"]["param_groups"]} == {0.0015}  # 0.003 is for 4
+    assert {group["initial_lr"] for group in state["optimizer"]["param_groups"]} == {
+        0.0015
+    }  # 0.003 is the rate for 4 images
 
 
-def test_two_images_of_one_name_are_refused(trained: Path):
+def test_two_images_with_the_same_name_are_rejected(trained: Path):
     scene = trained / "data/digit_scenes/images/val/000000.jpg"
     done = run("image_demo.py", scene, scene, CONFIG, "work/iter_4.pth", "--out-dir", "twice", cwd=trained, ok=False)
-    assert "would go into one file, 000000.jpg" in done.stderr
+    assert "would be written to the same file, 000000.jpg" in done.stderr
     assert not (trained / "twice").exists()
 
 
 @pytest.mark.parametrize("classes", [("one", "two"), tuple("0123456798"), tuple("012345678x")])
-def test_classes_that_are_not_the_files_are_refused(trained: Path, tmp_path: Path, classes: tuple[str, ...]):
+def test_classes_missing_in_annotation_file_are_rejected(trained: Path, tmp_path: Path, classes: tuple[str, ...]):
     config = tmp_path / "mine.py"
     config.write_text(f"_base_ = {CONFIG!r}\ntrain_dataloader = dict(dataset=dict(metainfo=dict(classes={classes})))\n")
     done = run("train.py", config, "--work-dir", "never", cwd=trained, ok=False)
@@ -176,7 +178,7 @@ def test_classes_that_are_not_the_files_are_refused(trained: Path, tmp_path: Pat
     check_before_run(subset)
 
 
-def test_a_bug_in_a_run_keeps_its_traceback(trained: Path, tmp_path: Path):
+def test_bug_in_a_run_keeps_its_traceback(trained: Path, tmp_path: Path):
     (tmp_path / "broken.py").write_text(f"_base_ = {CONFIG!r}\nmodel = dict(backbone=dict(arch='huge'))\n")
     done = run("train.py", tmp_path / "broken.py", "--work-dir", "never", cwd=trained, ok=False)
     assert "Traceback" in done.stderr
@@ -190,7 +192,7 @@ def test_show_dir_needs_a_hook_that_draws(trained: Path, monkeypatch: pytest.Mon
         apis.test(cfg, CONFIG, show_dir="images")
 
 
-def test_a_segmentor(trained: Path):
+def test_segmentor(trained: Path):
     pytest.importorskip("mmseg")
     config = str(ROOT / "configs/segmentation/gcvit-nano_fpn_digits-160x160.py")
     done = run("train.py", config, "--work-dir", "seg", *SHORT, cwd=trained)
@@ -208,8 +210,8 @@ def test_a_segmentor(trained: Path):
 
 
 @pytest.mark.parametrize(("line", "values"), [("reduce_zero_label = True", (1, 2, 0)), ("flips = []", (0, 1, 255))])
-def test_the_template_of_segmentors(tmp_path: Path, line: str, values: tuple[int, int, int]):
-    """Ground, a square, and what is ignored; drawn by hand."""
+def test_segmentation_template(tmp_path: Path, line: str, values: tuple[int, int, int]):
+    """With handmade label maps: ground, a square, and ignored pixels."""
     pytest.importorskip("mmseg")
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 4)):
@@ -254,7 +256,7 @@ def test_the_template_of_segmentors(tmp_path: Path, line: str, values: tuple[int
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory) -> Path:
-    """A folder with a tree of three classes and a config made of the template."""
+    """Folder with images of three classes and a config based on the template."""
     folder = tmp_path_factory.mktemp("classifier")
     make_tree(folder / "colours", train=9, val=3)
     template = ROOT / "configs/classification/custom_template.py"
@@ -272,7 +274,7 @@ def colours(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_classifier(colours: Path):
+def test_classifier(colours: Path):
     done = run("train.py", "mine.py", "--work-dir", "work", cwd=colours)
     assert re.search(r"accuracy/top1: \d", done.stdout)
     done = run("test.py", "mine.py", "work/epoch_3.pth", "--work-dir", "tested", "--out", "new/table.csv", cwd=colours)
@@ -288,7 +290,7 @@ def test_a_classifier(colours: Path):
 
 @pytest.mark.slow
 def test_two_processes_train_a_classifier(colours: Path):
-    """Shares that do not come out even: 9 images in batches of 2 among 2 processes, each counted once."""
+    """With uneven shares: 9 images in batches of 2 for 2 processes; each image counts once."""
     env = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -341,7 +343,7 @@ echo elsewhere
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs the processes join through mmengine and NCCL")
 def test_slurm(colours: Path, tmp_path: Path):
-    """With stand-ins for srun, which starts two processes, and scontrol, which names the nodes."""
+    """With stand-ins for srun, which starts two processes, and scontrol, which lists the nodes."""
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -368,7 +370,7 @@ def test_slurm(colours: Path, tmp_path: Path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here mixed precision works")
-def test_amp_without_a_gpu_says_so(trained: Path):
+def test_amp_without_gpu_is_an_error(trained: Path):
     done = run("train.py", CONFIG, "--work-dir", "amp", "--amp", *SHORT, cwd=trained, ok=False)
     assert done.stderr.strip().splitlines()[-1].startswith("train: --amp needs a GPU")
 
@@ -382,8 +384,8 @@ def test_amp_without_a_gpu_says_so(trained: Path):
         "gcvit-tiny_mask2former_8xb2-160k_ade20k-512x512",
     ],
 )
-def test_mmsegs_own_tools_take_our_configs(trained: Path, name: str):
-    """What is meant for ADE20K on digit scenes, at crops of 64 x 64; there 0 is ignored, and 10 of 150 classes left."""
+def test_mmseg_tools_accept_our_configs(trained: Path, name: str):
+    """ADE20K configs on digit scenes with crops of 64 x 64; label 0 is ignored, and 10 of 150 classes remain."""
     mmseg = pytest.importorskip("mmseg")
     tools = Path(mmseg.__file__).parent / ".mim/tools"
     config = str(ROOT / f"configs/segmentation/{name}.py")
@@ -421,7 +423,7 @@ def test_mmsegs_own_tools_take_our_configs(trained: Path, name: str):
 
 @pytest.mark.slow
 def test_two_processes_train(trained: Path):
-    # The tools call `python`: let it be this one.
+    # The tools call `python`: make it this interpreter.
     env = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -451,33 +453,33 @@ def test_two_processes_train(trained: Path):
 @pytest.mark.parametrize(
     ("tool", "arguments", "message"),
     [
-        ("train.py", ["nothing.py"], "train: config 'nothing.py': there is no such file"),
-        ("train.py", ["mmgcvit::detection/nothing.py"], "there is no such file"),
+        ("train.py", ["nothing.py"], "train: config 'nothing.py': no such file"),
+        ("train.py", ["mmgcvit::detection/nothing.py"], "no such file"),
         (
             "train.py",
             [CONFIG, "--resume", "no.pth"],
-            "train: checkpoint to resume from 'no.pth': there is no such file",
+            "train: checkpoint to resume from 'no.pth': no such file",
         ),
-        ("test.py", [CONFIG, "no.pth"], "test: checkpoint 'no.pth': there is no such file"),
-        ("image_demo.py", ["no.jpg", CONFIG, CONFIG], "image_demo: input 'no.jpg': there is no such image, video"),
+        ("test.py", [CONFIG, "no.pth"], "test: checkpoint 'no.pth': no such file"),
+        ("image_demo.py", ["no.jpg", CONFIG, CONFIG], "image_demo: input 'no.jpg': no such image, video"),
         ("image_demo.py", [".", CONFIG, CONFIG], "image_demo: input '.': no images in this folder"),
-        ("image_demo.py", [".", CONFIG, "no.pth"], "image_demo: checkpoint 'no.pth': there is no such file"),
+        ("image_demo.py", [".", CONFIG, "no.pth"], "image_demo: checkpoint 'no.pth': no such file"),
     ],
 )
-def test_what_is_not_there_is_named(tmp_path: Path, tool: str, arguments: list[str], message: str):
+def test_errors_name_missing_files(tmp_path: Path, tool: str, arguments: list[str], message: str):
     done = run(tool, *arguments, cwd=tmp_path, ok=False)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_config_of_the_package_by_name():
+def test_packaged_config_by_name():
     cfg = load_config("mmgcvit::detection/mask-rcnn_gcvit-tiny_fpn_1x_coco.py", launcher="none")
     assert cfg.work_dir == "work_dirs/mask-rcnn_gcvit-tiny_fpn_1x_coco"
     with pytest.raises(UsageError, match="launcher='ssh'; allowed: none, pytorch"):
         load_config(CONFIG, launcher="ssh")
 
 
-def test_scripts_say_how_they_are_used():
+def test_scripts_print_usage():
     for script in ("dist_train.sh", "dist_test.sh", "slurm_train.sh", "slurm_test.sh", "install.sh"):
         done = subprocess.run([str(ROOT / "tools" / script)], capture_output=True, text=True)
         assert done.returncode != 0

@@ -20,29 +20,29 @@ class Classification(Task):
     description = "a classifier (GCViTClassifier)"
 
     def has_model(self, model: Mapping[str, Any] | nn.Module) -> bool:
-        """Whether it is a GCViTClassifier."""
+        """Whether the model is a GCViTClassifier."""
         if isinstance(model, Mapping):
             return type_name(model) == "GCViTClassifier"
         return any(kind.__name__ == "GCViTClassifier" for kind in type(model).__mro__)
 
     def has_dataset(self, dataset: Mapping[str, Any]) -> bool:
-        """Whether it is a ClassificationDataset."""
+        """Whether the data set is a ClassificationDataset."""
         return type_name(dataset) == "ClassificationDataset"
 
     def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
-        """The model with its own test pipeline."""
+        """Build the predictor: the model with its test pipeline."""
         from mmgcvit.tasks.classification.predictor import ClassPredictor
 
         return ClassPredictor(cfg, checkpoint, **options)
 
     def check_dataset(self, check: DatasetCheck) -> DatasetReport:
-        """Decode every image, and compare the classes with the training data's and the head's."""
+        """Decode every image, and compare the classes with those of the training data and the head."""
         from mmgcvit.tasks.classification.check import check_classes
 
         return check_classes(check)
 
     def set_table(self, cfg: Config, path: str) -> bool:
-        """Set the file of the first TopKAccuracy."""
+        """Set the output file of the first TopKAccuracy."""
         evaluator = cfg.get("test_evaluator") or []
         for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
             if type_name(metric) == "TopKAccuracy":

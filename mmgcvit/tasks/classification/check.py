@@ -1,4 +1,4 @@
-"""A check of a classification data set: every image is decoded, its classes compared with others."""
+"""Check of a classification data set: decodes every image, and compares the classes with other data sets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHUNK = 64  # images opened at a time
 
 
 def check_classes(check: DatasetCheck) -> DatasetReport:
-    """Check every image of a classifier's data set, however it is stored."""
+    """Check every image of a classification data set, for all kinds of storage."""
     name, dataset, advance = check.split, check.dataset, check.advance
     train = [report for report in check.earlier if report.name == "train" and report.unit == "labels"]
     trained = tuple(train[-1].classes) if train else ()
@@ -50,7 +50,7 @@ def check_classes(check: DatasetCheck) -> DatasetReport:
             for index in range(start, min(start + CHUNK, len(built))):
                 file, label = built.reader[index][:2]
                 classes.append(built.metainfo["classes"][label])
-                with file:  # one by one: all images of a tar file share a file object
+                with file:  # sequentially, as all images of a tar file share a file object
                     contents.append(file.read())
             for index, (size, reason) in enumerate(pool.map(_decoded, contents), start):
                 advance(report.images)

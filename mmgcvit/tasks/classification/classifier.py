@@ -25,18 +25,20 @@ MODES = ("tensor", "loss", "predict")
 class GCViTClassifier(SafePretrainedInit, BaseModel):
     """GC ViT with a linear head: last map, norm, global average pooling, dropout, linear layer (paper, section 3).
 
-    The parameters are those of the published classifiers, exactly.
+    The parameters are exactly those of the published classifiers.
 
     Args:
         backbone: config of a :class:`GCViT`; ``out_indices`` is (3,) by default.
-        num_classes: classes.
-        drop_rate: dropout before the head.
-        label_smoothing: for targets that are class numbers. (Mixed targets are smoothed by the preprocessor's mixup.)
-        data_preprocessor: config of a :class:`ClassificationPreprocessor` (``num_classes`` is given to it), or another.
-        init_cfg: mmengine's. ``dict(type='Pretrained', ...)`` belongs into the backbone's, or here to load the head.
+        num_classes: number of classes.
+        drop_rate: dropout rate before the head.
+        label_smoothing: label smoothing for targets that are class indices. (The preprocessor's mixup smooths mixed
+            targets.)
+        data_preprocessor: config of a :class:`ClassificationPreprocessor` (``num_classes`` is passed to it), or of
+            another preprocessor.
+        init_cfg: as in mmengine. Use ``dict(type='Pretrained', ...)`` in the backbone, or here to load the head too.
 
     Raises:
-        ValueError: no class, a rate out of range, or a backbone whose last map is not that of stage 3.
+        ValueError: ``num_classes`` or a rate is out of range, or the last map of the backbone is not that of stage 3.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
         self.backbone: GCViT = MODELS.build({"type": "GCViT", "out_indices": (3,), **backbone})
         if self.backbone.out_indices[-1] != 3:
             raise ValueError(
-                f"backbone: out_indices={self.backbone.out_indices}; allowed for a classifier: what ends with 3"
+                f"backbone: out_indices={self.backbone.out_indices}; allowed for a classifier: a tuple that ends with 3"
             )
         self.head = nn.Linear(self.backbone.out_channels[-1], num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
@@ -73,12 +75,12 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
     def forward(
         self, inputs: Tensor, targets: Tensor | None = None, sample_idx: Tensor | None = None, mode: str = "tensor"
     ) -> Any:
-        """Logits, their loss, or probabilities.
+        """Compute logits, their loss, or probabilities.
 
         Args:
             inputs: (B, in_channels, H, W) normalised images.
-            targets: (B,) classes, or (B, num_classes) probabilities; for 'loss'.
-            sample_idx: (B,) indices of the samples, not used.
+            targets: (B,) class indices, or (B, num_classes) probabilities; for 'loss'.
+            sample_idx: (B,) indices of the samples; unused.
             mode: 'tensor', 'loss' or 'predict'.
 
         Returns:
@@ -86,7 +88,7 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
             probabilities (B, num_classes), float32.
 
         Raises:
-            ValueError: an unknown mode, 'loss' without targets, or a class out of range.
+            ValueError: the mode is unknown, targets are missing for 'loss', or a class is out of range.
         """
         check_choice("mode", mode, MODES)
         maps = self.backbone(inputs)[-1]
@@ -99,7 +101,7 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
             raise ValueError("targets=None; allowed in mode 'loss': classes or probabilities")
         if targets.ndim == 2:
             return {"loss": self.soft_loss(logits, targets)}
-        # (Reading targets on a GPU would synchronise; there CUDA's own assertion fails.)
+        # (On a GPU this check would synchronise; there CUDA's own assertion fails instead.)
         if not targets.is_cuda and (targets.min() < 0 or targets.max() >= self.num_classes):
             raise ValueError(
                 f"targets: class {int(targets.max() if targets.min() >= 0 else targets.min())}; allowed: "

@@ -17,35 +17,36 @@ from mmgcvit.tasks.classification.readers import ShardReader, folder_reader, hug
 from mmgcvit.utils import summarize
 
 READERS = ("folder", "tar", "shards", "hfds")
-MAX_REFETCH = 1000  # images tried in place of one that cannot be decoded
+MAX_REFETCH = 1000  # maximum number of images tried in place of one that cannot be decoded
 
 
 @DATASETS.register_module()
 class ClassificationDataset(Dataset):
-    """Images and their classes, by index, in any storage.
-
-    Args:
-        data_root: folder of the data; for 'shards' a pattern or several, for 'hfds' the name or the folder of a Hugging
-            Face data set.
-        split: what is read below ``data_root``: a folder such as 'train' ('folder'), a tar file, with or without its
-            suffix, or a folder of tar files ('tar'), a pattern ('shards'), the name of the split ('hfds').
-        reader: 'folder' (a folder per class), 'tar' (the same in tar files), 'shards' (WebDataset's), 'hfds' (Hugging
-            Face's ``datasets``). All but 'shards' use timm's readers.
-        pipeline: transforms. They get ``file`` (opened), ``img_path``, ``targets`` (the class) and ``sample_idx``.
-        classes: names in the order of the labels, a file with a name per line, or for 'shards' their number. By default
-            the names of the class folders, with numbers in them sorted by value, or those of the Hugging Face data set.
-            Images in other folders are an error. For 'hfds' names map those of the data set, and a number leaves its
-            labels unchanged.
-        test_mode: no sample may be replaced by another one, and classes may be without images.
-        **reader_args: those of timm's reader, such as input_key and target_key for 'hfds'.
+    """Map-style data set of images with one class each, for several kinds of storage.
 
     An item is the output of the pipeline; with :class:`TimmTransform` a dict of ``inputs`` (3, H, W) uint8,
     ``targets`` and ``sample_idx``.
 
+    Args:
+        data_root: folder of the data; for 'shards' one or several patterns, for 'hfds' the name or the folder of a
+            Hugging Face data set.
+        split: part of ``data_root`` to read: a folder such as 'train' ('folder'); a tar file, with or without its
+            suffix, or a folder of tar files ('tar'); a pattern ('shards'); the name of the split ('hfds').
+        reader: 'folder' (one folder per class), 'tar' (the same in tar files), 'shards' (WebDataset), 'hfds' (Hugging
+            Face ``datasets``). All but 'shards' use timm's readers.
+        pipeline: transforms. Their input has ``file`` (opened), ``img_path``, ``targets`` (the class) and
+            ``sample_idx``.
+        classes: class names in the order of the labels, a file with one name per line, or for 'shards' their number. By
+            default the names of the class folders in natural order (numbers sorted by value), or those of the Hugging
+            Face data set. Images in other folders are an error. For 'hfds', names are matched with those of the data
+            set, and a number leaves its labels unchanged.
+        test_mode: samples must not be replaced by others, and classes may have no images.
+        **reader_args: arguments of timm's reader, such as input_key and target_key for 'hfds'.
+
     Raises:
-        ClassificationDataError: an unknown reader, no such folder or file; a class folder without images, or one that
-            is not among ``classes``; in training one of ``classes`` without images; images outside class
-            folders; labels out of range; two classes of one name.
+        ClassificationDataError: the reader is unknown; a folder or file does not exist; a class folder has no images or
+            is not among ``classes``; in training, one of ``classes`` has no images; there are images outside class
+            folders; a label is out of range; or two classes have the same name.
     """
 
     def __init__(
@@ -60,8 +61,8 @@ class ClassificationDataset(Dataset):
     ) -> None:
         if reader not in READERS:
             raise ClassificationDataError(
-                f"reader={reader!r}; allowed: {', '.join(READERS)} (those that stream would "
-                "lose or double samples among processes, and cannot be resumed)"
+                f"reader={reader!r}; allowed: {', '.join(READERS)} (streaming readers would "
+                "lose or duplicate samples across processes, and cannot be resumed)"
             )
         self.root, self.test_mode = data_root, test_mode
         names = _class_names(classes)
@@ -90,11 +91,11 @@ class ClassificationDataset(Dataset):
         return len(self.reader)
 
     def name(self, index: int) -> str:
-        """Path of a sample, relative to a folder's root; its index if it has none ('hfds')."""
+        """Path of a sample relative to the root folder; its index if it has no path ('hfds')."""
         return str(self.reader.filename(index) or index)
 
     def __getitem__(self, index: int) -> Any:
-        """The output of the pipeline for a sample, or for another one if the pipeline skips it.
+        """Return the output of the pipeline for a sample, or for another one if the pipeline skips it.
 
         Raises:
             ClassificationDataError: the pipeline skips every sample.
@@ -109,18 +110,18 @@ class ClassificationDataset(Dataset):
                 return result
             if self.test_mode:
                 raise ClassificationDataError(
-                    f"{self.name(index)}: the pipeline leaves this sample out; allowed in "
-                    "evaluation: one that stops (corrupt='stop')"
+                    f"{self.name(index)}: the pipeline skips this sample; allowed in "
+                    "evaluation: a pipeline that stops (corrupt='stop')"
                 )
             index = int(np.random.randint(len(self)))
-        raise ClassificationDataError(f"{self.root}: {MAX_REFETCH} images one after another cannot be decoded")
+        raise ClassificationDataError(f"{self.root}: {MAX_REFETCH} consecutive images cannot be decoded")
 
 
 def check_names(what: str, names: Sequence[str], whose: str, expected: Sequence[str]) -> None:
     """Check that two data sets, or a checkpoint and a data set, have the same classes in the same order.
 
     Raises:
-        ClassificationDataError: they differ; the message names missing and additional classes.
+        ClassificationDataError: the classes differ; the message names missing and additional classes.
     """
     if tuple(names) == tuple(expected):
         return
@@ -129,9 +130,9 @@ def check_names(what: str, names: Sequence[str], whose: str, expected: Sequence[
     parts = [f"{len(lacking)} class folders are missing: {summarize(lacking)}"] if lacking else []
     parts += [f"{len(beyond)} are not among {whose} {len(expected)}: {summarize(beyond)}"] if beyond else []
     raise ClassificationDataError(
-        f"{what}: {'; '.join(parts) or f'the classes are in another order than {whose}'}. The labels of all following "
-        "classes would be shifted. Add or remove folders, or give the data set their order: "
-        "classes=<file with a name per line>"
+        f"{what}: {'; '.join(parts) or f'the classes are in a different order from {whose}'}. The labels of all "
+        "following classes would be shifted. Add or remove folders, or set the order of the classes in the data set: "
+        "classes=<file with one name per line>"
     )
 
 
@@ -144,7 +145,7 @@ def _class_names(classes: Sequence[str] | str | int | None) -> tuple[str, ...] |
     if isinstance(classes, str):
         path, where = Path(classes), f"classes={classes!r}"
         if not path.is_file():
-            raise ClassificationDataError(f"{where}: there is no such file")
+            raise ClassificationDataError(f"{where}: no such file")
         classes = path.read_text().split("\n")
         classes = [line.strip() for line in classes if line.strip()]
     names = tuple(map(str, classes))

@@ -1,4 +1,4 @@
-"""The hook of a classifier's runs: matching classes, names of images, throughput."""
+"""Hook for runs of a classifier: class consistency, image names, throughput."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from mmgcvit.tasks.classification.dataset import ClassificationDataset, check_na
 
 @HOOKS.register_module()
 class ClassificationHook(Hook):
-    """Checks that data sets, head and checkpoint have the same classes, and logs the throughput of evaluation.
+    """Check that data sets, head and checkpoint have the same classes, and log the throughput of evaluation.
 
     A class folder that is missing in one split shifts the labels of all following classes, and accuracy silently drops.
-    The names of the classes are compared between training and validation data, and in a test between checkpoint and
-    test data. Of a data set whose ``classes`` are given in the config only the number is checked.
+    The class names of training and validation data are compared, and in a test those of checkpoint and test data. For a
+    data set whose ``classes`` are given in the config, only the number of classes is checked.
 
     Raises:
-        ClassificationDataError: before the run: classes that differ, or more of them than the head has; before a test:
-            a checkpoint without weights for the head, which would stay randomly initialised.
+        ClassificationDataError: before the run, if classes differ or outnumber the outputs of the head; before a test,
+            if the checkpoint has no weights for the head, which would stay randomly initialised.
     """
 
     def __init__(self) -> None:
         self.trained: tuple[str, ...] | None = None
-        self.headless = ""  # why the head that is tested would not be a trained one
+        self.headless = ""  # why the checkpoint cannot provide the head, '' if it can
         self.begin, self.images = 0.0, 0
 
     def before_run(self, runner: Runner) -> None:
@@ -50,7 +50,7 @@ class ClassificationHook(Hook):
                 )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the class names of the checkpoint, and whether it has a head."""
+        """Store the class names of the checkpoint, and whether it has a head."""
         self.trained = ((checkpoint.get("meta") or {}).get("dataset_meta") or {}).get("classes")
         if isinstance(_model(runner), GCViTClassifier):
             own = set(_model(runner).backbone.state_dict())
@@ -61,15 +61,15 @@ class ClassificationHook(Hook):
                 self.headless = f"a head of {len(head)} classes"
 
     def before_train(self, runner: Runner) -> None:
-        """Forget the checkpoint's head: training replaces it."""
+        """Discard the information about the checkpoint's head, which is trained now."""
         self.headless = ""
 
     def before_val(self, runner: Runner) -> None:
-        """Give the names of the images to the metrics, before any evaluation (that of raw weights is the first)."""
+        """Pass the image names to the metrics before any evaluation (the raw weights are evaluated first)."""
         _name_images(runner.val_loop)
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Compare checkpoint and data."""
+        """Compare the classes of checkpoint and data."""
         dataset = runner.test_dataloader.dataset
         _check_count("test", dataset, runner)
         if self.headless:
@@ -85,13 +85,13 @@ class ClassificationHook(Hook):
             elif len(names) != _classes(runner):
                 raise ClassificationDataError(
                     f"the test data ({dataset.root}) has {len(names)} class folders; the head has {_classes(runner)} "
-                    "classes. If the data has only some of them, give their order: classes=<file with a name per line>"
+                    "classes. If the data has only some of them, set the order: classes=<file with one name per line>"
                 )
         _name_images(runner.test_loop)
         self.images = 0
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Count images after the first batch, which waits for the workers to start."""
+        """Count images, except those of the first batch, which includes the start of the workers."""
         if batch_idx == 0:
             self.begin = time.perf_counter()
         else:

@@ -1,4 +1,4 @@
-"""Top-k accuracy, on the labels of the data set or on ImageNet-ReaL's, and a table of the predictions."""
+"""Top-k accuracy for the labels of the data set or of ImageNet-ReaL, and a table of the predictions."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from mmgcvit.utils import atomic_path
 
 @METRICS.register_module()
 class TopKAccuracy(BaseMetric):
-    """Top-k accuracy in per cent; every sample counts once, however many processes and whatever the batch size.
+    """Top-k accuracy in percent; every sample counts once, regardless of the number of processes and the batch size.
 
-    mmengine's sampler pads the share of each process with samples from the beginning; results are gathered by the index
-    of the sample, so that none is counted twice.
+    mmengine's sampler pads the share of each process with samples from the beginning; results are collected by sample
+    index, so that no sample is counted twice.
 
     Args:
-        topk: the k's.
-        real_labels: 'timm' for ImageNet-ReaL's labels that come with timm, or a file of them (``real.json``). The
-            images must be the 50000 of ILSVRC2012's validation; those without a ReaL label are excluded.
-        out_csv: file for the predictions: image, class, and the classes and probabilities of the ``max(topk)`` most
-            probable. (``tools/test.py --out``)
-        collect_device, prefix: mmengine's.
+        topk: values of k.
+        real_labels: 'timm' for the ImageNet-ReaL labels shipped with timm, or a file with them (``real.json``). The
+            images must be the 50000 of ILSVRC2012's validation set; those without a ReaL label are excluded.
+        out_csv: CSV file for the predictions: image, class, and the ``max(topk)`` most probable classes with their
+            probabilities (``tools/test.py --out``).
+        collect_device, prefix: as in mmengine.
 
     Raises:
-        ValueError: no k, or one under 1.
+        ValueError: ``topk`` is empty, or has a value below 1.
     """
 
     default_prefix = "accuracy"
@@ -49,14 +49,14 @@ class TopKAccuracy(BaseMetric):
         if not topk or min(topk) < 1:
             raise ValueError(f"topk={topk}; allowed: integers >= 1")
         self.topk, self.real_labels, self.out_csv = tuple(topk), real_labels, out_csv
-        self.dataset: Any = None  # for the names of the images; set by the hook or the tools
+        self.dataset: Any = None  # provides the image names; set by the hook or the tools
 
     def process(self, data_batch: Mapping[str, Any], data_samples: Sequence[Tensor]) -> None:
-        """Keep the most probable classes of a batch.
+        """Store the most probable classes of a batch.
 
         Args:
             data_batch: the batch of the data loader: ``targets`` (B,) and ``sample_idx`` (B,).
-            data_samples: B probabilities (num_classes,).
+            data_samples: B tensors of probabilities (num_classes,).
         """
         scores = torch.stack(list(data_samples)).float()
         values, classes = scores.topk(min(max(self.topk), scores.shape[1]))  # (B, k)
@@ -69,7 +69,7 @@ class TopKAccuracy(BaseMetric):
         )
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Accuracies of all samples, in per cent.
+        """Compute the accuracies over all samples, in percent.
 
         Raises:
             RuntimeError: samples are missing.
@@ -93,7 +93,7 @@ class TopKAccuracy(BaseMetric):
         file = None if self.real_labels == "timm" else self.real_labels
         try:
             real = RealLabelsImagenet(names, real_json=file, topk=self.topk)
-            # timm looks up the labels by the names of the images, and takes scores, of which only the order counts
+            # timm looks up the labels by image name, and expects scores, of which only the order matters
             for _, _, classes, values in ordered:
                 scores = torch.zeros(1, 1 + max(classes))
                 scores[0, classes] = torch.tensor(values) + 1
@@ -101,7 +101,7 @@ class TopKAccuracy(BaseMetric):
         except (AssertionError, KeyError) as error:
             raise ValueError(
                 f"real_labels: {len(names)} images such as {names[0]}; allowed: the 50000 of "
-                "ILSVRC2012's validation, ILSVRC2012_val_00000001.JPEG and so on"
+                "ILSVRC2012's validation set, ILSVRC2012_val_00000001.JPEG and so on"
             ) from error
         return {f"real_top{k}": value for k, value in real.get_accuracy().items()}
 

@@ -1,4 +1,4 @@
-"""Predictions of a classifier: the most probable classes of each image."""
+"""Predictor of a classifier: the most probable classes of each image."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from mmgcvit.registry import type_name
 from mmgcvit.tasks.sources import Source
 from mmgcvit.utils import write_json
 
-TOP = 5  # classes of an image in the results
+TOP = 5  # number of classes per image in the results
 
 
 class ClassPredictor:
-    """The model of a config with the transforms of its test pipeline.
+    """Predictor that applies a config's model and test pipeline.
 
     Args:
         cfg: the config.
-        checkpoint, device, tta, tile, overlap, batch_size, ann_file: those of :func:`mmgcvit.apis.predict`; ``tta``,
+        checkpoint, device, tta, tile, overlap, batch_size, ann_file: see :func:`mmgcvit.apis.predict`; ``tta``,
             ``tile`` and ``ann_file`` do not apply.
 
     Raises:
-        UsageError: an argument that does not apply, a checkpoint that does not fit or has no head.
+        UsageError: an argument does not apply, or the checkpoint does not match the model or has no head.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ClassPredictor:
     ) -> None:
         for flag, given in (("--tta", tta), ("--tile", tile), ("--ann-file", ann_file)):
             if given:
-                raise UsageError(f"{flag}: a classifier's predictions have none; leave it out")
+                raise UsageError(f"{flag}: not supported for classifiers; omit it")
         init_default_scope(cfg.get("default_scope", "mmengine"))
         self.model = MODELS.build(cfg.model)
         try:
@@ -72,7 +72,7 @@ class ClassPredictor:
         self.results: list[dict] = []
 
     def validate_inputs(self, images: Sequence[Path]) -> None:
-        """Every image can be classified."""
+        """Accept all images."""
 
     @torch.no_grad()
     def __call__(self, sources: Iterator[Source]) -> Iterator[tuple[Source, list[tuple[str, float]]]]:
@@ -89,7 +89,7 @@ class ClassPredictor:
         return self.transform(dict(img=image, img_path=source.name, targets=0, sample_idx=0))["inputs"]
 
     def draw(self, source: Source, found: list[tuple[str, float]], score_thr: float) -> np.ndarray:
-        """The image (RGB) with the most probable class, and others of at least this probability, as text."""
+        """Draw the most probable class, and others with at least this probability, as text on the image (RGB)."""
         image = Image.fromarray(np.ascontiguousarray(source.pixels[..., ::-1]))
         shown = [found[0], *(pair for pair in found[1:] if pair[1] >= score_thr)]
         text = "\n".join(f"{name}: {value:.2f}" for name, value in shown)
@@ -115,7 +115,7 @@ class ClassPredictor:
 
 
 def _class_names(cfg: Config, checkpoint: Any, count: int) -> list[str]:
-    """Names of the classes: from the checkpoint, else from the config, else ImageNet-1k's, else numbers."""
+    """Class names: from the checkpoint, else from the config, else those of ImageNet-1k, else numbers."""
     meta = checkpoint.get("meta") if isinstance(checkpoint, dict) else None
     saved = ((meta or {}).get("dataset_meta") or {}).get("classes")
     given = cfg.test_dataloader.dataset.get("classes")

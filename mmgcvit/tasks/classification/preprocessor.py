@@ -1,4 +1,4 @@
-"""Mixing, normalising and erasing of batches, on the device of the model."""
+"""Batch preprocessing for classification on the model's device: mixing, normalising, erasing."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mmgcvit.registry import MODELS
 
 @MODELS.register_module()
 class ClassificationPreprocessor(BaseDataPreprocessor):
-    """Normalises uint8 images; in training also mixes them before, and erases rectangles after it.
+    """Normalise uint8 images; in training, also mix them before and erase rectangles after normalising.
 
-    That is the order of timm's prefetcher, whose ``Mixup`` and ``RandomErasing`` are used: images are mixed when they
+    This is the order of timm's prefetcher, whose ``Mixup`` and ``RandomErasing`` are used: images are mixed when they
     are collated, so that an erased rectangle hides both images of a mixture.
 
     Args:
-        mean, std: of the channels, of values from 0 to 1.
-        num_classes: of the soft targets of mixing; :class:`GCViTClassifier` gives its own.
-        erasing: arguments of RandomErasing, such as ``dict(probability=0.25, mode='pixel')``; None: no erasing.
+        mean, std: channel statistics of pixel values scaled to [0, 1].
+        num_classes: number of classes in the soft targets of mixup; :class:`GCViTClassifier` sets it.
+        erasing: arguments of RandomErasing, such as ``dict(probability=0.25, mode='pixel')``; None for no erasing.
         mixup: arguments of Mixup, such as ``dict(mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.5,
-            label_smoothing=0.1)``; None: no mixing, targets stay class numbers.
-        non_blocking: of the copy to the device.
+            label_smoothing=0.1)``; None for no mixing, so that targets stay class indices.
+        non_blocking: whether the copy to the device is non-blocking.
     """
 
     def __init__(
@@ -48,18 +48,18 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         self.mix = None if mixup is None else Mixup(**mixup, num_classes=num_classes)
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """Move a batch to the device, and normalise, mix and erase it.
+        """Move a batch to the device, and mix, normalise and erase it.
 
         Args:
-            data: ``inputs`` (B, C, H, W) uint8 (floating point: normalised already), ``targets`` (B,) if there are
-                any, and other entries.
-            training: whether to mix and to erase.
+            data: ``inputs`` (B, C, H, W) uint8 (or floating point, if already normalised), optional ``targets`` (B,),
+                and other entries.
+            training: whether to mix and erase.
 
         Returns:
-            The same with ``inputs`` float32, and with mixing ``targets`` (B, num_classes) probabilities.
+            The same dict with ``inputs`` float32 and, with mixing, ``targets`` (B, num_classes) probabilities.
 
         Raises:
-            ValueError: mixing with an odd batch.
+            ValueError: the batch size is odd, with mixing.
         """
         data = dict(self.cast_data(data))
         inputs = data["inputs"].float()
@@ -67,7 +67,7 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
             if len(inputs) % 2:
                 raise ValueError(
                     f"a batch of {len(inputs)} images; allowed with mixup, which pairs them: an even "
-                    "one. Set an even train_dataloader.batch_size, and drop_last=True"
+                    "number. Set an even train_dataloader.batch_size, and drop_last=True"
                 )
             inputs, data["targets"] = self.mix(inputs, data["targets"])
         if not data["inputs"].is_floating_point():

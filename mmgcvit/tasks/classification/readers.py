@@ -1,4 +1,4 @@
-"""Readers of image folders, tar files and Hugging Face data sets (timm's, made strict), and of WebDataset shards."""
+"""Strict versions of timm's readers of image folders, tar files and Hugging Face data sets; WebDataset shards."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from mmgcvit.utils import summarize
 
 
 class ShardReader(Reader):
-    """Images in WebDataset shards with random access: tar files with ``KEY.jpg`` (or .png, ...) and ``KEY.cls``.
+    """Reader of WebDataset shards with random access: tar files with ``KEY.jpg`` (or .png, ...) and ``KEY.cls``.
 
-    The headers of the shards are read once, at the start, so that every sample has an index, as in a folder: shuffling,
-    several processes, resuming and evaluation are exact, which a stream cannot guarantee.
+    The headers of the shards are read once at the start, so that every sample has an index, as in a folder: shuffling,
+    several processes, resuming and evaluation are exact, which streaming cannot guarantee.
 
     Args:
-        patterns: path with * or ?, or several of them, for shards on several disks.
+        patterns: path with * or ?, or several of them for shards on several disks.
         classes: number of classes.
 
     Raises:
-        ClassificationDataError: no such file; a shard that is no tar file, that has no image, an image without a
-            ``.cls``, or two of a key; a ``.cls`` that is no integer from 0 to below ``classes``.
+        ClassificationDataError: no file matches; a shard is not a tar file, contains no image, an image without a
+            ``.cls`` file, or two images with the same key; or a label is not an integer from 0 to ``classes`` - 1.
     """
 
     def __init__(self, patterns: str | Sequence[str], classes: int) -> None:
@@ -41,7 +41,7 @@ class ShardReader(Reader):
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
         self.shards = [path for pattern in patterns for path in sorted(glob.glob(pattern))]
         if not self.shards:
-            raise ClassificationDataError(f"shards {', '.join(map(repr, patterns))}: there are no such files")
+            raise ClassificationDataError(f"shards {', '.join(map(repr, patterns))}: no files match")
         suffixes = get_img_extensions(as_set=True)
         places: list[tuple[int, int, int, int]] = []
         self.keys: list[str] = []
@@ -56,13 +56,13 @@ class ShardReader(Reader):
                         key = f"{folder}/{stem}" if folder else stem
                         if f".{suffix.lower()}" in suffixes:
                             if key in images:
-                                raise ClassificationDataError(f"shard {shard}: two images of the key {key}")
+                                raise ClassificationDataError(f"shard {shard}: two images with the key {key}")
                             images[key] = (member.offset_data, member.size)
                         elif suffix == "cls":
                             content = file.read() if (file := tar.extractfile(member)) else b""
                             labels[key] = _label(content, f"shard {shard}: {key}.cls", classes)
             except tarfile.TarError as error:
-                raise ClassificationDataError(f"shard {shard}: no tar file, or cut off: {error}") from error
+                raise ClassificationDataError(f"shard {shard}: not a tar file, or truncated: {error}") from error
             lacking = [key for key in images if key not in labels]
             if lacking or not images:
                 raise ClassificationDataError(
@@ -92,23 +92,24 @@ class ShardReader(Reader):
 
 
 class TarReader(ReaderImageInTar):
-    """timm's reader of a tar file, or of a folder of them, with the classes of the folders inside.
+    """timm's reader of a tar file or a folder of tar files, with one class per folder inside.
 
     timm labels images by the last folder of their path or by their tar file, drops images of unknown classes, and reads
-    tar files in the order of the file system. Here ambiguous trees are refused, images are sorted by tar file and path,
-    and in a folder of tar files they are named by both.
+    tar files in file-system order. This reader rejects ambiguous trees, sorts images by tar file and path, and in a
+    folder of tar files names them by both.
 
     Args:
-        path: tar file, or folder of them.
+        path: tar file, or folder of tar files.
         names: classes in the order of their labels; by default those in the files, in natural order.
-        **arguments: those of ReaderImageInTar.
+        **arguments: arguments of ReaderImageInTar.
 
     Raises:
-        ClassificationDataError: no tar file, a truncated one, or one without images; images in no class folder, in
-            hidden folders, in folders inside class folders, or in two folders of one name; a class not among ``names``.
+        ClassificationDataError: a file is not a tar file, is truncated or has no images; images are in no class folder,
+            in hidden folders, in folders inside class folders, or in two folders with the same name; or a class is not
+            among ``names``.
     """
 
-    samples: Any  # an array of (member, tar file, tar file inside)
+    samples: Any  # an array of (member, tar file, nested tar file)
 
     def __init__(self, path: Path, names: Sequence[str] | None = None, **arguments: Any) -> None:
         tars = [path] if path.is_file() else sorted(path.glob("*.tar"))
@@ -116,15 +117,15 @@ class TarReader(ReaderImageInTar):
             raise ClassificationDataError(f"{path}: no *.tar in this folder")
         for tar in tars:
             if not tarfile.is_tarfile(tar):
-                raise ClassificationDataError(f"{tar}: no tar file, or cut off at its beginning")
+                raise ClassificationDataError(f"{tar}: not a tar file, or truncated at its beginning")
         try:
             super().__init__(str(path), **arguments)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise ClassificationDataError(f"{path}: cannot be read: {error}") from error
-        except (ValueError, AssertionError) as error:  # nothing for timm to sort, or its cached list is of other files
+        except (ValueError, AssertionError) as error:  # timm found no images, or its cached list belongs to other files
             raise ClassificationDataError(
                 f"{path}: no image in it, or timm's list of its members "
-                f"(_*_tarinfos.pickle) is of other tar files: {error}"
+                f"(_*_tarinfos.pickle) belongs to other tar files: {error}"
             ) from error
         keys = [[natural_key(part) for part in _in_tar(*sample)] for sample in self.samples]
         self.samples = self.samples[sorted(range(len(keys)), key=keys.__getitem__)]
@@ -149,7 +150,7 @@ class TarReader(ReaderImageInTar):
             outer = [parent for parent in folder.parents if (tar, parent) in known]
             if outer:
                 raise ClassificationDataError(
-                    f"{path}: {image} lies in a folder inside the class folder {outer[0]}; expected: CLASS/NAME.jpg"
+                    f"{path}: {image} is in a folder inside the class folder {outer[0]}; expected: CLASS/NAME.jpg"
                 )
             other = by_name.setdefault((tar, folder.name), folder)
             if other != folder:
@@ -164,12 +165,12 @@ class TarReader(ReaderImageInTar):
 
 
 def _in_tar(member: tarfile.TarInfo, tar: str | None, child: tarfile.TarInfo | None) -> tuple[str, str, str]:
-    """The tar file (in a folder of them), the tar file inside, and the path, each '' if there is none."""
+    """Tar file (in a folder of tar files), nested tar file, and path of an image, each '' if there is none."""
     return tar or "", "" if child is None else child.name, os.path.normpath(member.name)
 
 
 def _folder_in_tar(member: tarfile.TarInfo, tar: str | None, child: tarfile.TarInfo | None) -> PurePosixPath:
-    """The folder of an image; a tar file counts as a folder of its name, unless it is the whole data set."""
+    """Folder of an image; a tar file counts as a folder with its name, unless it is the whole data set."""
     stems = [PurePosixPath(name).stem for name in (tar, child and child.name) if name]
     return PurePosixPath(*stems, os.path.dirname(os.path.normpath(member.name)))
 
@@ -209,24 +210,24 @@ def _refuse_absent(where: Path, names: Sequence[str] | None, there: Iterable[str
 def folder_reader(
     root: Path, split: str, names: Sequence[str] | None, arguments: Mapping[str, Any], training: bool
 ) -> Reader:
-    """timm's reader of a folder per class, for a tree in which no image would be dropped or get a wrong class.
+    """Return timm's folder reader, after checking that it would drop no image and assign no wrong class.
 
-    (timm takes the last folder of a path as the class, at any depth, and drops images of unknown classes.)
+    (timm uses the last folder of a path as the class, at any depth, and drops images of unknown classes.)
     """
     folder = root / split
     if not folder.is_dir():
-        raise ClassificationDataError(f"{folder}: there is no such folder; expected: {folder}/CLASS/NAME.jpg")
+        raise ClassificationDataError(f"{folder}: no such folder; expected: {folder}/CLASS/NAME.jpg")
     key = arguments.get("input_key")
     suffixes = set(key.split(";")) if key else get_img_extensions(as_set=True)
-    images: dict[str, list[str]] = {}  # by the folder below the root, '.' for itself
+    images: dict[str, list[str]] = {}  # keyed by the folder below the root, '.' for the root itself
     for place, _, files in os.walk(folder, followlinks=True):
         found = [name for name in files if os.path.splitext(name)[1].lower() in suffixes]
         if found:
             images[os.path.relpath(place, folder)] = found
     for wrong, what in (
-        (lambda parts: parts == ["."], "lie in no class folder"),
-        (lambda parts: parts[0] != "." and any(part.startswith(".") for part in parts), "lie in hidden folders"),
-        (lambda parts: len(parts) > 1, "lie in folders inside class folders"),
+        (lambda parts: parts == ["."], "are in no class folder"),
+        (lambda parts: parts[0] != "." and any(part.startswith(".") for part in parts), "are in hidden folders"),
+        (lambda parts: len(parts) > 1, "are in folders inside class folders"),
     ):
         lost = sorted(inside for inside in images if wrong(inside.split(os.sep)))
         if lost:
@@ -240,7 +241,7 @@ def folder_reader(
     )
     _refuse_unknown(folder, [name for name in classes if names is not None and name not in names], names or ())
     if not images:
-        raise ClassificationDataError(f"{folder}: no image in folders of classes; expected: {folder}/CLASS/NAME.jpg")
+        raise ClassificationDataError(f"{folder}: no image in class folders; expected: {folder}/CLASS/NAME.jpg")
     lacking = [name for name in classes if name not in images]
     if lacking:
         raise ClassificationDataError(
@@ -254,12 +255,12 @@ def folder_reader(
 def tar_reader(
     root: Path, split: str, names: Sequence[str] | None, arguments: Mapping[str, Any], training: bool
 ) -> Reader:
-    """:class:`TarReader`, of a file with or without its suffix, or of a folder of tar files."""
+    """Return a :class:`TarReader` for a file, with or without its suffix, or a folder of tar files."""
     path = root / split if split else root
     if not path.exists() and path.with_name(path.name + ".tar").is_file():
         path = path.with_name(path.name + ".tar")
     if not path.exists():
-        raise ClassificationDataError(f"{path}: there is no such tar file or folder of tar files")
+        raise ClassificationDataError(f"{path}: no such tar file or folder of tar files")
     reader = TarReader(path, names, **arguments)
     if training and names is not None:
         _refuse_absent(path, names, {names[index] for index in set(reader.targets.tolist())})
@@ -269,14 +270,14 @@ def tar_reader(
 def hugging_face_reader(
     root: str, split: str, names: Sequence[str] | None, numbered: bool, arguments: Mapping[str, Any]
 ) -> Reader:
-    """timm's reader of Hugging Face data sets, with the labels of ``names``.
+    """Return timm's reader of Hugging Face data sets, with labels in the order of ``names``.
 
     Args:
         root: name or folder of the data set.
         split: name of the split.
         names: classes in the order of the labels; None for those of the data set.
-        numbered: whether ``names`` are numbers: labels are not mapped then.
-        arguments: those of ReaderHfds.
+        numbered: whether ``names`` are numbers, so that labels are not mapped.
+        arguments: arguments of ReaderHfds.
     """
     reader = create_reader(f"hfds/{root}", split=split, **arguments)
     where = f"{root}, split {split!r}, column {reader.label_key!r}"

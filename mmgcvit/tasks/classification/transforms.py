@@ -17,14 +17,14 @@ from mmgcvit.utils.images import any_image_size
 
 @TRANSFORMS.register_module()
 class LoadPillowImage:
-    """Decode a sample's ``file`` completely into ``img``, a Pillow image in RGB.
+    """Decode a sample's ``file`` completely into ``img``, an RGB Pillow image.
 
     Args:
-        corrupt: what happens at an image that cannot be decoded. 'stop': an error is raised. 'skip': it is named in the
-            log and counted in ``skipped``, and the data set takes another one.
+        corrupt: handling of images that cannot be decoded. 'stop': raise an error. 'skip': log the image's name, count
+            it in ``skipped``, and let the data set load another one.
 
     Raises:
-        CorruptImageError: from calls, with ``corrupt='stop'``.
+        CorruptImageError: an image cannot be decoded, with ``corrupt='stop'``.
     """
 
     def __init__(self, corrupt: str = "stop") -> None:
@@ -34,19 +34,19 @@ class LoadPillowImage:
         self.skipped = torch.zeros(1, dtype=torch.int64).share_memory_()  # shared by all workers
 
     def __call__(self, results: dict) -> dict | None:
-        """Decode; None if the image is skipped."""
+        """Decode the image; returns None if it is skipped."""
         try:
             with any_image_size(), Image.open(results["file"]) as image:
                 results["img"] = image.convert("RGB")
-        except Exception as error:  # Pillow's decoders raise a dozen kinds
+        except Exception as error:  # Pillow's decoders raise many types of errors
             said = f"image {results['img_path']}: cannot be decoded: {error}"
             if self.corrupt == "stop":
                 raise CorruptImageError(
-                    f"{said}. It stops the run; with `tools/train.py --corrupt skip` it would be "
-                    "left out of training and counted"
+                    f"{said}. This stops the run; use `tools/train.py --corrupt skip` to skip and count "
+                    "such images in training"
                 ) from error
             self.skipped += 1
-            # At level ERROR: mmengine shows nothing below from the processes other than the first.
+            # Log at level ERROR: mmengine hides lower levels in all processes but the first.
             print_log(f"skipped {said}", logger="current", level=logging.ERROR)
             return None
         return results
@@ -54,15 +54,15 @@ class LoadPillowImage:
 
 @TRANSFORMS.register_module()
 class TimmTransform:
-    """timm's ``create_transform`` on ``img``, up to uint8: the model's preprocessor normalises and erases.
+    """Apply timm's ``create_transform`` to ``img``, up to uint8; the model's preprocessor normalises and erases.
+
+    The result contains ``inputs`` (3, H, W) uint8, ``targets`` and ``sample_idx``.
 
     Args:
-        **arguments: those of ``create_transform``, without the ones for normalising and erasing.
-
-    The result is ``inputs`` (3, H, W) uint8, ``targets`` and ``sample_idx``.
+        **arguments: arguments of ``create_transform``, except those for normalising and erasing.
 
     Raises:
-        ValueError: an argument of the preprocessor.
+        ValueError: an argument belongs to the preprocessor.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -79,6 +79,6 @@ class TimmTransform:
         self.transform = create_transform(**arguments, use_prefetcher=True)
 
     def __call__(self, results: dict) -> dict:
-        """Transform ``img`` (H, W) of any size."""
+        """Transform ``img``, an image of any size."""
         inputs = self.transform(results["img"])
         return {"inputs": torch.as_tensor(inputs), "targets": results["targets"], "sample_idx": results["sample_idx"]}

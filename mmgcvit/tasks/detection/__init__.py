@@ -13,7 +13,7 @@ from mmgcvit.errors import UsageError
 from mmgcvit.tasks.base import DatasetCheck, Predictor, Task
 from mmgcvit.utils.paths import SHIPPED_CONFIGS
 
-SCALES = (0.8, 1.0, 1.2)  # of the test pipeline's scale, under test-time augmentation
+SCALES = (0.8, 1.0, 1.2)  # multiples of the test pipeline's scale for test-time augmentation
 
 
 class Detection(Task):
@@ -25,19 +25,19 @@ class Detection(Task):
     visualization_hook = "DetVisualizationHook"
 
     def has_dataset(self, dataset: Mapping[str, Any]) -> bool:
-        """Whether it reads COCO's JSON."""
+        """Whether the data set reads COCO JSON files."""
         from mmgcvit.tasks.detection.annotations import coco_like
 
         return coco_like(dataset)
 
     def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
-        """mmdet's inferencer."""
+        """Build the predictor, based on mmdet's inferencer."""
         from mmgcvit.tasks.detection.predictor import Detector
 
         return Detector(cfg, checkpoint, **options)
 
     def check_before_run(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None, evaluator: Any) -> None:
-        """Check the file and the classes of a local COCO-like data set."""
+        """Check the annotation file and the classes of a local COCO-like data set."""
         from mmgcvit.tasks.detection.annotations import check_before_run
 
         check_before_run(dict(dataset=dataset))
@@ -49,7 +49,7 @@ class Detection(Task):
         return check_boxes(check.split, check.dataset, check.workers, check.advance)
 
     def set_default_tta(self, cfg: Config) -> None:
-        """Take those of ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale of the test pipeline."""
+        """Use ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale of the test pipeline."""
         if "roi_head" not in cfg.model and "bbox_head" not in cfg.model:
             super().set_default_tta(cfg)
         resize = [t for t in cfg.test_dataloader.dataset.pipeline if t["type"].endswith("Resize") and "scale" in t]
@@ -67,11 +67,11 @@ class Detection(Task):
         cfg.tta_model, cfg.tta_pipeline = base.tta_model, base.tta_pipeline
 
     def show_in(self, cfg: Config, hook: Any, folder: str) -> None:
-        """Set the folder of mmdet's hook."""
+        """Set the output folder of mmdet's hook."""
         hook.test_out_dir = folder
 
     def forward(self, model: Any, image: Tensor) -> None:
-        """Run all heads; those of a two-stage detector on as many proposals as they can get."""
+        """Run all heads; those of a two-stage detector on the maximum number of proposals."""
         from mmgcvit.tasks.detection.flops import forward
 
         forward(model, image)

@@ -1,6 +1,7 @@
-"""Annotations of detection data sets, and what can be wrong with them.
+"""Reading and validation of the annotations of detection data sets.
 
-COCO's JSON is read directly, since mmdet silently drops what it cannot use, or fails without naming the annotation.
+COCO JSON files are read directly, since mmdet silently drops annotations that it cannot use, or fails without naming
+them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ COCO_LIKE = ("CocoDataset", "LVISDataset", "LVISV05Dataset", "LVISV1Dataset")
 
 @dataclass
 class AnnotatedImage:
-    """An image of a data set, as its annotations describe it; sizes in pixels, boxes x1, y1, x2, y2."""
+    """An image as described by the annotations; sizes in pixels, boxes x1, y1, x2, y2."""
 
     path: str
     width: int | None
@@ -33,14 +34,14 @@ class AnnotatedImage:
 
 @dataclass
 class Annotations:
-    """The content of an annotation file: images with their usable objects, and the problems."""
+    """Content of an annotation file: images with their usable objects, and problems."""
 
     path: str
     images: list[AnnotatedImage] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     classes: tuple[str, ...] = ()
-    categories: tuple[str, ...] = ()  # all of the file's, in its order, which is that of mmdet's labels
-    objects: int = 0  # before unusable ones are dropped
+    categories: tuple[str, ...] = ()  # all categories in the order of the file, which is that of mmdet's labels
+    objects: int = 0  # number of objects, including unusable ones
 
 
 def read_coco(
@@ -50,20 +51,21 @@ def read_coco(
     with_mask: bool = False,
     test_mode: bool = False,
 ) -> Annotations:
-    """Read a COCO file of instances as mmdet's CocoDataset would use it.
+    """Read a COCO instance file the way mmdet's CocoDataset does.
 
     Args:
         path: JSON file.
         classes: class names of the run; by default all categories of the file.
         img_prefix: folder of the images.
-        with_mask: whether the run learns masks.
-        test_mode: whether the file may have no annotations, as COCO's test-dev.
+        with_mask: whether the run trains masks.
+        test_mode: whether the file may have no annotations, like COCO's test-dev.
 
     Returns:
-        Images with the objects that training gets, and all problems.
+        Images with the objects used in training, and all problems.
 
     Raises:
-        AnnotationError: no such file, no JSON, or not COCO's lists of images, annotations and categories.
+        AnnotationError: the file does not exist, is not JSON, or lacks COCO's lists of images, annotations and
+            categories.
     """
     content = read_lists(path, test_mode)
     found = Annotations(str(path))
@@ -78,7 +80,7 @@ def read_coco(
         where = _where(path, annotation, i)
         for problem in _object(annotation, where, images, categories, found.classes, with_mask, seen):
             found.problems.append(problem)
-            break  # only the first one: mmdet stops there, too
+            break  # report only the first one, as mmdet stops there too
         else:
             x, y, w, h = map(float, annotation["bbox"])
             image = images[annotation["image_id"]]
@@ -88,29 +90,29 @@ def read_coco(
 
 
 def check_before_run(dataloader: Mapping | None) -> None:
-    """Check that a run can use the annotations of a data loader: file and classes of each CocoDataset in it.
+    """Check that a run can use the annotations and classes of each CocoDataset in a data loader.
 
-    mmdet numbers the classes in the order of the file, whatever the order in the config, and ignores a name that is
-    not in the file; without a usable object the data set is empty, and training hangs.
+    mmdet numbers the classes in the order of the file, regardless of the order in the config, and ignores names that
+    are not in the file; without any usable object the data set is empty, and training hangs.
 
     Args:
-        dataloader: a config's; other data sets are not checked.
+        dataloader: data loader of a config; other types of data sets are not checked.
 
     Raises:
-        AnnotationError: classes that the file lacks or has in another order, no objects at all in training, or
-            annotations that cannot be read; with the file, the image's id, the annotation's id.
+        AnnotationError: classes are missing in the file or have another order, there are no objects for training, or
+            annotations cannot be read; names the file, the image id and the annotation id.
     """
     for dataset in data_sets((dataloader or {}).get("dataset")):
         if not coco_like(dataset) or not dataset.get("ann_file") or dataset.get("backend_args"):
-            continue  # remote files are read by mmdet only
+            continue  # only mmdet reads remote files
         refuse(read_dataset(dataset).problems)
 
 
 def read_dataset(dataset: Mapping) -> Annotations:
-    """:func:`read_coco` for a config's COCO-like data set; adds the problems with its classes.
+    """Call :func:`read_coco` for a config's COCO-like data set, and add the problems with its classes.
 
     Raises:
-        AnnotationError: as there.
+        AnnotationError: see :func:`read_coco`.
     """
     root = dataset.get("data_root") or ""
     path = os.path.join(root, dataset["ann_file"])
@@ -158,18 +160,18 @@ def read_dataset(dataset: Mapping) -> Annotations:
 
 
 def coco_like(dataset: Mapping) -> bool:
-    """Whether a data set of a config reads COCO's JSON."""
+    """Whether a data set of a config reads COCO JSON files."""
     return str(dataset.get("type")).removeprefix("mmdet.") in COCO_LIKE
 
 
 def _classes(dataset: Mapping) -> Sequence[str] | None:
-    """Class names of the run: the config's (possibly in a file), or else those of the data set class."""
+    """Class names of the run: those of the config (possibly in a file), or else those of the data set class."""
     classes = (dataset.get("metainfo") or {}).get("classes")
     if isinstance(classes, str):
         if not os.path.isfile(classes):
             raise AnnotationError(
                 f"metainfo.classes={classes!r}; allowed: a tuple of names, such as ({classes!r}, ), "
-                "or a file with a name in each line"
+                "or a file with one name per line"
             )
         return [line.strip() for line in Path(classes).read_text().splitlines() if line.strip()]
     if classes:
@@ -188,7 +190,7 @@ def wants_masks(pipeline: Sequence[Mapping] | None) -> bool:
 
 
 def outside(box: Sequence[float], width: float, height: float) -> str | None:
-    """Why mmdet would drop a box (x1, y1, x2, y2) because of its place or size; None if it would not."""
+    """Return why mmdet would drop a box (x1, y1, x2, y2) for its position or size; None if it would not."""
     x1, y1, x2, y2 = box
     if x2 - x1 < 1 or y2 - y1 < 1:
         return f"box of {x2 - x1:g} x {y2 - y1:g} pixels; allowed: at least 1 x 1"
@@ -203,17 +205,17 @@ def image_file_name(image: Mapping) -> str:
 
 
 def read_lists(path: str | Path, test_mode: bool = False) -> dict:
-    """COCO's lists of a JSON file; with ``test_mode`` it may have no annotations.
+    """Read the lists of a COCO JSON file; with ``test_mode`` it may have no annotations.
 
     Raises:
-        AnnotationError: no such file, no JSON, or another content.
+        AnnotationError: the file does not exist, is not JSON, or has other contents.
     """
     if not os.path.isfile(path):
-        raise AnnotationError(f"annotation file {str(path)!r}: there is no such file")
+        raise AnnotationError(f"annotation file {str(path)!r}: no such file")
     try:
         content = json.loads(Path(path).read_bytes())
     except ValueError as error:
-        raise AnnotationError(f"annotation file {str(path)!r} is no JSON: {error}") from error
+        raise AnnotationError(f"annotation file {str(path)!r} is not JSON: {error}") from error
     if test_mode and isinstance(content, dict):
         content.setdefault("annotations", [])
     for key in ("images", "annotations", "categories"):
@@ -226,7 +228,7 @@ def read_lists(path: str | Path, test_mode: bool = False) -> dict:
 
 
 def _categories(entries: list, found: Annotations) -> dict[Any, str]:
-    """Names by id, in the order of the file, by which mmdet numbers its labels."""
+    """Category names by id, in the order of the file, which is that of mmdet's labels."""
     names: dict[Any, str] = {}
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), int) or "name" not in entry:
@@ -239,13 +241,13 @@ def _categories(entries: list, found: Annotations) -> dict[Any, str]:
                 )
             )
         elif entry["id"] in names:
-            found.problems.append(Problem("category", f"{found.path}: category id {entry['id']}", "there twice", True))
+            found.problems.append(Problem("category", f"{found.path}: category id {entry['id']}", "occurs twice", True))
         else:
             names[entry["id"]] = entry["name"]
     for name, count in Counter(names.values()).items():
         if count > 1:
             found.problems.append(
-                Problem("category", f"{found.path}: category {name!r}", f"{count} categories of this name", True)
+                Problem("category", f"{found.path}: category {name!r}", f"{count} categories with this name", True)
             )
     return names
 
@@ -262,7 +264,7 @@ def _images(entries: list, prefix: str, found: Annotations) -> dict[Any, Annotat
         if not name:
             found.problems.append(Problem("image", where, "no file_name", True))
         elif entry["id"] in images:
-            found.problems.append(Problem("image", where, "two images of this id", True))
+            found.problems.append(Problem("image", where, "two images with this id", True))
         elif not all(_number(entry.get(key)) and entry[key] > 0 for key in ("width", "height")):
             sizes = f"width={entry.get('width')!r}, height={entry.get('height')!r}"
             found.problems.append(Problem("image", where, f"{sizes}; allowed: more than 0", True))
@@ -280,15 +282,15 @@ def _object(
     with_mask: bool,
     seen: set,
 ) -> Iterator[Problem]:
-    """What is wrong with one annotation, worst first."""
+    """Yield the problems of one annotation, worst first."""
     if not isinstance(annotation, dict) or not {"id", "image_id", "category_id"} <= annotation.keys():
         yield Problem("annotation", where, "needs id, image_id and category_id", True)
         return
     if annotation["id"] in seen:
-        yield Problem("annotation", where, "two annotations of this id", True)
+        yield Problem("annotation", where, "two annotations with this id", True)
     seen.add(annotation["id"])
     if annotation["image_id"] not in images:
-        yield Problem("image unknown", where, "no image of this id", False)
+        yield Problem("image unknown", where, "no image with this id", False)
         return
     if annotation.get("ignore"):
         yield Problem("ignore", where, "marked to be ignored", False)
@@ -322,7 +324,7 @@ def _object(
 def _mask(annotation: Mapping, where: str) -> Iterator[Problem]:
     mask = annotation.get("segmentation")
     if not mask:
-        yield Problem("mask", where, "no segmentation; for boxes alone take a detector without masks", True)
+        yield Problem("mask", where, "no segmentation; use a detector without masks if there are only boxes", True)
     elif isinstance(mask, dict):
         if not {"size", "counts"} <= mask.keys():
             yield Problem("mask", where, "run lengths without size or counts", False)
@@ -332,7 +334,7 @@ def _mask(annotation: Mapping, where: str) -> Iterator[Problem]:
         lengths = ", ".join(str(len(polygon)) for polygon in mask)
         yield Problem("mask", where, f"polygons of {lengths} numbers; allowed: x, y of at least 3 points", False)
     elif not all(_number(value) for polygon in mask for value in polygon):
-        yield Problem("mask", where, "a polygon holds something else than numbers", True)
+        yield Problem("mask", where, "a polygon contains something other than numbers", True)
 
 
 def _where(path: str | Path, annotation: Any, i: int) -> str:

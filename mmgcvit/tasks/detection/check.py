@@ -1,4 +1,4 @@
-"""A check of a data set of boxes: every annotation is read, every image decoded."""
+"""Check of a detection data set: reads every annotation and decodes every image."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from mmgcvit.tasks.detection.annotations import AnnotatedImage, Annotations, coc
 
 
 def check_boxes(name: str, dataset: Mapping, workers: int, advance: Callable[[int], None]) -> DatasetReport:
-    """Check a data set of boxes.
+    """Check a detection data set.
 
     Args:
         name: 'train', 'val' or 'test'.
-        dataset: the config's.
+        dataset: data set config.
         workers: threads that decode images.
-        advance: called after each image, with the number of images.
+        advance: called after each image with the total number of images.
     """
     source = os.path.join(dataset.get("data_root") or "", dataset.get("ann_file") or "")
     report = DatasetReport(name, source)
@@ -56,8 +56,8 @@ def check_boxes(name: str, dataset: Mapping, workers: int, advance: Callable[[in
                         Problem(
                             "size",
                             image.path,
-                            f"is {size[0]} x {size[1]} (width x height), its annotations say "
-                            f"{image.width} x {image.height}",
+                            f"is {size[0]} x {size[1]} (width x height), but {image.width} x {image.height} "
+                            "in the annotations",
                             True,
                         )
                     )
@@ -71,10 +71,10 @@ def _read(dataset: Mapping, source: str) -> Annotations:
 
 
 def _read_any(dataset: Mapping, source: str) -> Annotations:
-    """Any other data set of boxes, such as VOC's: what it gives, built without its pipeline."""
+    """Read any other detection data set, such as VOC, by building it without its pipeline."""
     try:
         built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": False, "filter_cfg": None})
-    except Exception as error:  # any failure of a data set belongs into the report
+    except Exception as error:  # report any failure of a data set
         named = _broken_xml(dataset) if "VOC" in str(dataset.get("type")) else None
         reason = f"{dataset.get('type')} cannot be built: {type(error).__name__}: {error}"
         raise AnnotationError(named or reason) from error
@@ -98,7 +98,7 @@ def _read_any(dataset: Mapping, source: str) -> Annotations:
 
 
 def _broken_xml(dataset: Mapping) -> str | None:
-    """The first annotation of a VOC tree that cannot be read, and why."""
+    """Return the first annotation of a VOC data set that cannot be read, and the reason."""
     folder = Path(dataset.get("data_root") or "", (dataset.get("data_prefix") or {}).get("sub_data_root", ""))
     for name in Path(dataset.get("data_root") or "", dataset["ann_file"]).read_text().split():
         path = folder / "Annotations" / f"{name}.xml"

@@ -1,4 +1,4 @@
-"""The forward pass of a detector whose operations are counted."""
+"""Forward pass of a detector for counting operations."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from mmgcvit import compat
 
-PROPOSALS, MASKS = 1000, 100  # the most that a two-stage detector's heads get at test time
+PROPOSALS, MASKS = 1000, 100  # maximum at test time for the heads of a two-stage detector
 
 
 def image_meta(image: Tensor) -> dict:
-    """What mmdet's and mmseg's heads read of an image (1, C, H, W) that was not resized."""
+    """Meta information of an image (1, C, H, W) that was not resized, as read by the heads of mmdet and mmseg."""
     shape = tuple(image.shape[2:])
     return dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
 
 
 def forward(model: Any, image: Tensor) -> None:
-    """Run every head; a two-stage detector's box heads get 1000 proposals, its mask heads 100."""
+    """Run all heads; the box heads of a two-stage detector on 1000 proposals, its mask heads on 100."""
     if not hasattr(model, "roi_head"):
         from mmdet.structures import DetDataSample
 
@@ -28,7 +28,7 @@ def forward(model: Any, image: Tensor) -> None:
         return
     maps = model.extract_feat(image)
     model.rpn_head(maps)
-    # NMS of untrained scores would leave a random number of proposals.
+    # NMS on untrained scores would leave a random number of proposals.
     proposals = InstanceData(bboxes=image.new_tensor([[0.0, 0.0, 64.0, 64.0]]).repeat(PROPOSALS, 1))
     head = model.roi_head
     cascade = isinstance(head.bbox_head, nn.ModuleList)

@@ -1,4 +1,4 @@
-"""Predictions of a detector, on whole images or tiles, with one view or several, in COCO's format."""
+"""Predictor of a detector, for whole images or tiles, with one or several views; writes COCO results."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mmgcvit.utils.files import require_file
 
 
 class Detector:
-    """mmdet's inferencer, for whole images or tiles, one view or several.
+    """Predictor based on mmdet's inferencer, for whole images or tiles, with one or several views.
 
     Args:
-        cfg: the config; with ``tta`` its test pipeline is that of :func:`mmgcvit.apis.use_tta` already.
-        checkpoint, device, tta, tile, overlap, batch_size, ann_file: those of :func:`mmgcvit.apis.predict`.
+        cfg: the config; with ``tta``, :func:`mmgcvit.apis.use_tta` must have been applied to it.
+        checkpoint, device, tta, tile, overlap, batch_size, ann_file: see :func:`mmgcvit.apis.predict`.
     """
 
     def __init__(
@@ -50,15 +50,15 @@ class Detector:
         self.ids.name_categories(self.classes)
 
     def validate_inputs(self, images: Sequence[Path]) -> None:
-        """Check that every image has an id, if the ids are those of an annotation file.
+        """Check that every image has an id, if the ids come from an annotation file.
 
         Raises:
-            UsageError: one has none.
+            UsageError: an image has no id.
         """
         self.ids.check(images)
 
     def __call__(self, sources: Iterator[Source]) -> Iterator[tuple[Source, Any]]:
-        """Yield each source with its instances: bboxes x1, y1, x2, y2 in pixels, scores, labels, run-length masks."""
+        """Yield each source with its instances: boxes x1, y1, x2, y2 in pixels, scores, labels, run-length masks."""
         while chunk := list(islice(sources, 1 if self.tile else self.batch_size)):
             if self.tile:
                 yield chunk[0], self._tiled(chunk[0].pixels)
@@ -74,7 +74,7 @@ class Detector:
         return [sample.pred_instances.cpu() for sample in found["predictions"]]
 
     def _tiled(self, image: np.ndarray) -> Any:
-        """Detect on overlapping tiles, shift the instances to the image and merge them by NMS.
+        """Detect on overlapping tiles, shift the instances to image coordinates, and merge them by NMS.
 
         mmdet's merge_results_by_nms needs another package for the shift, and does not shift masks.
         """
@@ -91,7 +91,7 @@ class Detector:
             found = self._detect([image[y : y + tile, x : x + tile] for y, x in batch])
             for (y, x), part in zip(batch, found, strict=True):
                 part.bboxes = part.bboxes + part.bboxes.new_tensor([x, y, x, y])
-                if "masks" in part:  # of a tile's size until NMS has chosen
+                if "masks" in part:  # masks keep the size of the tile until after NMS
                     part.masks = [(_run_lengths(mask, (0, 0), mask.shape), (y, x)) for mask in part.masks.numpy()]
                 parts.append(part)
         merged = InstanceData.cat(parts)
@@ -106,7 +106,7 @@ class Detector:
         return merged
 
     def draw(self, source: Source, instances: Any, score_thr: float) -> np.ndarray:
-        """The image (RGB) with the instances of at least this score."""
+        """Draw the instances with at least this score on the image (RGB)."""
         from mmdet.structures import DetDataSample
         from pycocotools import mask as coco_mask
 
@@ -126,13 +126,13 @@ class Detector:
         return visualizer.get_image()
 
     def keep(self, source: Source, instances: Any, _: Path) -> int:
-        """Add the instances to the results; returns their number."""
+        """Add the instances to the results and return their number."""
         found = self.ids.results(source, instances)
         self.results += found
         return len(found)
 
     def write(self, folder: Path) -> Path:
-        """Write the results, and the images and categories of their ids."""
+        """Write the results, and the images and categories with their ids."""
         write_json(folder / "images.json", dict(images=self.ids.images, annotations=[], categories=self.ids.categories))
         write_json(folder / "predictions.json", self.results)
         return folder / "predictions.json"
@@ -156,7 +156,7 @@ class _Ids:
             for image in content["images"]:
                 name = Path(image_file_name(image)).name
                 if name in self.known:
-                    raise UsageError(f"{ann_file}: two images of file name {name!r}: which one is meant is ambiguous")
+                    raise UsageError(f"{ann_file}: two images with the file name {name!r}, which is ambiguous")
                 self.known[name] = image["id"]
             self.categories = content["categories"]
             self.next = max((i for i in self.known.values() if isinstance(i, int)), default=0) + 1
@@ -177,12 +177,12 @@ class _Ids:
         missing = [path.name for path in images if path.name not in self.known] if self.file else []
         if missing:
             raise UsageError(
-                f"{self.file}: has no image of file name {missing[0]!r}"
+                f"{self.file}: has no image with the file name {missing[0]!r}"
                 + (f", nor of {len(missing) - 1} others" if missing[1:] else "")
             )
 
     def results(self, source: Source, instances: Any) -> list[dict]:
-        """COCO results of one image; the image gets its id here."""
+        """Return the COCO results of one image, and assign its id."""
         height, width = source.pixels.shape[:2]
         known = self.known.get(source.name) if source.frame is None else None
         image = dict(id=self.next if known is None else known, file_name=source.name, width=width, height=height)
@@ -214,7 +214,7 @@ def _starts(length: int, tile: int, step: int) -> list[int]:
 
 
 def _run_lengths(mask: np.ndarray, corner: tuple[int, int], shape: tuple[int, int]) -> dict:
-    """COCO's compressed run lengths of a mask whose top left corner is at (y, x) of an image."""
+    """COCO's compressed run lengths of a mask with its top left corner at (y, x) of an image."""
     from pycocotools import mask as coco_mask
 
     canvas = np.zeros(shape, np.uint8, order="F")

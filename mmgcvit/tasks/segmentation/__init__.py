@@ -21,19 +21,19 @@ class Segmentation(Task):
     visualization_hook = "SegVisualizationHook"
 
     def has_dataset(self, dataset: Mapping[str, Any]) -> bool:
-        """Whether it has label maps."""
+        """Whether the data set has label maps."""
         from mmgcvit.tasks.segmentation.label_maps import has_label_maps
 
         return has_label_maps(dataset)
 
     def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
-        """mmseg's inferencer."""
+        """Build the predictor, based on mmseg's inferencer."""
         from mmgcvit.tasks.segmentation.predictor import Segmentor
 
         return Segmentor(cfg, checkpoint, **options)
 
     def check_before_run(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None, evaluator: Any) -> None:
-        """Check classes, heads and pairs of files of a local data set, without opening label maps."""
+        """Check the classes, heads and file pairs of a local data set, without opening label maps."""
         from mmgcvit.tasks.segmentation.label_maps import check_label_maps
 
         if not dataset.get("backend_args"):
@@ -46,18 +46,18 @@ class Segmentation(Task):
         return check_labels(check.split, check.dataset, check.model, check.workers, check.advance, check.evaluator)
 
     def compare_splits(self, reports: Sequence[DatasetReport]) -> None:
-        """Report classes that one of the splits lacks."""
+        """Report classes that are missing in one of the splits."""
         from mmgcvit.tasks.segmentation.label_maps import compare_splits
 
         compare_splits(reports)
 
     def show_in(self, cfg: Config, hook: Any, folder: str) -> None:
-        """Set the folder of mmseg's visualizer, and draw every image (OpenMMLab's hook draws one in 50)."""
+        """Set the output folder of mmseg's visualizer, and draw every image (OpenMMLab's hook draws one in 50)."""
         hook.interval = 1
         cfg.visualizer.vis_backends = [dict(type="LocalVisBackend", img_save_dir=folder)]
 
     def forward(self, model: Any, image: Tensor) -> None:
-        """Run up to the logits at the image's size: mmseg's tensor mode, too, ends before the resizing."""
+        """Compute the logits resized to the image size; mmseg's tensor mode stops before the resizing."""
         shape = tuple(image.shape[2:])
         meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
         model.encode_decode(image, [meta])

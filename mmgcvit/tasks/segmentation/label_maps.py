@@ -1,7 +1,7 @@
-"""Label maps of segmentation data sets, and what can be wrong with them.
+"""Reading and validation of the label maps of segmentation data sets.
 
-mmseg reads any file as 8-bit labels. It reports neither values that are no class, until a loss fails on them, nor
-classes without a pixel.
+mmseg reads any file as 8-bit labels. It does not report values that are not a class, until a loss fails on them, nor
+classes without any pixel.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ from mmgcvit.errors import AnnotationError
 from mmgcvit.utils.images import any_image_size
 
 IGNORED = 255
-OUTSIDE = 256  # a value that is no class and not ignored
-GREY = ("1", "L", "P")  # Pillow's modes of one value of 8 bits at most
+OUTSIDE = 256  # label for values that are neither a class nor ignored
+GREY = ("1", "L", "P")  # Pillow's modes with one value of at most 8 bits per pixel
 DEEP = ("I", "I;16", "I;16B", "I;16L")
 
 
 @dataclass
 class LabelMaps:
-    """The pairs of files of a data set, and the meaning of the values in its label maps."""
+    """File pairs of a data set, and the meaning of the values in its label maps."""
 
     pairs: list[tuple[str, str]]  # image, label map
     classes: tuple[str, ...]
-    meaning: np.ndarray  # (256,): the label of each value of a file, IGNORED, or OUTSIDE
-    ignored: dict[str, int]  # the label that is ignored, by what ignores it; `meaning` uses the first
-    folder: str  # of label maps, all of which should have an image; '' where a list names the pairs
+    meaning: np.ndarray  # (256,): for each value in a file its label, IGNORED, or OUTSIDE
+    ignored: dict[str, int]  # the ignored label, by the component that ignores it; `meaning` uses the first
+    folder: str  # folder of label maps, each of which should have an image; '' if a list names the pairs
     suffix: str
-    crop: tuple[int, int] | None  # height, width; None without crops or if the size before is not known
+    crop: tuple[int, int] | None  # height, width; None without crops or if the size before cropping is not known
     resize: Mapping | None  # the transform that resizes images before the crop
 
 
 @dataclass
 class _Pair:
-    """The content of one pair of files."""
+    """Content of one file pair."""
 
     size: tuple[int, int] | None = None  # width, height
     counts: np.ndarray | None = None  # (257,): pixels by label
-    crops: tuple[int, int] = (0, 0)  # without any label, in all
+    crops: tuple[int, int] = (0, 0)  # number of crops without any label, total number of crops
     problems: tuple[Problem, ...] = ()
 
 
 def has_label_maps(dataset: Mapping) -> bool:
-    """Whether a data set of a config has label maps: mmseg's name the folder of them in ``data_prefix``.
+    """Whether a data set of a config has label maps; mmseg's data sets name their folder in ``data_prefix``.
 
-    '' means ``data_root`` itself, also for a data set of mmseg without any ``data_prefix``.
+    '' means ``data_root`` itself, also for a data set of mmseg without a ``data_prefix``.
     """
     prefix = dataset.get("data_prefix")
     if isinstance(prefix, Mapping):
@@ -66,7 +66,7 @@ def has_label_maps(dataset: Mapping) -> bool:
 
 
 def dataset_class(dataset: Mapping) -> Any:
-    """The class of a config's data set, in the scope in which it would be built; None if there is none."""
+    """Return the class of a config's data set, in the scope in which it would be built; None if it is unknown."""
     if not isinstance(dataset.get("type"), str):
         return dataset.get("type")
     with DATASETS.switch_scope_and_registry(dataset.get("_scope_")) as registry:
@@ -74,30 +74,30 @@ def dataset_class(dataset: Mapping) -> Any:
 
 
 def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = None) -> LabelMaps:
-    """The files of a config's data set, paired by mmseg, and its classes.
+    """Read the file pairs and classes of a config's data set, as paired by mmseg.
 
     Args:
-        dataset: a config's.
-        model: the config's; the labels that its heads ignore are those that their losses ignore.
-        evaluator: the metric or metrics that the data set is for, if any.
+        dataset: data set config.
+        model: model config; the losses of its heads determine the ignored labels.
+        evaluator: the metric or metrics for this data set, if any.
 
     Raises:
-        AnnotationError: mmseg cannot build it, it has no classes, or finds no images.
+        AnnotationError: mmseg cannot build the data set, or the data set has no classes or no images.
     """
     root, prefix = dataset.get("data_root") or "", dataset.get("data_prefix") or {}
     for path in (prefix.get("img_path"), prefix.get("seg_map_path"), dataset.get("ann_file")):
         if path and not dataset.get("backend_args") and not os.path.exists(os.path.join(root, path)):
-            raise AnnotationError(f"{os.path.join(root, path)}: there is no such file or folder")
+            raise AnnotationError(f"{os.path.join(root, path)}: no such file or folder")
     name = (dataset.get("metainfo") or {}).get("classes")
     if isinstance(name, str) and not os.path.isfile(name):
         raise AnnotationError(
             f"metainfo.classes={name!r}; allowed: a tuple of names, such as ({name!r}, ), or a file "
-            "with a name in each line"
+            "with one name per line"
         )
     try:
         built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": False, "serialize_data": False})
         infos = [built.get_data_info(i) for i in range(len(built))]
-    except Exception as error:  # any failure of a data set belongs into the report
+    except Exception as error:  # report any failure of a data set
         raise AnnotationError(f"{dataset.get('type')} cannot be built: {type(error).__name__}: {error}") from error
     classes = tuple(built.metainfo.get("classes") or ())
     if not classes:
@@ -129,11 +129,11 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
 
 
 def check_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = None) -> None:
-    """Check, without opening label maps, that a run can use a data set: classes, heads, pairs of files.
+    """Check the classes, heads and file pairs of a data set, without opening label maps.
 
     Raises:
-        AnnotationError: no images, images without label maps, heads with another number of classes, or different
-            labels that heads, metric and data set ignore.
+        AnnotationError: there are no images, images have no label maps, heads have another number of classes, or heads,
+            metric and data set ignore different labels.
     """
     found = read_label_maps(dataset, model, evaluator)
     refuse([*_outputs(model, found), *_partners(found, extra=False)])
@@ -147,18 +147,18 @@ def check_labels(
     advance: Callable[[int], None],
     evaluator: Any = None,
 ) -> DatasetReport:
-    """Look at every image and label map of a data set.
+    """Check every image and label map of a data set.
 
     Args:
         name: 'train', 'val' or 'test'.
-        dataset: a config's, with label maps (:func:`has_label_maps`).
-        model: the config's, whose heads must have as many classes.
-        workers: threads that decode files.
-        advance: called after each pair, with how many there are.
-        evaluator: the metric or metrics that the data set is for, if any.
+        dataset: data set config, with label maps (:func:`has_label_maps`).
+        model: model config, whose heads must have the same number of classes.
+        workers: number of threads that decode files.
+        advance: called after each pair with the total number of pairs.
+        evaluator: the metric or metrics for this data set, if any.
 
     Returns:
-        Counts in pixels; problems that break a run or make a metric meaningless, and others.
+        Counts in pixels; problems that break a run or make a metric meaningless, and other problems.
     """
     folder = (dataset.get("data_prefix") or {}).get("seg_map_path") or ""
     source = os.path.join(dataset.get("data_root") or "", folder)
@@ -215,7 +215,7 @@ def check_labels(
 
 
 def compare_splits(reports: Sequence[DatasetReport]) -> None:
-    """Add to reports of label maps the classes that one of the splits lacks: their IoU would be 0 or NaN."""
+    """Report classes that are missing in one of the splits: their IoU would be 0 or NaN."""
     reports = [report for report in reports if report.unit == "pixels" and report.kept]
     learnt: Counter = Counter()
     for report in reports:
@@ -245,15 +245,15 @@ def compare_splits(reports: Sequence[DatasetReport]) -> None:
                         "class",
                         report.source,
                         f"{count} pixels are {label}, while class "
-                        f"{without[0]!r} has none: classes are numbered 0, 1, ..., so in a mask "
-                        "of 0 and 255 it is 1 that must stand for 255",
+                        f"{without[0]!r} has none: classes are numbered 0, 1, ..., so a mask "
+                        "of 0 and 255 must use 1 instead of 255",
                         False,
                     )
                 )
 
 
 def _meaning(classes: int, reduce_zero_label: bool, label_map: Mapping | None, ignored: int) -> np.ndarray:
-    """The label that mmseg gives to each value of a byte."""
+    """Label that mmseg assigns to each 8-bit value."""
     labels: np.ndarray = np.arange(256)
     if reduce_zero_label:
         labels = np.where(labels == 0, IGNORED, labels - 1)
@@ -265,7 +265,7 @@ def _meaning(classes: int, reduce_zero_label: bool, label_map: Mapping | None, i
 
 
 def _heads(model: Mapping | None) -> Iterator[tuple[str, Mapping]]:
-    """The heads of a config's segmentor, by name."""
+    """Yield the heads of a config's segmentor, by name."""
     for name in ("decode_head", "auxiliary_head"):
         head = (model or {}).get(name)
         if isinstance(head, (list, tuple)):
@@ -275,14 +275,14 @@ def _heads(model: Mapping | None) -> Iterator[tuple[str, Mapping]]:
 
 
 def _outputs(model: Mapping | None, found: LabelMaps) -> Iterator[Problem]:
-    """Heads with another number of classes than the data set, and different ignored labels."""
+    """Yield heads whose number of classes differs from the data set's, and differing ignored labels."""
     for name, head in _heads(model):
         if head.get("num_classes") == 1 and head.get("out_channels") is None:
             yield Problem(
                 "classes",
                 f"model.{name}",
                 "num_classes=1: with one class there is nothing to "
-                "distinguish, and the loss is 0; name the background too",
+                "distinguish, and the loss is 0; add the background as a class",
                 True,
             )
         if head.get("num_classes") != len(found.classes):
@@ -300,10 +300,10 @@ def _outputs(model: Mapping | None, found: LabelMaps) -> Iterator[Problem]:
 
 
 def _partners(found: LabelMaps, extra: bool = True) -> Iterator[Problem]:
-    """Images without a label map, and label maps without an image."""
+    """Yield images without a label map, and label maps without an image."""
     known = set()
     for image, label_map in found.pairs:
-        known |= {os.path.abspath(label_map), os.path.abspath(image)}  # both may be in one folder
+        known |= {os.path.abspath(label_map), os.path.abspath(image)}  # both may be in the same folder
         if not os.path.isfile(label_map):
             yield Problem("partner", image, f"no label map {label_map}", True)
     alone = (
@@ -315,7 +315,7 @@ def _partners(found: LabelMaps, extra: bool = True) -> Iterator[Problem]:
         yield Problem(
             "partner",
             found.folder,
-            f"{len(alone)} label maps are of no image of this data set, the first {alone[0].name}",
+            f"{len(alone)} label maps belong to no image of this data set, the first {alone[0].name}",
             False,
         )
 
@@ -325,11 +325,11 @@ def _look(path: str, label_map: str, found: LabelMaps) -> _Pair:
     if size is None:
         return _Pair(problems=(Problem("image", path, reason or "", True),))
     if not os.path.isfile(label_map):
-        return _Pair(size)  # reported already
+        return _Pair(size)  # already reported
     try:
         with any_image_size(), Image.open(label_map) as image:
             mode, values = image.mode, np.asarray(image)
-    except Exception as error:  # Pillow's decoders raise a dozen kinds
+    except Exception as error:  # Pillow's decoders raise many types of errors
         return _Pair(size, problems=(Problem("label map", label_map, f"cannot be decoded: {error}", True),))
     if mode not in GREY + DEEP:
         return _Pair(
@@ -338,7 +338,7 @@ def _look(path: str, label_map: str, found: LabelMaps) -> _Pair:
                 Problem(
                     "mode",
                     label_map,
-                    f"is of mode {mode!r}; allowed: one value of 8 bits a pixel, modes {', '.join(GREY)}",
+                    f"has mode {mode!r}; allowed: one 8-bit value per pixel, modes {', '.join(GREY)}",
                     True,
                 ),
             ),
@@ -351,7 +351,7 @@ def _look(path: str, label_map: str, found: LabelMaps) -> _Pair:
                     "depth",
                     label_map,
                     f"has values from {values.min()} to {values.max()} ({mode!r}); allowed: 0 to "
-                    f"{IGNORED}, as others are cut to 8 bits without an error",
+                    f"{IGNORED}, as larger values are silently truncated to 8 bits",
                     True,
                 ),
             ),
@@ -387,7 +387,7 @@ def _look(path: str, label_map: str, found: LabelMaps) -> _Pair:
 
 
 def _crop(pipeline: Sequence[Mapping]) -> tuple[tuple[int, int] | None, Mapping | None]:
-    """Height and width of a pipeline's crops, and the transform that resizes images before; None if not known."""
+    """Height and width of a pipeline's crops, and the preceding resize transform; None if not known."""
     resize = None
     for transform in pipeline:
         kind = str(transform.get("type")).rpartition(".")[2]
@@ -402,7 +402,7 @@ def _crop(pipeline: Sequence[Mapping]) -> tuple[tuple[int, int] | None, Mapping 
 
 
 def _resized(shape: tuple[int, int], resize: Mapping | None) -> tuple[int, int]:
-    """Height and width that mmcv's Resize gives an image of (height, width); RandomResize's middle."""
+    """Height and width of an image of (height, width) after mmcv's Resize, or at the middle of RandomResize's range."""
     if resize is None:
         return shape
     scale = resize.get("scale")
@@ -412,7 +412,7 @@ def _resized(shape: tuple[int, int], resize: Mapping | None) -> tuple[int, int]:
         return max(1, round(shape[0] * y)), max(1, round(shape[1] * x))
     if isinstance(scale, int):
         scale = scale, scale
-    if not isinstance(scale[0], int):  # RandomResize's two ends
+    if not isinstance(scale[0], int):  # the ends of RandomResize's range
         scale = tuple(sum(ends) / 2 for ends in zip(*scale, strict=True))
     ratio = sum(resize.get("ratio_range") or (1, 1)) / 2
     scale = tuple(side * ratio for side in scale)
@@ -425,10 +425,10 @@ def _resized(shape: tuple[int, int], resize: Mapping | None) -> tuple[int, int]:
 
 
 def _crops(ignored: np.ndarray, crop: tuple[int, int], resized: tuple[int, int]) -> tuple[int, int]:
-    """How many of the crops side by side have no label, and how many there are.
+    """Divide a label map into adjacent crops; returns the number of crops without labels and of all crops.
 
     Args:
-        ignored: (H, W), where a label map is ignored.
+        ignored: (H, W), True where the label map is ignored.
         crop: height and width of a crop of the resized image.
         resized: height and width of the resized image.
     """
@@ -445,6 +445,6 @@ def _crops(ignored: np.ndarray, crop: tuple[int, int], resized: tuple[int, int])
 
 
 def _ranges(values: np.ndarray) -> str:
-    """'0 to 3, 255' of 0, 1, 2, 3, 255."""
+    """Format values as ranges: 0, 1, 2, 3, 255 -> '0 to 3, 255'."""
     parts = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts)

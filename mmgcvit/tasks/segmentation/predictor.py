@@ -1,4 +1,4 @@
-"""Predictions of a segmentor, on whole images or by a sliding window: label maps and the area of each class."""
+"""Predictor of a segmentor, for whole images or by sliding window: label maps and the area of each class."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from mmgcvit.utils import write_json
 
 
 class Segmentor:
-    """mmseg's inferencer, for whole images or a sliding window, one view or several.
+    """Predictor based on mmseg's inferencer, for whole images or a sliding window, with one or several views.
 
     Args:
-        cfg: the config, which is changed; with ``tta`` its test pipeline is that of :func:`mmgcvit.apis.use_tta`.
-        checkpoint, device, tta, tile, overlap, batch_size, ann_file: those of :func:`mmgcvit.apis.predict`.
+        cfg: the config, modified in place; with ``tta``, :func:`mmgcvit.apis.use_tta` must have been applied to it.
+        checkpoint, device, tta, tile, overlap, batch_size, ann_file: see :func:`mmgcvit.apis.predict`.
     """
 
     def __init__(
@@ -42,9 +42,11 @@ class Segmentor:
         from mmseg.apis import MMSegInferencer
 
         if ann_file is not None:
-            raise UsageError(f"--ann-file {ann_file!r}: a segmentor's predictions have no ids; leave it out")
+            raise UsageError(f"--ann-file {ann_file!r}: a segmentor's predictions have no ids; omit it")
         if tta:
-            for transform in cfg.test_dataloader.dataset.pipeline:  # mmseg's inferencer removes only outer ones
+            for (
+                transform
+            ) in cfg.test_dataloader.dataset.pipeline:  # mmseg's inferencer removes only top-level transforms
                 if "transforms" in transform:
                     transform["transforms"] = [
                         kept
@@ -56,7 +58,7 @@ class Segmentor:
             cfg.model.test_cfg = dict(mode="slide", crop_size=(tile, tile), stride=(step, step))
 
         class Inferencer(MMSegInferencer):
-            """Keeps the class names of the checkpoint only: mmseg takes Cityscapes' for one without names."""
+            """Inferencer that never falls back to Cityscapes' class names, as mmseg's does without names."""
 
             own_meta: dict | None = None
 
@@ -67,7 +69,7 @@ class Segmentor:
                     self.own_meta = model.dataset_meta
 
         self.inferencer = Inferencer(cfg, checkpoint, device=device)
-        self.inferencer.show_progress = False  # only OneDL's has an argument for it
+        self.inferencer.show_progress = False  # only OneDL's inferencer has an argument for it
         self.classes, palette = _meta(self.inferencer, cfg, checkpoint)
         self.visualizer = self.inferencer.visualizer
         self.visualizer.set_dataset_meta(self.classes, palette)
@@ -77,7 +79,7 @@ class Segmentor:
         self.results: list[dict] = []
 
     def validate_inputs(self, images: Sequence[Path]) -> None:
-        """Check that each image gets its own label map.
+        """Check that each image gets a separate label map file.
 
         Raises:
             UsageError: two file names differ only in the suffix.
@@ -86,16 +88,18 @@ class Segmentor:
         for path in images:
             if path.stem in first:
                 raise UsageError(
-                    f"inputs: the label maps of {str(path)!r} and {str(first[path.stem])!r} would go into "
-                    f"one file, {path.stem}.png; give them in two calls with two --out-dir"
+                    f"inputs: the label maps of {str(path)!r} and {str(first[path.stem])!r} would be written to "
+                    f"the same file, {path.stem}.png; pass them in two calls with different --out-dir"
                 )
             first[path.stem] = path
 
     def __call__(self, sources: Iterator[Source]) -> Iterator[tuple[Source, np.ndarray]]:
-        """Yield each source with its label map (H, W), uint8, in the source's size."""
+        """Yield each source with its label map (H, W), uint8, in the size of the source."""
         while chunk := list(islice(sources, self.batch_size)):
             maps: dict[int, np.ndarray] = {}
-            for shape in dict.fromkeys(source.pixels.shape for source in chunk):  # a batch has one shape
+            for shape in dict.fromkeys(
+                source.pixels.shape for source in chunk
+            ):  # all images of a batch have the same shape
                 same = [i for i, source in enumerate(chunk) if source.pixels.shape == shape]
                 found = self.inferencer([chunk[i].pixels for i in same], batch_size=len(same), return_datasamples=True)
                 for i, sample in zip(same, found if isinstance(found, list) else [found], strict=True):
@@ -104,11 +108,11 @@ class Segmentor:
                 yield source, maps[i]
 
     def draw(self, source: Source, labels: np.ndarray, _: float) -> np.ndarray:
-        """The image (RGB) with the classes' colours and names."""
+        """Draw the label map on the image (RGB), with the colours and names of the classes."""
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
 
-        # An array: the visualizer takes a tensor of one pixel for an index.
+        # Use an array: the visualizer mistakes a tensor with one element for an index.
         sample = SegDataSample(pred_sem_seg=PixelData(data=labels[None]))
         self.visualizer.add_datasample(source.name, source.pixels[..., ::-1].copy(), sample, draw_gt=False)
         return self.visualizer.get_image()
@@ -133,13 +137,13 @@ class Segmentor:
         return 0
 
     def write(self, folder: Path) -> Path:
-        """Write the class of each value of the label maps, and the areas."""
+        """Write the class of each label value, and the areas."""
         write_json(folder / "areas.json", dict(values=dict(enumerate(self.classes)), images=self.results))
         return folder / "areas.json"
 
 
 def _meta(inferencer: Any, cfg: Config, checkpoint: str) -> tuple[tuple[str, ...], Any]:
-    """Names and colours of the classes: from the checkpoint, else from the config, else from its data set class.
+    """Class names and colours: from the checkpoint, else from the config, else from its data set class.
 
     Raises:
         UsageError: none of them has as many names as the model has classes, or the config's file of names does not
@@ -153,13 +157,13 @@ def _meta(inferencer: Any, cfg: Config, checkpoint: str) -> tuple[tuple[str, ...
         classes, palette = meta.get("classes") or (), meta.get("palette")
         if isinstance(classes, str):
             raise UsageError(
-                f"test_dataloader.dataset.metainfo.classes={classes!r}; allowed: names, or a file with a "
-                "name in each line; there is no such file"
+                f"test_dataloader.dataset.metainfo.classes={classes!r}; allowed: names, or a file with one "
+                "name per line; no such file"
             )
         if len(classes) == count:
             fits = palette is not None and len(palette) == count
             return tuple(classes), palette if fits else np.random.default_rng(42).integers(0, 255, (count, 3)).tolist()
     raise UsageError(
-        f"checkpoint {checkpoint!r}: has no names of its {count} classes, nor has the config; add "
+        f"checkpoint {checkpoint!r}: has no names for its {count} classes, and neither has the config; add "
         "metainfo=dict(classes=(...)) to test_dataloader.dataset of the config"
     )
