@@ -42,30 +42,46 @@ GLOBAL_HOOKS = tuple(
 )
 
 
-def does_more_than_forward(module: nn.Module) -> bool:
-    """Whether calling a module or one of its submodules does more than run the ``forward`` of its class.
+def is_built_from(module: nn.Module, kinds: tuple[type[nn.Module], ...], package: str) -> bool:
+    """Whether a module and its parts are of known classes, and calling one is just running its class's ``forward``.
 
-    This is the case with hooks (sharding, observers), with a ``forward`` replaced on the instance (offloading), and
-    after ``module.compile()``.
+    Not so with hooks (sharding, observers), with a ``forward`` replaced on the instance (offloading), after
+    ``module.compile()``, and with parameters of a tensor subclass (quantization, DTensor).
+
+    Args:
+        module: the module.
+        kinds: allowed classes; subclasses do not count.
+        package: prefix of the Python modules whose classes are allowed, too.
     """
     for hooks in GLOBAL_HOOKS:
         if hooks:
-            return True
-    for part in module.modules():
-        attributes = vars(part)
+            return False
+    waiting = [module]
+    while waiting:
+        part = waiting.pop()
+        kind, attributes = type(part), vars(part)
+        if kind not in kinds and not kind.__module__.startswith(package):
+            return False
         if "forward" in attributes or attributes.get("_compiled_call_impl") is not None:
-            return True
+            return False
         for name in MODULE_HOOKS:
             if attributes[name]:
-                return True
-    return False
+                return False
+        for parameter in attributes["_parameters"].values():
+            if parameter is not None and type(parameter) is not nn.Parameter and type(parameter) is not Tensor:
+                return False
+        waiting += attributes["_modules"].values()
+    return True
 
 
-def autocast_is_enabled(device: str) -> bool:
-    """Whether autocast is enabled for a device type; torch 2.1 has separate functions for them."""
-    if hasattr(torch, "get_autocast_dtype"):
-        return torch.is_autocast_enabled(device)
-    return torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled()
+if hasattr(torch, "get_autocast_dtype"):
+    #: Whether autocast is on for a device type.
+    autocast_is_enabled: Callable[[str], bool] = torch.is_autocast_enabled
+else:  # before torch 2.4
+
+    def autocast_is_enabled(device: str) -> bool:
+        """Whether autocast is on for a device type."""
+        return torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled()
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -22,6 +22,7 @@ from mmgcvit.backbone.layers import Downsample, GlobalQuery, Mlp, PointwiseConv,
 from mmgcvit.backbone.pretrained_init import SafePretrainedInit, adapt_state_dict
 from mmgcvit.backbone.windows import PAD_MODES, Pack, WindowLayout, pad_to_multiple, window_layout
 from mmgcvit.compat import add_load_state_dict_pre_hook, compute_dtype
+from mmgcvit.utils.capture import cached
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 
@@ -87,7 +88,9 @@ class Block(nn.Module):
         scale1, scale2 = (None, None) if drop_path_scale is None else drop_path_scale.unbind(0)
         y = self.norm1(x)
         if pack.padding_rows is not None:
-            y.index_fill_(0, pack.padding_rows, 0)
+            # In place only if nothing else can hold the output of the norm.
+            fill = y.index_fill if ops is kernels.REFERENCE else y.index_fill_
+            y = fill(0, pack.padding_rows, 0)
         x = ops.residual(x, self.attn(y, pack, queries, biases, ops), self.gamma1, scale1)
         return ops.residual(x, self.mlp(self.norm2(x), ops), self.gamma2, scale2)
 
@@ -172,6 +175,17 @@ class Stage(nn.Module):
         tables = [block.attn.relative_position_bias_table for block in self.blocks]
         sizes = [(region.height, region.width) for region in layout.regions]
         return ops[0].position_biases(tables, sizes, self.window, dtype)
+
+
+@cached
+def _drop_path_constants(rates: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Probability to keep a branch and the scale of a kept one for each block, (blocks, 1, 1) float32.
+
+    Cached, because a copy to a GPU waits for everything that was launched before.
+    """
+    scales = [1 / (1 - rate) if rate < 1 else 0.0 for rate in rates]
+    values = torch.tensor([[1 - rate for rate in rates], scales], device=device)
+    return values[0, :, None, None], values[1, :, None, None]
 
 
 @MODELS.register_module()
@@ -346,9 +360,8 @@ class GCViT(SafePretrainedInit, BaseModule):
         rates = [[b.drop_path_rate if stage.training else 0.0 for b in stage.blocks] for stage in self.stages]
         if not any(map(any, rates)):
             return [None] * len(rates)
-        keep = [(1 - rate, 1 / (1 - rate) if rate < 1 else 0.0) for stage in rates for rate in stage]
-        probability, factor = torch.tensor(keep, dtype=x.dtype, device=x.device)[:, :, None, None].unbind(1)
-        scale = torch.bernoulli(probability.expand(-1, 2, x.shape[0])) * factor
+        probability, factor = _drop_path_constants(tuple(rate for stage in rates for rate in stage), x.device)
+        scale = torch.bernoulli(probability.expand(-1, 2, x.shape[0])).mul_(factor).to(x.dtype)
         scales = scale.split([len(stage) for stage in rates])
         return [s if any(stage) else None for s, stage in zip(scales, rates, strict=True)]
 

@@ -156,16 +156,18 @@ class Pack:
 
 @cached
 def _pack_indices(batch: int, height: int, width: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token index of each packed row, and row index of each token, int64.
+    """Token index of each packed row, and row index of each token, int32.
 
     A padding row has the token index of the first token of its window.
     """
     regions = split_into_regions(height, width, window)
-    tokens = torch.arange(batch * height * width, device=device).reshape(batch, height, width, 1)
+    tokens = torch.arange(batch * height * width, dtype=torch.int32, device=device).reshape(batch, height, width, 1)
     windows = [region.cut(tokens) for region in regions]
     windows = [torch.cat([t, t[:, :1]], 1) if r.is_padded else t for t, r in zip(windows, regions, strict=True)]
     packed = torch.cat([t.flatten() for t in windows])
-    rows = torch.arange(packed.shape[0], device=device).split([t.shape[0] * t.shape[1] for t in windows])
+    rows = torch.arange(packed.shape[0], dtype=torch.int32, device=device).split(
+        [t.shape[0] * t.shape[1] for t in windows]
+    )
     rows = [row.reshape(t.shape)[:, : r.height * r.width] for row, t, r in zip(rows, windows, regions, strict=True)]
     return packed, merge_regions(rows, regions).flatten()
 

@@ -4,7 +4,7 @@
 :mod:`~mmgcvit.kernels.cpu` are faster implementations; :mod:`~mmgcvit.kernels.dispatch` chooses between them.
 """
 
-from mmgcvit.kernels.dispatch import KERNELS, REFERENCE, Kernels, choose, disabled, is_unmodified, max_pack
+from mmgcvit.kernels.dispatch import KERNELS, REFERENCE, Kernels, choose, disabled, max_pack
 from mmgcvit.utils.capture import is_eager
 
-__all__ = ["KERNELS", "REFERENCE", "Kernels", "choose", "disabled", "is_eager", "is_unmodified", "max_pack"]
+__all__ = ["KERNELS", "REFERENCE", "Kernels", "choose", "disabled", "is_eager", "max_pack"]

@@ -64,7 +64,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # A convolution over an image one pixel wide. The dilation of a 1x1 kernel has no effect on the result, but makes
     # torch choose oneDNN even with a single thread.
-    y = F.conv2d(_as_image(x), weight[:, :, None, None], bias, dilation=2)
+    image = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+    y = F.conv2d(image, weight[:, :, None, None], bias, dilation=2)
     return y.permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
 
 

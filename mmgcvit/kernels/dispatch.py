@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from mmgcvit.compat import does_more_than_forward
+from mmgcvit.compat import functorch_is_active, is_built_from, is_compiling, is_tracing
 from mmgcvit.kernels import cpu, eager, reference
 from mmgcvit.utils.capture import is_eager
 
@@ -54,12 +54,12 @@ _tables: dict[str, Kernels] = {"cpu": CPU, "eager": EAGER}
 
 
 def choose(x: Tensor, module: nn.Module) -> Kernels:
-    """Choose the implementations with which ``module`` processes x.
+    """Choose the implementations for what ``module`` computes of x.
 
-    While a graph is captured, or if the module or one of its submodules was modified, this is the reference, which
-    calls every submodule.
+    While a graph is captured, and if the module or a part of it was modified, this is the reference, which calls every
+    module.
     """
-    if not is_eager() or not is_unmodified(module):
+    if is_compiling() or is_tracing() or functorch_is_active() or not is_built_from(module, _BUILT_FROM, _OWN):
         return REFERENCE
     return _tables["cpu" if x.device.type == "cpu" else "eager"]
 
@@ -71,23 +71,7 @@ def max_pack(x: Tensor) -> int | None:
     return cpu.MAX_PACK
 
 
-def is_unmodified(module: nn.Module) -> bool:
-    """Whether a module and its submodules are as they were built: then weights may be used without calling them.
-
-    A submodule counts as modified if it was subclassed or replaced (LoRA, parametrization), does more than its
-    ``forward`` when called (hooks, offloading), or has a weight of a tensor subclass (quantization, DTensor).
-    """
-    for part in module.modules():
-        kind = type(part)
-        if kind not in _BUILT_FROM and not kind.__module__.startswith(_OWN):
-            return False
-    for parameter in module.parameters():
-        if type(parameter) is not nn.Parameter and type(parameter) is not Tensor:
-            return False
-    return not does_more_than_forward(module)
-
-
-#: Layers that blocks and MBConvs are built from; subclasses of these or of the network's own classes count as modified.
+#: What blocks and MBConvs are built from. A subclass, of these or of the network's own classes, counts as modified.
 _BUILT_FROM = (nn.Linear, nn.LayerNorm, nn.Conv2d)
 _OWN = "mmgcvit.backbone."
 

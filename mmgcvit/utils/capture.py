@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from mmgcvit.compat import functorch_is_active, is_compiling, is_tracing
 
 Result = TypeVar("Result")
-CACHE_SIZE = 256  # entries of a cache; multi-scale training has many input sizes
+CACHE_SIZE = 128  # entries of a cache; multi-scale training has many input sizes
 
 
 def is_eager() -> bool:
@@ -21,21 +21,20 @@ def is_eager() -> bool:
 
 
 def cached(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Cache a function of hashable arguments whose result contains index tensors.
+    """Cache a function of hashable arguments whose result holds tensors of indices or constants.
 
-    The cache is not used while a graph is being captured or with fake tensors: there the indices belong to the graph.
+    While a graph is being captured or tensors are fake, the cache is not used: there they belong to the graph.
     """
-    results: dict[tuple, Result] = {}
+
+    @lru_cache(CACHE_SIZE)
+    def compute(*key: Any) -> Result:
+        with torch.inference_mode(False):  # so that a backward pass may save them later
+            return function(*key)
 
     @wraps(function)
     def wrapper(*key: Any) -> Result:
         if not is_eager() or type(torch.empty(0)) is not Tensor:
             return function(*key)
-        if key not in results:
-            while len(results) >= CACHE_SIZE:
-                results.pop(next(iter(results)))
-            with torch.inference_mode(False):  # so that autograd can save them for a backward pass later
-                results[key] = function(*key)
-        return results[key]
+        return compute(*key)
 
     return wrapper
