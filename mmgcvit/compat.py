@@ -118,7 +118,7 @@ def add_load_state_dict_pre_hook(module: nn.Module, hook: StateDictHook) -> None
 
 #: The base class of modes that see every operation.
 TorchDispatchMode = _python_dispatch.TorchDispatchMode
-#: Flattens nested lists, tuples and dicts into their leaves.
+#: The leaves of nested lists, tuples and dicts.
 tree_leaves = _pytree.tree_leaves
 
 

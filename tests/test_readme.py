@@ -1,4 +1,4 @@
-"""The figures and the code in the README are correct."""
+"""What the README claims in numbers and code is so."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_arch_table(name: str):
     cells = [cell.strip() for cell in row.split("|")]
     arch = ARCHS[name]
     parameters = PUBLISHED_PARAMETERS.get(name)
-    if parameters is None:  # unpublished figures are counted
+    if parameters is None:  # what is not published is counted
         with torch.device("meta"):
             model = GCViT(name, out_indices=(3,))
             parameters = sum(p.numel() for m in (model, nn.Linear(model.out_channels[0], 1000)) for p in m.parameters())
@@ -40,10 +40,10 @@ def test_python_example():
     assert ", ".join(str(tuple(m.shape)) for m in names["maps"]) == promised
 
 
-def test_no_placeholders():
+def test_nothing_is_left_to_fill_in():
     assert not re.search(r"@[A-Z0-9]+@", README)
 
 
-def test_linked_files_exist():
+def test_files_that_it_points_to_exist():
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link
