@@ -169,8 +169,11 @@ def test_torch_state_queries():
     assert not compat.is_compiling()
 
 
-def test_replaced_forward():
-    module = nn.Sequential(nn.Linear(2, 2))
-    assert not compat.does_more_than_forward(module)
-    module[0].forward = module[0].forward
-    assert compat.does_more_than_forward(module)
+def test_is_built_from():
+    kinds = (nn.Sequential, nn.Linear)
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
+    assert compat.is_built_from(module, kinds, "mmgcvit.")
+    assert not compat.is_built_from(module, (nn.Sequential,), "mmgcvit.")
+    assert compat.is_built_from(module, (), "torch.nn.")
+    module[0].forward = module[0].forward  # replaced on the instance
+    assert not compat.is_built_from(module, kinds, "mmgcvit.")
