@@ -10,7 +10,9 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import distributed as dist
+from torch import nn
 
+from mmgcvit.checkpoint.loading import accept_bare_network
 from mmgcvit.errors import UsageError
 
 
@@ -27,7 +29,10 @@ def build_runner(cfg: Config) -> Runner:
             "type": "MMDistributedDataParallel", "broadcast_buffers": False,
             "find_unused_parameters": cfg.get("find_unused_parameters", False),
             **cfg.get("model_wrapper_cfg", {}), "device_ids": None}  # fmt: skip
-    return Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
+    runner = Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
+    if isinstance(runner.model, nn.Module):  # FlexibleRunner builds it later
+        accept_bare_network(runner.model)
+    return runner
 
 
 def set_slurm_environment() -> None:

@@ -173,8 +173,7 @@ class Stage(nn.Module):
         if kernels.is_eager() and kernels.REFERENCE in ops:
             return [None] * len(ops)
         tables = [block.attn.relative_position_bias_table for block in self.blocks]
-        sizes = [(region.height, region.width) for region in layout.regions]
-        return ops[0].position_biases(tables, sizes, self.window, dtype)
+        return ops[0].position_biases(tables, layout.sizes, self.window, dtype)
 
 
 @cached
@@ -357,6 +356,8 @@ class GCViT(SafePretrainedInit, BaseModule):
         Returns:
             (blocks, 2, B) for each stage; None for a stage without drop path, as in evaluation mode.
         """
+        if not self.training:
+            return [None] * len(self.stages)
         rates = [[b.drop_path_rate if stage.training else 0.0 for b in stage.blocks] for stage in self.stages]
         if not any(map(any, rates)):
             return [None] * len(rates)

@@ -228,6 +228,11 @@ class WindowLayout:
         self.window, self.device = window, device
         self.regions = split_into_regions(self.height, self.width, window)
         self.packs = tuple(Pack(spans, _padding_rows(spans, device)) for spans in self._spans(max_elements))
+        self.sizes = tuple((region.height, region.width) for region in self.regions)
+        # Windows of each pack, by region; not used if all regions are in one pack.
+        self.counts: list[list[int]] = [[] for _ in self.regions]
+        for pack in self.packs:
+            self.counts[pack.spans[0].index].append(pack.spans[0].count)
         self.is_indexed = max_elements is None and len(self.regions) > 1
 
     def _spans(self, max_elements: int | None) -> Iterator[tuple[Span, ...]]:
@@ -253,8 +258,8 @@ class WindowLayout:
             windows = region.cut(x)
             if region.is_padded:
                 windows = F.pad(windows, (0, 0, 0, 1))
-            counts = [p.spans[0].count for p in self.packs if p.spans[0].index == index]
-            packs += [part.flatten(0, 1) for part in windows.split(counts)]
+            for part in windows.split(self.counts[index]):
+                packs.append(part.flatten(0, 1))
         return packs
 
     def unpack(self, packs: Sequence[Tensor]) -> Tensor:
@@ -265,10 +270,9 @@ class WindowLayout:
         parts: list[list[Tensor]] = [[] for _ in self.regions]
         for x, pack in zip(packs, self.packs, strict=True):
             parts[pack.spans[0].index].append(x.unflatten(0, (pack.spans[0].count, -1)))
-        windows = [
-            _concatenate(part, 0)[:, : region.height * region.width]
-            for part, region in zip(parts, self.regions, strict=True)
-        ]
+        windows = []
+        for part, (height, width) in zip(parts, self.sizes, strict=True):
+            windows.append(_concatenate(part, 0)[:, : height * width])
         return merge_regions(windows, self.regions)
 
     def expand_query(self, query: Tensor) -> list[Tensor]:

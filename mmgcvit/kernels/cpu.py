@@ -46,19 +46,8 @@ def onednn_is_faster() -> bool:
 
 def fits_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN can compute the product of x and a weight: both float32, not small, no autocast."""
-    return (
-        x.dtype == weight.dtype == torch.float32
-        and x.numel() > MIN_ONEDNN
-        and onednn_is_enabled()
-        and not autocast_is_enabled("cpu")
-    )
-
-
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute x @ weight.T + bias without a gradient: (..., C), (C', C), (C',) -> (..., C')."""
-    if onednn_is_faster() and fits_onednn(x, weight):
-        return _onednn_product(x, weight, bias)
-    return F.linear(x, weight, bias)
+    both_float = x.dtype == weight.dtype == torch.float32
+    return both_float and x.numel() > MIN_ONEDNN and onednn_is_enabled() and not autocast_is_enabled("cpu")
 
 
 def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -67,6 +56,13 @@ def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     image = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
     y = F.conv2d(image, weight[:, :, None, None], bias, dilation=2)
     return y.permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute x @ weight.T + bias without a gradient: (..., C), (C', C), (C',) -> (..., C')."""
+    if onednn_is_faster() and fits_onednn(x, weight):
+        return _onednn_product(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
 def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
@@ -163,7 +159,7 @@ def _scaled_weight(mean: Tensor, pointwise: Tensor, fc1: Tensor, fc2: Tensor) ->
 
 def _mbconv_tail(x: Tensor, y: Tensor, weights: Sequence[Tensor], out: Tensor) -> tuple[Tensor, Tensor]:
     """Return the result, written to ``out`` (which may be y itself), and the mean of GELU(y), (B, 1, C)."""
-    in_place, step = out is y, _chunk_rows(y)
+    in_place, step = out is y, max(1, MAX_PACK // y.shape[-1])  # rows that fit in the caches
     activate = torch.ops.aten.gelu_ if in_place else F.gelu
     x, y, result = x.flatten(1, 2), y.flatten(1, 2), out.flatten(1, 2)  # [B, H * W, C]
     means = []
@@ -199,7 +195,7 @@ class MBConvTail(torch.autograd.Function):
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]
         with torch.enable_grad():
             scaled = _scaled_weight(*inputs)
-        step = _chunk_rows(y)
+        step = max(1, MAX_PACK // y.shape[-1])
         d_y = torch.empty_like(y)
         y, grad, result = y.flatten(1, 2), gradient.flatten(1, 2), d_y.flatten(1, 2)
         d_scaled = torch.zeros_like(scaled)
@@ -212,11 +208,6 @@ class MBConvTail(torch.autograd.Function):
             for rows, g, target in zip(y[i].split(step), grad[i].split(step), result[i].split(step), strict=True):
                 torch.ops.aten.gelu_backward.grad_input(product(g, weight.T, d[0]), rows, grad_input=target)
         return gradient, d_y, *d_weights
-
-
-def _chunk_rows(x: Tensor) -> int:
-    """Number of rows that fit the caches."""
-    return max(1, MAX_PACK // x.shape[-1])
 
 
 # --------------------------------------------------------------------------------------------------------- attention
@@ -245,7 +236,9 @@ class Bias(NamedTuple):
     def rows(self, first: int, last: int) -> Tensor:
         """Bias of the queries in rows first to last - 1 of the window: (heads, i * j, keys)."""
         height, width = (self.columns.shape[2] + 1) // 2, self.columns.shape[1]
-        rows = [self.columns[:, :, height - 1 - i : 2 * height - 1 - i] for i in range(first, last)]
+        rows = []
+        for i in range(first, last):
+            rows.append(self.columns[:, :, height - 1 - i : 2 * height - 1 - i])
         bias = torch.stack(rows, 1).flatten(3, 4).flatten(1, 2)  # [heads, i, j, k, l] -> [heads, i * j, k * l]
         if self.padding is not None:
             bias = torch.cat([bias, self.padding[:, first * width : last * width].to(bias.dtype)], 2)

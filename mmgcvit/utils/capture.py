@@ -33,7 +33,8 @@ def cached(function: Callable[..., Result]) -> Callable[..., Result]:
 
     @wraps(function)
     def wrapper(*key: Any) -> Result:
-        if not is_eager() or type(torch.empty(0)) is not Tensor:
+        captured = is_compiling() or is_tracing() or functorch_is_active()
+        if captured or type(torch.empty(0)) is not Tensor:
             return function(*key)
         return compute(*key)
 
