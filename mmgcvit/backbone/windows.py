@@ -228,6 +228,7 @@ class WindowLayout:
         self.window, self.device = window, device
         self.regions = split_into_regions(self.height, self.width, window)
         self.packs = tuple(Pack(spans, _padding_rows(spans, device)) for spans in self._spans(max_elements))
+        self.is_padded = tuple(region.is_padded for region in self.regions)
         self.sizes = tuple((region.height, region.width) for region in self.regions)
         # Windows of each pack, by region; not used if all regions are in one pack.
         self.counts: list[list[int]] = [[] for _ in self.regions]
@@ -254,9 +255,9 @@ class WindowLayout:
         if self.is_indexed:
             return [x.flatten(0, 2).index_select(0, self._indices()[0])]
         packs: list[Tensor] = []
-        for index, region in enumerate(self.regions):
+        for index, (region, is_padded) in enumerate(zip(self.regions, self.is_padded, strict=True)):
             windows = region.cut(x)
-            if region.is_padded:
+            if is_padded:
                 windows = F.pad(windows, (0, 0, 0, 1))
             for part in windows.split(self.counts[index]):
                 packs.append(part.flatten(0, 1))
@@ -286,9 +287,9 @@ class WindowLayout:
             dimension. Smaller windows get the top left corner of the query.
         """
         queries = []
-        for region in self.regions:
+        for region, is_padded in zip(self.regions, self.is_padded, strict=True):
             q = query
-            if region.is_padded:
+            if is_padded:
                 q = q.index_select(2, _corner(self.window, region.height, region.width, q.device))
             if self.batch > 1 and region.num_windows > 1:
                 q = q[:, None].expand(-1, region.num_windows, -1, -1, -1).flatten(0, 1)
