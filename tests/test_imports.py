@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "mmgcvit"
@@ -114,3 +116,24 @@ def test_former_locations():
     assert ClassificationHook is hook.ClassificationHook
     assert CorruptPictureHook is CorruptImageHook
     assert issubclass(InvalidLossError, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("classification", ("ClassificationPreprocessor", "GCViTClassifier", "TopKAccuracy")),
+        ("checkpoint.errors", ("CheckpointError",)),
+        ("datasets.annotations", ("AnnotationError", "Picture", "read_coco")),
+        ("datasets.classification", ("ClassificationDataset", "TimmTransform")),
+        ("datasets.errors", ("ClassificationDataError", "CorruptPictureError")),
+        ("datasets.labels", ("LabelMaps", "check_label_maps")),
+        ("datasets.pictures", ("LoadCheckedImage", "picture_size", "unreadable")),
+        ("engine", ("CorruptPictureHook",)),
+        ("engine.classes", ("ClassificationHook",)),
+        ("engine.tta", ("BoxTTAModel",)),
+    ],
+)
+def test_former_import_paths(module: str, names: tuple[str, ...]):
+    """They work for one release."""
+    found = importlib.import_module(f"mmgcvit.{module}")
+    assert all(getattr(found, name) is not None for name in names)

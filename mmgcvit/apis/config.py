@@ -6,6 +6,7 @@ import argparse
 import ast
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ def load_config(
         launcher: one of 'none', 'pytorch', 'slurm', 'mpi'.
 
     Returns:
-        The config. It contains ``auto_scale_lr.enable`` only if the user has set it: if it is True, or is set in
-        ``cfg_options`` or in the user's own config file.
+        The config. It contains ``auto_scale_lr.enable`` only if the user has decided on it: if it is True, or if
+        ``cfg_options`` or the user's own config files set it or the learning rate itself.
 
     Raises:
         UsageError: the config does not exist, or the launcher is unknown.
@@ -52,11 +53,22 @@ def load_config(
     if base != path and base.is_file() and (shipped or not path.is_file()):
         cfg = _for_one_gpu(Config.fromfile(str(base)), path, base)
     else:
-        cfg = Config.fromfile(require_file("config", str(path)))
+        try:
+            cfg = Config.fromfile(require_file("config", str(path)))
+        except FileNotFoundError as error:
+            if f"{SINGLE_GPU}.py" not in str(error):
+                raise
+            raise UsageError(
+                f"config {str(path)!r}: a _base_ of it is a single-GPU config of an earlier release: {error}. Use the "
+                f"base without {SINGLE_GPU}: with one process SyncBN becomes BN and the learning rate is scaled"
+            ) from error
         if (cfg.get("auto_scale_lr") or {}).get("enable") is False and (shipped or not _decides_on_scaling(path)):
             del cfg.auto_scale_lr["enable"]
     if cfg_options:
         cfg.merge_from_dict(cfg_options)
+        own_rate = any(key.startswith("optim_wrapper.") and key.endswith(".lr") for key in cfg_options)
+        if own_rate and cfg.get("auto_scale_lr") and "enable" not in cfg.auto_scale_lr:
+            cfg.auto_scale_lr.enable = False
     rename_old_types(cfg)
     cfg.launcher = launcher
     if work_dir is not None:
@@ -93,17 +105,32 @@ def _for_one_gpu(cfg: Config, path: Path, base: Path) -> Config:
     return cfg
 
 
-def _decides_on_scaling(path: Path) -> bool:
-    """Whether a config file itself, not one of its bases, sets ``auto_scale_lr.enable``."""
-    if path.suffix != ".py":
+def _decides_on_scaling(path: Path, seen: tuple[Path, ...] = ()) -> bool:
+    """Whether a user's config file, or one of the user's own bases of it, sets ``auto_scale_lr.enable`` or the rate.
+
+    Bases of packages (``mmgcvit::...``, or files inside a package's folder) do not count.
+    """
+    path = path.resolve()
+    if path in seen or path.suffix != ".py" or not path.is_file() or _is_packaged(path):
         return False
-    return any(
-        (isinstance(inner, ast.keyword) and inner.arg == "enable")
-        or (isinstance(inner, ast.Constant) and inner.value == "enable")
-        for statement in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(statement, ast.Assign) and "auto_scale_lr" in ast.unparse(statement.targets[0])
-        for inner in ast.walk(statement)
-    )
+    statements = ast.parse(path.read_text(encoding="utf-8")).body
+    bases: list[str] = []
+    for statement in statements:
+        text = ast.unparse(statement)
+        if "auto_scale_lr" in text and "enable" in text:
+            return True
+        names = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+        if "optim_wrapper" in names and re.search(r"\blr\b", text):
+            return True
+        if isinstance(statement, ast.Assign) and "_base_" in names:
+            constants = (node.value for node in ast.walk(statement.value) if isinstance(node, ast.Constant))
+            bases += [value for value in constants if isinstance(value, str) and "::" not in value]
+    return any(_decides_on_scaling(path.parent / base, (*seen, path)) for base in bases)
+
+
+def _is_packaged(path: Path) -> bool:
+    """Whether a config file belongs to a package, ours or another one, and not to the user."""
+    return path.is_relative_to(SHIPPED_CONFIGS.resolve()) or ".mim" in path.parts or "site-packages" in path.parts
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

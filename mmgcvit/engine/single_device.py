@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from mmgcvit.errors import UsageError
 
+ORIGINAL = "original_base_batch_size"  # key of ``auto_scale_lr`` for the config's own value
 #: Environment variables with the number of processes, by launcher.
 PROCESSES = {"pytorch": "WORLD_SIZE", "slurm": "SLURM_NTASKS", "mpi": "OMPI_COMM_WORLD_SIZE"}
 
@@ -69,7 +71,8 @@ def scale_single_device_lr(cfg: Config, requested: bool | None = None) -> bool:
         UsageError: scaling was requested, but the config has no ``base_batch_size``.
     """
     settings = cfg.get("auto_scale_lr") or {}
-    base = settings.get("base_batch_size")
+    # A config dumped by an earlier run has the batch size that mmengine was given, and the original one.
+    base = settings.get(ORIGINAL, settings.get("base_batch_size"))
     steps = (cfg.get("optim_wrapper") or {}).get("accumulative_counts", 1)
     if requested or settings.get("enable"):
         if base is None:
@@ -90,7 +93,10 @@ def scale_single_device_lr(cfg: Config, requested: bool | None = None) -> bool:
             f"config is tuned for auto_scale_lr.base_batch_size={base}; --cfg-options auto_scale_lr.enable=False keeps "
             "it",
             logger="current",
+            level=logging.WARNING,
         )
     # mmengine compares the batch of all processes, without gradient accumulation, with base_batch_size
     cfg.auto_scale_lr = dict(settings, enable=True, base_batch_size=base / steps)
+    if steps > 1:
+        cfg.auto_scale_lr[ORIGINAL] = base
     return True

@@ -77,7 +77,7 @@ def test_table(tmp_path: Path):
     metric.evaluate(3)
     with (tmp_path / "new" / "table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["picture"] for row in rows] == ["x/1.jpg", "x/2.jpg", "y/3, old.jpg"]
+    assert [row["image"] for row in rows] == ["x/1.jpg", "x/2.jpg", "y/3, old.jpg"]
     for row, score, label in zip(rows, scores, labels, strict=True):
         first, second = score.argsort(descending=True)[:2].tolist()
         names = ("ant", "bee", "cat", "dog")

@@ -127,6 +127,46 @@ def test_load_config_keeps_user_setting(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "auto_scale_lr = dict(enable=False)",
+        "auto_scale_lr: dict = dict(enable=False)",
+        "auto_scale_lr = {'enable': False}",
+        "optim_wrapper = dict(optimizer=dict(lr=1e-5))",
+    ],
+)
+@pytest.mark.parametrize("inherited", [False, True])
+def test_user_decides_on_scaling(tmp_path: Path, text: str, inherited: bool):
+    """By ``enable`` or by a rate, in the user's config or in a base that is the user's own."""
+    (tmp_path / "mine.py").write_text(f"_base_ = {ADE!r}\n{text}\n")
+    (tmp_path / "child.py").write_text("_base_ = ['./mine.py']\nwork_dir = 'here'\n")
+    cfg = apis.load_config(tmp_path / ("child.py" if inherited else "mine.py"))
+    assert cfg.auto_scale_lr.enable is False
+    assert not scale_single_device_lr(cfg)
+
+
+def test_rate_on_the_command_line_is_not_scaled():
+    cfg = apis.load_config(ADE, cfg_options={"optim_wrapper.optimizer.lr": 1e-5})
+    assert not scale_single_device_lr(cfg)
+    assert scale_single_device_lr(cfg, True)  # unless --auto-scale-lr is given
+
+
+def test_dumped_config_is_not_scaled_twice(tmp_path: Path):
+    cfg = settings(steps=4, base_batch_size=16)
+    for _ in range(3):
+        assert scale_single_device_lr(cfg)
+        assert cfg.auto_scale_lr.base_batch_size == 4
+        cfg.dump(str(tmp_path / "config.py"))
+        cfg = Config.fromfile(str(tmp_path / "config.py"))
+
+
+def test_base_of_an_earlier_release_is_named(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(f"_base_ = {ADE.replace('.py', '_1gpu.py')!r}\n")
+    with pytest.raises(UsageError, match=r"mine.py.*single-GPU config of an earlier release.*_1gpu"):
+        apis.load_config(tmp_path / "mine.py")
+
+
+@pytest.mark.parametrize(
     ("name", "batch"),
     [
         ("segmentation/gcvit-tiny_upernet_8xb2-160k_ade20k-512x512", 4),

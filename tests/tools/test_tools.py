@@ -280,7 +280,7 @@ def test_classifier(colours: Path):
     done = run("test.py", "mine.py", "work/epoch_3.pth", "--work-dir", "tested", "--out", "new/table.csv", cwd=colours)
     assert re.search(r"throughput, loading included: [\d.]+ images/s \(5 in", done.stdout)
     rows = (colours / "new/table.csv").read_text().splitlines()
-    assert rows[0] == "picture,class,class_1,probability_1,class_2,probability_2,class_3,probability_3"
+    assert rows[0] == "image,class,class_1,probability_1,class_2,probability_2,class_3,probability_3"
     assert [row.split(",")[:2] for row in rows[1:]] == [
         [f"{name}/{i}.png", name] for name in ("blue", "green", "red") for i in range(3)
     ]

@@ -119,7 +119,7 @@ class TopKAccuracy(BaseMetric):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["picture", "class", *columns])
+            writer.writerow(["image", "class", *columns])
             for index, label, classes, values in ordered:
                 pairs = (item for c, v in zip(classes, values, strict=True) for item in (shown(c), f"{v:.6f}"))
                 writer.writerow([self._name(index), shown(label), *pairs])

@@ -1,0 +1,21 @@
+"""Former location of :mod:`mmgcvit.tasks.segmentation.label_maps`; kept for one release."""
+
+from mmgcvit.tasks.segmentation.label_maps import (
+    LabelMaps,
+    check_label_maps,
+    check_labels,
+    compare_splits,
+    dataset_class,
+    has_label_maps,
+    read_label_maps,
+)
+
+__all__ = [
+    "LabelMaps",
+    "check_label_maps",
+    "check_labels",
+    "compare_splits",
+    "dataset_class",
+    "has_label_maps",
+    "read_label_maps",
+]
