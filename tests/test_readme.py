@@ -166,8 +166,6 @@ def test_paragraphs_are_short(page: Path):
         for number, text in paragraphs(page.read_text())
         if len(textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)) > MAX_LINES
     ]
-    if long and page.name == "performance.md":
-        pytest.xfail(f"to be shortened: {long}")
     assert not long
 
 

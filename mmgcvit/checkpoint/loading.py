@@ -119,7 +119,8 @@ def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor],
     if not given:
         raise CheckpointError(
             f"the state dict has no tensors for the GCViT at {prefix.rstrip('.')!r}. Weights of the backbone alone are "
-            "loaded into a whole model by mmgcvit.load_pretrained(model, file), or by load_state_dict after "
+            "loaded into a whole model by init_cfg=dict(type='Pretrained', checkpoint=...) of its backbone, by "
+            "mmgcvit.load_pretrained(model, file), or by load_state_dict after "
             "mmgcvit.checkpoint.accept_bare_network(model)"
         )
     converted = split_state_dict(given, also=_own_names(backbone))

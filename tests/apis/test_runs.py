@@ -239,3 +239,19 @@ def test_slurm_without_slurm(tmp_path: Path, tree: Path, monkeypatch):
     monkeypatch.delenv("SLURM_PROCID", raising=False)
     with pytest.raises(UsageError, match=r"launcher='slurm': SLURM_PROCID, .*start the processes with srun"):
         apis.train(config(tree, tmp_path, launcher="slurm"))
+
+
+@pytest.mark.parametrize(
+    "name", ["detection/mask-rcnn_gcvit-nano_fpn_digits.py", "segmentation/gcvit-nano_fpn_digits-160x160.py"]
+)
+def test_load_from_takes_a_bare_backbone(tmp_path: Path, name: str):
+    """The weights of a backbone alone, in a run of a detector and of a segmentor."""
+    pytest.importorskip("mmdet")
+    cfg = apis.load_config(ROOT / "configs" / name, str(tmp_path))
+    cfg.visualizer = None
+    runner = launch.build_runner(cfg)
+    bare = {key: torch.full_like(value, 0.5) for key, value in runner.model.backbone.state_dict().items()}
+    torch.save(bare, tmp_path / "bare.pth")
+    runner.load_checkpoint(str(tmp_path / "bare.pth"))
+    for key, value in runner.model.backbone.state_dict().items():
+        assert torch.equal(value, bare[key]), key
