@@ -156,6 +156,7 @@ class Stage(nn.Module):
         scales = None if drop_path_scale is None else layout.per_row(drop_path_scale[..., None, :])
         ops = [kernels.choose(x, block) for block in self.blocks]
         packs = layout.pack(x)
+        del x  # the blocks do not need the map, and its memory is free in evaluation
         for index, (block, biases) in enumerate(zip(self.blocks, self._biases(layout, ops, dtype), strict=True)):
             recompute = self.with_cp and torch.is_grad_enabled()
             run = partial(checkpoint, block, use_reentrant=False) if recompute else block

@@ -263,17 +263,20 @@ class WindowLayout:
                 packs.append(part.flatten(0, 1))
         return packs
 
-    def unpack(self, packs: Sequence[Tensor]) -> Tensor:
-        """Inverse of :meth:`pack`."""
+    def unpack(self, packs: list[Tensor]) -> Tensor:
+        """Inverse of :meth:`pack`. Empties the list, so that the memory of the packs is free early."""
         if self.is_indexed:
-            x = packs[0].index_select(0, self._indices()[1])
+            x = packs.pop().index_select(0, self._indices()[1])
             return x.view(self.batch, self.height, self.width, x.shape[1])
         parts: list[list[Tensor]] = [[] for _ in self.regions]
         for x, pack in zip(packs, self.packs, strict=True):
             parts[pack.spans[0].index].append(x.unflatten(0, (pack.spans[0].count, -1)))
+        del x
+        packs.clear()
         windows = []
         for part, (height, width) in zip(parts, self.sizes, strict=True):
             windows.append(_concatenate(part, 0)[:, : height * width])
+            part.clear()
         return merge_regions(windows, self.regions)
 
     def expand_query(self, query: Tensor) -> list[Tensor]:

@@ -21,6 +21,7 @@ from mmgcvit.kernels import eager, reference
 MAX_PACK = 2**18  # elements of a map that a block processes at a time
 MAX_SCORES = 2**19  # elements of q k^T that are computed at a time in the backward pass of attention
 MAX_BIAS = 2**22  # elements of a bias that is materialised at once; a larger one is computed a few rows at a time
+MAX_COLUMNS = 2**20  # elements of the columns of a bias that are computed for several blocks at once
 MIN_ONEDNN = 2**15  # oneDNN pays off from this size; torch never uses it for convolutions of 20480 or fewer elements
 
 
@@ -288,6 +289,10 @@ def position_biases(
 ) -> Iterator[list[Any]]:
     """See :func:`mmgcvit.kernels.reference.position_biases`; yields :class:`Bias`, materialised block by block."""
     heads = tables[0].shape[1]
+    if len(tables) > 1 and len(tables) * heads * window**2 * (2 * window - 1) > MAX_COLUMNS:
+        for table in tables:
+            yield from position_biases([table], sizes, window, dtype)
+        return
     # Concatenate the tables of all blocks along the heads, (rows, blocks * heads), to compute all columns at once.
     table = tables[0] if len(tables) == 1 else torch.cat(list(tables), 1)
     parts = []

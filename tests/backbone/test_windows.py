@@ -48,7 +48,9 @@ def test_tokens_are_packed_in_order(batch: int, height: int, width: int, window:
             assert first + region.num_rows - 1 in pack.padding_rows.tolist()
     padding = sum(0 if pack.padding_rows is None else len(pack.padding_rows) for pack in layout.packs)
     assert padding == batch * sum(r.num_windows for r in layout.regions if r.is_padded)
-    assert torch.equal(layout.unpack(packs), x)
+    assert torch.equal(layout.unpack(list(packs)), x)
+    layout.unpack(packs)
+    assert packs == []
 
 
 @settings(max_examples=20, deadline=None)
@@ -73,7 +75,7 @@ def test_padding_rows_pass_no_gradients(limit: int | None):
     weights = [torch.randn_like(p) for p in packs]
     y = layout.unpack([p * w for p, w in zip(packs, weights, strict=True)])
     (gradient,) = torch.autograd.grad(y.sum(), x)
-    assert torch.equal(gradient, layout.unpack(weights))
+    assert torch.equal(gradient, layout.unpack(list(weights)))
 
 
 @pytest.mark.parametrize(("size", "regions"), [((8, 12), 1), ((9, 12), 2), ((8, 13), 2), ((9, 13), 4), ((3, 2), 1)])
