@@ -154,8 +154,8 @@ class Stage(nn.Module):
         dtype = compute_dtype(x)
         queries = layout.expand_query(self.query(x).to(dtype)) if self.query is not None else None
         scales = None if drop_path_scale is None else layout.per_row(drop_path_scale[..., None, :])
-        ops = [kernels.choose(x, block) for block in self.blocks]
         packs = layout.pack(x)
+        ops = [kernels.choose(packs[0], block) for block in self.blocks]
         del x  # the blocks do not need the map, and its memory is free in evaluation
         for index, (block, biases) in enumerate(zip(self.blocks, self._biases(layout, ops, dtype), strict=True)):
             recompute = self.with_cp and torch.is_grad_enabled()
