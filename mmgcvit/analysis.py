@@ -90,7 +90,7 @@ def build_model(cfg: Config, device: str = "cpu") -> nn.Module:
         return MODELS.build(cfg.model)
 
 
-def count_flops(model: nn.Module, shape: tuple[int, int], channels: int = 3) -> Flops:
+def count_flops(model: nn.Module, shape: tuple[int, int], channels: int | None = None) -> Flops:
     """Count the multiply-adds of convolutions, linear layers and matrix products (incl. attention) for one image.
 
     The forward pass runs on the model's device under torch's FlopCounterMode, which counts two operations per
@@ -101,12 +101,15 @@ def count_flops(model: nn.Module, shape: tuple[int, int], channels: int = 3) -> 
     Args:
         model: a backbone, or a classifier, detector or segmentor of mmengine, mmdet, mmseg.
         shape: height and width of the image, in pixels.
-        channels: number of channels of the image.
+        channels: number of channels of the image; by default as many as the model's first convolution takes, or 3.
 
     Returns:
         Counts for the stem, each stage, the neck, each head, and the rest.
     """
     parameter = next(model.parameters())
+    if channels is None:
+        first = (module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
+        channels = next(first, 3)
     image = torch.zeros(1, channels, *shape, device=parameter.device, dtype=parameter.dtype)
     counter = FlopCounterMode(display=False, custom_mapping=_fused_on_cpu())
     result = Flops(shape)

@@ -17,8 +17,13 @@ from mmengine.logging import print_log
 from mmengine.registry import Registry
 
 SCOPE = "mmgcvit"
-#: Classes whose module needs mmcv or mmdet; it is imported when the name is first looked up.
-LAZY = {"BoxTTAModel": "mmgcvit.tasks.detection.tta", "LoadCheckedImage": "mmgcvit.datasets.loading"}
+#: Classes whose module needs mmcv, mmdet or mmseg; it is imported when the name is first looked up.
+LAZY = {
+    "BoxTTAModel": "mmgcvit.tasks.detection.tta",
+    "DetDataPreprocessor": "mmgcvit.tasks.detection.preprocessor",
+    "LoadCheckedImage": "mmgcvit.datasets.loading",
+    "SegDataPreProcessor": "mmgcvit.tasks.segmentation.preprocessor",
+}
 
 
 class _Registry(Registry):

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 
 from mmgcvit.apis.config import load_config
 from mmgcvit.apis.tta import use_tta
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import rename_old_types
 from mmgcvit.tasks import Predictor, task_of
-from mmgcvit.tasks.sources import VIDEOS, frames, list_inputs, read, write_image
-from mmgcvit.utils import atomic_path
+from mmgcvit.tasks.sources import Film, Input, Source, frames, list_inputs, read, write_image
 from mmgcvit.utils.files import require_file
+
+SAVE_EVERY = 30.0  # seconds between two writings of the results so far
 
 
 @dataclass
@@ -52,19 +57,22 @@ def predict(
 ) -> Summary:
     """Detect, segment or classify images, folders of images, and videos; write drawings and predictions.
 
-    Drawings are written to ``vis`` in ``out_dir``, videos as ``.mp4``. In addition,
+    Images are loaded as the test pipeline of the config does. Drawings are written to ``vis`` in ``out_dir``, videos as
+    ``.mp4``. All results name an image by its path relative to the folder that was given. In addition,
 
     - a detector writes ``predictions.json``, results in COCO format (boxes x, y, width, height in pixels, masks as run
       lengths), and ``images.json``, the images and categories with their ids (a COCO file without annotations;
       pycocotools loads both);
     - a segmentor writes label maps to ``labels``, in the size of the images and with 0 for the first class, and
       ``areas.json``, the number of pixels and the share of each class per image;
-    - a classifier writes ``classes.json``, the most probable classes of each image.
+    - a classifier writes ``classes.json``, the most probable classes of each image, and the same as ``classes.csv``.
+
+    An input that cannot be read does not stop the others. The results so far are saved every half minute.
 
     Args:
         config: a config file of a detector, segmentor or classifier, or a config, which is not changed.
         checkpoint: file or URL.
-        inputs: images, folders of images, videos.
+        inputs: images, videos, and folders with images and videos, at any depth.
         out_dir: folder to write to.
         device: 'cpu', 'cuda:0', ...; by default a GPU if there is one.
         score_thr: boxes with a lower score are not drawn; the JSON file contains all of them.
@@ -84,8 +92,8 @@ def predict(
 
     Raises:
         UsageError: the config, the checkpoint or an input does not exist; the task of the model is unknown; a folder
-            has no images; two inputs have the same name; a value is not allowed; or an image cannot be read or is not
-            in ``ann_file``.
+            has no images; two inputs have the same name; a value is not allowed; an image is not in ``ann_file``; or,
+            after the others are done, some inputs could not be read.
     """
     require_file("checkpoint", checkpoint)
     if batch_size < 1:
@@ -94,8 +102,9 @@ def predict(
         raise UsageError(f"tile={tile}; allowed: at least 32 pixels")
     if not 0 <= overlap < 1:
         raise UsageError(f"overlap={overlap}; allowed: from 0 to below 1")
-    paths = _distinct([path for source in inputs for path in list_inputs(source)])
-    images = [path for path in paths if path.suffix.lower() not in VIDEOS]
+    entries, skipped = list_inputs(inputs, out_dir)
+    for words in skipped:
+        print_log(words, logger="current", level=logging.WARNING)
     cfg = rename_old_types(copy.deepcopy(config)) if isinstance(config, Config) else load_config(config)
     task = task_of(cfg)
     if tta:
@@ -103,58 +112,92 @@ def predict(
     model = task.predictor(
         cfg, checkpoint, device=device, tta=tta, tile=tile, overlap=overlap, batch_size=batch_size, ann_file=ann_file
     )
-    model.validate_inputs(images)
+    model.validate_inputs(entries)
     folder = Path(out_dir)
-    (folder / "vis" if draw else folder).mkdir(parents=True, exist_ok=True)
-    summary = Summary(results=model.results)
-    for source, found in model(read(path) for path in images):
-        summary.objects += model.keep(source, found, folder)
-        summary.images += 1
-        if draw:
-            write_image(folder / "vis" / source.name, model.draw(source, found, score_thr))
-    for path in paths:
-        if path.suffix.lower() in VIDEOS:
-            _predict_video(path, folder, draw, model, summary, score_thr)
-    summary.file = str(model.write(folder))
-    return summary
+    try:
+        (folder / "vis" if draw else folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"out_dir={out_dir!r}: cannot be written: {error}") from error
+    run = _Run(model, folder, draw, score_thr)
+    try:
+        run.images([entry for entry in entries if not entry.is_video])
+        for entry in entries:
+            if entry.is_video:
+                run.video(entry)
+    finally:
+        run.save()
+    if run.failures:
+        done = run.summary.images + run.summary.frames
+        more = f"\n{len(run.failures)} of {len(entries)} inputs failed; " if len(entries) > 1 else "\n"
+        more += f"the results of the others are in {run.summary.file}" if done else "there are no results"
+        raise UsageError("\n".join(run.failures) + (more if done or len(entries) > 1 else ""))
+    return run.summary
 
 
-def _predict_video(path: Path, folder: Path, draw: bool, model: Predictor, summary: Summary, score_thr: float) -> None:
-    """Predict on each frame of a video, and write a video with the drawings."""
-    import cv2
+class _Run:
+    """One call of :func:`predict`: predicts, draws, and saves the results so far every :data:`SAVE_EVERY` seconds."""
 
-    capture = cv2.VideoCapture(str(path))
-    target = folder / "vis" / f"{path.stem}.mp4"
-    with ExitStack() as stack:
-        stack.callback(capture.release)
-        if not capture.isOpened():
-            raise UsageError(f"input {str(path)!r}: not a video that OpenCV can read")
-        writer = None
-        for source, found in model(frames(path.name, capture)):
-            summary.objects += model.keep(source, found, folder)
-            summary.frames += 1
-            if not draw:
-                continue
-            if writer is None:
-                height, width = source.pixels.shape[:2]
+    def __init__(self, model: Predictor, folder: Path, draw: bool, score_thr: float) -> None:
+        self.model, self.folder, self.draw, self.score_thr = model, folder, draw, score_thr
+        self.summary = Summary(results=model.results)
+        self.failures: list[str] = []
+        self.due = time.monotonic() + SAVE_EVERY
+
+    def images(self, entries: Sequence[Input]) -> None:
+        """Predict on images; those that cannot be decoded become failures."""
+        drawings = {entry.name: entry.drawing for entry in entries}
+        for source, found in self.model(self._readable(entries)):
+            self._keep(source, found)
+            self.summary.images += 1
+            if self.draw:
+                drawn = self.model.draw(source, found, self.score_thr)
+                write_image(self.folder / "vis" / drawings[source.name], drawn)
+
+    def _readable(self, entries: Sequence[Input]) -> Iterator[Source]:
+        for entry in entries:
+            try:
+                yield read(entry, self.model.reader)
+            except UsageError as error:
+                self.failures.append(str(error))
+
+    def video(self, entry: Input) -> None:
+        """Predict on each frame of a video, and write a video with the drawings."""
+        import cv2
+
+        capture = cv2.VideoCapture(str(entry.path))
+        with ExitStack() as stack:
+            stack.callback(capture.release)
+            if not capture.isOpened():
+                self.failures.append(f"input {str(entry.path)!r}: not a video that OpenCV can read")
+                return
+            film = None
+            if self.draw:
                 rate = capture.get(cv2.CAP_PROP_FPS) or 25
-                temporary = stack.enter_context(atomic_path(target))
-                fourcc = cv2.VideoWriter.fourcc(*"mp4v")
-                writer = cv2.VideoWriter(str(temporary), fourcc, rate, (width, height))
-                stack.callback(writer.release)  # before the temporary file is renamed
-                if not writer.isOpened():
-                    raise UsageError(f"{str(target)!r}: this OpenCV cannot write MP4; --no-draw skips it")
-            writer.write(model.draw(source, found, score_thr)[..., ::-1])
+                film = stack.enter_context(Film(self.folder / "vis" / entry.drawing, rate))
+            count = 0
+            for source, found in self.model(frames(entry.name, capture, self.model.reader)):
+                self._keep(source, found)
+                count += 1
+                if film is not None:
+                    film.write(self.model.draw(source, found, self.score_thr))
+            self.summary.frames += count
+            announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+            # Some containers only have an estimate.
+            if count == 0 or count + max(2, announced // 50) < announced:
+                self.failures.append(
+                    f"input {str(entry.path)!r}: ends after {count} of {announced} frames: cut off or damaged"
+                )
 
+    def _keep(self, source: Source, found: Any) -> None:
+        self.summary.objects += self.model.keep(source, found, self.folder)
+        if time.monotonic() >= self.due:
+            self.save()
 
-def _distinct(paths: list[Path]) -> list[Path]:
-    first: dict[str, Path] = {}
-    for path in paths:
-        name = f"{path.stem}.mp4" if path.suffix.lower() in VIDEOS else path.name
-        if name in first:
-            raise UsageError(
-                f"inputs: the drawings of {str(path)!r} and {str(first[name])!r} would be written to the same file, "
-                f"{name}; pass them in two calls with different --out-dir"
-            )
-        first[name] = path
-    return paths
+    def save(self) -> None:
+        """Write the results so far, if there are any."""
+        if not self.model.results and not self.summary.images + self.summary.frames:
+            return
+        start = time.monotonic()
+        self.summary.file = str(self.model.write(self.folder))
+        end = time.monotonic()
+        self.due = end + max(SAVE_EVERY, 20 * (end - start))  # so that long files take at most 5 % of the time

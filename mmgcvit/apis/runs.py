@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config
@@ -18,9 +17,10 @@ from mmgcvit.apis.checkpoints import READER, newest_checkpoint
 from mmgcvit.apis.launch import build_runner
 from mmgcvit.apis.tta import use_tta
 from mmgcvit.checkpoint.loading import SCHEMES
+from mmgcvit.datasets.pipelines import use_checked_loading
 from mmgcvit.datasets.problems import data_sets
 from mmgcvit.engine.single_device import revert_sync_bn, scale_single_device_lr
-from mmgcvit.errors import AnnotationError, CheckpointError, ClassificationDataError, UsageError
+from mmgcvit.errors import AnnotationError, CheckpointError, ClassificationDataError, CorruptImageError, UsageError
 from mmgcvit.registry import rename_old_types, type_name
 from mmgcvit.tasks import TASKS, task_of_dataset
 from mmgcvit.utils.files import require_file
@@ -29,9 +29,6 @@ AMP = ("fp16", "bf16")
 FLOAT32 = {"AmpOptimWrapper": "OptimWrapper", "FSDPAmpOptimWrapper": "mmgcvit.FSDPOptimWrapper"}
 MIXED = {"OptimWrapper": "AmpOptimWrapper", "FSDPOptimWrapper": "mmgcvit.FSDPAmpOptimWrapper"}
 CORRUPT = ("stop", "skip")
-#: Transforms that load an image, and their replacements in training.
-LOADERS = {f"{scope}LoadImageFromFile": "mmgcvit.LoadCheckedImage" for scope in ("", "mmcv.", "mmdet.", "mmseg.")}
-LOADERS |= {name: name for name in ("mmgcvit.LoadPillowImage", "mmgcvit.LoadCheckedImage")}
 
 
 def train(
@@ -84,8 +81,8 @@ def train(
         else:
             print_log(f"--resume: no checkpoint in {cfg.work_dir}; starting from scratch", level=logging.WARNING)
     _check_data(cfg, "train_dataloader", "val_dataloader")
-    for transform in _image_loaders([cfg.get("train_dataloader"), cfg.get("custom_hooks")]):  # hooks may set pipelines
-        transform.update(type=LOADERS[transform["type"]], **({} if corrupt is None else {"corrupt": corrupt}))
+    use_checked_loading([cfg.get("train_dataloader"), cfg.get("custom_hooks")], corrupt)  # hooks may set pipelines
+    use_checked_loading(cfg.get("val_dataloader"))
     configured = {type_name(hook) for hook in cfg.get("custom_hooks") or ()}
     ours = ["InvalidLossHook", "CorruptImageHook"]
     if cfg.get("randomness", {}).get("deterministic"):
@@ -98,6 +95,8 @@ def train(
         runner.train()
     except ClassificationDataError as error:
         raise UsageError(str(error)) from error
+    except (CorruptImageError, UsageError) as error:
+        raise UsageError(_from_worker(error)) from error
     return runner
 
 
@@ -140,6 +139,7 @@ def test(
     if tta:
         use_tta(cfg)
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    use_checked_loading(cfg.test_dataloader)
     if out is not None and not any(task.set_table(cfg, out) for task in TASKS):
         raise UsageError("--out: the config's test_evaluator is not a TopKAccuracy, which writes the table")
     try:
@@ -148,6 +148,15 @@ def test(
         return runner.test()
     except (CheckpointError, ClassificationDataError) as error:
         raise UsageError(str(error)) from error
+    except (CorruptImageError, UsageError) as error:
+        raise UsageError(_from_worker(error)) from error
+
+
+def _from_worker(error: Exception) -> str:
+    """Message of an error, also if it was raised in a worker of a data loader, where torch adds a traceback to it."""
+    text = str(error)
+    marker = f"{type(error).__name__}: "
+    return text.rpartition(marker)[2].strip() if text.startswith("Caught ") and marker in text else text
 
 
 def _show_in(cfg: Config, folder: str) -> None:
@@ -187,14 +196,3 @@ def _check_data(cfg: Config, *loaders: str) -> None:
                 task_of_dataset(dataset).check_before_run(dataset, cfg.get("model"), evaluator)
     except AnnotationError as error:
         raise UsageError(str(error)) from error
-
-
-def _image_loaders(part: Any) -> Iterator[dict]:
-    """Yield all transforms that load an image in a data loader's config, including nested ones."""
-    if isinstance(part, dict):
-        if part.get("type") in LOADERS:
-            yield part
-        part = list(part.values())
-    if isinstance(part, (list, tuple)):
-        for inner in part:
-            yield from _image_loaders(inner)

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmgcvit.datasets.pipelines import image_loaders
 from mmgcvit.registry import type_name
 from mmgcvit.tasks import TASKS, find_task
 
@@ -14,8 +15,8 @@ from mmgcvit.tasks import TASKS, find_task
 def use_tta(cfg: Config) -> None:
     """Replace the config's test pipeline by one with several scales, each with and without mirroring.
 
-    If the config has a ``tta_model`` and a ``tta_pipeline``, like those in ``configs/segmentation``, they are used
-    unchanged. Otherwise a detector uses those of ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale
+    If the config has a ``tta_model`` and a ``tta_pipeline``, like those in ``configs/segmentation``, they are used. If
+    this pipeline loads images without any argument, images are loaded as in the test pipeline. Otherwise a detector uses those of ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale
     of the test pipeline's Resize. Only boxes are merged: masks and the metric 'segm' are dropped.
 
     Raises:
@@ -23,6 +24,10 @@ def use_tta(cfg: Config) -> None:
     """
     if "tta_model" not in cfg or "tta_pipeline" not in cfg:
         (find_task(cfg.model) or TASKS[-1]).set_default_tta(cfg)
+    own = next(image_loaders(cfg.test_dataloader.dataset.pipeline), None)
+    for loader in image_loaders(cfg.tta_pipeline):
+        if own is not None and set(loader) <= {"type", "backend_args"}:
+            loader.update(own)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     if type_name(cfg.tta_model) == "BoxTTAModel":
         for evaluator in listed(cfg.get("test_evaluator")):

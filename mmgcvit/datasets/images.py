@@ -1,13 +1,20 @@
-"""Checks of whether an image can be decoded, and of its size."""
+"""Decoding of images besides what mmcv does: completeness, orientation, deep images, and what a conversion loses."""
 
 from __future__ import annotations
 
 import io
 import os
 
+import numpy as np
 from PIL import Image, ImageOps
 
+from mmgcvit.errors import CorruptImageError
 from mmgcvit.utils.images import any_image_size
+
+DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # Pillow's modes with one value of more than 8 bits per pixel
+ALPHA = ("LA", "PA", "La", "RGBA", "RGBa")  # Pillow's modes with an alpha channel
+PNG = b"\x89PNG"
+ORIENTATION = 0x0112  # EXIF tag
 
 
 def unreadable(content: bytes) -> str | None:
@@ -34,3 +41,136 @@ def image_size(path: str) -> tuple[tuple[int, int] | None, str | None]:
         return None, reason
     with any_image_size(), Image.open(io.BytesIO(content)) as image:
         return ImageOps.exif_transpose(image).size, None
+
+
+def orientation(content: bytes) -> int:
+    """EXIF orientation of an image, from 1 (upright) to 8; 1 if it has none."""
+    if content.startswith(PNG) and b"eXIf" not in content:
+        return 1  # Pillow would decode the whole image to look for it
+    try:
+        with any_image_size(), Image.open(io.BytesIO(content)) as image:
+            return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # not an image for Pillow, or damaged EXIF data
+        return 1
+
+
+def turn_upright(image: np.ndarray, tag: int) -> np.ndarray:
+    """Turn or mirror an image (H, W) or (H, W, C) as its EXIF orientation says."""
+    if tag in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    if tag in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if tag in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+def decode_with_pillow(content: bytes, color_type: str) -> np.ndarray | None:
+    """Decode the first frame of an image that OpenCV cannot decode, such as AVIF, as mmcv would.
+
+    Args:
+        content: the file.
+        color_type: as of mmcv's LoadImageFromFile.
+
+    Returns:
+        An array (H, W) or (H, W, C) uint8 with channels in the order BGR or BGRA; None for images of more than 8 bits.
+    """
+    with any_image_size(), Image.open(io.BytesIO(content)) as image:
+        if image.mode in DEEP:
+            return None
+        if not color_type.endswith("ignore_orientation"):
+            image = ImageOps.exif_transpose(image)
+        grey = image.mode in ("1", "L") and color_type == "unchanged"
+        if grey or color_type.startswith("grayscale"):
+            return np.array(image.convert("L"))
+        if color_type == "unchanged" and _has_alpha(image):
+            return np.ascontiguousarray(np.asarray(image.convert("RGBA"))[..., [2, 1, 0, 3]])
+        return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
+
+
+def reduce_depth(image: Image.Image, value_range: tuple[float, float] | None = None) -> Image.Image:
+    """Convert an image of more than 8 bits to 8 bits; any other image is returned unchanged.
+
+    Pillow's own conversion would set all values above 255 to 255.
+
+    Args:
+        image: an image of any mode.
+        value_range: the values that become 0 and 255; values outside are clipped. By default those of 16 bits, 0 and
+            65535, as with OpenCV.
+
+    Raises:
+        CorruptImageError: an image of 32-bit integers or floating-point numbers without a ``value_range``.
+    """
+    if image.mode not in DEEP:
+        return image
+    values = np.asarray(image)
+    if value_range is not None:
+        low, high = value_range
+        scaled = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
+        return Image.fromarray(np.round(255 * np.nan_to_num(scaled)).astype(np.uint8))
+    wide = image.format not in ("PNG", "PPM") and not image.mode.startswith("I;16")  # those have 16 bits in mode 'I'
+    if image.mode == "F" or wide or values.min() < 0 or values.max() > 65535:
+        raise CorruptImageError(
+            f"has values from {values.min():g} to {values.max():g} (mode {image.mode!r}); allowed: 8 or 16 bits, or "
+            "value_range=(LOW, HIGH) of the loading transform with the values that become 0 and 255"
+        )
+    return Image.fromarray((values.astype(np.uint32) >> 8).astype(np.uint8))
+
+
+def bits_per_value(content: bytes) -> int:
+    """Bits per value of a PNG or TIFF, from its header; 8 for other formats."""
+    if content.startswith(PNG):
+        return content[24] if len(content) > 24 else 8
+    if content[:4] in (b"II*\0", b"MM\0*"):
+        try:
+            with any_image_size(), Image.open(io.BytesIO(content)) as image:
+                return max(image.tag_v2.get(258, (8,)))  # BitsPerSample of a TIFF
+        except Exception:  # a kind of TIFF that Pillow does not know
+            return 8
+    return 8
+
+
+def describe_losses(content: bytes, loaded: np.ndarray, raw: np.ndarray | None, remedy: str) -> list[tuple[str, str]]:
+    """List what is lost or converted when an image is loaded.
+
+    Args:
+        content: the file.
+        loaded: the image as loaded, (H, W) or (H, W, C).
+        raw: its values in the file, in any order; None if they have 8 bits.
+        remedy: how to load more than 8 bits.
+
+    Returns:
+        Kinds of losses, and descriptions.
+    """
+    found = []
+    if raw is not None and raw.dtype != np.uint8 and loaded.dtype == np.uint8:
+        found.append(
+            (
+                "16-bit image loaded as 8 bits",
+                f"{8 * raw.itemsize} bits per value, from {raw.min():g} to {raw.max():g} in the file, from "
+                f"{loaded.min()} to {loaded.max()} as loaded; {remedy}",
+            )
+        )
+    elif bits_per_value(content) > 8 and loaded.dtype == np.uint8:
+        found.append(("16-bit image loaded as 8 bits", f"{bits_per_value(content)} bits per value; {remedy}"))
+    try:
+        with any_image_size(), Image.open(io.BytesIO(content)) as image:
+            channels = 1 if loaded.ndim == 2 else loaded.shape[2]
+            if channels in (1, 3) and _has_alpha(image) and image.convert("RGBA").getextrema()[3] != (255, 255):
+                found.append(("transparency ignored", "its alpha channel is dropped"))
+            if image.mode in ("P", "PA"):
+                found.append(("palette image", f"its colours are loaded, as {channels} channels"))
+            elif image.mode == "CMYK":
+                found.append(("CMYK image", f"converted to {channels} channels without its colour profile"))
+            elif image.mode == "1":
+                found.append(("1-bit image", f"loaded with values from {loaded.min()} to {loaded.max()}"))
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a photo with previews
+            if frames > 1:
+                found.append(("several frames or pages", f"has {frames}, of which the first is used"))
+    except Exception:  # Pillow cannot read it, but OpenCV or tifffile has
+        pass
+    return found
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ALPHA or "transparency" in image.info

@@ -1,23 +1,41 @@
-"""Image loading with mmcv that reports images which cannot be decoded."""
+"""Image loading with mmcv that reports images which cannot be decoded, and what is lost."""
 
 from __future__ import annotations
 
+import io
 import logging
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import mmcv
+import numpy as np
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
+from mmengine import registry as root
 from mmengine.logging import print_log
 
-from mmgcvit.datasets.images import unreadable
-from mmgcvit.errors import CorruptImageError
-from mmgcvit.registry import TRANSFORMS
+from mmgcvit.datasets.images import (
+    bits_per_value,
+    decode_with_pillow,
+    describe_losses,
+    orientation,
+    turn_upright,
+    unreadable,
+)
+from mmgcvit.datasets.pipelines import image_loaders, loading_arguments
+from mmgcvit.datasets.problems import Problem
+from mmgcvit.errors import CorruptImageError, UsageError
+from mmgcvit.registry import TRANSFORMS, type_name
 from mmgcvit.utils.images import any_image_size
 
 TAIL = 1024  # an intact file has its end mark in this many bytes at its end
 ENDS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND"))  # first bytes and end marks: JPEG, PNG
+JPEG = b"\xff\xd8"
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+REMEDY = "to load all bits: color_type='unchanged', to_float32=True, and mean and std of that range"
 
 
 @TRANSFORMS.register_module()
@@ -27,21 +45,33 @@ class LoadCheckedImage(LoadImageFromFile):
     OpenCV decodes a truncated file without an error. If the end mark of a JPEG or PNG is missing, the file is also
     decoded by Pillow, which raises an error; for complete files only the last bytes are compared.
 
+    Three more things differ from mmcv. The EXIF orientation is also applied with ``color_type='unchanged'`` and with
+    the backends turbojpeg and tifffile. Formats that OpenCV does not know are decoded by Pillow. With the backend
+    tifffile, channels that are stored as pages or planes become the last axis.
+
     Args:
         corrupt: 'stop': stop the run and name the image. 'skip': log the image's name, count it in ``skipped``, and let
             mmengine's data set load another one.
+        colour_transforms: names of later transforms that need 8-bit RGB images (:data:`~.pipelines.COLOUR`).
         **kwargs: arguments of LoadImageFromFile; ``ignore_empty=True`` means 'skip'.
 
     Raises:
         CorruptImageError: an image cannot be decoded, with ``corrupt='stop'``.
+        UsageError: an image does not suit one of the ``colour_transforms``, or tifffile is not installed.
     """
 
-    def __init__(self, corrupt: str = "stop", **kwargs: Any) -> None:
+    def __init__(self, corrupt: str = "stop", colour_transforms: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if corrupt not in ("stop", "skip"):
             raise ValueError(f"LoadCheckedImage: corrupt={corrupt!r}; allowed: 'stop', 'skip'")
-        self.corrupt = corrupt
+        if self.imdecode_backend == "tifffile":
+            try:
+                import tifffile  # noqa: F401
+            except ImportError as error:
+                raise UsageError("imdecode_backend='tifffile': not installed; run `pip install tifffile`") from error
+        self.corrupt, self.colour_transforms = corrupt, tuple(colour_transforms)
         self.skipped = torch.zeros(1, dtype=torch.int64).share_memory_()  # shared by all workers
+        self.warned = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def transform(self, results: dict) -> dict | None:
         """Load ``results['img_path']``; returns None if it is skipped."""
@@ -54,22 +84,87 @@ class LoadCheckedImage(LoadImageFromFile):
         except OSError as error:
             self._corrupt(path, f"cannot be read: {error}")
             return None
-        complete = next((end in content[-TAIL:] for begin, end in ENDS if content.startswith(begin)), True)
-        reason = None if complete else unreadable(content)
-        image = None
-        if reason is None:
-            try:
-                with any_image_size():  # for the backend 'pillow'
-                    image = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
-            except Exception as error:  # OpenCV, Pillow, turbojpeg and tifffile raise different errors
-                reason = f"cannot be decoded: {error}"
-        if image is None:
-            self._corrupt(path, reason or "cannot be decoded")
+        try:
+            image = self.decode(content)
+        except CorruptImageError as error:
+            self._corrupt(path, str(error))
             return None
+        if not self.warned and image.dtype == np.uint8 and bits_per_value(content) > 8:
+            self.warned += 1
+            for _, what in describe_losses(content, image, _raw(content), REMEDY):
+                print_log(f"image {path}: {what} (the first such image)", logger="current", level=logging.WARNING)
+        self._check_colours(path, image)
         if self.to_float32:
             image = image.astype("float32")
         results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
         return results
+
+    def decode(self, content: bytes) -> np.ndarray:
+        """Decode a file to an array (H, W) or (H, W, C); colours are in the order BGR, except with tifffile.
+
+        Raises:
+            CorruptImageError: it cannot be decoded, with the reason.
+        """
+        if not content:
+            raise CorruptImageError("cannot be decoded: the file is empty")
+        complete = next((end in content[-TAIL:] for begin, end in ENDS if content.startswith(begin)), True)
+        reason = None if complete else unreadable(content)
+        if reason:
+            raise CorruptImageError(reason)
+        image, said = None, ""
+        try:
+            image = self._decode(content)
+        except Exception as error:  # OpenCV, Pillow, turbojpeg and tifffile raise different errors
+            said = f": {error}"
+        if image is None and self.imdecode_backend == "cv2":
+            try:
+                image = decode_with_pillow(content, self.color_type)
+            except Exception as error:  # Pillow's decoders raise many types of errors
+                said = said or f": {error}"
+        if image is None:
+            raise CorruptImageError(f"cannot be decoded{self._hint(content) or said}")
+        return image
+
+    def _decode(self, content: bytes) -> np.ndarray | None:
+        if self.imdecode_backend == "tifffile":
+            return turn_upright(_read_tiff(content), orientation(content))
+        flag, backend = self.color_type, self.imdecode_backend
+        if backend == "cv2" and content[8:12] == b"WEBP" and flag in ("color", "grayscale"):
+            flag += "_ignore_orientation"  # it depends on OpenCV's release whether it turns a WebP
+        with any_image_size():  # for the backend 'pillow'
+            image = mmcv.imfrombytes(content, flag=flag, backend=backend)
+        # OpenCV and Pillow turn a TIFF in any case
+        turned = content.startswith(TIFF) or (flag in ("color", "grayscale") and backend != "turbojpeg")
+        if image is None or turned or self.color_type.endswith("ignore_orientation"):
+            return image
+        return turn_upright(image, orientation(content))
+
+    def _hint(self, content: bytes) -> str:
+        """Why an intact image cannot be loaded, and how it can."""
+        raw = _raw(content)
+        if raw is not None and raw.dtype != np.uint8 and self.color_type != "unchanged":
+            return (
+                f" with color_type={self.color_type!r}: has {raw.dtype} values from {raw.min():g} to {raw.max():g}; "
+                f"{REMEDY}"
+            )
+        if raw is None and content.startswith(TIFF) and self.imdecode_backend != "tifffile":
+            return ": a TIFF that OpenCV and Pillow cannot decode; imdecode_backend='tifffile' may"
+        return ""
+
+    def _check_colours(self, path: str, image: np.ndarray) -> None:
+        if not self.colour_transforms:
+            return
+        name: str | None = self.colour_transforms[0]
+        said = f"{1 if image.ndim == 2 else image.shape[2]} channels"
+        if image.ndim == 3 and image.shape[2] == 3:
+            name = next((name for name in self.colour_transforms if name != "RandomGrayscale"), None)
+            if name is None or image.dtype == np.uint8 or image.max() <= 255:
+                return
+            said = f"values up to {image.max():g}"
+        raise UsageError(
+            f"image {path}: loaded with {said}; allowed with {name}: 3 channels with values up to 255. Remove {name} "
+            "from the pipeline, or change color_type of the loading transform"
+        )
 
     def _corrupt(self, path: str, reason: str) -> None:
         if self.corrupt == "stop" and not self.ignore_empty:
@@ -80,3 +175,74 @@ class LoadCheckedImage(LoadImageFromFile):
         self.skipped += 1
         # Log at level ERROR: mmengine hides lower levels in all processes but the first.
         print_log(f"skipped image {path}: {reason}", logger="current", level=logging.ERROR)
+
+
+class ImageChecker:
+    """Decodes images as the pipeline of a data set does, and reports what cannot be decoded and what is lost.
+
+    Args:
+        dataset: config of the data set.
+        model: config of the model. If its backbone has ``in_channels``, images must have as many.
+    """
+
+    def __init__(self, dataset: Mapping, model: Mapping | None = None) -> None:
+        pipeline = list(dataset.get("pipeline") or ())
+        self.load = LoadCheckedImage(**loading_arguments(pipeline))
+        backbone = (model or {}).get("backbone") or {}
+        loads = any(True for _ in image_loaders(pipeline))
+        known = loads and type_name(backbone) == "GCViT" and all(map(_is_known, pipeline))
+        self.channels = backbone.get("in_channels", 3) if known else None
+
+    def __call__(self, path: str) -> tuple[tuple[int, int] | None, list[Problem]]:
+        """Width and height of an image as loaded, None if it cannot be decoded; and its problems."""
+        if not os.path.isfile(path):
+            return None, [Problem("image", path, "no such file", True)]
+        with open(path, "rb") as file:
+            content = file.read()
+        try:
+            image = self.load.decode(content)
+        except CorruptImageError as error:
+            return None, [Problem("image", path, str(error), True)]
+        reason = unreadable(content)  # also finds files cut off in other formats
+        if reason and "cannot identify" not in reason:
+            return None, [Problem("image", path, reason, True)]
+        problems = []
+        channels = 1 if image.ndim == 2 else image.shape[2]
+        if self.channels is not None and channels != self.channels:
+            said = f"{channels} channels as loaded (color_type={self.load.color_type!r}); allowed: {self.channels}"
+            problems.append(Problem("channels", path, f"{said}, as model.backbone.in_channels says", True))
+        if image.dtype.kind == "f" and not np.isfinite(image).all():
+            count = int((~np.isfinite(image)).sum())
+            problems.append(Problem("image", path, f"{count} values are NaN or infinite", True))
+        raw = None if content.startswith(JPEG) or image.dtype != np.uint8 else _raw(content)
+        losses = describe_losses(content, image, raw, REMEDY)
+        return (image.shape[1], image.shape[0]), problems + [Problem(kind, path, what, False) for kind, what in losses]
+
+
+def _is_known(transform: Mapping) -> bool:
+    """Whether a transform is one of the libraries', which keep the number of channels, and not the user's own."""
+    kind = transform.get("type")
+    if isinstance(kind, str):
+        with root.TRANSFORMS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    return getattr(kind, "__module__", "").split(".")[0] in ("mmcv", "mmdet", "mmseg", "mmgcvit")
+
+
+def _raw(content: bytes) -> np.ndarray | None:
+    """Decode a file without any conversion by OpenCV; None if it cannot."""
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+
+
+def _read_tiff(content: bytes) -> np.ndarray:
+    """Decode a TIFF of any number of channels to (H, W) or (H, W, C)."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        image, axes = file.series[0].asarray(), file.series[0].axes
+    others = [i for i, axis in enumerate(axes) if axis not in "YX"]
+    if len(others) > 1 or image.ndim > 3:
+        raise CorruptImageError(f"has axes {axes} of sizes {image.shape}; allowed: Y, X and one for the channels")
+    return np.moveaxis(image, others[0], -1) if others else image

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import UsageError
-from mmgcvit.tasks.sources import Source
+from mmgcvit.tasks.sources import Input, Reader, Source
 
 
 class Predictor(Protocol):
@@ -24,8 +24,12 @@ class Predictor(Protocol):
     def results(self) -> list[dict]:
         """The predictions so far, as they will be written to the file."""
 
-    def validate_inputs(self, images: Sequence[Path]) -> None:
-        """Raise a UsageError if the predictions of these images cannot be written."""
+    @property
+    def reader(self) -> Reader:
+        """Reads images as the test pipeline does."""
+
+    def validate_inputs(self, inputs: Sequence[Input]) -> None:
+        """Raise a UsageError if the predictions of these images and videos cannot be written."""
 
     def __call__(self, sources: Iterator[Source]) -> Iterator[tuple[Source, Any]]:
         """Yield each source with its prediction."""

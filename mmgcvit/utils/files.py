@@ -15,6 +15,13 @@ from mmgcvit.errors import UsageError
 CHUNK = 1 << 20  # bytes
 
 
+def temporary_path(path: str | os.PathLike) -> Path:
+    """Return a hidden name in the same folder for a file that is being written; it ends with the same suffix."""
+    path = Path(path)
+    # Image writers choose the format by the suffix.
+    return path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path in the same folder, which replaces ``path`` if the block ends without an exception.
@@ -25,9 +32,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         >>> with atomic_path("report.txt") as temporary:
         ...     temporary.write_text("done")
     """
-    path = Path(path)
-    # Keep the suffix at the end: image writers choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    temporary = temporary_path(path)
     try:
         yield temporary
         os.replace(temporary, path)

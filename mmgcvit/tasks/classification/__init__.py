@@ -9,6 +9,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mmgcvit.datasets.report import DatasetReport
+from mmgcvit.errors import AnnotationError
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.base import DatasetCheck, Predictor, Task
 
@@ -34,6 +35,14 @@ class Classification(Task):
         from mmgcvit.tasks.classification.predictor import ClassPredictor
 
         return ClassPredictor(cfg, checkpoint, **options)
+
+    def check_before_run(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None, evaluator: Any) -> None:
+        """Check that images are loaded with as many channels as the backbone takes."""
+        from mmgcvit.tasks.classification.check import wrong_channels
+
+        wrong = wrong_channels(dataset, model)
+        if wrong:
+            raise AnnotationError(f"model.backbone: {wrong}")
 
     def check_dataset(self, check: DatasetCheck) -> DatasetReport:
         """Decode every image, and compare the classes with those of the training data and the head."""

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 from mmengine.registry import DATASETS
 from PIL import Image
 
-from mmgcvit.datasets.images import unreadable
+from mmgcvit.datasets.images import DEEP, describe_losses
+from mmgcvit.datasets.pipelines import image_loaders, loading_arguments
 from mmgcvit.datasets.problems import Problem
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import ClassificationDataError
 from mmgcvit.tasks.base import DatasetCheck
 from mmgcvit.tasks.classification.dataset import ClassificationDataset, check_names
+from mmgcvit.tasks.classification.transforms import CHANNELS, LoadPillowImage
 from mmgcvit.utils.images import any_image_size
 
 CHUNK = 64  # images opened at a time
+REMEDY = "to use this range: value_range=(LOW, HIGH) of LoadPillowImage"
 
 
 def check_classes(check: DatasetCheck) -> DatasetReport:
@@ -36,6 +41,9 @@ def check_classes(check: DatasetCheck) -> DatasetReport:
         report.problems.append(Problem("classes", source, str(error), True))
         if not report.classes:
             return report
+    wrong = wrong_channels(dataset, check.model)
+    if wrong:
+        report.problems.append(Problem("channels", "model.backbone", wrong, True))
     heads = (check.model or {}).get("num_classes")
     if heads is not None and len(report.classes) > heads:
         report.problems.append(
@@ -44,22 +52,30 @@ def check_classes(check: DatasetCheck) -> DatasetReport:
             )
         )
     report.images = report.objects = len(built)
+    load = LoadPillowImage(**loading_arguments(dataset.get("pipeline")))
     with ThreadPoolExecutor(check.workers) as pool:
         for start in range(0, len(built), CHUNK):
-            classes, contents = [], []
+            labels: list[int] = []
+            contents: list[bytes | None] = []
             for index in range(start, min(start + CHUNK, len(built))):
-                file, label = built.reader[index][:2]
-                classes.append(built.metainfo["classes"][label])
-                with file:  # sequentially, as all images of a tar file share a file object
-                    contents.append(file.read())
-            for index, (size, reason) in enumerate(pool.map(_decoded, contents), start):
+                file, label = built.open(index)
+                labels.append(label)
+                try:
+                    with file:  # sequentially, as all images of a tar file share a file object
+                        contents.append(file.read())
+                except OSError as error:
+                    report.problems.append(Problem("image", built.name(index), f"cannot be read: {error}", True))
+                    contents.append(None)
+            for index, (size, reason, losses) in enumerate(pool.map(lambda c: _decoded(c, load), contents), start):
                 advance(report.images)
-                report.classes[classes[index - start]] += 1
+                if labels[index - start] >= 0:
+                    report.classes[built.metainfo["classes"][labels[index - start]]] += 1
                 if reason:
                     report.problems.append(Problem("image", built.name(index), reason, True))
-                else:
+                elif size:
                     report.kept += 1
                     report.sizes[size] += 1
+                report.problems += [Problem(kind, built.name(index), what, False) for kind, what in losses]
     report.problems += [
         Problem("class", source, f"no image of class {label!r}", False)
         for label, count in report.classes.items()
@@ -68,10 +84,33 @@ def check_classes(check: DatasetCheck) -> DatasetReport:
     return report
 
 
-def _decoded(content: bytes) -> tuple[tuple[int, int] | None, str | None]:
-    """Width and height of an image, or why it cannot be decoded."""
-    reason = unreadable(content)
-    if reason:
-        return None, reason
-    with any_image_size(), Image.open(io.BytesIO(content)) as image:
-        return image.size, None
+def wrong_channels(dataset: Mapping, model: Mapping | None) -> str | None:
+    """Return why the images of a data set do not suit the model's backbone or preprocessor; None if they do."""
+    loader = next(image_loaders(list(dataset.get("pipeline") or ())), None)
+    if loader is None or not model:
+        return None
+    mode = loader.get("mode", "RGB")
+    expected = (model.get("backbone") or {}).get("in_channels", 3)
+    allowed = " or ".join(f"in_channels={count} with mode={name!r}" for name, count in CHANNELS.items())
+    if CHANNELS.get(mode) != expected:
+        return f"in_channels={expected} with LoadPillowImage of mode={mode!r}; allowed: {allowed}"
+    for name, value in (model.get("data_preprocessor") or {}).items():
+        if name in ("mean", "std") and len(value) not in (1, expected):
+            return f"data_preprocessor.{name} has {len(value)} values; allowed with mode={mode!r}: {expected}"
+    return None
+
+
+def _decoded(
+    content: bytes | None, load: LoadPillowImage
+) -> tuple[tuple[int, int] | None, str | None, list[tuple[str, str]]]:
+    """Width and height of an image, or why it cannot be decoded; and what is lost."""
+    if content is None:
+        return None, None, []
+    try:
+        image = load.decode(io.BytesIO(content))
+    except Exception as error:  # Pillow's decoders raise many types of errors
+        return None, f"cannot be decoded: {error}", []
+    with any_image_size(), Image.open(io.BytesIO(content)) as original:
+        raw = np.asarray(original) if original.mode in DEEP else None
+    losses = describe_losses(content, np.asarray(image), raw, REMEDY) if load.value_range is None else []
+    return image.size, None, losses

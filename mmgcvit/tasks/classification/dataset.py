@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from mmengine.dataset import Compose
@@ -94,6 +95,16 @@ class ClassificationDataset(Dataset):
         """Path of a sample relative to the root folder; its index if it has no path ('hfds')."""
         return str(self.reader.filename(index) or index)
 
+    def open(self, index: int) -> tuple[BinaryIO, int]:
+        """Open a sample's file; returns it with the label.
+
+        Reading a file that has been deleted, or cannot be opened, raises the error; its label is -1.
+        """
+        try:
+            return self.reader[index][:2]
+        except OSError as error:
+            return _Unopened(error), -1
+
     def __getitem__(self, index: int) -> Any:
         """Return the output of the pipeline for a sample, or for another one if the pipeline skips it.
 
@@ -101,7 +112,7 @@ class ClassificationDataset(Dataset):
             ClassificationDataError: the pipeline skips every sample.
         """
         for _ in range(MAX_REFETCH):
-            file, label = self.reader[index][:2]
+            file, label = self.open(index)
             with file:
                 result = self.pipeline(
                     {"file": file, "img_path": self.name(index), "targets": int(label), "sample_idx": index}
@@ -115,6 +126,16 @@ class ClassificationDataset(Dataset):
                 )
             index = int(np.random.randint(len(self)))
         raise ClassificationDataError(f"{self.root}: {MAX_REFETCH} consecutive images cannot be decoded")
+
+
+class _Unopened(io.RawIOBase, BinaryIO):
+    """Stands for a file that could not be opened: reading raises the error."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+
+    def read(self, *_: Any) -> bytes:
+        raise self.error
 
 
 def check_names(what: str, names: Sequence[str], whose: str, expected: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,10 +19,12 @@ from timm.data import ImageNetInfo
 
 from mmgcvit.checkpoint.loading import load_pretrained, resolve_source
 from mmgcvit.checkpoint.reader import read_checkpoint
+from mmgcvit.datasets.pipelines import loading_arguments
 from mmgcvit.errors import CheckpointError, UsageError
 from mmgcvit.registry import type_name
-from mmgcvit.tasks.sources import Source
-from mmgcvit.utils import write_json
+from mmgcvit.tasks.classification.transforms import LoadPillowImage, PillowReader, swap_colours
+from mmgcvit.tasks.sources import Input, Source
+from mmgcvit.utils import atomic_path, write_json
 
 TOP = 5  # number of classes per image in the results
 
@@ -67,12 +70,13 @@ class ClassPredictor:
         self.model.to(device or get_device()).eval()
         pipeline = cfg.test_dataloader.dataset.pipeline
         self.transform = Compose([step for step in pipeline if type_name(step) != "LoadPillowImage"])
+        self.reader = PillowReader(LoadPillowImage(**loading_arguments(pipeline)))
         self.batch_size = batch_size
         self.classes = _class_names(cfg, content, self.model.num_classes)
         self.results: list[dict] = []
 
-    def validate_inputs(self, images: Sequence[Path]) -> None:
-        """Accept all images."""
+    def validate_inputs(self, inputs: Sequence[Input]) -> None:
+        """Accept all inputs."""
 
     @torch.no_grad()
     def __call__(self, sources: Iterator[Source]) -> Iterator[tuple[Source, list[tuple[str, float]]]]:
@@ -85,14 +89,13 @@ class ClassPredictor:
                 yield source, [(self.classes[index], value) for index, value in pairs]
 
     def _transformed(self, source: Source) -> torch.Tensor:
-        image = Image.fromarray(np.ascontiguousarray(source.pixels[..., ::-1]))
+        image = Image.fromarray(swap_colours(source.pixels))
         return self.transform(dict(img=image, img_path=source.name, targets=0, sample_idx=0))["inputs"]
 
     def draw(self, source: Source, found: list[tuple[str, float]], score_thr: float) -> np.ndarray:
-        """Draw the most probable class, and others with at least this probability, as text on the image (RGB)."""
-        image = Image.fromarray(np.ascontiguousarray(source.pixels[..., ::-1]))
-        shown = [found[0], *(pair for pair in found[1:] if pair[1] >= score_thr)]
-        text = "\n".join(f"{name}: {value:.2f}" for name, value in shown)
+        """Draw the most probable classes as text on the image (RGB)."""
+        image = Image.fromarray(source.display)
+        text = "\n".join(f"{name}: {value:.2f}" for name, value in found)
         pen = ImageDraw.Draw(image)
         pen.rectangle(pen.multiline_textbbox((4, 4), text), fill=(0, 0, 0))
         pen.multiline_text((4, 4), text, fill=(255, 255, 255))
@@ -109,7 +112,15 @@ class ClassPredictor:
         return 0
 
     def write(self, folder: Path) -> Path:
-        """Write the classes of all images."""
+        """Write the classes of all images, as JSON and as a table."""
+        count = max((len(result["classes"]) for result in self.results), default=0)
+        ranks = [f"{kind}{rank}" for rank in range(1, count + 1) for kind in ("class_", "probability_")]
+        with atomic_path(folder / "classes.csv") as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "frame", *ranks])
+            for result in self.results:
+                pairs = [value for c in result["classes"] for value in (c["name"], c["probability"])]
+                writer.writerow([result["file_name"], result.get("frame", ""), *pairs])
         write_json(folder / "classes.json", dict(images=self.results))
         return folder / "classes.json"
 

@@ -6,12 +6,14 @@ import glob
 import io
 import os
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
-from timm.data.readers.img_extensions import get_img_extensions
+from timm.data.readers.img_extensions import get_img_extensions, set_img_extensions
 from timm.data.readers.reader import Reader
 from timm.data.readers.reader_factory import create_reader
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
@@ -19,6 +21,7 @@ from timm.utils.misc import natural_key
 
 from mmgcvit.errors import ClassificationDataError
 from mmgcvit.utils import summarize
+from mmgcvit.utils.images import IMAGES, OTHER_IMAGES, is_image
 
 
 class ShardReader(Reader):
@@ -42,7 +45,7 @@ class ShardReader(Reader):
         self.shards = [path for pattern in patterns for path in sorted(glob.glob(pattern))]
         if not self.shards:
             raise ClassificationDataError(f"shards {', '.join(map(repr, patterns))}: no files match")
-        suffixes = get_img_extensions(as_set=True)
+        suffixes = set(IMAGES)
         places: list[tuple[int, int, int, int]] = []
         self.keys: list[str] = []
         for number, shard in enumerate(self.shards):
@@ -119,7 +122,8 @@ class TarReader(ReaderImageInTar):
             if not tarfile.is_tarfile(tar):
                 raise ClassificationDataError(f"{tar}: not a tar file, or truncated at its beginning")
         try:
-            super().__init__(str(path), **arguments)
+            with _all_suffixes():
+                super().__init__(str(path), **arguments)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise ClassificationDataError(f"{path}: cannot be read: {error}") from error
         except (ValueError, AssertionError) as error:  # timm found no images, or its cached list belongs to other files
@@ -162,6 +166,17 @@ class TarReader(ReaderImageInTar):
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         parts = _in_tar(*self.samples[index])
         return parts[-1].rpartition("/")[2] if basename else "/".join(filter(None, parts))
+
+
+@contextmanager
+def _all_suffixes() -> Iterator[None]:
+    """Let timm's reader of tar files take images with any suffix of :data:`IMAGES`, and not only .png, .jpg, .jpeg."""
+    before = get_img_extensions()
+    set_img_extensions(IMAGES)
+    try:
+        yield
+    finally:
+        set_img_extensions(before)
 
 
 def _in_tar(member: tarfile.TarInfo, tar: str | None, child: tarfile.TarInfo | None) -> tuple[str, str, str]:
@@ -212,18 +227,39 @@ def folder_reader(
 ) -> Reader:
     """Return timm's folder reader, after checking that it would drop no image and assign no wrong class.
 
-    (timm uses the last folder of a path as the class, at any depth, and drops images of unknown classes.)
+    (timm uses the last folder of a path as the class, at any depth, and drops images of unknown classes and with
+    suffixes other than .png, .jpg and .jpeg. Here ``input_key`` is all suffixes of :data:`IMAGES` by default.)
     """
     folder = root / split
     if not folder.is_dir():
         raise ClassificationDataError(f"{folder}: no such folder; expected: {folder}/CLASS/NAME.jpg")
     key = arguments.get("input_key")
-    suffixes = set(key.split(";")) if key else get_img_extensions(as_set=True)
+    suffixes = set(key.split(";")) if key else set(IMAGES)
     images: dict[str, list[str]] = {}  # keyed by the folder below the root, '.' for the root itself
-    for place, _, files in os.walk(folder, followlinks=True):
-        found = [name for name in files if os.path.splitext(name)[1].lower() in suffixes]
+    left_out: Counter = Counter()  # images with other suffixes
+    for place, _, _ in os.walk(folder, followlinks=True):
+        found = []
+        with os.scandir(place) as entries:
+            for entry in entries:
+                suffix = os.path.splitext(entry.name)[1].lower()
+                if entry.is_dir() or (suffix and suffix not in suffixes.union(IMAGES, OTHER_IMAGES)):
+                    continue
+                if not entry.is_file() and os.path.exists(entry.path):  # reading a pipe would wait for its other end
+                    raise ClassificationDataError(f"{entry.path}: neither a file nor a folder; remove it")
+                if suffix in suffixes:
+                    found.append(entry.name)
+                elif suffix or is_image(entry.path):
+                    left_out[suffix] += 1
         if found:
             images[os.path.relpath(place, folder)] = found
+    if left_out and not key:
+        counts = summarize(
+            f"{count} {f'*{suffix}' if suffix else 'without a suffix'}" for suffix, count in left_out.items()
+        )
+        raise ClassificationDataError(
+            f"{folder}: images that would be left out: {counts}; allowed: {', '.join(IMAGES)}. Convert or rename them, "
+            "or name the suffixes to be read in the data set: input_key='.jpg;.png'"
+        )
     for wrong, what in (
         (lambda parts: parts == ["."], "are in no class folder"),
         (lambda parts: parts[0] != "." and any(part.startswith(".") for part in parts), "are in hidden folders"),
@@ -233,8 +269,9 @@ def folder_reader(
         if lost:
             count = sum(len(images[inside]) for inside in lost)
             example = os.path.normpath(os.path.join(lost[0], min(images[lost[0]])))
+            hint = ". tools/image_demo.py classifies images without labels" if lost == ["."] else ""
             raise ClassificationDataError(
-                f"{folder}: {count} images that {what}, such as {example}; expected: {folder}/CLASS/NAME.jpg"
+                f"{folder}: {count} images that {what}, such as {example}; expected: {folder}/CLASS/NAME.jpg{hint}"
             )
     classes = sorted(
         (path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")), key=natural_key
@@ -249,6 +286,7 @@ def folder_reader(
         )
     if training:
         _refuse_absent(folder, names, images)
+    arguments = {**arguments, "input_key": ";".join(sorted(suffixes))}
     return create_reader("", root=str(folder), class_map=_numbered(classes if names is None else names), **arguments)
 
 

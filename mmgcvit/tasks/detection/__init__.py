@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import UsageError
+from mmgcvit.registry import type_name
 from mmgcvit.tasks.base import DatasetCheck, Predictor, Task
 from mmgcvit.utils.paths import SHIPPED_CONFIGS
 
@@ -46,25 +47,31 @@ class Detection(Task):
         """Read the annotations and decode every image."""
         from mmgcvit.tasks.detection.check import check_boxes
 
-        return check_boxes(check.split, check.dataset, check.workers, check.advance)
+        return check_boxes(check.split, check.dataset, check.workers, check.advance, check.model)
 
     def set_default_tta(self, cfg: Config) -> None:
-        """Use ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale of the test pipeline."""
+        """Use ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale of the test pipeline.
+
+        All other transforms of the test pipeline are kept, before and after its Resize.
+        """
         if "roi_head" not in cfg.model and "bbox_head" not in cfg.model:
             super().set_default_tta(cfg)
-        resize = [t for t in cfg.test_dataloader.dataset.pipeline if t["type"].endswith("Resize") and "scale" in t]
-        if not resize:
+        pipeline = cfg.test_dataloader.dataset.pipeline
+        places = [i for i, t in enumerate(pipeline) if type_name(t).endswith("Resize") and "scale" in t]
+        if not places:
             raise UsageError(
                 "--tta: test_dataloader.dataset.pipeline has no Resize with a scale, and the config no "
                 "tta_pipeline; add tta_model and tta_pipeline"
             )
         base = Config.fromfile(SHIPPED_CONFIGS / "detection" / "_base_" / "tta.py")
-        scale = resize[0]["scale"]
+        resize = pipeline[places[0]]
+        scale = resize["scale"]
         scale = (scale, scale) if isinstance(scale, int) else scale
-        base.tta_pipeline[-1].transforms[0] = [
-            dict(resize[0], scale=tuple(round(side * factor) for side in scale)) for factor in SCALES
-        ]
-        cfg.tta_model, cfg.tta_pipeline = base.tta_model, base.tta_pipeline
+        views = base.tta_pipeline[-1]
+        views.transforms[0] = [dict(resize, scale=tuple(round(side * factor) for side in scale)) for factor in SCALES]
+        after = [t for t in pipeline[places[0] + 1 :] if type_name(t) not in ("LoadAnnotations", "PackDetInputs")]
+        views.transforms[2:2] = [[transform] for transform in after]
+        cfg.tta_model, cfg.tta_pipeline = base.tta_model, [*pipeline[: places[0]], views]
 
     def show_in(self, cfg: Config, hook: Any, folder: str) -> None:
         """Set the output folder of mmdet's hook."""

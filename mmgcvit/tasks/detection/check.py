@@ -11,14 +11,15 @@ from xml.etree import ElementTree
 
 from mmengine.registry import DATASETS
 
-from mmgcvit.datasets.images import image_size
 from mmgcvit.datasets.problems import Problem
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
 from mmgcvit.tasks.detection.annotations import AnnotatedImage, Annotations, coco_like, outside, read_dataset
 
 
-def check_boxes(name: str, dataset: Mapping, workers: int, advance: Callable[[int], None]) -> DatasetReport:
+def check_boxes(
+    name: str, dataset: Mapping, workers: int, advance: Callable[[int], None], model: Mapping | None = None
+) -> DatasetReport:
     """Check a detection data set.
 
     Args:
@@ -26,7 +27,10 @@ def check_boxes(name: str, dataset: Mapping, workers: int, advance: Callable[[in
         dataset: data set config.
         workers: threads that decode images.
         advance: called after each image with the total number of images.
+        model: model config, whose backbone takes a number of channels.
     """
+    from mmgcvit.datasets.loading import ImageChecker
+
     source = os.path.join(dataset.get("data_root") or "", dataset.get("ann_file") or "")
     report = DatasetReport(name, source)
     try:
@@ -44,12 +48,12 @@ def check_boxes(name: str, dataset: Mapping, workers: int, advance: Callable[[in
         if not count and report.kept:
             report.problems.append(Problem("class", source, f"no object of class {label!r}", False))
     paths = [image.path for image in annotations.images]
+    look = ImageChecker(dataset, model)
     with ThreadPoolExecutor(workers) as pool:
-        for image, (size, reason) in zip(annotations.images, pool.map(image_size, paths), strict=True):
+        for image, (size, problems) in zip(annotations.images, pool.map(look, paths), strict=True):
             advance(report.images)
-            if reason:
-                report.problems.append(Problem("image", image.path, reason, True))
-            elif size:
+            report.problems += problems
+            if size:
                 report.sizes[size] += 1
                 if image.width and size != (image.width, image.height):
                     report.problems.append(

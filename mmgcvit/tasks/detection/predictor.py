@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from mmengine.registry import MODELS
 
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.tasks.detection.annotations import image_file_name, read_lists
-from mmgcvit.tasks.sources import Source
-from mmgcvit.utils import write_json
+from mmgcvit.tasks.sources import Input, PipelineReader, Source
+from mmgcvit.utils import summarize, write_json
 from mmgcvit.utils.files import require_file
 
 
@@ -22,7 +22,7 @@ class Detector:
     """Predictor based on mmdet's inferencer, for whole images or tiles, with one or several views.
 
     Args:
-        cfg: the config; with ``tta``, :func:`mmgcvit.apis.use_tta` must have been applied to it.
+        cfg: the config, modified in place; with ``tta``, :func:`mmgcvit.apis.use_tta` must have been applied to it.
         checkpoint, device, tta, tile, overlap, batch_size, ann_file: see :func:`mmgcvit.apis.predict`.
     """
 
@@ -41,6 +41,7 @@ class Detector:
 
         self.ids = _Ids(ann_file)
         self.results: list[dict] = []
+        self.reader = PipelineReader(cfg.test_dataloader.dataset.pipeline)
         self.inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
         self.classes = tuple(self.inferencer.model.dataset_meta["classes"])
         if tta:
@@ -49,13 +50,13 @@ class Detector:
         self.step = max(1, round(tile * (1 - overlap))) if tile else 0
         self.ids.name_categories(self.classes)
 
-    def validate_inputs(self, images: Sequence[Path]) -> None:
+    def validate_inputs(self, inputs: Sequence[Input]) -> None:
         """Check that every image has an id, if the ids come from an annotation file.
 
         Raises:
-            UsageError: an image has no id.
+            UsageError: an image has no id, or could have several.
         """
-        self.ids.check(images)
+        self.ids.check([entry.name for entry in inputs if not entry.is_video])
 
     def __call__(self, sources: Iterator[Source]) -> Iterator[tuple[Source, Any]]:
         """Yield each source with its instances: boxes x1, y1, x2, y2 in pixels, scores, labels, run-length masks."""
@@ -118,7 +119,7 @@ class Detector:
         visualizer = self.inferencer.visualizer
         visualizer.add_datasample(
             source.name,
-            source.pixels[..., ::-1].copy(),
+            source.display,
             DetDataSample(pred_instances=shown),
             draw_gt=False,
             pred_score_thr=score_thr,
@@ -145,7 +146,8 @@ class _Ids:
         self.file = ann_file
         self.images: list[dict] = []
         self.categories: list[dict] = []
-        self.known: dict[str, Any] = {}
+        self.known: dict[str, Any] = {}  # ids by file name
+        self.alike: dict[str, list[str]] = {}  # file names by their last part
         self.category_ids: list[int] = []
         self.next = 1
         if ann_file is not None:
@@ -154,10 +156,9 @@ class _Ids:
             except AnnotationError as error:
                 raise UsageError(str(error)) from error
             for image in content["images"]:
-                name = Path(image_file_name(image)).name
-                if name in self.known:
-                    raise UsageError(f"{ann_file}: two images with the file name {name!r}, which is ambiguous")
+                name = image_file_name(image)
                 self.known[name] = image["id"]
+                self.alike.setdefault(PurePosixPath(name).name, []).append(name)
             self.categories = content["categories"]
             self.next = max((i for i in self.known.values() if isinstance(i, int)), default=0) + 1
 
@@ -173,19 +174,34 @@ class _Ids:
             )
         self.category_ids = [by_name[name] for name in classes]
 
-    def check(self, images: Sequence[Path]) -> None:
-        missing = [path.name for path in images if path.name not in self.known] if self.file else []
+    def check(self, names: Sequence[str]) -> None:
+        if self.file is None:
+            return
+        found = {name: self._file_names(name) for name in names}
+        for name, candidates in found.items():
+            if len(candidates) > 1:
+                raise UsageError(
+                    f"{self.file}: two images with the file name {name!r}, which is ambiguous: "
+                    f"{summarize(candidates)}; pass the folder that these names are relative to"
+                )
+        missing = [name for name, candidates in found.items() if not candidates]
         if missing:
             raise UsageError(
                 f"{self.file}: has no image with the file name {missing[0]!r}"
                 + (f", nor of {len(missing) - 1} others" if missing[1:] else "")
             )
 
+    def _file_names(self, name: str) -> list[str]:
+        """File names in the annotation file that an image may have: its own, else those with the same last part."""
+        return [name] if name in self.known else self.alike.get(PurePosixPath(name).name, [])
+
     def results(self, source: Source, instances: Any) -> list[dict]:
         """Return the COCO results of one image, and assign its id."""
         height, width = source.pixels.shape[:2]
-        known = self.known.get(source.name) if source.frame is None else None
-        image = dict(id=self.next if known is None else known, file_name=source.name, width=width, height=height)
+        names = self._file_names(source.name) if source.frame is None else []
+        known = self.known[names[0]] if names else None
+        file_name = names[0] if names else source.name
+        image = dict(id=self.next if known is None else known, file_name=file_name, width=width, height=height)
         self.next += known is None
         if source.frame is not None:
             image["frame"] = source.frame

@@ -18,7 +18,6 @@ import numpy as np
 from mmengine.registry import DATASETS
 from PIL import Image
 
-from mmgcvit.datasets.images import image_size
 from mmgcvit.datasets.problems import Problem, refuse
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
@@ -42,6 +41,7 @@ class LabelMaps:
     suffix: str
     crop: tuple[int, int] | None  # height, width; None without crops or if the size before cropping is not known
     resize: Mapping | None  # the transform that resizes images before the crop
+    look: Callable[[str], tuple[tuple[int, int] | None, list[Problem]]]  # decodes an image: its size, and problems
 
 
 @dataclass
@@ -84,6 +84,8 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
     Raises:
         AnnotationError: mmseg cannot build the data set, or the data set has no classes or no images.
     """
+    from mmgcvit.datasets.loading import ImageChecker
+
     root, prefix = dataset.get("data_root") or "", dataset.get("data_prefix") or {}
     for path in (prefix.get("img_path"), prefix.get("seg_map_path"), dataset.get("ann_file")):
         if path and not dataset.get("backend_args") and not os.path.exists(os.path.join(root, path)):
@@ -125,6 +127,7 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
         built.seg_map_suffix,
         crop,
         resize,
+        ImageChecker(dataset, model),
     )
 
 
@@ -321,9 +324,13 @@ def _partners(found: LabelMaps, extra: bool = True) -> Iterator[Problem]:
 
 
 def _look(path: str, label_map: str, found: LabelMaps) -> _Pair:
-    size, reason = image_size(path)
-    if size is None:
-        return _Pair(problems=(Problem("image", path, reason or "", True),))
+    size, problems = found.look(path)
+    pair = _Pair() if size is None else _look_at_labels(size, label_map, found)
+    pair.problems = (*problems, *pair.problems)
+    return pair
+
+
+def _look_at_labels(size: tuple[int, int], label_map: str, found: LabelMaps) -> _Pair:
     if not os.path.isfile(label_map):
         return _Pair(size)  # already reported
     try:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from mmgcvit import compat
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.segmentation.label_maps import dataset_class
-from mmgcvit.tasks.sources import Source, write_image
+from mmgcvit.tasks.sources import Input, PipelineReader, Source, write_image
 from mmgcvit.utils import write_json
 
 
@@ -68,6 +67,7 @@ class Segmentor:
                 if "dataset_meta" in meta or "CLASSES" in meta:
                     self.own_meta = model.dataset_meta
 
+        self.reader = PipelineReader(cfg.test_dataloader.dataset.pipeline)
         self.inferencer = Inferencer(cfg, checkpoint, device=device)
         self.inferencer.show_progress = False  # only OneDL's inferencer has an argument for it
         self.classes, palette = _meta(self.inferencer, cfg, checkpoint)
@@ -78,20 +78,22 @@ class Segmentor:
         self.batch_size = batch_size
         self.results: list[dict] = []
 
-    def validate_inputs(self, images: Sequence[Path]) -> None:
-        """Check that each image gets a separate label map file.
+    def validate_inputs(self, inputs: Sequence[Input]) -> None:
+        """Check that each image, and each frame of a video, gets a label map file of its own.
 
         Raises:
-            UsageError: two file names differ only in the suffix.
+            UsageError: two file names differ only in the suffix, or a video and a folder have the same name.
         """
-        first: dict[str, Path] = {}
-        for path in images:
-            if path.stem in first:
+        first: dict[str, Input] = {}
+        for entry in inputs:
+            target = _label_map(entry.name, 0 if entry.is_video else None)
+            if target in first:
                 raise UsageError(
-                    f"inputs: the label maps of {str(path)!r} and {str(first[path.stem])!r} would be written to "
-                    f"the same file, {path.stem}.png; pass them in two calls with different --out-dir"
+                    f"inputs: the label maps of {str(entry.path)!r} and {str(first[target].path)!r} would be written "
+                    f"to the same file, {target.removeprefix('labels/')}; pass them in two calls with different "
+                    "--out-dir"
                 )
-            first[path.stem] = path
+            first[target] = entry
 
     def __call__(self, sources: Iterator[Source]) -> Iterator[tuple[Source, np.ndarray]]:
         """Yield each source with its label map (H, W), uint8, in the size of the source."""
@@ -114,14 +116,12 @@ class Segmentor:
 
         # Use an array: the visualizer mistakes a tensor with one element for an index.
         sample = SegDataSample(pred_sem_seg=PixelData(data=labels[None]))
-        self.visualizer.add_datasample(source.name, source.pixels[..., ::-1].copy(), sample, draw_gt=False)
+        self.visualizer.add_datasample(source.name, source.display, sample, draw_gt=False)
         return self.visualizer.get_image()
 
     def keep(self, source: Source, labels: np.ndarray, folder: Path) -> int:
         """Write the label map and add its areas to the results; returns 0, as there are no objects."""
-        stem = Path(source.name).stem
-        name = os.path.join("labels", f"{stem}.png" if source.frame is None else f"{stem}/{source.frame:06d}.png")
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        name = _label_map(source.name, source.frame)
         write_image(folder / name, labels)
         height, width = labels.shape
         counts = np.bincount(labels.ravel(), minlength=len(self.classes))
@@ -140,6 +140,12 @@ class Segmentor:
         """Write the class of each label value, and the areas."""
         write_json(folder / "areas.json", dict(values=dict(enumerate(self.classes)), images=self.results))
         return folder / "areas.json"
+
+
+def _label_map(name: str, frame: int | None) -> str:
+    """Relative path of the label map of an image, or of a frame of a video."""
+    target = PurePosixPath("labels", name).with_suffix("")
+    return f"{target}.png" if frame is None else f"{target}/{frame:06d}.png"
 
 
 def _meta(inferencer: Any, cfg: Config, checkpoint: str) -> tuple[tuple[str, ...], Any]:

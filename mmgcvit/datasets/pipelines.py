@@ -1,0 +1,65 @@
+"""The transforms of a config's pipelines that load images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmgcvit.registry import type_name
+
+#: Transforms that load an image, by class name, and the ones that are used in their place.
+LOADERS = {
+    "LoadImageFromFile": "mmgcvit.LoadCheckedImage",
+    "LoadCheckedImage": "mmgcvit.LoadCheckedImage",
+    "LoadPillowImage": "mmgcvit.LoadPillowImage",
+}
+#: Transforms that need three channels; all but RandomGrayscale also clip values at 255, or expect them below it.
+COLOUR = ("PhotoMetricDistortion", "YOLOXHSVRandomAug", "RandomGrayscale")
+
+
+def image_loaders(part: Any) -> Iterator[dict]:
+    """Yield the configs of all transforms that load an image in a part of a config, including nested ones."""
+    if isinstance(part, dict):
+        if type_name(part) in LOADERS:
+            yield part
+        part = list(part.values())
+    if isinstance(part, (list, tuple)):
+        for inner in part:
+            yield from image_loaders(inner)
+
+
+def loading_arguments(pipeline: Sequence[Mapping] | None) -> dict[str, Any]:
+    """Arguments of the first transform of a pipeline that loads an image, without those about corrupt images.
+
+    Empty if there is none.
+    """
+    loader: Mapping = next(image_loaders(list(pipeline or ())), {})
+    return {key: value for key, value in loader.items() if key not in ("type", "_scope_", "corrupt", "ignore_empty")}
+
+
+def use_checked_loading(part: Any, corrupt: str | None = None) -> None:
+    """Replace all transforms that load an image in a part of a config, in place, by those that check it.
+
+    Args:
+        part: data loaders, or other parts with pipelines.
+        corrupt: handling of images that cannot be decoded: 'stop', 'skip', or None for the config's own setting.
+    """
+    for loader in image_loaders(part):
+        loader.update(type=LOADERS[type_name(loader)], **({} if corrupt is None else {"corrupt": corrupt}))
+        loader.pop("_scope_", None)
+    for pipeline in _pipelines(part):
+        colour = [name for step in pipeline if (name := type_name(step)) in COLOUR]
+        for loader in image_loaders(pipeline) if colour else ():
+            if type_name(loader) == "LoadCheckedImage":
+                loader["colour_transforms"] = colour
+
+
+def _pipelines(part: Any) -> Iterator[list]:
+    """Yield all lists of transforms, and of anything else, in a part of a config."""
+    if isinstance(part, dict):
+        part = list(part.values())
+    if isinstance(part, (list, tuple)):
+        if isinstance(part, list):
+            yield part
+        for inner in part:
+            yield from _pipelines(inner)
