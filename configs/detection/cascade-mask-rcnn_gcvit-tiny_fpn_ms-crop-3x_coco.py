@@ -10,6 +10,7 @@ custom_imports = dict(imports=["mmgcvit"], allow_failed_imports=False)
 
 head_norm = dict(type="SyncBN", requires_grad=True)
 model = dict(
+    data_preprocessor=dict(type="mmgcvit.DetDataPreprocessor"),
     backbone=dict(
         _delete_=True,
         type="GCViT",

@@ -3,6 +3,7 @@ _base_ = "mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py"
 custom_imports = dict(imports=["mmgcvit"], allow_failed_imports=False)
 
 model = dict(
+    data_preprocessor=dict(type="mmgcvit.DetDataPreprocessor"),
     backbone=dict(
         _delete_=True,
         type="GCViT",

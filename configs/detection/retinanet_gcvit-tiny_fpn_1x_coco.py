@@ -8,6 +8,7 @@ _base_ = [
 custom_imports = dict(imports=["mmgcvit"], allow_failed_imports=False)
 
 model = dict(
+    data_preprocessor=dict(type="mmgcvit.DetDataPreprocessor"),
     backbone=dict(
         _delete_=True,
         type="GCViT",

@@ -16,17 +16,19 @@ def use_tta(cfg: Config) -> None:
     """Replace the config's test pipeline by one with several scales, each with and without mirroring.
 
     If the config has a ``tta_model`` and a ``tta_pipeline``, like those in ``configs/segmentation``, they are used. If
-    this pipeline loads images without any argument, images are loaded as in the test pipeline. Otherwise a detector uses those of ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale
-    of the test pipeline's Resize. Only boxes are merged: masks and the metric 'segm' are dropped.
+    this pipeline loads images without any argument, images are loaded as in the test pipeline. Otherwise a detector
+    uses those of ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale of the test pipeline's Resize.
+    Only boxes are merged: masks and the metric 'segm' are dropped.
 
     Raises:
         UsageError: the config lacks one of the two and is not a detector config, or its test pipeline has no Resize.
     """
     if "tta_model" not in cfg or "tta_pipeline" not in cfg:
         (find_task(cfg.model) or TASKS[-1]).set_default_tta(cfg)
+    plain = {"type", "backend_args"}
     own = next(image_loaders(cfg.test_dataloader.dataset.pipeline), None)
     for loader in image_loaders(cfg.tta_pipeline):
-        if own is not None and set(loader) <= {"type", "backend_args"}:
+        if set(loader) <= plain < set(own or ()) | plain:
             loader.update(own)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     if type_name(cfg.tta_model) == "BoxTTAModel":

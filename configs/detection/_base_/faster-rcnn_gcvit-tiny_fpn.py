@@ -3,6 +3,7 @@ _base_ = "mmdet::_base_/models/faster-rcnn_r50_fpn.py"
 custom_imports = dict(imports=["mmgcvit"], allow_failed_imports=False)
 
 model = dict(
+    data_preprocessor=dict(type="mmgcvit.DetDataPreprocessor"),
     backbone=dict(
         _delete_=True,
         type="GCViT",
