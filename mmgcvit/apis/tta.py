@@ -26,9 +26,9 @@ def use_tta(cfg: Config) -> None:
     if "tta_model" not in cfg or "tta_pipeline" not in cfg:
         (find_task(cfg.model) or TASKS[-1]).set_default_tta(cfg)
     plain = {"type", "backend_args"}
-    own = next(image_loaders(cfg.test_dataloader.dataset.pipeline), None)
+    own = next(image_loaders(cfg.test_dataloader.dataset.pipeline), {})
     for loader in image_loaders(cfg.tta_pipeline):
-        if set(loader) <= plain < set(own or ()) | plain:
+        if set(loader) <= plain < set(own) | plain:
             loader.update(own)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     if type_name(cfg.tta_model) == "BoxTTAModel":

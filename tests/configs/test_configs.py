@@ -26,6 +26,7 @@ from mmengine.structures import PixelData  # noqa: E402
 
 from mmgcvit.analysis import PUBLISHED  # noqa: E402
 from mmgcvit.checkpoint.weights import WEIGHTS  # noqa: E402
+from mmgcvit.datasets.pipelines import COLOUR  # noqa: E402
 
 NORMS = (torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._BatchNorm)
 CONFIGS = sorted(
@@ -92,9 +93,9 @@ def build_on_meta(config: str) -> tuple[Config, torch.nn.Module]:
     return load(config), meta_model(config)
 
 
-def make_detection_batch(with_mask: bool, classes: int, scale: int = 1) -> dict:
+def make_detection_batch(with_mask: bool, classes: int, scale: int = 1, channels: int = 3) -> dict:
     """Two images of different odd sizes, with boxes and optionally masks."""
-    shapes = [(3, 90 * scale, 150 * scale), (3, 129 * scale, 100 * scale)]
+    shapes = [(channels, 90 * scale, 150 * scale), (channels, 129 * scale, 100 * scale)]
     return mmdet_testing.demo_mm_inputs(
         2, image_shapes=shapes, num_items=[3, 2], num_classes=classes, with_mask=with_mask
     )
@@ -123,7 +124,7 @@ def test_detector_trains_a_step_and_infers(config: str) -> None:
     model = build_untrained(cfg)
     with_mask = getattr(getattr(model, "roi_head", None), "with_mask", False)
     # DINO selects its 900 queries from all feature map locations, so its images must not be too small
-    data = make_detection_batch(with_mask, 2, 2 if "dino" in config else 1)
+    data = make_detection_batch(with_mask, 2, 2 if "dino" in config else 1, model.backbone.in_channels)
     losses = train_one_step(cfg, model, data)
     kinds = {re.sub(r"^(s|d|enc_)\d*\.?", "", name) for name in losses}
     assert {"loss_cls", "loss_bbox"} <= kinds
@@ -151,7 +152,7 @@ def test_segmentor_trains_a_step_and_infers(config: str) -> None:
     if cfg.model.test_cfg.mode == "slide":
         cfg.model.test_cfg.update(crop_size=(64, 64), stride=(40, 40))
     model = build_untrained(cfg)
-    classes = cfg.model.decode_head.num_classes
+    classes, channels = cfg.model.decode_head.num_classes, model.backbone.in_channels
 
     def make_batch(*shapes: tuple[int, int]) -> dict:
         samples = [SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape)) for shape in shapes]
@@ -161,7 +162,8 @@ def test_segmentor_trains_a_step_and_infers(config: str) -> None:
             labels[:5] = 255
             sample.set_data(dict(gt_sem_seg=PixelData(data=labels[None])))
         return dict(
-            inputs=[torch.randint(0, 256, (3, *shape), dtype=torch.uint8) for shape in shapes], data_samples=samples
+            inputs=[torch.randint(0, 256, (channels, *shape), dtype=torch.uint8) for shape in shapes],
+            data_samples=samples,
         )
 
     losses = train_one_step(cfg, model, make_batch((75, 101), (96, 128)))
@@ -415,6 +417,22 @@ def test_detection_template_suits_every_base(tmp_path: Path, base: str) -> None:
     init_default_scope("mmdet")
     with torch.device("meta"):
         MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_multispectral_template_loads_the_same_in_all_pipelines(task: str) -> None:
+    stem = Path(TEMPLATES[task][0]).stem
+    cfg, base = load(f"{task}/{stem}_multispectral.py"), load(f"{task}/{stem}.py")
+    assert cfg.model.backbone.in_channels == len(cfg.model.data_preprocessor.mean) == 4
+    assert not cfg.model.data_preprocessor.bgr_to_rgb
+    pipelines = [cfg[f"{split}_dataloader"].dataset.pipeline for split in ("train", "val", "test")]
+    pipelines += [cfg.tta_pipeline] if task == "segmentation" else []
+    for pipeline in pipelines:
+        assert (pipeline[0].type, pipeline[0].color_type) == ("LoadImageFromFile", "unchanged")
+    types = [step.type for step in base.train_dataloader.dataset.pipeline]
+    assert [step.type for step in pipelines[0]] == [t for t in types if t not in COLOUR]
+    assert [step.type for step in pipelines[1]] == [step.type for step in base.val_dataloader.dataset.pipeline]
+    assert "load" not in cfg
 
 
 @pytest.mark.parametrize("base", [base for base in NANO if "/mask" not in base])

@@ -8,8 +8,9 @@ from typing import Any
 from mmengine.config import Config
 from torch import Tensor
 
+from mmgcvit.datasets.problems import Problem
 from mmgcvit.datasets.report import DatasetReport
-from mmgcvit.errors import UsageError
+from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.base import DatasetCheck, Predictor, Task
 from mmgcvit.utils.paths import SHIPPED_CONFIGS
@@ -40,14 +41,21 @@ class Detection(Task):
     def check_before_run(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None, evaluator: Any) -> None:
         """Check the annotation file and the classes of a local COCO-like data set."""
         from mmgcvit.tasks.detection.annotations import check_before_run
+        from mmgcvit.tasks.detection.unlabelled import why_not_evaluated
 
         check_before_run(dict(dataset=dataset))
+        if reason := why_not_evaluated(dataset, evaluator):
+            raise AnnotationError(reason)
 
     def check_dataset(self, check: DatasetCheck) -> DatasetReport:
         """Read the annotations and decode every image."""
         from mmgcvit.tasks.detection.check import check_boxes
+        from mmgcvit.tasks.detection.unlabelled import why_not_evaluated
 
-        return check_boxes(check.split, check.dataset, check.workers, check.advance, check.model)
+        report = check_boxes(check.split, check.dataset, check.workers, check.advance, check.model)
+        if not report.broken and (reason := why_not_evaluated(check.dataset, check.evaluator)):
+            report.problems.append(Problem("metric", report.source, reason, True))
+        return report
 
     def set_default_tta(self, cfg: Config) -> None:
         """Use ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale of the test pipeline.

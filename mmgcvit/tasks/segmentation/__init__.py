@@ -9,6 +9,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from mmgcvit.datasets.report import DatasetReport
+from mmgcvit.errors import AnnotationError
 from mmgcvit.tasks.base import DatasetCheck, Predictor, Task
 
 
@@ -21,10 +22,11 @@ class Segmentation(Task):
     visualization_hook = "SegVisualizationHook"
 
     def has_dataset(self, dataset: Mapping[str, Any]) -> bool:
-        """Whether the data set has label maps."""
+        """Whether the data set has label maps, or is one of mmseg's."""
         from mmgcvit.tasks.segmentation.label_maps import has_label_maps
+        from mmgcvit.tasks.segmentation.unlabelled import is_base_seg_dataset
 
-        return has_label_maps(dataset)
+        return has_label_maps(dataset) or is_base_seg_dataset(dataset)
 
     def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
         """Build the predictor, based on mmseg's inferencer."""
@@ -35,14 +37,24 @@ class Segmentation(Task):
     def check_before_run(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None, evaluator: Any) -> None:
         """Check the classes, heads and file pairs of a local data set, without opening label maps."""
         from mmgcvit.tasks.segmentation.label_maps import check_label_maps
+        from mmgcvit.tasks.segmentation.unlabelled import HINT, formats_only, image_paths, is_unlabelled
 
-        if not dataset.get("backend_args"):
+        if dataset.get("backend_args"):
+            return
+        if formats_only(evaluator):
+            image_paths(dataset, evaluator)
+        elif evaluator and is_unlabelled(dataset):
+            raise AnnotationError(f"{(dataset.get('data_prefix') or {}).get('seg_map_path')}: no label maps: {HINT}")
+        else:
             check_label_maps(dataset, model, evaluator)
 
     def check_dataset(self, check: DatasetCheck) -> DatasetReport:
         """Decode every image and label map."""
         from mmgcvit.tasks.segmentation.label_maps import check_labels
+        from mmgcvit.tasks.segmentation.unlabelled import check_unlabelled, formats_only, is_unlabelled
 
+        if formats_only(check.evaluator) or (check.split == "test" and is_unlabelled(check.dataset)):
+            return check_unlabelled(check)
         return check_labels(check.split, check.dataset, check.model, check.workers, check.advance, check.evaluator)
 
     def compare_splits(self, reports: Sequence[DatasetReport]) -> None:
