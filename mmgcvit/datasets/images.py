@@ -15,6 +15,7 @@ DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # Pillow's modes with one 
 ALPHA = ("LA", "PA", "La", "RGBA", "RGBa")  # Pillow's modes with an alpha channel
 PNG = b"\x89PNG"
 ORIENTATION = 0x0112  # EXIF tag
+REDUCED = "16-bit image loaded as 8 bits"  # a kind of loss
 
 
 def unreadable(content: bytes) -> str | None:
@@ -146,13 +147,13 @@ def describe_losses(content: bytes, loaded: np.ndarray, raw: np.ndarray | None, 
     if raw is not None and raw.dtype != np.uint8 and loaded.dtype == np.uint8:
         found.append(
             (
-                "16-bit image loaded as 8 bits",
+                REDUCED,
                 f"{8 * raw.itemsize} bits per value, from {raw.min():g} to {raw.max():g} in the file, from "
                 f"{loaded.min()} to {loaded.max()} as loaded; {remedy}",
             )
         )
     elif bits_per_value(content) > 8 and loaded.dtype == np.uint8:
-        found.append(("16-bit image loaded as 8 bits", f"{bits_per_value(content)} bits per value; {remedy}"))
+        found.append((REDUCED, f"{bits_per_value(content)} bits per value; {remedy}"))
     try:
         with any_image_size(), Image.open(io.BytesIO(content)) as image:
             channels = 1 if loaded.ndim == 2 else loaded.shape[2]

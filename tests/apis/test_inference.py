@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from pycocotools.coco import COCO
 
-from mmgcvit.apis import UsageError, predict
+from mmgcvit.apis import UsageError, inference, predict
 from mmgcvit.apis.runs import use_tta
 from mmgcvit.tasks.detection.predictor import Detector, _starts
 from mmgcvit.tasks.sources import Source
@@ -277,3 +278,138 @@ def test_unreadable_inputs(folder: Path, tmp_path: Path):
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     with pytest.raises(UsageError, match=r"broken.mp4': not a video that OpenCV can read"):
         call(folder, tmp_path, [tmp_path / "broken.mp4"])
+
+
+def test_broken_images_are_named_and_the_others_done(folder: Path, tmp_path: Path):
+    (tmp_path / "in/sub").mkdir(parents=True)
+    whole = (folder / "images/a.jpg").read_bytes()
+    for name, content in (("a.jpg", whole), ("b.jpg", whole[:400]), ("sub/a.jpg", whole), ("sub/d.png", b"")):
+        (tmp_path / "in" / name).write_bytes(content)
+    with pytest.raises(UsageError) as error:
+        call(folder, tmp_path, [tmp_path / "in"], batch_size=2)
+    first, second, last = str(error.value).splitlines()
+    assert first.startswith(f"input '{tmp_path}/in/b.jpg': cannot be decoded: ")
+    assert second == f"input '{tmp_path}/in/sub/d.png': cannot be decoded: the file is empty"
+    assert last == f"2 of 4 inputs failed; the results of the others are in {tmp_path}/out/predictions.json"
+    images = json.loads((tmp_path / "out/images.json").read_text())["images"]
+    assert [(image["id"], image["file_name"]) for image in images] == [(1, "a.jpg"), (2, "sub/a.jpg")]
+    results = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert {result["image_id"] for result in results} == {1, 2}
+    assert sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.jpg")) == [
+        "vis/a.jpg",
+        "vis/sub/a.jpg",
+    ]
+    (tmp_path / "in/a.jpg").write_bytes(b"")
+    with pytest.raises(UsageError, match="2 of 2 inputs failed; there are no results"):
+        call(folder, tmp_path / "none", [tmp_path / "in/a.jpg", tmp_path / "in/b.jpg"])
+    assert not (tmp_path / "none/out/predictions.json").exists()
+
+
+def test_results_are_saved_on_the_way(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(inference, "SAVE_EVERY", 0.0)
+    saved: list[int] = []
+    write = Detector.write
+
+    def count(self: Detector, out: Path) -> Path:
+        file = write(self, out)
+        saved.append(len(json.loads((out / "images.json").read_text())["images"]))
+        return file
+
+    monkeypatch.setattr(Detector, "write", count)
+    call(folder, tmp_path, [folder / "images"], draw=False)
+    assert saved[0] == 1
+    assert saved[-1] == 3
+    saved.clear()
+    monkeypatch.setattr(inference, "SAVE_EVERY", 1e9)
+    monkeypatch.setattr(Detector, "draw", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call(folder, tmp_path / "again", [folder / "images"])
+    assert saved == [1]
+
+
+def test_cut_off_video_is_reported(folder: Path, tmp_path: Path):
+    writer = cv2.VideoWriter(str(tmp_path / "long.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 8, (64, 48))
+    for seed in range(12):
+        writer.write(np.random.default_rng(seed).integers(0, 255, (48, 64, 3), np.uint8))
+    writer.release()
+    content = (tmp_path / "long.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(UsageError, match=r"cut.avi': ends after \d of 12 frames: cut off or damaged") as error:
+        call(folder, tmp_path, [tmp_path / "cut.avi"], "retinanet")
+    (count,) = re.findall(r"after (\d)", str(error.value))
+    images = json.loads((tmp_path / "out/images.json").read_text())["images"]
+    assert [image["frame"] for image in images] == list(range(int(count)))
+    drawn = cv2.VideoCapture(str(tmp_path / "out/vis/cut.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == int(count)
+    call(folder, tmp_path / "whole", [tmp_path / "long.avi"], "retinanet", draw=False)
+
+
+@pytest.mark.parametrize(("channels", "loader"), [
+    (1, dict(color_type="grayscale")), (4, dict(color_type="unchanged", to_float32=True)),
+    (6, dict(color_type="unchanged", imdecode_backend="tifffile"))])  # fmt: skip
+def test_other_numbers_of_channels(folder: Path, tmp_path: Path, channels: int, loader: dict):
+    """Whole, in tiles and with test-time augmentation, the model gets the channels of the file."""
+    if channels == 6:
+        pytest.importorskip("tifffile")
+    cfg = config("retinanet")
+    cfg.model.backbone.in_channels = channels
+    cfg.model.data_preprocessor.update(mean=[90.0] * channels, std=[50.0] * channels, bgr_to_rgb=False)
+    cfg.test_dataloader.dataset.pipeline[0].update(loader)
+    init_default_scope("mmdet")
+    torch.manual_seed(0)
+    state = MODELS.build(cfg.model).state_dict()
+    torch.save(dict(state_dict=state, meta=dict(dataset_meta=dict(classes=CLASSES))), tmp_path / "model.pth")
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, channels), np.uint8)
+    path = tmp_path / ("a.tif" if channels == 6 else "a.png")
+    if channels == 6:
+        import tifffile
+
+        tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig")
+    else:
+        cv2.imwrite(str(path), pixels)
+    seen = []
+    preprocessor = MODELS.get("mmgcvit.DetDataPreprocessor")
+    original = preprocessor._convert
+
+    def spy(self, image: torch.Tensor) -> torch.Tensor:
+        seen.append(image)
+        return original(self, image)
+
+    preprocessor._convert = spy
+    try:
+        for options in ({}, dict(tile=64), dict(tta=True)):
+            found = predict(cfg, str(tmp_path / "model.pth"), [path], str(tmp_path / "out"), "cpu", **options)
+            assert found.objects > 0
+    finally:
+        preprocessor._convert = original
+    pixels = pixels.astype(np.float32) if loader.get("to_float32") else pixels
+    expected = cv2.resize(pixels, (144, 96), interpolation=cv2.INTER_LINEAR).reshape(96, 144, channels)
+    np.testing.assert_array_equal(seen[0].permute(1, 2, 0).numpy(), expected)
+    assert {image.shape[0] for image in seen} == {channels}
+    assert cv2.imread(str(tmp_path / "out/vis/a.tif" if channels == 6 else tmp_path / "out/vis/a.png")).shape == (
+        60,
+        90,
+        3,
+    )
+
+
+def test_tta_keeps_all_transforms_of_the_test_pipeline():
+    cfg = config()
+    cfg.test_dataloader.dataset.pipeline[0].color_type = "unchanged"
+    normalize, pad = dict(type="Normalize", mean=[1] * 4, std=[2] * 4, to_rgb=False), dict(type="Pad", size_divisor=32)
+    cfg.test_dataloader.dataset.pipeline[1:1] = [normalize]
+    cfg.test_dataloader.dataset.pipeline[3:3] = [pad]
+    use_tta(cfg)
+    load, first, views = cfg.test_dataloader.dataset.pipeline
+    assert (load.color_type, first) == ("unchanged", normalize)
+    assert [steps[0]["type"] for steps in views.transforms] == [
+        "Resize", "RandomFlip", "Pad", "LoadAnnotations", "PackDetInputs"]  # fmt: skip
+    own = config()
+    own.test_dataloader.dataset.pipeline[0].color_type = "unchanged"
+    own.tta_model = dict(type="DetTTAModel")
+    own.tta_pipeline = [dict(type="LoadImageFromFile")]
+    use_tta(own)
+    assert own.test_dataloader.dataset.pipeline[0].color_type == "unchanged"
+    own.tta_pipeline = [dict(type="LoadImageFromFile", color_type="color")]
+    use_tta(own)
+    assert own.test_dataloader.dataset.pipeline[0].color_type == "color"

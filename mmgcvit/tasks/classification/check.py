@@ -11,7 +11,7 @@ import numpy as np
 from mmengine.registry import DATASETS
 from PIL import Image
 
-from mmgcvit.datasets.images import DEEP, describe_losses
+from mmgcvit.datasets.images import DEEP, REDUCED, describe_losses
 from mmgcvit.datasets.pipelines import image_loaders, loading_arguments
 from mmgcvit.datasets.problems import Problem
 from mmgcvit.datasets.report import DatasetReport
@@ -112,5 +112,7 @@ def _decoded(
         return None, f"cannot be decoded: {error}", []
     with any_image_size(), Image.open(io.BytesIO(content)) as original:
         raw = np.asarray(original) if original.mode in DEEP else None
-    losses = describe_losses(content, np.asarray(image), raw, REMEDY) if load.value_range is None else []
+    losses = describe_losses(content, np.asarray(image), raw, REMEDY)
+    if load.value_range is not None:
+        losses = [(kind, what) for kind, what in losses if kind != REDUCED]
     return image.size, None, losses
