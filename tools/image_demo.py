@@ -9,14 +9,14 @@ from mmgcvit import apis
 def main() -> None:
     """Parse the command line, run the model, and print the locations of drawings and predictions."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("inputs", nargs="+", help="images, videos, or folders with images and videos")
+    parser.add_argument("inputs", nargs="+", help="images, videos, or folders with images and videos at any depth")
     parser.add_argument("config", help="config file, or e.g. mmgcvit::detection/... for a config of the package")
     parser.add_argument("checkpoint", help="checkpoint file or URL")
     parser.add_argument(
         "--out-dir",
         default="outputs",
         help="folder for drawings in vis/ and, for a detector, predictions.json and images.json in COCO format; for a "
-        "segmentor, label maps in labels/ and areas.json; for a classifier, classes.json (default: outputs)",
+        "segmentor, label maps in labels/ and areas.json; for a classifier, classes.json and .csv (default: outputs)",
     )
     parser.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU if there is one)")
     parser.add_argument(
