@@ -268,3 +268,9 @@ def test_commands(tmp_path):
     )
     assert done.returncode == 1
     assert done.stderr.strip() == "error: config 'nowhere.py': no such file"
+
+
+def test_image_has_as_many_channels_as_the_model_takes(tiny_model):
+    expected = analysis.count_flops(tiny_model(in_channels=4), (64, 96), channels=4).total
+    assert analysis.count_flops(tiny_model(in_channels=4), (64, 96)).total == expected
+    assert analysis.count_flops(tiny_model(in_channels=1), (64, 96)).total.macs < expected.macs

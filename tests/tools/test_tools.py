@@ -114,7 +114,7 @@ def test_corrupt_image_stops_or_is_skipped(trained: Path, tmp_path: Path):
     broken.write_bytes(broken.read_bytes()[:1000])
     short = [o.replace("max_iters=4", "max_iters=10").replace("val_interval=4", "val_interval=20") for o in SHORT]
     done = run("train.py", CONFIG, "--work-dir", "stop", *short, cwd=tmp_path, ok=False)
-    assert "CorruptImageError: image data/digit_scenes/images/train/000003.jpg: cannot be decoded" in done.stderr
+    assert "train: image data/digit_scenes/images/train/000003.jpg: cannot be decoded" in done.stderr
     done = run("train.py", CONFIG, "--work-dir", "skip", "--corrupt", "skip", *short, cwd=tmp_path)
     assert "skipped image data/digit_scenes/images/train/000003.jpg: cannot be decoded" in done.stdout + done.stderr
     assert "images skipped so far because they cannot be decoded: 1" in done.stdout + done.stderr
