@@ -271,6 +271,6 @@ def test_commands(tmp_path):
 
 
 def test_image_has_as_many_channels_as_the_model_takes(tiny_model):
-    expected = analysis.count_flops(tiny_model(in_channels=4), (64, 96), channels=4).total
-    assert analysis.count_flops(tiny_model(in_channels=4), (64, 96)).total == expected
-    assert analysis.count_flops(tiny_model(in_channels=1), (64, 96)).total.macs < expected.macs
+    expected = count_flops(tiny_model(in_channels=4), (64, 96), channels=4).total
+    assert count_flops(tiny_model(in_channels=4), (64, 96)).total == expected
+    assert count_flops(tiny_model(in_channels=1), (64, 96)).total.macs < expected.macs
