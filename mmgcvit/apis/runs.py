@@ -83,9 +83,9 @@ def train(
             cfg.resume, cfg.load_from = True, require_file("checkpoint to resume from", checkpoint)
         else:
             print_log(f"--resume: no checkpoint in {cfg.work_dir}; starting from scratch", level=logging.WARNING)
-    _check_data(cfg, "train_dataloader", "val_dataloader")
     for transform in _image_loaders([cfg.get("train_dataloader"), cfg.get("custom_hooks")]):  # hooks may set pipelines
         transform.update(type=LOADERS[transform["type"]], **({} if corrupt is None else {"corrupt": corrupt}))
+    _check_data(cfg, "train_dataloader", "val_dataloader")
     configured = {type_name(hook) for hook in cfg.get("custom_hooks") or ()}
     ours = ["InvalidLossHook", "CorruptImageHook"]
     if cfg.get("randomness", {}).get("deterministic"):
@@ -96,7 +96,7 @@ def train(
         runner = build_runner(cfg)
         revert_sync_bn(runner)
         runner.train()
-    except ClassificationDataError as error:
+    except (AnnotationError, ClassificationDataError) as error:
         raise UsageError(str(error)) from error
     return runner
 

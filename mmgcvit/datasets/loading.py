@@ -11,6 +11,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
 from mmengine.logging import print_log
 
+from mmgcvit.datasets.files import require_annotated_size
 from mmgcvit.datasets.images import unreadable
 from mmgcvit.errors import CorruptImageError
 from mmgcvit.registry import TRANSFORMS
@@ -34,6 +35,7 @@ class LoadCheckedImage(LoadImageFromFile):
 
     Raises:
         CorruptImageError: an image cannot be decoded, with ``corrupt='stop'``.
+        AnnotationError: an image has another size than its annotations say.
     """
 
     def __init__(self, corrupt: str = "stop", **kwargs: Any) -> None:
@@ -66,6 +68,7 @@ class LoadCheckedImage(LoadImageFromFile):
         if image is None:
             self._corrupt(path, reason or "cannot be decoded")
             return None
+        require_annotated_size(path, image.shape, results)
         if self.to_float32:
             image = image.astype("float32")
         results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])

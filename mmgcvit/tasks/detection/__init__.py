@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.config import Config
 from torch import Tensor
 
+from mmgcvit.datasets.problems import refuse
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import UsageError
 from mmgcvit.tasks.base import DatasetCheck, Predictor, Task
@@ -37,16 +38,19 @@ class Detection(Task):
         return Detector(cfg, checkpoint, **options)
 
     def check_before_run(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None, evaluator: Any) -> None:
-        """Check the annotation file and the classes of a local COCO-like data set."""
-        from mmgcvit.tasks.detection.annotations import check_before_run
+        """Check the annotations, the classes, and the names and sizes of the images of a local COCO or VOC data set."""
+        from mmgcvit.tasks.detection import annotations, other
 
-        check_before_run(dict(dataset=dataset))
+        annotations.check_before_run(dict(dataset=dataset), evaluator)
+        if other.is_voc(dataset) and not dataset.get("backend_args"):
+            found = other.read_other(dataset)
+            refuse([*found.problems, *annotations.image_problems(found.images, dataset)])
 
     def check_dataset(self, check: DatasetCheck) -> DatasetReport:
         """Read the annotations and decode every image."""
         from mmgcvit.tasks.detection.check import check_boxes
 
-        return check_boxes(check.split, check.dataset, check.workers, check.advance)
+        return check_boxes(check.split, check.dataset, check.workers, check.advance, check.evaluator)
 
     def set_default_tta(self, cfg: Config) -> None:
         """Use ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale of the test pipeline."""
