@@ -279,7 +279,7 @@ class _Objects:
             return "annotation", "needs id, image_id and category_id"
         for key in ("id", "image_id", "category_id"):
             value = annotation[key]
-            if not _is_id(value):
+            if (type(value) is not int or abs(value) > 2**63) and not _is_id(value):
                 return "annotation", f"{key}={_shown(value)}; allowed: a number or a string"
         own = annotation["id"]
         if self.evaluated.from_file and isinstance(own, str):
@@ -294,7 +294,7 @@ class _Objects:
         box, area, crowd = annotation.get("bbox"), annotation.get("area"), annotation.get("iscrowd", 0)
         if not isinstance(box, list) or len(box) != 4 or not all(map(_number, box)):
             return "box", f"bbox={_shown(box)}; allowed: [x, y, width, height] in pixels"
-        if max(map(abs, box)) > FARTHEST:
+        if max(box) > FARTHEST or min(box) < -FARTHEST:
             return "box", f"bbox={_shown(box)}; allowed: at most {FARTHEST} pixels"
         if not _number(area):
             return "area", f"area={_shown(area)}; allowed: a number, in square pixels"
