@@ -93,8 +93,8 @@ def test_iscrowd_is_needed_by_the_evaluation(tmp_path: Path):
     for annotation in coco["annotations"][:2]:
         del annotation["iscrowd"]
     assert refused(tmp_path, coco, METRIC | dict(metric="bbox")) == (
-        f'{tmp_path}/coco.json: 2 of 3 annotations without iscrowd, which COCO\'s evaluation needs; add "iscrowd": 0 to '
-        "each"
+        f"{tmp_path}/coco.json: 2 of 3 annotations without iscrowd, which COCO's evaluation "
+        'needs; add "iscrowd": 0 to each'
     )
     for evaluator in (None, dict(METRIC, ann_file=None), dict(METRIC, format_only=True)):
         check_before_run(dict(dataset=dataset(tmp_path)), evaluator)
@@ -249,6 +249,6 @@ def test_parts_of_polygons_and_warnings_in_the_log(tmp_path: Path, logged: list[
     assert logged == [
         f"area: {tmp_path}/coco.json: image id 8, annotation id 2: area=0; allowed: more than 0 (2 of this kind; "
         "tools/check_data.py lists them)",
-        f"polygon part: {tmp_path}/coco.json: 1 objects have polygons of fewer than 3 points among others; training leaves "
-        "them out",
+        f"polygon part: {tmp_path}/coco.json: 1 objects have polygons of fewer than 3 points among others; training "
+        "leaves them out",
     ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-coco_mask = pytest.importorskip("pycocotools.mask")
+pytest.importorskip("pycocotools")
+
+from pycocotools import mask as coco_mask
 
 from mmgcvit.tasks.detection.masks import decompress, extent, mask_error, usable_polygons
 
@@ -93,8 +95,8 @@ def test_broken_polygons(mask: object, says: str):
 def test_long_polygons_in_large_images():
     comb = [value for i in range(400) for value in (i, 9000 * (i % 2))]
     assert mask_error([comb], 400, 9000, False) == (
-        "a polygon of 3.6e+06 pixels around, with coordinates from 0 to 9000, in an image of 400 x 9000; allowed: at most "
-        "1000000 pixels around"
+        "a polygon of 3.6e+06 pixels around, with coordinates from 0 to 9000, in an image of 400 x 9000; allowed: at "
+        "most 1000000 pixels around"
     )
     assert mask_error([comb], 9000, 9000, False) is None
 

@@ -18,7 +18,7 @@ import numpy as np
 from mmengine.registry import DATASETS
 from PIL import Image
 
-from mmgcvit.datasets.files import missing_problems, read_names
+from mmgcvit.datasets.files import THREADS, missing_problems, read_names
 from mmgcvit.datasets.images import image_size
 from mmgcvit.datasets.problems import Problem, refuse
 from mmgcvit.datasets.report import DatasetReport
@@ -37,6 +37,7 @@ from mmgcvit.tasks.segmentation.pairs import (
 from mmgcvit.utils.images import any_image_size
 
 IGNORED = 255
+DECODED = 100  # label maps that are decoded before a run; of larger data sets, as many at equal distances
 OUTSIDE = 256  # label for values that are neither a class nor ignored
 
 
@@ -153,17 +154,20 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
 
 
 def check_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = None) -> None:
-    """Check the classes, heads and file pairs of a data set, without opening label maps.
+    """Check the classes, heads and file pairs of a data set, the headers of many pairs and the values of a few.
 
     Raises:
-        AnnotationError: there are no images, images have no label maps, heads have another number of classes, or heads,
-            metric and data set ignore different labels.
+        AnnotationError: there are no images, images have no label maps or are left out, heads have another number of
+            classes, heads, metric and data set ignore different labels, or a label map cannot be used.
     """
     found = read_label_maps(dataset, model, evaluator)
     refuse([*_outputs(model, found), *partners(found.pairs), *_others(found)])
-    refuse(
-        [*missing_problems([image for image, _ in found.pairs]), *header_problems(found.pairs, dataset.get("pipeline"))]
-    )
+    missing = missing_problems([image for image, _ in found.pairs])
+    refuse([*missing, *header_problems(found.pairs, dataset.get("pipeline"))])
+    chosen = found.pairs[:: max(1, -(-len(found.pairs) // DECODED))]
+    with ThreadPoolExecutor(THREADS) as pool:
+        decoded = pool.map(lambda pair: _look_at_labels(pair[1], None, found), chosen)
+        refuse([problem for pair in decoded for problem in pair.problems])
 
 
 def check_labels(
@@ -341,6 +345,11 @@ def _look(path: str, label_map: str, found: LabelMaps) -> _Pair:
     size, reason = image_size(path)
     if size is None:
         return _Pair(problems=(Problem("image", path, reason or "", True),))
+    return _look_at_labels(label_map, size, found)
+
+
+def _look_at_labels(label_map: str, size: tuple[int, int] | None, found: LabelMaps) -> _Pair:
+    """Decode a label map; ``size`` is the width and height of its image, if known."""
     if not os.path.isfile(label_map):
         return _Pair(size)  # already reported
     try:
@@ -364,7 +373,7 @@ def _look(path: str, label_map: str, found: LabelMaps) -> _Pair:
             ),
         )
     problems = []
-    if values.shape[::-1] != size:
+    if size and values.shape[::-1] != size:
         problems.append(size_problem(label_map, (values.shape[1], values.shape[0]), size))
     labels = found.meaning[values.astype(np.uint8)]  # (height, width)
     counts = np.bincount(labels.ravel(), minlength=OUTSIDE + 1)
