@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 pytest.importorskip("hypothesis")
 
+from classification_run import config as classification
+from classification_run import make_tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
@@ -27,7 +30,7 @@ from mmgcvit.datasets.check import check_data
 
 CLASSES = ("cat", "dog")
 SIZE = (64, 48)  # width, height
-FAST = settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+FAST = settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 SLOW = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 ODD = st.sampled_from(
@@ -184,3 +187,152 @@ def test_faults_in_coco_files(found: list):
 @given(st.lists(faults(), min_size=1, max_size=3))
 def test_many_faults_in_coco_files(found: list):
     check(found)
+
+
+def labels(size: tuple[int, int] = SIZE) -> np.ndarray:
+    values = np.zeros(size[::-1], np.uint8)
+    values[5:25, 5:30], values[-1] = 1, 255
+    return values
+
+
+LABEL_FAULTS = [
+    "value",
+    "size",
+    "rgb",
+    "ignored",
+    "deep",
+    "no image",
+    "no label map",
+    "empty file",
+    "suffix",
+    "cut off",
+]
+
+
+def break_label_map(folder: Path, split: str, fault: str) -> None:
+    image, label_map = folder / f"images/{split}/0.png", folder / f"annotations/{split}/0.png"
+    if fault == "value":
+        Image.fromarray(np.where(labels() == 1, 6, labels()).astype(np.uint8)).save(label_map)
+    elif fault == "size":
+        Image.fromarray(labels((48, 64))).save(label_map)
+    elif fault == "rgb":
+        Image.fromarray(labels()).convert("RGB").save(label_map)
+    elif fault == "ignored":
+        Image.fromarray(np.full_like(labels(), 255)).save(label_map)
+    elif fault == "deep":
+        Image.fromarray(labels().astype(np.uint16) * 257).save(label_map)
+    elif fault == "suffix":
+        image.exists() and image.rename(image.with_suffix(".PNG"))
+    elif fault == "empty file":
+        label_map.write_bytes(b"")
+    elif fault == "cut off":
+        label_map.write_bytes(label_map.read_bytes()[:-30] if label_map.exists() else b"")
+    else:
+        (image if fault == "no image" else label_map).unlink(missing_ok=True)
+
+
+def check_segmentation(found: list[tuple[str, str]]) -> str:
+    """As check, for a segmentor; the images themselves are intact."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for split in ("train", "val"):
+            for kind in ("images", "annotations"):
+                (folder / kind / split).mkdir(parents=True)
+            for i in range(2):
+                noise = np.random.default_rng([i, len(split)]).integers(0, 256, (*SIZE[::-1], 3), dtype=np.uint8)
+                Image.fromarray(noise).save(folder / f"images/{split}/{i}.png")
+                Image.fromarray(labels()).save(folder / f"annotations/{split}/{i}.png")
+        for split, fault in found:
+            break_label_map(folder, split, fault)
+        cfg = Config.fromfile(ROOT / "configs/segmentation/_base_/fpn_gcvit-nano.py")
+        cfg.model.backbone.arch = dict(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2))
+        cfg.model.neck.in_channels = [16, 32, 64, 128]
+        cfg.model.decode_head.num_classes = len(CLASSES)
+        cfg.model.pop("auxiliary_head")
+        cfg.model.data_preprocessor.size = (32, 32)
+        load = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")]
+        crop = dict(type="RandomCrop", crop_size=(32, 32))
+        for split in ("train", "val"):
+            dataset = dict(
+                type="BaseSegDataset",
+                _scope_="mmseg",
+                data_root=str(folder),
+                metainfo=dict(classes=CLASSES),
+                img_suffix=".png",
+                data_prefix=dict(img_path=f"images/{split}", seg_map_path=f"annotations/{split}"),
+                pipeline=[*load, *([crop] if split == "train" else []), dict(type="PackSegInputs")],
+            )
+            cfg[f"{split}_dataloader"].update(num_workers=0, persistent_workers=False, dataset=dataset)
+        cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
+        cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=2, val_interval=2)
+        cfg.merge_from_dict(dict(param_scheduler=[], work_dir=str(folder / "run"), log_level="ERROR", launcher="none"))
+        cfg.experiment_name = cfg.visualizer.name = folder.name
+        cfg.default_hooks.checkpoint = None
+        if any(problem.breaks and problem.kind != "class" for r in check_data(cfg, 1, False) for problem in r.problems):
+            with pytest.raises(apis.UsageError):
+                apis.train(cfg)
+            return "refused"
+        apis.train(cfg)
+        return "trained"
+
+
+def test_intact_label_maps_are_trained_on():
+    assert check_segmentation([]) == "trained"
+
+
+@FAST
+@given(st.lists(st.tuples(st.sampled_from(["train", "val"]), st.sampled_from(LABEL_FAULTS)), min_size=1, max_size=2))
+def test_faults_in_label_maps(found: list):
+    check_segmentation(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("fault", LABEL_FAULTS)
+def test_each_fault_in_label_maps(split: str, fault: str):
+    check_segmentation([(split, fault)])
+
+
+FOLDER_FAULTS = ("no class", "empty class", "another class", "another file", "file outside", "no split")
+
+
+def check_classification(found: list[tuple[str, str]]) -> str:
+    """As check, for a classifier; all images are intact."""
+    with tempfile.TemporaryDirectory() as name:
+        tree = make_tree(Path(name) / "tree", train=4, val=2)
+        for split, fault in found:
+            first = tree / split / "blue"
+            if fault == "no split":
+                shutil.rmtree(tree / split, ignore_errors=True)
+            elif fault == "another class":
+                (tree / split / "cyan").mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", SIZE).save(tree / split / "cyan/0.png")
+            elif fault == "no class":
+                shutil.rmtree(first, ignore_errors=True)
+            elif first.is_dir():
+                for path in first.glob("*") if fault == "empty class" else ():
+                    path.unlink()
+                if fault != "empty class":
+                    (first if fault == "another file" else first.parent).joinpath("notes.txt").write_text("no image")
+        cfg = classification(tree, Path(name) / "run", workers=0)
+        cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
+        cfg.experiment_name = name
+        if any(report.broken for report in check_data(cfg, 1, False)):
+            with pytest.raises(apis.UsageError):
+                apis.train(cfg)
+            return "refused"
+        apis.train(cfg)
+        return "trained"
+
+
+@FAST
+@given(st.lists(st.tuples(st.sampled_from(["train", "val"]), st.sampled_from(FOLDER_FAULTS)), max_size=2))
+def test_faults_in_class_folders(found: list):
+    check_classification(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("fault", FOLDER_FAULTS)
+def test_each_fault_in_class_folders(split: str, fault: str):
+    check_classification([(split, fault)])

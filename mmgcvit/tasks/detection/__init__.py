@@ -39,12 +39,13 @@ class Detection(Task):
 
     def check_before_run(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None, evaluator: Any) -> None:
         """Check the annotations, the classes, and the names and sizes of the images of a local COCO or VOC data set."""
-        from mmgcvit.tasks.detection import annotations, other
+        from mmgcvit.tasks.detection.annotations import check_before_run, image_problems
+        from mmgcvit.tasks.detection.other import is_voc, read_other
 
-        annotations.check_before_run(dict(dataset=dataset), evaluator)
-        if other.is_voc(dataset) and not dataset.get("backend_args"):
-            found = other.read_other(dataset)
-            refuse([*found.problems, *annotations.image_problems(found.images, dataset)])
+        check_before_run(dict(dataset=dataset), evaluator)
+        if is_voc(dataset) and not dataset.get("backend_args"):
+            found = read_other(dataset)
+            refuse([*found.problems, *image_problems(found.images, dataset)])
 
     def check_dataset(self, check: DatasetCheck) -> DatasetReport:
         """Read the annotations and decode every image."""
