@@ -61,7 +61,7 @@ def extent(polygons: Sequence[list]) -> tuple[float, float, float, float]:
 
 def _polygon_error(polygon: list, width: int, height: int) -> str | None:
     if not set(map(type, polygon)) <= {int, float} or not _finite(sum(polygon)):
-        return "a polygon contains something other than numbers"
+        return "a polygon contains something other than numbers; allowed: [x1, y1, x2, y2, ...]"
     if not polygon:
         return None
     low, high = min(polygon), max(polygon)
