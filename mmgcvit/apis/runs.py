@@ -80,9 +80,9 @@ def train(
             cfg.resume, cfg.load_from = True, require_file("checkpoint to resume from", checkpoint)
         else:
             print_log(f"--resume: no checkpoint in {cfg.work_dir}; starting from scratch", level=logging.WARNING)
-    _check_data(cfg, "train_dataloader", "val_dataloader")
     use_checked_loading([cfg.get("train_dataloader"), cfg.get("custom_hooks")], corrupt)  # hooks may set pipelines
     use_checked_loading(cfg.get("val_dataloader"))
+    _check_data(cfg, "train_dataloader", "val_dataloader")
     configured = {type_name(hook) for hook in cfg.get("custom_hooks") or ()}
     ours = ["InvalidLossHook", "CorruptImageHook"]
     if cfg.get("randomness", {}).get("deterministic"):
@@ -93,7 +93,7 @@ def train(
         runner = build_runner(cfg)
         revert_sync_bn(runner)
         runner.train()
-    except ClassificationDataError as error:
+    except (AnnotationError, ClassificationDataError) as error:
         raise UsageError(str(error)) from error
     except (CorruptImageError, UsageError) as error:
         raise UsageError(_from_worker(error)) from error

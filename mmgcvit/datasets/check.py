@@ -10,6 +10,7 @@ from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from mmgcvit.datasets.leaks import report_leaks
 from mmgcvit.datasets.problems import data_sets
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.registry import rename_old_types
@@ -53,4 +54,5 @@ def check_data(cfg: Config, workers: int = 8, progress: bool = True) -> list[Dat
                 bar.remove_task(row)
     for task in TASKS:
         task.compare_splits(reports)
+    report_leaks(reports)
     return reports

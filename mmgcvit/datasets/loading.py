@@ -17,6 +17,7 @@ from mmengine import fileio
 from mmengine import registry as root
 from mmengine.logging import print_log
 
+from mmgcvit.datasets.files import require_annotated_size
 from mmgcvit.datasets.images import (
     bits_per_value,
     decode_with_pillow,
@@ -58,6 +59,7 @@ class LoadCheckedImage(LoadImageFromFile):
     Raises:
         CorruptImageError: an image cannot be decoded, with ``corrupt='stop'``.
         UsageError: an image does not suit one of the ``colour_transforms``, or tifffile is not installed.
+        AnnotationError: an image has another size than its annotations say.
     """
 
     def __init__(self, corrupt: str = "stop", colour_transforms: Sequence[str] = (), **kwargs: Any) -> None:
@@ -89,6 +91,7 @@ class LoadCheckedImage(LoadImageFromFile):
         except CorruptImageError as error:
             self._corrupt(path, str(error))
             return None
+        require_annotated_size(path, image.shape, results)
         if not self.warned and image.dtype == np.uint8 and bits_per_value(content) > 8:
             self.warned += 1
             for _, what in describe_losses(content, image, _raw(content), REMEDY):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from mmengine.logging import print_log
 
 from mmgcvit.errors import AnnotationError
 
@@ -28,7 +32,7 @@ class Problem:
 
 
 def refuse(problems: Sequence[Problem]) -> None:
-    """Raise an error that lists the first problems that break a run, if there are any.
+    """Raise an error that lists the first problems that break a run, if there are any; else log the others by kind.
 
     Raises:
         AnnotationError: at least one problem breaks a run.
@@ -37,6 +41,10 @@ def refuse(problems: Sequence[Problem]) -> None:
     if broken:
         more = f"\n... and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
         raise AnnotationError("\n".join(map(str, broken[:SHOWN])) + more)
+    first = {problem.kind: problem for problem in reversed(problems)}
+    for kind, count in Counter(problem.kind for problem in problems).items():
+        more = f" ({count} of this kind; tools/check_data.py lists them)" if count > 1 else ""
+        print_log(f"{kind}: {first[kind]}{more}", logger="current", level=logging.WARNING)
 
 
 def data_sets(dataset: Any) -> Iterator[Mapping]:

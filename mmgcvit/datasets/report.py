@@ -26,11 +26,13 @@ class DatasetReport:
     empty: int = 0
     objects: int = 0
     kept: int = 0
+    crowds: int = 0  # objects that are ignored on purpose: iscrowd=1, or difficult
     classes: dict[str, int] = field(default_factory=dict)
     ignored: dict[str, int] = field(
         default_factory=dict
     )  # pixels without a class, by the name of their row in the table
     sizes: Counter = field(default_factory=Counter)
+    files: list[str] = field(default_factory=list)  # the images; empty if they are not local files
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -50,7 +52,7 @@ def print_reports(reports: Sequence[DatasetReport]) -> None:
         table.add_column(title, justify="right")
     for report in reports:
         table.add_row(
-            report.name, report.source, str(report.images), str(report.empty), str(report.objects), str(report.kept)
+            report.name, report.source, str(report.images), str(report.empty), str(report.objects), _used(report)
         )
     console.print(table)
     for title, rows in (
@@ -82,6 +84,10 @@ def print_reports(reports: Sequence[DatasetReport]) -> None:
         if broken
         else "nothing that would break training"
     )
+
+
+def _used(report: DatasetReport) -> str:
+    return f"{report.kept}, without {report.crowds} crowd" if report.crowds else str(report.kept)
 
 
 def _binned(sizes: Counter) -> dict[str, int]:

@@ -50,7 +50,10 @@ def test_good_data(tmp_path: Path, capsys):
     ]  # the test set is the validation set
     assert reports[0].classes == {"cat": 2, "dog": 1}
     assert reports[0].sizes == {(64, 48): 1, (48, 64): 1}
-    assert not any(report.problems for report in reports)
+    assert [str(problem) for report in reports for problem in report.problems] == [
+        f"{tmp_path}/coco.json: 2 of 2 images are also in the training data, such as {tmp_path}/images/a.jpg: the "
+        "metrics will be too good"
+    ]
     print_reports(reports)
     assert capsys.readouterr().out.strip().endswith("nothing that would break training")
 
@@ -143,7 +146,7 @@ def test_voc(tmp_path: Path):
     (report,) = check_data(cfg, progress=False)
     assert (report.images, report.objects, report.kept) == (1, 2, 1)
     assert report.classes["dog"] == 1
-    assert [problem.kind for problem in report.problems if problem.kind != "class"] == ["box"]
+    assert [problem.kind for problem in report.problems if problem.kind != "class"] == ["box", "beyond"]
     (tmp_path / "Annotations/one.xml").write_text("<annotation>")
     (report,) = check_data(cfg, progress=False)
     assert report.broken

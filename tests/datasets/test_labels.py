@@ -38,7 +38,8 @@ def write(folder: Path, split: str, name: str, labels: np.ndarray, size: tuple[i
     """Write an image of 48 x 64 (height x width) and its label map; returns the path of the label map."""
     for kind in ("images", "annotations"):
         (folder / kind / split).mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(folder / f"images/{split}/{name}.jpg")
+    noise = np.random.default_rng([*split.encode(), *name.encode()]).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / f"images/{split}/{name}.jpg")
     path = folder / f"annotations/{split}/{name}.png"
     Image.fromarray(labels).save(path)
     return path

@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.config import Config
 from torch import Tensor
 
-from mmgcvit.datasets.problems import Problem
+from mmgcvit.datasets.problems import Problem, refuse
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.registry import type_name
@@ -39,20 +39,24 @@ class Detection(Task):
         return Detector(cfg, checkpoint, **options)
 
     def check_before_run(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None, evaluator: Any) -> None:
-        """Check the annotation file and the classes of a local COCO-like data set."""
-        from mmgcvit.tasks.detection.annotations import check_before_run
+        """Check the annotations, the classes, and the names and sizes of the images of a local COCO or VOC data set."""
+        from mmgcvit.tasks.detection.annotations import check_before_run, image_problems
+        from mmgcvit.tasks.detection.other import is_voc, read_other
         from mmgcvit.tasks.detection.unlabelled import why_not_evaluated
 
-        check_before_run(dict(dataset=dataset))
         if reason := why_not_evaluated(dataset, evaluator):
             raise AnnotationError(reason)
+        check_before_run(dict(dataset=dataset), evaluator)
+        if is_voc(dataset) and not dataset.get("backend_args"):
+            found = read_other(dataset)
+            refuse([*found.problems, *image_problems(found.images, dataset)])
 
     def check_dataset(self, check: DatasetCheck) -> DatasetReport:
         """Read the annotations and decode every image."""
         from mmgcvit.tasks.detection.check import check_boxes
         from mmgcvit.tasks.detection.unlabelled import why_not_evaluated
 
-        report = check_boxes(check.split, check.dataset, check.workers, check.advance, check.model)
+        report = check_boxes(check)
         if not report.broken and (reason := why_not_evaluated(check.dataset, check.evaluator)):
             report.problems.append(Problem("metric", report.source, reason, True))
         return report

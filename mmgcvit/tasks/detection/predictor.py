@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from mmgcvit.errors import AnnotationError, UsageError
-from mmgcvit.tasks.detection.annotations import image_file_name, read_lists
+from mmgcvit.tasks.detection.coco import image_file_name, read_lists
 from mmgcvit.tasks.sources import Input, PipelineReader, Source
 from mmgcvit.utils import summarize, write_json
 from mmgcvit.utils.files import require_file

@@ -26,7 +26,9 @@ def why_not_evaluated(dataset: Mapping, evaluator: Any) -> str | None:
     evaluated = [metric for metric in metrics if not metric.get("format_only")]
     if not evaluated or not dataset.get("test_mode") or not coco_like(dataset) or dataset.get("backend_args"):
         return None
-    path = os.path.join(dataset.get("data_root") or "", dataset.get("ann_file") or "")
+    if not isinstance(dataset.get("ann_file"), str):
+        return None  # an error of its own
+    path = os.path.join(dataset.get("data_root") or "", dataset["ann_file"])
     if read_lists(path, test_mode=True)["annotations"]:
         return None
     return (

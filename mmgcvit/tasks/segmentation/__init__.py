@@ -35,7 +35,7 @@ class Segmentation(Task):
         return Segmentor(cfg, checkpoint, **options)
 
     def check_before_run(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None, evaluator: Any) -> None:
-        """Check the classes, heads and file pairs of a local data set, without opening label maps."""
+        """Check the classes, heads and file pairs of a local data set, and the values of some label maps."""
         from mmgcvit.tasks.segmentation.label_maps import check_label_maps
         from mmgcvit.tasks.segmentation.unlabelled import HINT, formats_only, image_paths, is_unlabelled
 

@@ -18,15 +18,26 @@ import numpy as np
 from mmengine.registry import DATASETS
 from PIL import Image
 
+from mmgcvit.datasets.files import THREADS, missing_problems, read_names
 from mmgcvit.datasets.problems import Problem, refuse
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
+from mmgcvit.registry import type_name
+from mmgcvit.tasks.segmentation.pairs import (
+    DEEP,
+    GREY,
+    header_problems,
+    mode_problem,
+    other_suffixes,
+    partners,
+    size_problem,
+    unused_label_maps,
+)
 from mmgcvit.utils.images import any_image_size
 
 IGNORED = 255
+DECODED = 100  # label maps that are decoded before a run; of larger data sets, as many at equal distances
 OUTSIDE = 256  # label for values that are neither a class nor ignored
-GREY = ("1", "L", "P")  # Pillow's modes with one value of at most 8 bits per pixel
-DEEP = ("I", "I;16", "I;16B", "I;16L")
 
 
 @dataclass
@@ -37,8 +48,11 @@ class LabelMaps:
     classes: tuple[str, ...]
     meaning: np.ndarray  # (256,): for each value in a file its label, IGNORED, or OUTSIDE
     ignored: dict[str, int]  # the ignored label, by the component that ignores it; `meaning` uses the first
-    folder: str  # folder of label maps, each of which should have an image; '' if a list names the pairs
-    suffix: str
+    image_folder: str
+    image_suffix: str
+    label_folder: str
+    label_suffix: str
+    listed: bool  # whether a list names the pairs; otherwise they are all files with these suffixes
     crop: tuple[int, int] | None  # height, width; None without crops or if the size before cropping is not known
     resize: Mapping | None  # the transform that resizes images before the crop
     look: Callable[[str], tuple[tuple[int, int] | None, list[Problem]]]  # decodes an image: its size, and problems
@@ -96,6 +110,14 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
             f"metainfo.classes={name!r}; allowed: a tuple of names, such as ({name!r}, ), or a file "
             "with one name per line"
         )
+    if isinstance(name, str):
+        read_names("metainfo.classes", name)
+    for key in ("img_suffix", "seg_map_suffix"):
+        if not isinstance(dataset.get(key, ""), str):
+            raise AnnotationError(
+                f"{key}={dataset[key]!r}; allowed: one suffix. For several, use dataset=dict(type='ConcatDataset', "
+                f"datasets=[...]) with a {type_name(dataset)} for each, or rename the files"
+            )
     try:
         built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": False, "serialize_data": False})
         infos = [built.get_data_info(i) for i in range(len(built))]
@@ -123,8 +145,11 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
         classes,
         _meaning(len(classes), built.reduce_zero_label, built.label_map, next(iter(ignored.values()))),
         ignored | {"the data set": built.ignore_index},
-        "" if dataset.get("ann_file") else built.data_prefix["seg_map_path"],
+        built.data_prefix["img_path"],
+        built.img_suffix,
+        built.data_prefix["seg_map_path"],
         built.seg_map_suffix,
+        bool(dataset.get("ann_file")),
         crop,
         resize,
         ImageChecker(dataset, model),
@@ -132,14 +157,20 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
 
 
 def check_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = None) -> None:
-    """Check the classes, heads and file pairs of a data set, without opening label maps.
+    """Check the classes, heads and file pairs of a data set, the headers of many pairs and the values of a few.
 
     Raises:
-        AnnotationError: there are no images, images have no label maps, heads have another number of classes, or heads,
-            metric and data set ignore different labels.
+        AnnotationError: there are no images, images have no label maps or are left out, heads have another number of
+            classes, heads, metric and data set ignore different labels, or a label map cannot be used.
     """
     found = read_label_maps(dataset, model, evaluator)
-    refuse([*_outputs(model, found), *_partners(found, extra=False)])
+    refuse([*_outputs(model, found), *partners(found.pairs), *_others(found)])
+    missing = missing_problems([image for image, _ in found.pairs])
+    refuse([*missing, *header_problems(found.pairs, dataset.get("pipeline"))])
+    chosen = found.pairs[:: max(1, -(-len(found.pairs) // DECODED))]
+    with ThreadPoolExecutor(THREADS) as pool:
+        decoded = pool.map(lambda pair: _look_at_labels(pair[1], None, found), chosen)
+        refuse([problem for pair in decoded for problem in pair.problems])
 
 
 def check_labels(
@@ -172,7 +203,10 @@ def check_labels(
         report.problems.append(Problem("label maps", source, str(error), True))
         return report
     report.images = len(found.pairs)
-    report.problems = [*_outputs(model, found), *_partners(found)]
+    report.problems = [*_outputs(model, found), *partners(found.pairs), *_others(found)]
+    if not found.listed:
+        report.problems += unused_label_maps(found.pairs, found.label_folder, found.label_suffix)
+    report.files = [image for image, _ in found.pairs]
     counts = np.zeros(OUTSIDE + 1, np.int64)
     empty_crops = crops = 0
     with ThreadPoolExecutor(workers) as pool:
@@ -302,35 +336,23 @@ def _outputs(model: Mapping | None, found: LabelMaps) -> Iterator[Problem]:
             yield Problem("ignore_index", name, f"ignore_index={value}; allowed: {first[1]}, as {first[0]} has", True)
 
 
-def _partners(found: LabelMaps, extra: bool = True) -> Iterator[Problem]:
-    """Yield images without a label map, and label maps without an image."""
-    known = set()
-    for image, label_map in found.pairs:
-        known |= {os.path.abspath(label_map), os.path.abspath(image)}  # both may be in the same folder
-        if not os.path.isfile(label_map):
-            yield Problem("partner", image, f"no label map {label_map}", True)
-    alone = (
-        [path for path in sorted(Path(found.folder).rglob(f"*{found.suffix}")) if os.path.abspath(path) not in known]
-        if extra and found.folder
-        else []
-    )
-    if alone:
-        yield Problem(
-            "partner",
-            found.folder,
-            f"{len(alone)} label maps belong to no image of this data set, the first {alone[0].name}",
-            False,
-        )
+def _others(found: LabelMaps) -> list[Problem]:
+    """Problems of images that are left out because of their suffixes."""
+    if found.listed:
+        return []
+    folders = found.image_folder, found.image_suffix, found.label_folder, found.label_suffix
+    return list(other_suffixes(found.pairs, *folders))
 
 
 def _look(path: str, label_map: str, found: LabelMaps) -> _Pair:
     size, problems = found.look(path)
-    pair = _Pair() if size is None else _look_at_labels(size, label_map, found)
+    pair = _Pair() if size is None else _look_at_labels(label_map, size, found)
     pair.problems = (*problems, *pair.problems)
     return pair
 
 
-def _look_at_labels(size: tuple[int, int], label_map: str, found: LabelMaps) -> _Pair:
+def _look_at_labels(label_map: str, size: tuple[int, int] | None, found: LabelMaps) -> _Pair:
+    """Decode a label map; ``size`` is the width and height of its image, if known."""
     if not os.path.isfile(label_map):
         return _Pair(size)  # already reported
     try:
@@ -339,17 +361,7 @@ def _look_at_labels(size: tuple[int, int], label_map: str, found: LabelMaps) -> 
     except Exception as error:  # Pillow's decoders raise many types of errors
         return _Pair(size, problems=(Problem("label map", label_map, f"cannot be decoded: {error}", True),))
     if mode not in GREY + DEEP:
-        return _Pair(
-            size,
-            problems=(
-                Problem(
-                    "mode",
-                    label_map,
-                    f"has mode {mode!r}; allowed: one 8-bit value per pixel, modes {', '.join(GREY)}",
-                    True,
-                ),
-            ),
-        )
+        return _Pair(size, problems=(mode_problem(label_map, mode),))
     if mode in DEEP and (values.min() < 0 or values.max() > IGNORED):
         return _Pair(
             size,
@@ -364,15 +376,8 @@ def _look_at_labels(size: tuple[int, int], label_map: str, found: LabelMaps) -> 
             ),
         )
     problems = []
-    if values.shape[::-1] != size:
-        problems.append(
-            Problem(
-                "size",
-                label_map,
-                f"is {values.shape[1]} x {values.shape[0]} (width x height), its image {size[0]} x {size[1]}",
-                True,
-            )
-        )
+    if size and values.shape[::-1] != size:
+        problems.append(size_problem(label_map, (values.shape[1], values.shape[0]), size))
     labels = found.meaning[values.astype(np.uint8)]  # (height, width)
     counts = np.bincount(labels.ravel(), minlength=OUTSIDE + 1)
     if counts[OUTSIDE]:

@@ -1,0 +1,82 @@
+"""Images and label maps by names and headers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("mmcv")
+pytest.importorskip("mmseg")
+
+from test_labels import config, problems, three, write
+
+from mmgcvit.apis import UsageError, train
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            write(tmp_path, split, name, three())
+    return tmp_path
+
+
+def test_images_of_other_suffixes(folder: Path):
+    for name, suffix in (("c", "JPG"), ("d", "png"), ("e", "jpeg"), ("f", "JPG")):
+        write(folder, "train", name, three())
+        (folder / f"images/train/{name}.jpg").rename(folder / f"images/train/{name}.{suffix}")
+    says = (
+        f"{folder}/images/train: 4 images of other suffixes: 2 *.JPG, 1 *.png, 1 *.jpeg; img_suffix='.jpg' leaves them "
+        "out, also 4 that have label maps. Rename or convert them"
+    )
+    assert ("suffix", says) in problems(config(folder))
+    with pytest.raises(UsageError) as error:
+        train(config(folder))
+    assert str(error.value) == says
+
+
+def test_images_without_label_maps_may_have_other_suffixes(folder: Path):
+    Image.new("RGB", (8, 8)).save(folder / "images/train/depth_a.png")
+    Image.new("RGB", (8, 8)).save(folder / "images/train/a.png")  # beside a.jpg
+    cfg = config(folder)
+    assert problems(cfg) == []
+    assert problems(cfg, breaks=False) == [
+        (
+            "suffix",
+            f"{folder}/images/train: 2 images of other suffixes: 2 *.png; img_suffix='.jpg' leaves them out",
+        )
+    ]
+
+
+def test_several_suffixes(folder: Path):
+    cfg = config(folder, img_suffix=(".jpg", ".png"))
+    assert "img_suffix=('.jpg', '.png'); allowed: one suffix. For several, use" in problems(cfg)[0][1]
+    with pytest.raises(UsageError, match=r"datasets=\[\.\.\.\]\) with a BaseSegDataset for each, or rename the files"):
+        train(cfg)
+
+
+@pytest.mark.parametrize(("labels", "says"), [
+    (three((48, 63)), r"c.png: is 63 x 48 \(width x height\), its image 64 x 48"),
+    (np.stack([three()] * 3, -1), r"c.png: has mode 'RGB'; allowed: one 8-bit value per pixel"),
+])  # fmt: skip
+def test_headers_are_compared_before_a_run(folder: Path, labels: np.ndarray, says: str):
+    write(folder, "train", "c", labels)
+    with pytest.raises(UsageError, match=says):
+        train(config(folder))
+
+
+def test_listed_images_that_are_missing(folder: Path):
+    (folder / "some.txt").write_text("a\nz\n")
+    for split in ("train", "val"):
+        Image.fromarray(three()).save(folder / f"annotations/{split}/z.png")
+    with pytest.raises(UsageError, match=r"images/train/z\.jpg: no such file"):
+        train(config(folder, ann_file="some.txt"))
+
+
+def test_classes_in_another_encoding(folder: Path):
+    (folder / "names.txt").write_text("ground\ncat\ndog\n", "utf-8-sig")
+    with pytest.raises(UsageError, match=r"names.txt' is UTF-8 with a byte order mark; allowed: UTF-8 without"):
+        train(config(folder, classes=str(folder / "names.txt")))
