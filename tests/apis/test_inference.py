@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -277,3 +278,60 @@ def test_unreadable_inputs(folder: Path, tmp_path: Path):
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     with pytest.raises(UsageError, match=r"broken.mp4': not a video that OpenCV can read"):
         call(folder, tmp_path, [tmp_path / "broken.mp4"])
+
+
+def test_checkpoints_of_other_models(folder: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match=r"it lacks bbox_head \(\d+ tensors\).* Not used by the model: roi_head"):
+        predict(config("retinanet"), str(folder / "mask-rcnn.pth"), [folder / "images"], str(tmp_path / "out"), "cpu")
+    three = config()
+    three.model.roi_head.bbox_head.num_classes = 3
+    with pytest.raises(UsageError, match=r"has other shapes: roi_head.bbox_head.fc_cls.weight \(3, \d+\), in the model"):
+        predict(three, str(folder / "mask-rcnn.pth"), [folder / "images"], str(tmp_path / "out"), "cpu")
+    turned = config()
+    turned.test_dataloader.dataset.metainfo = dict(classes=CLASSES[::-1])
+    with pytest.raises(UsageError, match="the checkpoint has cat, dog; the config has dog, cat"):
+        predict(turned, str(folder / "mask-rcnn.pth"), [folder / "images"], str(tmp_path / "out"), "cpu")
+    (tmp_path / "half.pth").write_bytes((folder / "mask-rcnn.pth").read_bytes()[:5000])
+    (tmp_path / "empty.pth").touch()
+    for name in ("half", "empty"):
+        with pytest.raises(UsageError, match=rf"{name}.pth' \([\d,]+ bytes\): "):
+            predict(config(), str(tmp_path / f"{name}.pth"), [folder / "images"], str(tmp_path / "out"), "cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_with_a_mask_head_in_a_box_detector(folder: Path, tmp_path: Path):
+    """They are complete; and the boxes are those of the whole model."""
+    boxes = config()
+    del boxes.model.roi_head["mask_head"]
+    boxes.model.roi_head.mask_roi_extractor = None
+    found = predict(boxes, str(folder / "mask-rcnn.pth"), [folder / "images/a.jpg"], str(tmp_path / "box"), "cpu")
+    whole, _ = call(folder, tmp_path, [folder / "images/a.jpg"])
+    assert found.results == [{key: value for key, value in one.items() if key != "segmentation"} for one in whole]
+
+
+class Code:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_checkpoint_is_read_safely_and_names_come_from_the_config(folder: Path, tmp_path: Path):
+    from safetensors.torch import save_file
+
+    content = torch.load(folder / "retinanet.pth")
+    torch.save(dict(content, evil=Code(tmp_path / "executed")), tmp_path / "evil.pth")
+    with pytest.raises(UsageError, match="evil.pth.*refused without executing anything"):
+        predict(config("retinanet"), str(tmp_path / "evil.pth"), [folder / "images"], str(tmp_path / "out"), "cpu")
+    assert not (tmp_path / "executed").exists()
+    save_file(content["state_dict"], tmp_path / "w.safetensors")
+    with pytest.raises(UsageError, match="has no names for its 2 classes, and neither has the config; add metainfo"):
+        predict(config("retinanet"), str(tmp_path / "w.safetensors"), [folder / "images"], str(tmp_path / "out"), "cpu")
+    named = config("retinanet")
+    named.test_dataloader.dataset.metainfo = dict(classes=("Katze", "Hund"))
+    torch.save(dict(content, meta=dict(dataset_meta=dict(classes=[f"c{i}" for i in range(80)]))), tmp_path / "coco.pth")
+    for name in ("w.safetensors", "coco.pth"):
+        predict(named, str(tmp_path / name), [folder / "images"], str(tmp_path / name[:4]), "cpu")
+        categories = json.loads((tmp_path / name[:4] / "images.json").read_text())["categories"]
+        assert [category["name"] for category in categories] == ["Katze", "Hund"]

@@ -50,8 +50,11 @@ class Detection(Task):
 
     def set_default_tta(self, cfg: Config) -> None:
         """Use ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale of the test pipeline."""
-        if "roi_head" not in cfg.model and "bbox_head" not in cfg.model:
-            super().set_default_tta(cfg)
+        if "panoptic_fusion_head" in cfg.model or not (cfg.model.get("roi_head") or cfg.model.get("bbox_head")):
+            raise UsageError(
+                f"--tta: model.type={cfg.model.get('type')!r} predicts no boxes to be merged; allowed: detectors with "
+                "a roi_head or bbox_head, or a config with tta_model and tta_pipeline"
+            )
         resize = [t for t in cfg.test_dataloader.dataset.pipeline if t["type"].endswith("Resize") and "scale" in t]
         if not resize:
             raise UsageError(

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from torch import nn
 
+from mmgcvit.checkpoint.loading import through_reader
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.tasks.detection.annotations import image_file_name, read_lists
+from mmgcvit.tasks.inferencer import CheckedWeights, config_meta
 from mmgcvit.tasks.sources import Source
 from mmgcvit.utils import write_json
 from mmgcvit.utils.files import require_file
@@ -39,10 +42,16 @@ class Detector:
     ) -> None:
         from mmdet.apis import DetInferencer
 
+        class Inferencer(CheckedWeights, DetInferencer):
+            """mmdet's inferencer with a check of the weights."""
+
+            source = checkpoint
+
         self.ids = _Ids(ann_file)
         self.results: list[dict] = []
-        self.inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
-        self.classes = tuple(self.inferencer.model.dataset_meta["classes"])
+        self.inferencer = Inferencer(cfg, through_reader(checkpoint), device=device, show_progress=False)
+        self.classes = _class_names(self.inferencer, cfg, checkpoint)
+        self.inferencer.visualizer.dataset_meta["classes"] = self.classes
         if tta:
             self.inferencer.model = MODELS.build({**cfg.tta_model, "module": self.inferencer.model})
         self.tile, self.batch_size = tile, batch_size
@@ -136,6 +145,25 @@ class Detector:
         write_json(folder / "images.json", dict(images=self.ids.images, annotations=[], categories=self.ids.categories))
         write_json(folder / "predictions.json", self.results)
         return folder / "predictions.json"
+
+
+def _class_names(inferencer: Any, cfg: Config, checkpoint: str) -> tuple[str, ...]:
+    """Class names from the checkpoint, else from the config, else from its data set class.
+
+    Raises:
+        UsageError: none of them has as many names as the model has classes.
+    """
+    saved = inferencer.model.dataset_meta["classes"] if inferencer.has_names else ()
+    head: Any = getattr(inferencer.model, "roi_head", inferencer.model)
+    head = getattr(head, "bbox_head", None) or getattr(head, "mask_head", None)
+    count = getattr(head[0] if isinstance(head, nn.ModuleList) else head, "num_classes", len(saved))
+    for classes in (saved, config_meta(cfg).get("classes", ())):
+        if len(classes) == count and not isinstance(classes, str):
+            return tuple(classes)
+    raise UsageError(
+        f"checkpoint {checkpoint!r}: has no names for its {count} classes, and neither has the config; add "
+        "metainfo=dict(classes=(...)) to test_dataloader.dataset of the config"
+    )
 
 
 class _Ids:
