@@ -132,7 +132,7 @@ def add_load_state_dict_pre_hook(module: nn.Module, hook: StateDictHook) -> None
 
 
 def with_versions(tensors: Mapping[str, Tensor], source: Any) -> dict[str, Tensor]:
-    """A state dict of these tensors with the versions of modules from ``source``, by which modules convert old names."""
+    """A state dict of these tensors, with the versions of modules in ``source``, by which modules convert old names."""
     state_dict: Any = OrderedDict(tensors)
     if hasattr(source, "_metadata"):
         state_dict._metadata = source._metadata

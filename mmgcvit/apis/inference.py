@@ -85,8 +85,8 @@ def predict(
     Raises:
         UsageError: the config, the checkpoint or an input does not exist; the checkpoint cannot be read, lacks a part
             of the model, has NaN or infinite values, or has the classes of the config in another order; the task of the
-            model is unknown; a folder has no images; two inputs have the same name; a value is not allowed; or an image cannot be read or is not
-            in ``ann_file``.
+            model is unknown; a folder has no images; two inputs have the same name; a value is not allowed; or an image
+            cannot be read or is not in ``ann_file``.
     """
     require_file("checkpoint", checkpoint)
     if batch_size < 1:

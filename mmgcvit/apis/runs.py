@@ -94,7 +94,7 @@ def train(
     ours = ["InvalidLossHook", "CorruptImageHook"]
     if cfg.get("randomness", {}).get("deterministic"):
         ours.append("ReproducibleHook")
-    added = [dict(type=f"mmgcvit.{name}") for name in ours if name not in configured]
+    added: list[dict[str, Any]] = [dict(type=f"mmgcvit.{name}") for name in ours if name not in configured]
     added.append(dict(type="mmgcvit.LoadedWeightsHook", complete=bool(cfg.get("resume"))))
     cfg.custom_hooks = [*(cfg.get("custom_hooks") or ()), *added]
     try:

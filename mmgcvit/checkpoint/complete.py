@@ -36,7 +36,7 @@ class Comparison:
     """How a checkpoint fits a model; each list has names of tensors in the model, unless stated otherwise.
 
     Args:
-        loaded: tensors with a counterpart of the same shape in the checkpoint, after the conversion of names and shapes.
+        loaded: tensors with a counterpart of the same shape in the checkpoint, after conversion of names and shapes.
         missing: parameters and statistics without a counterpart.
         reshaped: those with a counterpart of another shape: the shapes in the checkpoint and in the model.
         optional: tensors without a counterpart on which predictions do not depend: constants, and
@@ -149,9 +149,11 @@ def require_complete(model: nn.Module, checkpoint: Mapping[str, Any], name: str 
         problems.append(f"has other shapes: {Comparison(reshaped=reshaped).describe_shapes()}")
     if problems:
         unused = f". Not used by the model: {group_names(result.unused, result.loaded)}" if result.unused else ""
+        trained = class_names(checkpoint)
+        classes = f". It was trained on {len(trained)} classes: {summarize(trained)}" if trained else ""
         raise CheckpointError(
             f"{_of(name)}does not belong to the model of the config: it {' and '.join(problems)}. These would stay at "
-            f"random initial values; allowed: a checkpoint with all weights of the model{unused}"
+            f"random initial values; allowed: a checkpoint with all weights of the model{unused}{classes}"
         )
     if result.invalid:
         raise CheckpointError(
@@ -207,9 +209,10 @@ def compare_classes(trained: Sequence[str], classes: Sequence[str], name: str = 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
     """Return the model inside wrappers for several processes and for test-time augmentation."""
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
+    inner: Any = model
+    while is_model_wrapper(inner) or isinstance(inner, BaseTTAModel):
+        inner = inner.module
+    return inner
 
 
 def copy_without_values(model: nn.Module) -> nn.Module:
@@ -223,7 +226,7 @@ def copy_without_values(model: nn.Module) -> nn.Module:
 
 
 def group_names(names: Iterable[str], others: Iterable[str]) -> str:
-    """``roi_head.mask_head (12 tensors), fc.bias``: names, grouped by the largest parts that have none of ``others``."""
+    """``roi_head.mask_head (12 tensors), fc.bias``: names, grouped by the largest parts without any of ``others``."""
     names = list(names)
     known = {prefix for other in others for prefix in _prefixes(other)}
     parts = Counter(next((prefix for prefix in _prefixes(name) if prefix not in known), name) for name in names)

@@ -248,7 +248,7 @@ def _move(
                 logger="current",
                 level=logging.WARNING,
             )
-            # A strict load passes. On the meta device (complete.py) there are no values to keep: torch reports the shapes.
+            # A strict load passes. On the meta device (complete.py) there are no values to keep: torch compares.
             found = found if head.weight.is_meta else own
         for name, value in found.items():
             state_dict[f"{prefix}{head_name}.{name}"] = value

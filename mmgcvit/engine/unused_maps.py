@@ -39,9 +39,9 @@ def require_used_maps(model: Any) -> None:
     if unused:
         raise UsageError(
             f"model.backbone: out_indices={backbone.out_indices}, but no part of the model uses the maps of stages "
-            f"{', '.join(str(backbone.out_indices[i]) for i in unused)}. Training in several processes needs a gradient "
-            f"for every parameter. Set {'; '.join(_changes(inner, backbone, unused))} (or find_unused_parameters=True, "
-            "which is slower)"
+            f"{', '.join(str(backbone.out_indices[i]) for i in unused)}. Training in several processes needs a "
+            f"gradient for every parameter. Set {'; '.join(_changes(inner, backbone, unused))} (or "
+            "find_unused_parameters=True, which is slower)"
         )
 
 

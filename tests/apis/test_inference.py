@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TINY
 
 pytest.importorskip("mmcv._ext")
 pytest.importorskip("mmdet")
 
 import cv2
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 from pycocotools.coco import COCO
 
@@ -285,7 +286,9 @@ def test_checkpoints_of_other_models(folder: Path, tmp_path: Path):
         predict(config("retinanet"), str(folder / "mask-rcnn.pth"), [folder / "images"], str(tmp_path / "out"), "cpu")
     three = config()
     three.model.roi_head.bbox_head.num_classes = 3
-    with pytest.raises(UsageError, match=r"has other shapes: roi_head.bbox_head.fc_cls.weight \(3, \d+\), in the model"):
+    with pytest.raises(
+        UsageError, match=r"has other shapes: roi_head.bbox_head.fc_cls.weight \(3, \d+\), in the model"
+    ):
         predict(three, str(folder / "mask-rcnn.pth"), [folder / "images"], str(tmp_path / "out"), "cpu")
     turned = config()
     turned.test_dataloader.dataset.metainfo = dict(classes=CLASSES[::-1])
@@ -322,7 +325,7 @@ def test_checkpoint_is_read_safely_and_names_come_from_the_config(folder: Path, 
 
     content = torch.load(folder / "retinanet.pth")
     torch.save(dict(content, evil=Code(tmp_path / "executed")), tmp_path / "evil.pth")
-    with pytest.raises(UsageError, match="evil.pth.*refused without executing anything"):
+    with pytest.raises(UsageError, match=r"evil.pth.*refused without executing anything"):
         predict(config("retinanet"), str(tmp_path / "evil.pth"), [folder / "images"], str(tmp_path / "out"), "cpu")
     assert not (tmp_path / "executed").exists()
     save_file(content["state_dict"], tmp_path / "w.safetensors")
@@ -335,3 +338,44 @@ def test_checkpoint_is_read_safely_and_names_come_from_the_config(folder: Path, 
         predict(named, str(tmp_path / name), [folder / "images"], str(tmp_path / name[:4]), "cpu")
         categories = json.loads((tmp_path / name[:4] / "images.json").read_text())["categories"]
         assert [category["name"] for category in categories] == ["Katze", "Hund"]
+
+
+def condinst() -> Config:
+    """mmdet's one-stage instance segmentor CondInst with a tiny backbone."""
+    cfg = Config.fromfile(BASES / "retinanet_gcvit-nano_fpn.py")
+    theirs = get_config("mmdet::condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py").model
+    theirs.backbone = dict(type="GCViT", arch=TINY, out_indices=(1, 2, 3), pad="window")
+    theirs.neck.update(in_channels=[32, 64, 128], start_level=0)
+    theirs.bbox_head.num_classes = len(CLASSES)
+    theirs.test_cfg.update(score_thr=0.0, max_per_img=6)
+    cfg.model = theirs
+    cfg.test_dataloader.dataset.metainfo = dict(classes=CLASSES)
+    for transform in cfg.test_dataloader.dataset.pipeline:
+        if transform.type == "Resize":
+            transform.scale = (96, 64)
+    return cfg
+
+
+def test_one_stage_instance_segmentor(folder: Path, tmp_path: Path):
+    """Masks alone, boxes with test-time augmentation, and multiply-adds."""
+    from mmgcvit.analysis import build_model, count_flops
+
+    built = build_model(condinst())
+    torch.save(built.state_dict(), tmp_path / "c.pth")
+    images = [folder / "images/a.jpg", folder / "images/b.png"]
+    for tta in (False, True):
+        found = predict(condinst(), str(tmp_path / "c.pth"), images, str(tmp_path / "out"), "cpu", tta=tta)
+        assert found.objects > 0
+        assert all(("segmentation" in result) != tta for result in found.results)
+    flops = {part.name: part.macs for part in count_flops(built, (64, 96)).parts}
+    assert flops["bbox_head"] > 0
+    assert flops["mask_head"] > 0
+    assert built.bbox_head.test_cfg.score_thr == 0.0
+    solo = config()
+    solo.model = dict(type="SOLO", mask_head=dict(type="SOLOHead"))
+    with pytest.raises(UsageError, match=r"--tta: model.type='SOLO' predicts no boxes to be merged"):
+        use_tta(solo)
+    del built.mask_head
+    built.mask_head = torch.nn.Linear(1, 1)
+    with pytest.raises(UsageError, match=r"model.type='CondInst': its forward pass on an image alone fails"):
+        count_flops(built, (64, 96))

@@ -111,8 +111,13 @@ def test_invalid_checkpoints(tmp_path: Path, tree: Path, files, classifier):
         apis.test(for_classes(tree, tmp_path / "nan"), str(tmp_path / "nan.pth"))
     order = dict(state_dict=state, meta=dict(dataset_meta=dict(classes=[*CLASSES[1:], CLASSES[0]])))
     torch.save(order, tmp_path / "order.pth")
-    for call in (apis.test, lambda cfg, path: apis.predict(cfg, path, [tree / "val/red"], str(tmp_path / "out"), "cpu")):
-        with pytest.raises(UsageError, match=r"order.pth'.*the checkpoint has green, red, x, y, blue; the config has blue"):
+    for call in (
+        apis.test,
+        lambda cfg, path: apis.predict(cfg, path, [tree / "val/red"], str(tmp_path / "out"), "cpu"),
+    ):
+        with pytest.raises(
+            UsageError, match=r"order.pth'.*the checkpoint has green, red, x, y, blue; the config has blue"
+        ):
             call(for_classes(tree, tmp_path / "order"), str(tmp_path / "order.pth"))
     assert not (tmp_path / "out").exists()
     (tmp_path / "half.pth").write_bytes(files["mmgcvit"].read_bytes()[:3000])
@@ -275,7 +280,7 @@ def test_load_from_says_what_it_left_out(tmp_path: Path, tree: Path, classifier)
     (line,) = [line for line in log.read_text().splitlines() if "load_from" in line and "tensors loaded" in line]
     assert "five.pth': " in line
     assert "head.weight (5, 128), in the model (3, 128)" in line
-    with pytest.raises(UsageError, match="head.weight"):
+    with pytest.raises(UsageError, match=r"head.weight"):
         apis.train(config(tree, tmp_path / "resume", workers=0), resume=str(tmp_path / "five.pth"))
     (tmp_path / "half.pth").write_bytes((tmp_path / "five.pth").read_bytes()[:3000])
     with pytest.raises(UsageError, match=r"half.pth' \(3,000 bytes\): truncated or damaged"):

@@ -379,7 +379,11 @@ def test_checkpoints_of_other_models(folder: Path, tmp_path: Path):
     assert 0 <= found["mIoU"] <= 100
     four = (*CLASSES, "owl")
     for path, classes, says in (
-        (folder / "fpn.pth", four, r"has other shapes: decode_head.conv_seg.weight \(3, 64, 1, 1\), in the model \(4, 64"),
+        (
+            folder / "fpn.pth",
+            four,
+            r"has other shapes: decode_head.conv_seg.weight \(3, 64, 1, 1\), in the model \(4, ",
+        ),
         (folder / "fpn.pth", CLASSES[::-1], "'ground' is label 0 of the checkpoint and label 2 of the config"),
         (folder / "upernet.pth", CLASSES, r"it lacks neck \(\d+ tensors\), decode_head"),
         (tmp_path / "bare.pth", CLASSES, r"it lacks neck \(\d+ tensors\), decode_head \(\d+ tensors\)\. "),

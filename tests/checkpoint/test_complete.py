@@ -50,7 +50,7 @@ def test_same_model():
 
 def test_missing_parts():
     with pytest.raises(CheckpointError, match=r"^checkpoint 'a.pth': does not belong to the model of the config: "
-                       r"it lacks roi_head.mask_head \(4 tensors\)\. These would stay at random initial values"):  # fmt: skip
+                       r"it lacks roi_head.mask_head \(4 tensors\)\. These would stay at random"):  # fmt: skip
         require_complete(Detector(), parts(Detector(mask=False)), "a.pth")
     state = Detector().state_dict()
     for name in ("neck.1.num_batches_tracked", "project", "tied.weight"):  # not trained, or a second name

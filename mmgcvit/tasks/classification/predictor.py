@@ -60,9 +60,10 @@ class ClassPredictor:
         self.model = MODELS.build(cfg.model)
         content = read_checkpoint(resolve_source(checkpoint), "cpu")
         require_complete(self.model, content, checkpoint)
-        trained, given = class_names(content), class_list(cfg.test_dataloader.dataset.get("classes"))
-        if given is not None and len(given) == len(trained):
-            compare_classes(trained, given, checkpoint)
+        trained = class_names(content)
+        names = class_list(cfg.test_dataloader.dataset.get("classes")) or ()
+        if len(names) == len(trained):
+            compare_classes(trained, names, checkpoint)
         load_pretrained(self.model, content)
         self.model.to(device or get_device()).eval()
         pipeline = cfg.test_dataloader.dataset.pipeline
@@ -117,7 +118,7 @@ class ClassPredictor:
 def _class_names(cfg: Config, checkpoint: Any, count: int) -> list[str]:
     """Class names: from the checkpoint, else from the config, else those of ImageNet-1k, else numbers."""
     given = cfg.test_dataloader.dataset.get("classes")
-    for names in (class_names(checkpoint), given):
+    for names in (class_names(checkpoint), class_list(given) if isinstance(given, str) else given):
         if isinstance(names, (list, tuple)) and len(names) == count:
             return list(map(str, names))
     if count == 1000:
