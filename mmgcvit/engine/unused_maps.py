@@ -114,14 +114,15 @@ def _changes(model: nn.Module, backbone: Any, unused: Sequence[int]) -> list[str
             lines.append(f"{name}.end_level=-1")
     for name, head in _decode_heads(model):
         index = getattr(head, "in_index", None)
-        if index is not None:
-            places = [place - sum(start <= i < place + start for i in unused) for place in _positive(index, count)]
-            lines.append(f"model.{name}.in_index={places if isinstance(index, (list, tuple)) else places[0]}")
+        if index is None:
+            continue
+        given = [i % count for i in (index if isinstance(index, (list, tuple)) else [index])]
+        taken = [place for place in given if place + start not in unused]
+        places = [place - sum(start <= i < place + start for i in unused) for place in taken]
+        lines.append(f"model.{name}.in_index={places if isinstance(index, (list, tuple)) else places[0]}")
+        if len(taken) < len(given):
+            lines.append(f"model.{name}.in_channels={[backbone.out_channels[i] for i in taken]}")
     return lines
-
-
-def _positive(index: Any, count: int) -> list[int]:
-    return [i % count for i in (index if isinstance(index, (list, tuple)) else [index])]
 
 
 def _is_trained(backbone: Any, index: int) -> bool:

@@ -240,6 +240,7 @@ def test_tta_uses_scale_or_tta_pipeline_of_config():
     own.tta_model = dict(type="DetTTAModel")
     own.tta_pipeline = [dict(type="LoadImageFromFile")]
     use_tta(own)
+    assert own.tta_model == dict(type="mmgcvit.BoxTTAModel")  # DetTTAModel with support for masks
     assert own.test_dataloader.dataset.pipeline == [dict(type="LoadImageFromFile")]
     lvis = config(scale=96)
     lvis.test_evaluator = dict(type="LVISMetric", metric=["bbox", "segm"])
@@ -358,6 +359,8 @@ def condinst() -> Config:
 
 def test_one_stage_instance_segmentor(folder: Path, tmp_path: Path):
     """Masks alone, boxes with test-time augmentation, and multiply-adds."""
+    from pycocotools import mask as coco_mask
+
     from mmgcvit.analysis import build_model, count_flops
 
     built = build_model(condinst())
@@ -371,8 +374,16 @@ def test_one_stage_instance_segmentor(folder: Path, tmp_path: Path):
     assert flops["bbox_head"] > 0
     assert flops["mask_head"] > 0
     assert built.bbox_head.test_cfg.score_thr == 0.0
-    solo = config()
-    solo.model = dict(type="SOLO", mask_head=dict(type="SOLOHead"))
+    solo = condinst()
+    solo.model = get_config("mmdet::solo/decoupled-solo-light_r50_fpn_3x_coco.py").model
+    solo.model.backbone, solo.model.neck.in_channels = dict(type="GCViT", arch=TINY), [16, 32, 64, 128]
+    solo.model.mask_head.num_classes = len(CLASSES)
+    solo.model.test_cfg.update(score_thr=0.0, filter_thr=0.0, max_per_img=4)
+    torch.save(build_model(solo).state_dict(), tmp_path / "solo.pth")
+    for result in predict(solo, str(tmp_path / "solo.pth"), images, str(tmp_path / "solo"), "cpu").results:
+        x, y, width, height = result["bbox"]  # of the mask: SOLO has no boxes
+        rows, columns = np.nonzero(coco_mask.decode(result["segmentation"]))
+        assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == [x, y, x + width, y + height]
     with pytest.raises(UsageError, match=r"--tta: model.type='SOLO' predicts no boxes to be merged"):
         use_tta(solo)
     del built.mask_head

@@ -36,15 +36,19 @@ class Pyramid(nn.Module):
 
 
 class Head(nn.Module):
-    """A decode head like mmseg's; ``also`` is the index of a map that it uses besides, as DeepLabV3+ does."""
+    """A decode head like mmseg's.
 
-    def __init__(self, in_index: int | Sequence[int], also: int | None = None) -> None:
+    ``also`` is the index of a map that it uses besides, as DeepLabV3+ does; with ``last`` it only uses the last of the
+    maps, as EncNet may.
+    """
+
+    def __init__(self, in_index: int | Sequence[int], also: int | None = None, last: bool = False) -> None:
         super().__init__()
-        self.in_index, self.also = in_index, also
+        self.in_index, self.also, self.last = in_index, also, last
 
     def forward(self, maps: Sequence[Tensor], previous: Tensor | None = None) -> Tensor:
         index = [self.in_index] if isinstance(self.in_index, int) else self.in_index
-        total = sum(maps[i].mean() for i in index)
+        total = sum(maps[i].mean() for i in index[-1 if self.last else 0 :])
         total = total if self.also is None else total + maps[self.also].mean()
         return total if previous is None else total + previous
 
@@ -93,6 +97,11 @@ def one_process(tmp_path_factory):
             lambda: Model(decode_head=Head(3, also=0), auxiliary_head=nn.ModuleList([Head([2])])),
             {0, 2, 3},
             ("stages 1.", "out_indices=(0, 2, 3); model.decode_head.in_index=2; model.auxiliary_head[0].in_index=[1] "),
+        ),
+        (
+            lambda: Model(decode_head=Head([1, 2], last=True), auxiliary_head=Head(0)),
+            {0, 2},
+            ("stages 1, 3.", "out_indices=(0, 2); model.decode_head.in_index=[1]; model.decode_head.in_channels=[64]"),
         ),
         (lambda: Model(decode_head=nn.ModuleList([Head(3), Head([1, 2])]), auxiliary_head=Head(0)), {0, 1, 2, 3}, ()),
         (lambda: GCViTClassifier(dict(arch=TINY)), {0}, ()),

@@ -80,6 +80,11 @@ class Detector:
 
     def _detect(self, images: list[np.ndarray]) -> list[Any]:
         found = self.inferencer(images, batch_size=self.batch_size, return_datasamples=True, no_save_vis=True)
+        if not all("pred_instances" in sample for sample in found["predictions"]):
+            raise UsageError(
+                f"model.type={type(self.inferencer.model).__name__!r} predicts no instances (panoptic segmentation); "
+                "allowed: detectors and instance segmentors"
+            )
         return [sample.pred_instances.cpu() for sample in found["predictions"]]
 
     def _tiled(self, image: np.ndarray) -> Any:
@@ -155,10 +160,11 @@ def _class_names(inferencer: Any, cfg: Config, checkpoint: str) -> tuple[str, ..
     """
     saved = inferencer.model.dataset_meta["classes"] if inferencer.has_names else ()
     head: Any = getattr(inferencer.model, "roi_head", inferencer.model)
-    head = getattr(head, "bbox_head", None) or getattr(head, "mask_head", None)
-    count = getattr(head[0] if isinstance(head, nn.ModuleList) else head, "num_classes", len(saved))
+    parts = (getattr(head, name, None) for name in ("bbox_head", "mask_head", "panoptic_head"))
+    head = next((part for part in parts if isinstance(part, nn.Module)), None)
+    count = getattr(head[0] if isinstance(head, nn.ModuleList) else head, "num_classes", None)
     for classes in (saved, config_meta(cfg).get("classes", ())):
-        if len(classes) == count and not isinstance(classes, str):
+        if classes and count in (None, len(classes)) and not isinstance(classes, str):
             return tuple(classes)
     raise UsageError(
         f"checkpoint {checkpoint!r}: has no names for its {count} classes, and neither has the config; add "
@@ -211,6 +217,8 @@ class _Ids:
 
     def results(self, source: Source, instances: Any) -> list[dict]:
         """Return the COCO results of one image, and assign its id."""
+        from pycocotools import mask as coco_mask
+
         height, width = source.pixels.shape[:2]
         known = self.known.get(source.name) if source.frame is None else None
         image = dict(id=self.next if known is None else known, file_name=source.name, width=width, height=height)
@@ -229,6 +237,8 @@ class _Ids:
             )
             if "masks" in instances:
                 mask = instances.masks[i]
+                if x2 <= x1 or y2 <= y1:  # a detector without boxes, such as SOLO, returns zeros
+                    result["bbox"] = coco_mask.toBbox(mask).tolist()
                 result["segmentation"] = dict(size=list(mask["size"]), counts=mask["counts"].decode())
             found.append(result)
         return found
