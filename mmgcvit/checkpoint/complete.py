@@ -59,16 +59,21 @@ class Comparison:
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]
-        known = self.loaded
-        for title, names, others in (
-            ("left at initial values", [*self.missing, *self.optional], [*known, *self.reshaped]),
-            ("not used by the model", self.unused, known),
-        ):
-            if names:
-                parts.append(f"{title}: {group_names(names, others)}")
+        if self.missing or self.optional:
+            parts.append(f"left at initial values: {self.group_in_model([*self.missing, *self.optional])}")
+        if self.unused:
+            parts.append(f"not used by the model: {self.group_in_checkpoint()}")
         if self.reshaped:
             parts.append(f"left at initial values because the shape differs: {self.describe_shapes()}")
         return "; ".join(parts)
+
+    def group_in_model(self, names: Sequence[str]) -> str:
+        """List tensors of the model by the largest parts of which the checkpoint has nothing."""
+        return group_names(names, [*self.loaded, *self.reshaped, *self.unused])
+
+    def group_in_checkpoint(self) -> str:
+        """List the unused tensors of the checkpoint by the largest parts of which the model has nothing."""
+        return group_names(self.unused, [*self.loaded, *self.reshaped, *self.missing, *self.optional])
 
     def describe_shapes(self) -> str:
         """List the tensors of other shapes."""
@@ -144,11 +149,11 @@ def require_complete(model: nn.Module, checkpoint: Mapping[str, Any], name: str 
     reshaped = {key: shapes for key, shapes in result.reshaped.items() if not key.startswith(TRAINING_PARTS)}
     problems = []
     if result.missing:
-        problems.append(f"lacks {group_names(result.missing, [*result.loaded, *result.reshaped])}")
+        problems.append(f"lacks {result.group_in_model(result.missing)}")
     if reshaped:
         problems.append(f"has other shapes: {Comparison(reshaped=reshaped).describe_shapes()}")
     if problems:
-        unused = f". Not used by the model: {group_names(result.unused, result.loaded)}" if result.unused else ""
+        unused = f". Not used by the model: {result.group_in_checkpoint()}" if result.unused else ""
         trained = class_names(checkpoint)
         classes = f". It was trained on {len(trained)} classes: {summarize(trained)}" if trained else ""
         raise CheckpointError(
