@@ -20,9 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from mmgcvit.backbone.gcvit import GCViT
 from mmgcvit.compat import flash_attention_on_cpu
+from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
 from mmgcvit.tasks import find_task
 from mmgcvit.tasks.detection.flops import MASKS, PROPOSALS
+from mmgcvit.utils.text import describe
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,9 @@ def count_flops(model: nn.Module, shape: tuple[int, int], channels: int | None =
 
     Returns:
         Counts for the stem, each stage, the neck, each head, and the rest.
+
+    Raises:
+        UsageError: the forward pass of the model needs more than an image.
     """
     parameter = next(model.parameters())
     if channels is None:
@@ -140,7 +145,13 @@ def _forward(model: nn.Module, image: Tensor) -> None:
     if not hasattr(model, "data_preprocessor"):
         model(image)
     elif (task := find_task(model)) is not None:
-        task.forward(model, image)
+        try:
+            task.forward(model, image)
+        except Exception as error:  # of a head that needs annotations, texts or other inputs
+            raise UsageError(
+                f"model.type={type(model).__name__!r}: its forward pass on an image alone fails, so that it cannot be "
+                f"counted: {describe(error)}"
+            ) from error
     else:
         model(image, [], mode="tensor")
 

@@ -8,7 +8,8 @@ and not a user.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -130,6 +131,14 @@ def add_load_state_dict_pre_hook(module: nn.Module, hook: StateDictHook) -> None
         module._register_load_state_dict_pre_hook(hook, with_module=True)
 
 
+def with_versions(tensors: Mapping[str, Tensor], source: Any) -> dict[str, Tensor]:
+    """A state dict of these tensors, with the versions of modules in ``source``, by which modules convert old names."""
+    state_dict: Any = OrderedDict(tensors)
+    if hasattr(source, "_metadata"):
+        state_dict._metadata = source._metadata
+    return state_dict
+
+
 # Counting kernels (mmgcvit.kernel_count)
 
 #: The base class of modes that see every operation.
@@ -155,6 +164,11 @@ def flash_attention_on_cpu() -> Any:
 def has_train_loop(runner: Any) -> bool:
     """Whether the training loop of an mmengine Runner has been built; ``runner.train_loop`` itself would build it."""
     return not (runner._train_loop is None or isinstance(runner._train_loop, dict))
+
+
+def load_from(runner: Any) -> str:
+    """The checkpoint that an mmengine Runner loads or resumes, '' if there is none."""
+    return str(getattr(runner, "_load_from", None) or "")
 
 
 def skipped_batch_size(iterator: Any) -> int | None:

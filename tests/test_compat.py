@@ -101,6 +101,14 @@ def test_batch_size_that_is_skipped():
     assert compat.skipped_batch_size(iter(numbers)) is None
 
 
+def test_checkpoint_of_a_runner(tmp_path: Path):
+    from mmengine.runner import Runner
+
+    runner = Runner(nn.Linear(1, 1), str(tmp_path), load_from="a.pth", experiment_name="load_from", log_level="ERROR")
+    assert compat.load_from(runner) == "a.pth"
+    assert compat.load_from(object()) == ""
+
+
 def test_metainfo_of_data_set(tmp_path: Path):
     from mmengine.dataset import BaseDataset
 

@@ -94,3 +94,13 @@ def test_names_are_resolved_by_find_class():
 
     with pytest.raises(LookupError, match=r"collections\.OrderedDict"):
         Refusing(io.BytesIO(pickle.dumps(__import__("collections").OrderedDict(a=1)))).load()
+
+
+def test_state_dict_keeps_versions():
+    model = nn.Sequential(nn.BatchNorm1d(2))
+    versions = []
+    compat.add_load_state_dict_pre_hook(model[0], lambda module, state, prefix, metadata, *_: versions.append(metadata))
+    state = model.state_dict()
+    for source in (state, dict(state)):
+        model.load_state_dict(compat.with_versions(dict(state), source))
+    assert versions == [dict(version=2), {}]

@@ -25,11 +25,12 @@ def main() -> None:
 
     try:
         model = analysis.build_model(apis.load_config(args.config, cfg_options=args.cfg_options))
+        flops = analysis.count_flops(model, tuple(args.shape))
     except apis.UsageError as error:
         sys.exit(f"get_flops: {error}")
     # other overridden values make it a different model
     beside = None if args.cfg_options else analysis.published(args.config, tuple(args.shape))
-    analysis.print_flops(analysis.count_flops(model, tuple(args.shape)), beside)
+    analysis.print_flops(flops, beside)
 
 
 if __name__ == "__main__":

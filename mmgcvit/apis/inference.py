@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 
 from mmgcvit.apis.config import load_config
 from mmgcvit.apis.tta import use_tta
-from mmgcvit.errors import UsageError
+from mmgcvit.errors import CheckpointError, ClassificationDataError, UsageError
 from mmgcvit.registry import rename_old_types
 from mmgcvit.tasks import Predictor, task_of
 from mmgcvit.tasks.sources import Film, Input, Source, frames, list_inputs, read, write_image
@@ -91,9 +91,10 @@ def predict(
         Counts, and the results as written to the file.
 
     Raises:
-        UsageError: the config, the checkpoint or an input does not exist; the task of the model is unknown; a folder
-            has no images; two inputs have the same name; a value is not allowed; an image is not in ``ann_file``; or,
-            after the others are done, some inputs could not be read.
+        UsageError: the config, the checkpoint or an input does not exist; the checkpoint cannot be read, lacks a part
+            of the model, has NaN or infinite values, or has the classes of the config in another order; the task of the
+            model is unknown; a folder has no images; two inputs have the same name; a value is not allowed; an image is
+            not in ``ann_file``; or, after the others are done, some inputs could not be read.
     """
     require_file("checkpoint", checkpoint)
     if batch_size < 1:
@@ -109,9 +110,11 @@ def predict(
     task = task_of(cfg)
     if tta:
         use_tta(cfg)
-    model = task.predictor(
-        cfg, checkpoint, device=device, tta=tta, tile=tile, overlap=overlap, batch_size=batch_size, ann_file=ann_file
-    )
+    options = dict(device=device, tta=tta, tile=tile, overlap=overlap, batch_size=batch_size, ann_file=ann_file)
+    try:
+        model = task.predictor(cfg, checkpoint, **options)
+    except (CheckpointError, ClassificationDataError) as error:
+        raise UsageError(str(error) if checkpoint in str(error) else f"checkpoint {checkpoint!r}: {error}") from error
     model.validate_inputs(entries)
     folder = Path(out_dir)
     try:

@@ -13,13 +13,14 @@ from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from mmgcvit.apis.checkpoints import READER, newest_checkpoint
+from mmgcvit.apis.checkpoints import newest_checkpoint
 from mmgcvit.apis.launch import build_runner
 from mmgcvit.apis.tta import use_tta
-from mmgcvit.checkpoint.loading import SCHEMES
+from mmgcvit.checkpoint.loading import through_reader
 from mmgcvit.datasets.pipelines import use_checked_loading
 from mmgcvit.datasets.problems import data_sets
 from mmgcvit.engine.single_device import revert_sync_bn, scale_single_device_lr
+from mmgcvit.engine.unused_maps import require_used_maps
 from mmgcvit.errors import AnnotationError, CheckpointError, ClassificationDataError, CorruptImageError, UsageError
 from mmgcvit.registry import rename_old_types, type_name
 from mmgcvit.tasks import TASKS, task_of_dataset
@@ -60,8 +61,9 @@ def train(
 
     Raises:
         UsageError: ``amp`` is used without a GPU; the learning rate is to be scaled but the config has no
-            ``base_batch_size``; the checkpoint does not exist; the annotations would break the run; or the classes
-            differ from those of the annotation file.
+            ``base_batch_size``; the checkpoint does not exist, cannot be read, or is resumed by another model; the
+            annotations would break the run; the classes differ from those of the annotation file; or, with DDP, a map
+            of the backbone is not used.
     """
     if corrupt is not None and corrupt not in CORRUPT:
         raise UsageError(f"corrupt={corrupt!r}; allowed: {', '.join(CORRUPT)}")
@@ -80,6 +82,8 @@ def train(
             cfg.resume, cfg.load_from = True, require_file("checkpoint to resume from", checkpoint)
         else:
             print_log(f"--resume: no checkpoint in {cfg.work_dir}; starting from scratch", level=logging.WARNING)
+    elif cfg.get("load_from") and not cfg.get("resume"):
+        cfg.load_from = through_reader(require_file("load_from", cfg.load_from))
     use_checked_loading([cfg.get("train_dataloader"), cfg.get("custom_hooks")], corrupt)  # hooks may set pipelines
     use_checked_loading(cfg.get("val_dataloader"))
     _check_data(cfg, "train_dataloader", "val_dataloader")
@@ -87,13 +91,15 @@ def train(
     ours = ["InvalidLossHook", "CorruptImageHook"]
     if cfg.get("randomness", {}).get("deterministic"):
         ours.append("ReproducibleHook")
-    added = [dict(type=f"mmgcvit.{name}") for name in ours if name not in configured]
+    added: list[dict[str, Any]] = [dict(type=f"mmgcvit.{name}") for name in ours if name not in configured]
+    added.append(dict(type="mmgcvit.LoadedWeightsHook", complete=bool(cfg.get("resume"))))
     cfg.custom_hooks = [*(cfg.get("custom_hooks") or ()), *added]
     try:
         runner = build_runner(cfg)
         revert_sync_bn(runner)
+        require_used_maps(getattr(runner, "model", None))  # FlexibleRunner builds it later
         runner.train()
-    except (AnnotationError, ClassificationDataError) as error:
+    except (AnnotationError, CheckpointError, ClassificationDataError) as error:
         raise UsageError(str(error)) from error
     except (CorruptImageError, UsageError) as error:
         raise UsageError(_from_worker(error)) from error
@@ -119,20 +125,20 @@ def test(
         The metrics.
 
     Raises:
-        UsageError: the checkpoint does not exist, cannot be read, belongs to another network or, for a classifier, has
-            no head; ``show_dir`` is used with a visualization hook that is neither mmdet's nor mmseg's; ``out`` is used
-            without a TopKAccuracy in the config; the annotations would break the run; or the classes differ from those
-            of the annotation file, the checkpoint or the head.
+        UsageError: the checkpoint does not exist, cannot be read, belongs to another network, lacks a part of the
+            model, or has NaN or infinite values; a class of the test data has another label in the checkpoint;
+            ``show_dir`` is used with a visualization hook that is neither mmdet's nor mmseg's; ``out`` is used without
+            a TopKAccuracy in the config; the annotations would break the run; or the classes differ from those of the
+            annotation file or the head.
     """
     cfg = rename_old_types(copy.deepcopy(cfg))
     if not cfg.get("test_dataloader"):
         raise UsageError("the config has no test_dataloader: there is nothing to test on")
-    cfg.load_from = require_file("checkpoint", checkpoint)
-    if "://" not in checkpoint or checkpoint.startswith((*SCHEMES, "http://", "https://")):
-        cfg.load_from = READER + checkpoint
+    cfg.load_from = through_reader(require_file("checkpoint", checkpoint))
     # mmengine saves the averaged weights as the model's weights. Its hook would load them again, and would fail on bare
     # state dicts and on weights without a head.
     cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks") or () if type_name(hook) != "EMAHook"]
+    cfg.custom_hooks.append(dict(type="mmgcvit.LoadedWeightsHook"))
     _check_data(cfg, "test_dataloader")
     if show_dir is not None:
         _show_in(cfg, os.path.abspath(show_dir))  # absolute, as the libraries join it to the work directory

@@ -16,15 +16,18 @@ def use_tta(cfg: Config) -> None:
     """Replace the config's test pipeline by one with several scales, each with and without mirroring.
 
     If the config has a ``tta_model`` and a ``tta_pipeline``, like those in ``configs/segmentation``, they are used. If
-    this pipeline loads images without any argument, images are loaded as in the test pipeline. Otherwise a detector
-    uses those of ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale of the test pipeline's Resize.
-    Only boxes are merged: masks and the metric 'segm' are dropped.
+    this pipeline loads images without any argument, they are loaded as in the test pipeline. A DetTTAModel is replaced
+    by its subclass :class:`~mmgcvit.tasks.detection.tta.BoxTTAModel`. Otherwise a detector uses those of
+    ``configs/detection/_base_/tta.py``, at 0.8, 1 and 1.2 times the scale of the test pipeline's Resize. Only boxes are
+    merged: masks and the metric 'segm' are dropped.
 
     Raises:
         UsageError: the config lacks one of the two and is not a detector config, or its test pipeline has no Resize.
     """
     if "tta_model" not in cfg or "tta_pipeline" not in cfg:
         (find_task(cfg.model) or TASKS[-1]).set_default_tta(cfg)
+    elif type_name(cfg.tta_model) == "DetTTAModel":  # it fails on masks, as those of mmdet's RTMDet-Ins
+        cfg.tta_model.type = "mmgcvit.BoxTTAModel"
     plain = {"type", "backend_args"}
     own = next(image_loaders(cfg.test_dataloader.dataset.pipeline), {})
     for loader in image_loaders(cfg.tta_pipeline):

@@ -218,7 +218,9 @@ class GCViT(SafePretrainedInit, BaseModule):
         drop_rate: dropout rate after the projection of attention and in the MLPs.
         attn_drop_rate: dropout rate of the attention weights.
         qkv_bias: whether the linear layers for query, key and value have a bias.
-        out_indices: stages whose maps are returned. Stages after the last one are not built.
+        out_indices: stages whose maps are returned, each through its own norm. Stages after the last one are not built.
+            DDP needs every returned map to be used: (1, 2, 3) with ``start_level=0`` for an FPN that would leave out
+            the first one.
         frozen_stages: -1 for none, 0 for the stem, i for the stem and the first i stages with their norms.
         with_cp: recompute the blocks in the backward pass: less memory, more time, same results.
         init_cfg: as in mmengine. ``dict(type='Pretrained', checkpoint=...)`` loads a checkpoint from any publisher.

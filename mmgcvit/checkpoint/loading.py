@@ -27,6 +27,7 @@ from mmgcvit.compat import add_load_state_dict_pre_hook
 from mmgcvit.errors import CheckpointError
 
 SCHEMES = ("gcvit://", "timm://")
+READER = "mmgcvit-reader://"  # prefix of file names that mmengine reads with the package's own reader
 
 
 def load_pretrained(
@@ -88,6 +89,16 @@ def resolve_source(source: str) -> Path:
     if source.startswith((*SCHEMES, "http://", "https://")):
         return fetch(source)
     return Path(source)
+
+
+def through_reader(source: str) -> str:
+    """Name by which mmengine reads a file, a URL or a published name with the package's own reader.
+
+    Names with a scheme of mmengine's (``open-mmlab://``, ``s3://``, ...) are returned unchanged.
+    """
+    if "://" in source and not source.startswith((*SCHEMES, "http://", "https://")):
+        return source
+    return READER + source
 
 
 def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor], prefix: str, log: bool = True) -> None:
@@ -161,15 +172,17 @@ def _parent(model: nn.Module, backbone: GCViT) -> nn.Module:
     return next(parents, backbone)
 
 
+def sharded_part(model: nn.Module) -> str:
+    """Class name of a module or parameter that is sharded over processes; '' if there is none."""
+    names = (type(part).__name__ for part in (*model.modules(), *model.parameters()))
+    kinds = ("FullyShardedDataParallel", "MMFullyShardedDataParallel", "FSDPModule", "DTensor", "FlatParameter")
+    return next((name for name in names if name in kinds), "")
+
+
 def _refuse_sharded(model: nn.Module) -> None:
     """Raise a CheckpointError if parameters are sharded over processes: there are no full tensors to copy into."""
-    sharded = [
-        type(part).__name__
-        for part in (*model.modules(), *model.parameters())
-        if type(part).__name__ in ("FullyShardedDataParallel", "DTensor", "FlatParameter")
-    ]
-    if sharded:
-        raise CheckpointError(f"the model is already sharded ({sharded[0]}): load the weights before wrapping it")
+    if sharded := sharded_part(model):
+        raise CheckpointError(f"the model is already sharded ({sharded}): load the weights before wrapping it")
 
 
 def _log(report: LoadReport) -> None:
@@ -235,7 +248,8 @@ def _move(
                 logger="current",
                 level=logging.WARNING,
             )
-            found = own
+            # A strict load passes. On the meta device (complete.py) there are no values to keep: torch compares.
+            found = found if head.weight.is_meta else own
         for name, value in found.items():
             state_dict[f"{prefix}{head_name}.{name}"] = value
 
@@ -249,6 +263,15 @@ def register() -> None:
             force=True,
             loader=lambda filename, map_location=None: read_checkpoint(fetch(filename), map_location or "cpu"),
         )
+    CheckpointLoader.register_scheme(prefixes=READER, force=True, loader=load_from_mmgcvit_reader)
+
+
+def load_from_mmgcvit_reader(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Read a checkpoint for mmengine with the package's reader; the weights are under ``state_dict``."""
+    found = read_checkpoint(resolve_source(filename.removeprefix(READER)), map_location or "cpu")
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        return dict(found)
+    return {"state_dict": unwrap_checkpoint(found)}
 
 
 register()

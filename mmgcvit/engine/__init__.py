@@ -1,6 +1,6 @@
 """Hooks, loops and optimizer wrappers for mmengine."""
 
-from mmgcvit.engine.hooks import CorruptImageHook, InvalidLossHook, ReproducibleHook
+from mmgcvit.engine.hooks import CorruptImageHook, InvalidLossHook, LoadedWeightsHook, ReproducibleHook
 from mmgcvit.engine.loops import EMAValLoop, ResumableTrainLoop
 from mmgcvit.engine.sharding import FSDPAmpOptimWrapper, FSDPOptimWrapper
 from mmgcvit.engine.single_device import revert_sync_bn, scale_single_device_lr
@@ -18,6 +18,7 @@ __all__ = [
     "FSDPOptimWrapper",
     "InvalidLossError",
     "InvalidLossHook",
+    "LoadedWeightsHook",
     "ReproducibleHook",
     "ResumableTrainLoop",
     "revert_sync_bn",

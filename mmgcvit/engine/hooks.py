@@ -1,7 +1,10 @@
-"""Hooks for long runs: stop at an invalid loss, count skipped images, make resumed runs reproducible."""
+"""Hooks for runs: compare the checkpoint with the model, stop at an invalid loss, count skipped images, and make
+resumed runs reproducible.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import zipfile
@@ -15,11 +18,52 @@ import torch
 from mmengine.dist import all_reduce, get_comm_device, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import nn
 
 from mmgcvit import compat
+from mmgcvit.checkpoint.complete import class_names, compare_classes, compare_weights, require_complete
+from mmgcvit.checkpoint.loading import READER, sharded_part
 from mmgcvit.engine.loops import ResumableTrainLoop
 from mmgcvit.errors import InvalidLossError
 from mmgcvit.registry import HOOKS
+
+
+@HOOKS.register_module()
+class LoadedWeightsHook(Hook):
+    """Compare the checkpoint of a run with the model, before it is loaded.
+
+    mmengine loads the tensors that fit and leaves the others at their random initial values. That is what fine-tuning
+    wants; a line in the log then says what was loaded and what was left out. A test, and a resumed run, need all of
+    them. In a test, the class names of the checkpoint are compared with those of the test data, too.
+
+    Args:
+        complete: whether the checkpoint must have all weights of the model.
+
+    Raises:
+        CheckpointError: ``complete`` is set, and the checkpoint lacks a part of the model, has tensors of other shapes,
+            or has NaN or infinite values; or a class has another label in the test data.
+    """
+
+    def __init__(self, complete: bool = True) -> None:
+        self.complete = complete
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare tensors, and the class names for a test."""
+        source = compat.load_from(runner).removeprefix(READER)
+        if not isinstance(runner.model, nn.Module) or sharded_part(runner.model):
+            runner.logger.warning("the model is sharded: the checkpoint is not compared with it")
+        elif self.complete:
+            report = require_complete(runner.model, checkpoint, source)
+            if not report.is_exact:
+                runner.logger.warning(f"checkpoint {source!r}: {report}")
+        else:
+            report = compare_weights(runner.model, checkpoint)
+            level = logging.INFO if report.is_exact else logging.WARNING
+            runner.logger.log(level, f"load_from {source!r}: {report}")
+        if not compat.has_train_loop(runner) and runner.test_loop is not None:
+            data = getattr(runner.test_dataloader.dataset, "metainfo", {})
+            if renamed := compare_classes(class_names(checkpoint), data.get("classes") or (), source):
+                runner.logger.warning(renamed)
 
 
 @HOOKS.register_module()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TINY
 
 pytest.importorskip("mmcv._ext")
 pytest.importorskip("mmdet")
 
 import cv2
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 from pycocotools.coco import COCO
 
@@ -239,6 +241,7 @@ def test_tta_uses_scale_or_tta_pipeline_of_config():
     own.tta_model = dict(type="DetTTAModel")
     own.tta_pipeline = [dict(type="LoadImageFromFile")]
     use_tta(own)
+    assert own.tta_model == dict(type="mmgcvit.BoxTTAModel")  # DetTTAModel with support for masks
     assert own.test_dataloader.dataset.pipeline == [dict(type="LoadImageFromFile")]
     lvis = config(scale=96)
     lvis.test_evaluator = dict(type="LVISMetric", metric=["bbox", "segm"])
@@ -413,3 +416,113 @@ def test_tta_keeps_all_transforms_of_the_test_pipeline():
     own.tta_pipeline = [dict(type="LoadImageFromFile", color_type="color")]
     use_tta(own)
     assert own.test_dataloader.dataset.pipeline[0].color_type == "color"
+
+
+def test_checkpoints_of_other_models(folder: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match=r"it lacks bbox_head\.cls_convs .* Not used by the model: roi_head"):
+        predict(config("retinanet"), str(folder / "mask-rcnn.pth"), [folder / "images"], str(tmp_path / "out"), "cpu")
+    three = config()
+    three.model.roi_head.bbox_head.num_classes = 3
+    with pytest.raises(
+        UsageError, match=r"has other shapes: roi_head.bbox_head.fc_cls.weight \(3, \d+\), in the model"
+    ):
+        predict(three, str(folder / "mask-rcnn.pth"), [folder / "images"], str(tmp_path / "out"), "cpu")
+    turned = config()
+    turned.test_dataloader.dataset.metainfo = dict(classes=CLASSES[::-1])
+    with pytest.raises(UsageError, match="the checkpoint has cat, dog; the config has dog, cat"):
+        predict(turned, str(folder / "mask-rcnn.pth"), [folder / "images"], str(tmp_path / "out"), "cpu")
+    (tmp_path / "half.pth").write_bytes((folder / "mask-rcnn.pth").read_bytes()[:5000])
+    (tmp_path / "empty.pth").touch()
+    for name in ("half", "empty"):
+        with pytest.raises(UsageError, match=rf"{name}.pth' \([\d,]+ bytes\): "):
+            predict(config(), str(tmp_path / f"{name}.pth"), [folder / "images"], str(tmp_path / "out"), "cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_with_a_mask_head_in_a_box_detector(folder: Path, tmp_path: Path):
+    """They are complete; and the boxes are those of the whole model."""
+    boxes = config()
+    del boxes.model.roi_head["mask_head"]
+    boxes.model.roi_head.mask_roi_extractor = None
+    found = predict(boxes, str(folder / "mask-rcnn.pth"), [folder / "images/a.jpg"], str(tmp_path / "box"), "cpu")
+    whole, _ = call(folder, tmp_path, [folder / "images/a.jpg"])
+    assert found.results == [{key: value for key, value in one.items() if key != "segmentation"} for one in whole]
+
+
+class Code:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_checkpoint_is_read_safely_and_names_come_from_the_config(folder: Path, tmp_path: Path):
+    from safetensors.torch import save_file
+
+    content = torch.load(folder / "retinanet.pth")
+    torch.save(dict(content, evil=Code(tmp_path / "executed")), tmp_path / "evil.pth")
+    with pytest.raises(UsageError, match=r"evil.pth.*refused without executing anything"):
+        predict(config("retinanet"), str(tmp_path / "evil.pth"), [folder / "images"], str(tmp_path / "out"), "cpu")
+    assert not (tmp_path / "executed").exists()
+    save_file(content["state_dict"], tmp_path / "w.safetensors")
+    with pytest.raises(UsageError, match="has no names for its 2 classes, and neither has the config; add metainfo"):
+        predict(config("retinanet"), str(tmp_path / "w.safetensors"), [folder / "images"], str(tmp_path / "out"), "cpu")
+    named = config("retinanet")
+    named.test_dataloader.dataset.metainfo = dict(classes=("Katze", "Hund"))
+    torch.save(dict(content, meta=dict(dataset_meta=dict(classes=[f"c{i}" for i in range(80)]))), tmp_path / "coco.pth")
+    for name in ("w.safetensors", "coco.pth"):
+        predict(named, str(tmp_path / name), [folder / "images"], str(tmp_path / name[:4]), "cpu")
+        categories = json.loads((tmp_path / name[:4] / "images.json").read_text())["categories"]
+        assert [category["name"] for category in categories] == ["Katze", "Hund"]
+
+
+def condinst() -> Config:
+    """mmdet's one-stage instance segmentor CondInst with a tiny backbone."""
+    cfg = Config.fromfile(BASES / "retinanet_gcvit-nano_fpn.py")
+    theirs = get_config("mmdet::condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py").model
+    theirs.backbone = dict(type="GCViT", arch=TINY, out_indices=(1, 2, 3), pad="window")
+    theirs.neck.update(in_channels=[32, 64, 128], start_level=0)
+    theirs.bbox_head.num_classes = len(CLASSES)
+    theirs.test_cfg.update(score_thr=0.0, max_per_img=6)
+    cfg.model = theirs
+    cfg.test_dataloader.dataset.metainfo = dict(classes=CLASSES)
+    for transform in cfg.test_dataloader.dataset.pipeline:
+        if transform.type == "Resize":
+            transform.scale = (96, 64)
+    return cfg
+
+
+def test_one_stage_instance_segmentor(folder: Path, tmp_path: Path):
+    """Masks alone, boxes with test-time augmentation, and multiply-adds."""
+    from pycocotools import mask as coco_mask
+
+    from mmgcvit.analysis import build_model, count_flops
+
+    built = build_model(condinst())
+    torch.save(built.state_dict(), tmp_path / "c.pth")
+    images = [folder / "images/a.jpg", folder / "images/b.png"]
+    for tta in (False, True):
+        found = predict(condinst(), str(tmp_path / "c.pth"), images, str(tmp_path / "out"), "cpu", tta=tta)
+        assert found.objects > 0
+        assert all(("segmentation" in result) != tta for result in found.results)
+    flops = {part.name: part.macs for part in count_flops(built, (64, 96)).parts}
+    assert flops["bbox_head"] > 0
+    assert flops["mask_head"] > 0
+    assert built.bbox_head.test_cfg.score_thr == 0.0
+    solo = condinst()
+    solo.model = get_config("mmdet::solo/decoupled-solo-light_r50_fpn_3x_coco.py").model
+    solo.model.backbone, solo.model.neck.in_channels = dict(type="GCViT", arch=TINY), [16, 32, 64, 128]
+    solo.model.mask_head.num_classes = len(CLASSES)
+    solo.model.test_cfg.update(score_thr=0.0, filter_thr=0.0, max_per_img=4)
+    torch.save(build_model(solo).state_dict(), tmp_path / "solo.pth")
+    for result in predict(solo, str(tmp_path / "solo.pth"), images, str(tmp_path / "solo"), "cpu").results:
+        x, y, width, height = result["bbox"]  # of the mask: SOLO has no boxes
+        rows, columns = np.nonzero(coco_mask.decode(result["segmentation"]))
+        assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == [x, y, x + width, y + height]
+    with pytest.raises(UsageError, match=r"--tta: model.type='SOLO' predicts no boxes to be merged"):
+        use_tta(solo)
+    del built.mask_head
+    built.mask_head = torch.nn.Linear(1, 1)
+    with pytest.raises(UsageError, match=r"model.type='CondInst': its forward pass on an image alone fails"):
+        count_flops(built, (64, 96))

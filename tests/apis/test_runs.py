@@ -99,12 +99,27 @@ def test_averaged_weights_of_a_run_are_evaluated(tmp_path: Path, tree: Path):
 
 
 def test_invalid_checkpoints(tmp_path: Path, tree: Path, files, classifier):
-    with pytest.raises(UsageError, match=r"the checkpoint has no head; allowed in a test: .*num_classes=5"):
+    with pytest.raises(UsageError, match=r"does not belong to the model of the config: it lacks head \(2 tensors\)"):
         apis.test(for_classes(tree, tmp_path / "run"), str(files["nvidia-detection"]))
     cfg = for_classes(tree, tmp_path / "other")
     cfg.model.num_classes = 6
-    with pytest.raises(UsageError, match=r"the checkpoint has a head of 5 classes; allowed in a test: .*num_classes=6"):
+    with pytest.raises(UsageError, match=r"head.weight \(5, 128\), in the model \(6, 128\)"):
         apis.test(cfg, str(files["mmgcvit"]))
+    state = classifier.state_dict()
+    torch.save(dict(state_dict=dict(state, **{"head.bias": state["head.bias"] * float("nan")})), tmp_path / "nan.pth")
+    with pytest.raises(UsageError, match=r"nan.pth': NaN or infinite values in 1 tensors: head.bias"):
+        apis.test(for_classes(tree, tmp_path / "nan"), str(tmp_path / "nan.pth"))
+    order = dict(state_dict=state, meta=dict(dataset_meta=dict(classes=[*CLASSES[1:], CLASSES[0]])))
+    torch.save(order, tmp_path / "order.pth")
+    for call in (
+        apis.test,
+        lambda cfg, path: apis.predict(cfg, path, [tree / "val/red"], str(tmp_path / "out"), "cpu"),
+    ):
+        with pytest.raises(
+            UsageError, match=r"order.pth'.*the checkpoint has green, red, x, y, blue; the config has blue"
+        ):
+            call(for_classes(tree, tmp_path / "order"), str(tmp_path / "order.pth"))
+    assert not (tmp_path / "out").exists()
     (tmp_path / "half.pth").write_bytes(files["mmgcvit"].read_bytes()[:3000])
     with pytest.raises(UsageError, match=r"half.pth' \(3,000 bytes\): truncated or damaged"):
         apis.test(for_classes(tree, tmp_path / "half"), str(tmp_path / "half.pth"))
@@ -255,3 +270,18 @@ def test_load_from_takes_a_bare_backbone(tmp_path: Path, name: str):
     runner.load_checkpoint(str(tmp_path / "bare.pth"))
     for key, value in runner.model.backbone.state_dict().items():
         assert torch.equal(value, bare[key]), key
+
+
+def test_load_from_says_what_it_left_out(tmp_path: Path, tree: Path, classifier):
+    """A head of five classes in a model of three; the same file cannot be resumed."""
+    torch.save(dict(state_dict=classifier.state_dict()), tmp_path / "five.pth")
+    apis.train(config(tree, tmp_path / "run", workers=0, load_from=str(tmp_path / "five.pth")))
+    (log,) = (tmp_path / "run").glob("*/*.log")
+    (line,) = [line for line in log.read_text().splitlines() if "load_from" in line and "tensors loaded" in line]
+    assert "five.pth': " in line
+    assert "head.weight (5, 128), in the model (3, 128)" in line
+    with pytest.raises(UsageError, match=r"head.weight"):
+        apis.train(config(tree, tmp_path / "resume", workers=0), resume=str(tmp_path / "five.pth"))
+    (tmp_path / "half.pth").write_bytes((tmp_path / "five.pth").read_bytes()[:3000])
+    with pytest.raises(UsageError, match=r"half.pth' \(3,000 bytes\): truncated or damaged"):
+        apis.train(config(tree, tmp_path / "half", workers=0, load_from=str(tmp_path / "half.pth")))

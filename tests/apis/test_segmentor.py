@@ -181,7 +181,7 @@ def test_class_names_of_data_set_class(folder: Path, kind: str, first: str):
     cfg = config()
     cfg.test_dataloader.dataset.type = kind
     head = dict(num_classes=150 if kind == "ADE20KDataset" else 21)
-    inferencer = SimpleNamespace(own_meta=None, model=SimpleNamespace(decode_head=SimpleNamespace(**head)))
+    inferencer = SimpleNamespace(has_names=False, model=SimpleNamespace(decode_head=SimpleNamespace(**head)))
     init_default_scope("mmseg")
     classes, palette = _meta(inferencer, cfg, "bare.pth")
     assert classes[0] == first
@@ -347,3 +347,57 @@ def test_bad_arguments(folder: Path, tmp_path: Path):
     with pytest.raises(UsageError, match=r"would be written to the same file, a\.png; pass them in two calls"):
         predict(config(), checkpoint, [folder / "in/a.jpg", tmp_path / "a.png"], str(tmp_path / "out"), "cpu")
     assert not (tmp_path / "out").exists()
+
+
+def with_data(tmp_path: Path, classes: tuple[str, ...] = CLASSES) -> Config:
+    """Config with a data set of one image."""
+    rng = np.random.default_rng(0)
+    for name, values in (("img/a.jpg", rng.integers(0, 256, (40, 64, 3), np.uint8)), ("ann/a.png", np.zeros((40, 64)))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), values)
+    cfg = config("fpn")
+    for name in ("decode_head", "auxiliary_head"):
+        cfg.model[name].num_classes = len(classes)
+    cfg.work_dir, cfg.launcher, cfg.experiment_name = str(tmp_path / "work"), "none", f"{tmp_path.name}-{len(classes)}"
+    prefix, pipeline = dict(img_path="img", seg_map_path="ann"), cfg.test_dataloader.dataset.pipeline
+    cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
+    cfg.test_dataloader.dataset = dict(
+        type="BaseSegDataset", data_root=str(tmp_path), data_prefix=prefix, metainfo=dict(classes=classes),
+        pipeline=pipeline)  # fmt: skip
+    return cfg
+
+
+def test_checkpoints_of_other_models(folder: Path, tmp_path: Path):
+    """In a test and for predictions: another number or order of classes, another head, no head, NaN."""
+    content = torch.load(folder / "fpn.pth")
+    state = content["state_dict"]
+    backbone = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
+    torch.save(backbone, tmp_path / "bare.pth")
+    torch.save(dict(content, state_dict=dict(state, **{"neck.lateral_convs.0.conv.weight": torch.full(
+        state["neck.lateral_convs.0.conv.weight"].shape, float("nan"))})), tmp_path / "nan.pth")  # fmt: skip
+    found = apis.test(with_data(tmp_path), str(folder / "fpn.pth"))
+    assert 0 <= found["mIoU"] <= 100
+    four = (*CLASSES, "owl")
+    for path, classes, says in (
+        (
+            folder / "fpn.pth",
+            four,
+            r"has other shapes: decode_head.conv_seg.weight \(3, 64, 1, 1\), in the model \(4, ",
+        ),
+        (folder / "fpn.pth", CLASSES[::-1], "'ground' is label 0 of the checkpoint and label 2 of the config"),
+        (folder / "upernet.pth", CLASSES, r"it lacks neck \(\d+ tensors\), decode_head"),
+        (tmp_path / "bare.pth", CLASSES, r"it lacks neck \(\d+ tensors\), decode_head \(\d+ tensors\)\. "),
+        (tmp_path / "nan.pth", CLASSES, "NaN or infinite values in 1 tensors: neck.lateral_convs.0.conv.weight"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            apis.test(with_data(tmp_path, classes), str(path))
+        with pytest.raises(UsageError, match=says):
+            predict(with_data(tmp_path, classes), str(path), [folder / "in"], str(tmp_path / "out"), "cpu")
+        assert not (tmp_path / "out").exists()
+    renamed = predict(
+        with_data(tmp_path, ("Boden", *CLASSES[1:])), str(folder / "fpn.pth"), [folder / "in"], str(tmp_path), "cpu"
+    )
+    assert json.loads(Path(renamed.file).read_text())["values"]["0"] == "ground"
+    without_auxiliary = {name: value for name, value in state.items() if not name.startswith("auxiliary_head.")}
+    torch.save(dict(content, state_dict=without_auxiliary), tmp_path / "deployed.pth")
+    assert apis.test(with_data(tmp_path), str(tmp_path / "deployed.pth")) == found

@@ -66,7 +66,7 @@ class ClassificationDataset(Dataset):
                 "lose or duplicate samples across processes, and cannot be resumed)"
             )
         self.root, self.test_mode = data_root, test_mode
-        names = _class_names(classes)
+        names = class_list(classes)
         if reader == "shards":
             if names is None:
                 raise ClassificationDataError(
@@ -157,7 +157,12 @@ def check_names(what: str, names: Sequence[str], whose: str, expected: Sequence[
     )
 
 
-def _class_names(classes: Sequence[str] | str | int | None) -> tuple[str, ...] | None:
+def class_list(classes: Sequence[str] | str | int | None) -> tuple[str, ...] | None:
+    """Return the names that ``classes`` of a data set stands for: names, a file of names, or a number; None for none.
+
+    Raises:
+        ClassificationDataError: the file does not exist, or a name occurs more than once.
+    """
     if classes is None:
         return None
     if isinstance(classes, int):

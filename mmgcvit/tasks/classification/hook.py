@@ -9,11 +9,10 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from mmgcvit.checkpoint.layouts import split_state_dict, unwrap_checkpoint
+from mmgcvit.checkpoint.complete import class_names
 from mmgcvit.compat import has_train_loop
 from mmgcvit.errors import ClassificationDataError
 from mmgcvit.registry import HOOKS
-from mmgcvit.tasks.classification.classifier import GCViTClassifier
 from mmgcvit.tasks.classification.dataset import ClassificationDataset, check_names
 
 
@@ -23,16 +22,15 @@ class ClassificationHook(Hook):
 
     A class folder that is missing in one split shifts the labels of all following classes, and accuracy silently drops.
     The class names of training and validation data are compared, and in a test those of checkpoint and test data. For a
-    data set whose ``classes`` are given in the config, only the number of classes is checked.
+    data set whose ``classes`` are given in the config, only the number of classes is checked here; its names may be
+    other names of the same classes (see :class:`~mmgcvit.engine.LoadedWeightsHook`).
 
     Raises:
-        ClassificationDataError: before the run, if classes differ or outnumber the outputs of the head; before a test,
-            if the checkpoint has no weights for the head, which would stay randomly initialised.
+        ClassificationDataError: before the run, if classes differ or outnumber the outputs of the head.
     """
 
     def __init__(self) -> None:
-        self.trained: tuple[str, ...] | None = None
-        self.headless = ""  # why the checkpoint cannot provide the head, '' if it can
+        self.trained: tuple[str, ...] = ()
         self.begin, self.images = 0.0, 0
 
     def before_run(self, runner: Runner) -> None:
@@ -50,39 +48,25 @@ class ClassificationHook(Hook):
                 )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Store the class names of the checkpoint, and whether it has a head."""
-        self.trained = ((checkpoint.get("meta") or {}).get("dataset_meta") or {}).get("classes")
-        if isinstance(_model(runner), GCViTClassifier):
-            own = set(_model(runner).backbone.state_dict())
-            head = split_state_dict(unwrap_checkpoint(checkpoint), also=own).backbone.get("head.weight")
-            if head is None:
-                self.headless = "no head"
-            elif len(head) != _model(runner).num_classes:
-                self.headless = f"a head of {len(head)} classes"
-
-    def before_train(self, runner: Runner) -> None:
-        """Discard the information about the checkpoint's head, which is trained now."""
-        self.headless = ""
+        """Compare the classes of checkpoint and test data."""
+        self.trained = class_names(checkpoint)
+        if has_train_loop(runner) or not self.trained:
+            return
+        dataset = runner.test_dataloader.dataset
+        if isinstance(dataset, ClassificationDataset) and not dataset.given_classes:
+            check_names("the test data", dataset.metainfo["classes"], "the checkpoint's", self.trained)
 
     def before_val(self, runner: Runner) -> None:
         """Pass the image names to the metrics before any evaluation (the raw weights are evaluated first)."""
         _name_images(runner.val_loop)
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Compare the classes of checkpoint and data."""
+        """Check the number of classes, and pass the image names to the metrics."""
         dataset = runner.test_dataloader.dataset
         _check_count("test", dataset, runner)
-        if self.headless:
-            raise ClassificationDataError(
-                f"the checkpoint has {self.headless}; allowed in a test: one with a head of "
-                f"model.num_classes={_classes(runner)}; the head would stay "
-                "randomly initialised, so its predictions would be meaningless"
-            )
         if isinstance(dataset, ClassificationDataset) and not dataset.given_classes:
             names = dataset.metainfo["classes"]
-            if self.trained:
-                check_names("the test data", names, "the checkpoint's", self.trained)
-            elif len(names) != _classes(runner):
+            if not self.trained and len(names) != _classes(runner):
                 raise ClassificationDataError(
                     f"the test data ({dataset.root}) has {len(names)} class folders; the head has {_classes(runner)} "
                     "classes. If the data has only some of them, set the order: classes=<file with one name per line>"

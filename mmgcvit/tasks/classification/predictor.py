@@ -17,11 +17,13 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image, ImageDraw
 from timm.data import ImageNetInfo
 
+from mmgcvit.checkpoint.complete import class_names, compare_classes, require_complete
 from mmgcvit.checkpoint.loading import load_pretrained, resolve_source
 from mmgcvit.checkpoint.reader import read_checkpoint
 from mmgcvit.datasets.pipelines import loading_arguments
-from mmgcvit.errors import CheckpointError, UsageError
+from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
+from mmgcvit.tasks.classification.dataset import class_list
 from mmgcvit.tasks.classification.transforms import LoadPillowImage, PillowReader, swap_colours
 from mmgcvit.tasks.sources import Input, Source
 from mmgcvit.utils import atomic_path, write_json
@@ -38,7 +40,9 @@ class ClassPredictor:
             ``tile`` and ``ann_file`` do not apply.
 
     Raises:
-        UsageError: an argument does not apply, or the checkpoint does not match the model or has no head.
+        UsageError: an argument does not apply.
+        CheckpointError: the checkpoint cannot be read, does not belong to the model, or has the classes of the config
+            in another order.
     """
 
     def __init__(
@@ -57,16 +61,13 @@ class ClassPredictor:
                 raise UsageError(f"{flag}: not supported for classifiers; omit it")
         init_default_scope(cfg.get("default_scope", "mmengine"))
         self.model = MODELS.build(cfg.model)
-        try:
-            content = read_checkpoint(resolve_source(checkpoint), "cpu")
-            report = load_pretrained(self.model, content)
-        except CheckpointError as error:
-            raise UsageError(f"checkpoint {checkpoint!r}: {error}") from error
-        if any(name.startswith("head.") for name in report.left_initial):
-            raise UsageError(
-                f"checkpoint {checkpoint!r}: has no head of {self.model.num_classes} classes; allowed: one with a head "
-                f"of model.num_classes={self.model.num_classes}"
-            )
+        content = read_checkpoint(resolve_source(checkpoint), "cpu")
+        require_complete(self.model, content, checkpoint)
+        trained = class_names(content)
+        names = class_list(cfg.test_dataloader.dataset.get("classes")) or ()
+        if len(names) == len(trained):
+            compare_classes(trained, names, checkpoint)
+        load_pretrained(self.model, content)
         self.model.to(device or get_device()).eval()
         pipeline = cfg.test_dataloader.dataset.pipeline
         self.transform = Compose([step for step in pipeline if type_name(step) != "LoadPillowImage"])
@@ -127,10 +128,8 @@ class ClassPredictor:
 
 def _class_names(cfg: Config, checkpoint: Any, count: int) -> list[str]:
     """Class names: from the checkpoint, else from the config, else those of ImageNet-1k, else numbers."""
-    meta = checkpoint.get("meta") if isinstance(checkpoint, dict) else None
-    saved = ((meta or {}).get("dataset_meta") or {}).get("classes")
     given = cfg.test_dataloader.dataset.get("classes")
-    for names in (saved, given):
+    for names in (class_names(checkpoint), class_list(given) if isinstance(given, str) else given):
         if isinstance(names, (list, tuple)) and len(names) == count:
             return list(map(str, names))
     if count == 1000:

@@ -66,8 +66,11 @@ class Detection(Task):
 
         All other transforms of the test pipeline are kept, before and after its Resize.
         """
-        if "roi_head" not in cfg.model and "bbox_head" not in cfg.model:
-            super().set_default_tta(cfg)
+        if "panoptic_fusion_head" in cfg.model or not (cfg.model.get("roi_head") or cfg.model.get("bbox_head")):
+            raise UsageError(
+                f"--tta: model.type={cfg.model.get('type')!r} predicts no boxes to be merged; allowed: detectors with "
+                "a roi_head or bbox_head, or a config with tta_model and tta_pipeline"
+            )
         pipeline = cfg.test_dataloader.dataset.pipeline
         places = [i for i, t in enumerate(pipeline) if type_name(t).endswith("Resize") and "scale" in t]
         if not places:

@@ -20,11 +20,26 @@ def image_meta(image: Tensor) -> dict:
 
 
 def forward(model: Any, image: Tensor) -> None:
-    """Run all heads; the box heads of a two-stage detector on 1000 proposals, its mask heads on 100."""
+    """Run all heads; the box heads of a two-stage detector on 1000 proposals, its mask heads on 100.
+
+    The mask head of a one-stage detector gets the boxes of its box head, as many as ``test_cfg`` allows.
+    """
     if not hasattr(model, "roi_head"):
         from mmdet.structures import DetDataSample
 
-        model(image, [DetDataSample(metainfo=image_meta(image))], mode="tensor")
+        sample = DetDataSample(metainfo=image_meta(image))
+        boxes = getattr(model, "bbox_head", None)
+        if boxes is None or getattr(model, "mask_head", None) is None:
+            model(image, [sample], mode="tensor")
+            return
+        # In mmdet's tensor mode, the mask head of a one-stage detector needs annotations. Without a threshold, it gets
+        # the maximum number of boxes from an untrained box head.
+        threshold = boxes.test_cfg.score_thr
+        boxes.test_cfg.score_thr = -1.0
+        try:
+            model.predict(image, [sample])
+        finally:
+            boxes.test_cfg.score_thr = threshold
         return
     maps = model.extract_feat(image)
     model.rpn_head(maps)

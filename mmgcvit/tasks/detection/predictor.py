@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from torch import nn
 
+from mmgcvit.checkpoint.loading import through_reader
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.tasks.detection.coco import image_file_name, read_lists
+from mmgcvit.tasks.inferencer import CheckedWeights, config_meta
 from mmgcvit.tasks.sources import Input, PipelineReader, Source
 from mmgcvit.utils import summarize, write_json
 from mmgcvit.utils.files import require_file
@@ -39,11 +42,17 @@ class Detector:
     ) -> None:
         from mmdet.apis import DetInferencer
 
+        class Inferencer(CheckedWeights, DetInferencer):
+            """mmdet's inferencer with a check of the weights."""
+
+            source = checkpoint
+
         self.ids = _Ids(ann_file)
         self.results: list[dict] = []
         self.reader = PipelineReader(cfg.test_dataloader.dataset.pipeline)
-        self.inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
-        self.classes = tuple(self.inferencer.model.dataset_meta["classes"])
+        self.inferencer = Inferencer(cfg, through_reader(checkpoint), device=device, show_progress=False)
+        self.classes = _class_names(self.inferencer, cfg, checkpoint)
+        self.inferencer.visualizer.dataset_meta["classes"] = self.classes
         if tta:
             self.inferencer.model = MODELS.build({**cfg.tta_model, "module": self.inferencer.model})
         self.tile, self.batch_size = tile, batch_size
@@ -72,6 +81,11 @@ class Detector:
 
     def _detect(self, images: list[np.ndarray]) -> list[Any]:
         found = self.inferencer(images, batch_size=self.batch_size, return_datasamples=True, no_save_vis=True)
+        if not all("pred_instances" in sample for sample in found["predictions"]):
+            raise UsageError(
+                f"model.type={type(self.inferencer.model).__name__!r} predicts no instances (panoptic segmentation); "
+                "allowed: detectors and instance segmentors"
+            )
         return [sample.pred_instances.cpu() for sample in found["predictions"]]
 
     def _tiled(self, image: np.ndarray) -> Any:
@@ -139,6 +153,26 @@ class Detector:
         return folder / "predictions.json"
 
 
+def _class_names(inferencer: Any, cfg: Config, checkpoint: str) -> tuple[str, ...]:
+    """Class names from the checkpoint, else from the config, else from its data set class.
+
+    Raises:
+        UsageError: none of them has as many names as the model has classes.
+    """
+    saved = inferencer.model.dataset_meta["classes"] if inferencer.has_names else ()
+    head: Any = getattr(inferencer.model, "roi_head", inferencer.model)
+    parts = (getattr(head, name, None) for name in ("bbox_head", "mask_head", "panoptic_head"))
+    head = next((part for part in parts if isinstance(part, nn.Module)), None)
+    count = getattr(head[0] if isinstance(head, nn.ModuleList) else head, "num_classes", None)
+    for classes in (saved, config_meta(cfg).get("classes", ())):
+        if classes and count in (None, len(classes)) and not isinstance(classes, str):
+            return tuple(classes)
+    raise UsageError(
+        f"checkpoint {checkpoint!r}: has no names for its {count} classes, and neither has the config; add "
+        "metainfo=dict(classes=(...)) to test_dataloader.dataset of the config"
+    )
+
+
 class _Ids:
     """Image and category ids of the predictions."""
 
@@ -197,6 +231,8 @@ class _Ids:
 
     def results(self, source: Source, instances: Any) -> list[dict]:
         """Return the COCO results of one image, and assign its id."""
+        from pycocotools import mask as coco_mask
+
         height, width = source.pixels.shape[:2]
         names = self._file_names(source.name) if source.frame is None else []
         known = self.known[names[0]] if names else None
@@ -217,6 +253,8 @@ class _Ids:
             )
             if "masks" in instances:
                 mask = instances.masks[i]
+                if x2 <= x1 or y2 <= y1:  # a detector without boxes, such as SOLO, returns zeros
+                    result["bbox"] = coco_mask.toBbox(mask).tolist()
                 result["segmentation"] = dict(size=list(mask["size"]), counts=mask["counts"].decode())
             found.append(result)
         return found

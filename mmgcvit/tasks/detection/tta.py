@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mmdet.models import DetTTAModel
@@ -28,3 +29,10 @@ class BoxTTAModel(DetTTAModel):
             return super().test_step(data)
         finally:
             head.mask_head = mask_head
+
+    def merge_preds(self, data_samples_list: Sequence[Sequence[Any]]) -> list[Any]:
+        """Merge the boxes of each image's views; drops masks, which one-stage detectors predict with their boxes."""
+        for views in data_samples_list:
+            for sample in views:
+                sample.pred_instances.pop("masks", None)
+        return super().merge_preds(data_samples_list)

@@ -11,10 +11,10 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from mmgcvit import compat
+from mmgcvit.checkpoint.loading import through_reader
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
-from mmgcvit.tasks.segmentation.label_maps import dataset_class
+from mmgcvit.tasks.inferencer import CheckedWeights, config_meta
 from mmgcvit.tasks.sources import Input, PipelineReader, Source, write_image
 from mmgcvit.utils import write_json
 
@@ -56,19 +56,13 @@ class Segmentor:
             step = max(1, round(tile * (1 - overlap)))
             cfg.model.test_cfg = dict(mode="slide", crop_size=(tile, tile), stride=(step, step))
 
-        class Inferencer(MMSegInferencer):
-            """Inferencer that never falls back to Cityscapes' class names, as mmseg's does without names."""
+        class Inferencer(CheckedWeights, MMSegInferencer):
+            """mmseg's inferencer with a check of the weights."""
 
-            own_meta: dict | None = None
-
-            def _load_weights_to_model(self, model: Any, checkpoint: dict | None, cfg: Any) -> None:
-                super()._load_weights_to_model(model, checkpoint, cfg)
-                meta = (checkpoint or {}).get("meta") or {}
-                if "dataset_meta" in meta or "CLASSES" in meta:
-                    self.own_meta = model.dataset_meta
+            source = checkpoint
 
         self.reader = PipelineReader(cfg.test_dataloader.dataset.pipeline)
-        self.inferencer = Inferencer(cfg, checkpoint, device=device)
+        self.inferencer = Inferencer(cfg, through_reader(checkpoint), device=device)
         self.inferencer.show_progress = False  # only OneDL's inferencer has an argument for it
         self.classes, palette = _meta(self.inferencer, cfg, checkpoint)
         self.visualizer = self.inferencer.visualizer
@@ -156,9 +150,7 @@ def _meta(inferencer: Any, cfg: Config, checkpoint: str) -> tuple[tuple[str, ...
             exist.
     """
     count = inferencer.model.decode_head.num_classes
-    dataset = cfg.test_dataloader.dataset
-    kind, given = dataset_class(dataset), dataset.get("metainfo") or {}
-    found = [inferencer.own_meta or {}, compat.dataset_metainfo(kind, given)]
+    found = [inferencer.model.dataset_meta if inferencer.has_names else {}, config_meta(cfg)]
     for meta in found:
         classes, palette = meta.get("classes") or (), meta.get("palette")
         if isinstance(classes, str):

@@ -1,0 +1,51 @@
+"""Checks of the checkpoint that the inferencers of mmdet and mmseg load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.config import Config
+from torch import nn
+
+from mmgcvit import compat
+from mmgcvit.checkpoint.complete import class_names, compare_classes, require_complete
+from mmgcvit.checkpoint.loading import accept_bare_network
+from mmgcvit.datasets.problems import data_sets
+from mmgcvit.tasks.segmentation.label_maps import dataset_class
+
+
+class CheckedWeights:
+    """Base class, before mmdet's or mmseg's inferencer, that refuses a checkpoint which does not belong to the config.
+
+    Attributes:
+        source: name of the checkpoint, for errors; to be set by subclasses.
+        has_names: whether the checkpoint has class names. Without them, mmdet uses those of COCO, and mmseg those of
+            Cityscapes.
+
+    Raises:
+        CheckpointError: the checkpoint lacks a part of the model, has tensors of other shapes, NaN or infinite values,
+            or has the classes of the config in another order.
+    """
+
+    source = ""
+    has_names = False
+
+    def _load_weights_to_model(self, model: nn.Module, checkpoint: dict | None, cfg: Any) -> None:
+        content = checkpoint or {}
+        accept_bare_network(model)  # so that the error about a bare backbone names the missing heads
+        require_complete(model, content, self.source)
+        trained, given = class_names(content), config_meta(cfg).get("classes") or ()
+        # Predictions are named by the checkpoint. A config for other data has other classes.
+        if not isinstance(given, str) and len(given) == len(trained):
+            compare_classes(trained, given, self.source)
+        self.has_names = bool(trained)
+        super()._load_weights_to_model(model, checkpoint, cfg)  # type: ignore[misc]  # of the inferencer
+
+
+def config_meta(cfg: Config) -> Mapping[str, Any]:
+    """Class names and colours of a config's test data: those in the config, else those of its data set class."""
+    dataset = next(data_sets((cfg.get("test_dataloader") or {}).get("dataset")), None)
+    if dataset is None:
+        return {}
+    return compat.dataset_metainfo(dataset_class(dataset), dataset.get("metainfo") or {})
