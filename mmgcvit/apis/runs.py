@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -18,7 +18,9 @@ from mmgcvit.apis.checkpoints import READER, newest_checkpoint
 from mmgcvit.apis.launch import build_runner
 from mmgcvit.apis.tta import use_tta
 from mmgcvit.checkpoint.loading import SCHEMES
-from mmgcvit.datasets.problems import data_sets
+from mmgcvit.datasets.consistency import check_config
+from mmgcvit.datasets.problems import data_sets, refuse
+from mmgcvit.engine.schedule import fit_warmups, fit_warmups_to_iterations
 from mmgcvit.engine.single_device import revert_sync_bn, scale_single_device_lr
 from mmgcvit.errors import AnnotationError, CheckpointError, ClassificationDataError, UsageError
 from mmgcvit.registry import rename_old_types, type_name
@@ -63,8 +65,9 @@ def train(
 
     Raises:
         UsageError: ``amp`` is used without a GPU; the learning rate is to be scaled but the config has no
-            ``base_batch_size``; the checkpoint does not exist; the annotations would break the run; or the classes
-            differ from those of the annotation file.
+            ``base_batch_size``; the checkpoint does not exist, or was trained with other schedules; parts of the
+            config contradict each other (:func:`~mmgcvit.datasets.consistency.check_config`); the annotations would
+            break the run; or the classes differ from those of the annotation file.
     """
     if corrupt is not None and corrupt not in CORRUPT:
         raise UsageError(f"corrupt={corrupt!r}; allowed: {', '.join(CORRUPT)}")
@@ -83,18 +86,22 @@ def train(
             cfg.resume, cfg.load_from = True, require_file("checkpoint to resume from", checkpoint)
         else:
             print_log(f"--resume: no checkpoint in {cfg.work_dir}; starting from scratch", level=logging.WARNING)
-    _check_data(cfg, "train_dataloader", "val_dataloader")
+    _warn(fit_warmups(cfg))
+    _check_data(cfg, "train", "val")
     for transform in _image_loaders([cfg.get("train_dataloader"), cfg.get("custom_hooks")]):  # hooks may set pipelines
         transform.update(type=LOADERS[transform["type"]], **({} if corrupt is None else {"corrupt": corrupt}))
     configured = {type_name(hook) for hook in cfg.get("custom_hooks") or ()}
     ours = ["InvalidLossHook", "CorruptImageHook"]
     if cfg.get("randomness", {}).get("deterministic"):
         ours.append("ReproducibleHook")
+    if cfg.get("resume"):
+        ours.append("ResumedScheduleHook")
     added = [dict(type=f"mmgcvit.{name}") for name in ours if name not in configured]
     cfg.custom_hooks = [*(cfg.get("custom_hooks") or ()), *added]
     try:
         runner = build_runner(cfg)
         revert_sync_bn(runner)
+        _warn(fit_warmups_to_iterations(runner))
         runner.train()
     except ClassificationDataError as error:
         raise UsageError(str(error)) from error
@@ -122,8 +129,8 @@ def test(
     Raises:
         UsageError: the checkpoint does not exist, cannot be read, belongs to another network or, for a classifier, has
             no head; ``show_dir`` is used with a visualization hook that is neither mmdet's nor mmseg's; ``out`` is used
-            without a TopKAccuracy in the config; the annotations would break the run; or the classes differ from those
-            of the annotation file, the checkpoint or the head.
+            without a TopKAccuracy in the config; parts of the config contradict each other; the annotations would break
+            the run; or the classes differ from those of the annotation file, the checkpoint or the head.
     """
     cfg = rename_old_types(copy.deepcopy(cfg))
     if not cfg.get("test_dataloader"):
@@ -134,7 +141,7 @@ def test(
     # mmengine saves the averaged weights as the model's weights. Its hook would load them again, and would fail on bare
     # state dicts and on weights without a head.
     cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks") or () if type_name(hook) != "EMAHook"]
-    _check_data(cfg, "test_dataloader")
+    _check_data(cfg, "test")
     if show_dir is not None:
         _show_in(cfg, os.path.abspath(show_dir))  # absolute, as the libraries join it to the work directory
     if tta:
@@ -176,17 +183,25 @@ def _use_mixed_precision(cfg: Config, kind: str) -> None:
         cfg.optim_wrapper.clip_grad = dict(max_norm=35, norm_type=2)
 
 
-def _check_data(cfg: Config, *loaders: str) -> None:
+def _check_data(cfg: Config, *splits: str) -> None:
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))):
         return  # only the first process checks; the launcher stops the others
     init_default_scope(cfg.get("default_scope", "mmengine"))
+    problems = check_config(cfg, splits)
+    _warn([str(problem) for problem in problems if not problem.breaks])
     try:
-        for loader in loaders:
-            evaluator = cfg.get(loader.replace("dataloader", "evaluator"))
-            for dataset in data_sets((cfg.get(loader) or {}).get("dataset")):
+        refuse(problems)
+        for split in splits:
+            evaluator = cfg.get(f"{split}_evaluator")
+            for dataset in data_sets((cfg.get(f"{split}_dataloader") or {}).get("dataset")):
                 task_of_dataset(dataset).check_before_run(dataset, cfg.get("model"), evaluator)
     except AnnotationError as error:
         raise UsageError(str(error)) from error
+
+
+def _warn(messages: Sequence[str]) -> None:
+    for message in messages:
+        print_log(message, logger="current", level=logging.WARNING)
 
 
 def _image_loaders(part: Any) -> Iterator[dict]:
