@@ -210,7 +210,7 @@ def test_resuming_with_another_schedule(tree: Path, tmp_path: Path):
         "mmengine would continue with the checkpoint's",
     ):
         apis.train(longer, resume=str(file))
-    longer.param_scheduler = [dict(type="CosineAnnealingLR", by_epoch=False), dict(type="ConstantLR", end=2)]
+    longer.param_scheduler = [dict(type="CosineAnnealingLR", by_epoch=False), dict(type="ExponentialLR", gamma=1.0)]
     with pytest.raises(UsageError, match="param_scheduler has 2 schedulers, the checkpoint to resume from 1"):
         apis.train(longer, resume=str(file))
     longer.param_scheduler = dict(type="CosineAnnealingLR", by_epoch=False, T_max=6, end=6)

@@ -82,7 +82,7 @@ def _check_weights(where: str, head: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _check_padding(model: Mapping[str, Any], split: Split) -> Iterator[Problem]:
     """Yield values for padded pixels that the losses do not ignore, and crops that are larger than the batch."""
-    ignored = {f"model.{where}.ignore_index": head.get("ignore_index", IGNORED) for where, head in heads(model)}
+    ignored = {f"model.{where}": head.get("ignore_index", IGNORED) for where, head in heads(model)}
     if not ignored:
         return
     classes = next(head.get("num_classes", 0) for _, head in heads(model))
@@ -109,16 +109,15 @@ def _check_padding(model: Mapping[str, Any], split: Split) -> Iterator[Problem]:
                         "cannot form a batch; allowed: a size of at least the crop",
                         False,
                     )
-    for where, value in fills.items():
-        for name, allowed in ignored.items():
+    for name, value in fills.items():
+        for where, allowed in ignored.items():
             if value != allowed:
                 learnt = isinstance(value, int) and 0 <= value < classes
+                label = f"be learned as class {value}" if learnt else "have a label that is no class"
                 yield Problem(
                     "ignore_index",
                     where,
-                    f"{value}; {name}={allowed}: padded pixels would "
-                    + (f"be learned as class {value}" if learnt else "have a label that is no class")
-                    + f"; allowed: {allowed}",
+                    f"ignore_index={allowed}; {name}={value}: padded pixels would {label}; allowed: {name}={allowed}",
                     not learnt,
                 )
                 break
