@@ -187,14 +187,14 @@ def _check_data(cfg: Config, *splits: str) -> None:
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))):
         return  # only the first process checks; the launcher stops the others
     init_default_scope(cfg.get("default_scope", "mmengine"))
-    problems = check_config(cfg, splits)
-    _warn([str(problem) for problem in problems if not problem.breaks])
     try:
-        refuse(problems)
         for split in splits:
             evaluator = cfg.get(f"{split}_evaluator")
             for dataset in data_sets((cfg.get(f"{split}_dataloader") or {}).get("dataset")):
                 task_of_dataset(dataset).check_before_run(dataset, cfg.get("model"), evaluator)
+        problems = check_config(cfg, splits)
+        refuse(problems)
+        _warn([str(problem) for problem in problems if not problem.breaks])
     except AnnotationError as error:
         raise UsageError(str(error)) from error
 

@@ -10,11 +10,15 @@ from conftest import ROOT
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from test_annotations import content, dataset, write
+
+from mmengine.config import Config  # isort: skip
+from mmengine.registry import init_default_scope  # isort: skip
 
 from mmgcvit import apis
+from mmgcvit.datasets.check import check_data
 from mmgcvit.datasets.consistency import check_config
+from mmgcvit.datasets.report import print_reports
 
 CONFIGS = ROOT / "configs"
 DETECTION = "detection/custom_coco_template.py"  # Mask R-CNN, classes cat and dog
@@ -259,9 +263,17 @@ def test_test_compares_the_test_data_only():
     assert [text.partition(";")[0] for _, text in problems(DETECTION, options, ("test",))] == [f"{BBOX}: num_classes=7"]
 
 
-def test_train_and_test_stop(tmp_path: Path):
-    cfg = load(DETECTION, {f"{BBOX}.num_classes": 7})
-    cfg.work_dir = str(tmp_path)
+def test_every_tool_stops(tmp_path: Path, capsys):
+    write(tmp_path, content())
+    cfg = load(FASTER, {f"{BBOX}.num_classes": 7, "work_dir": str(tmp_path / "run")})
+    for split in ("train", "val", "test"):
+        data = dataset(tmp_path, test_mode=split != "train")
+        cfg[f"{split}_dataloader"].dataset = data
+        cfg[f"{split}_evaluator"] = dict(type="CocoMetric", ann_file=f"{tmp_path}/{data['ann_file']}")
     for run in (lambda: apis.train(cfg), lambda: apis.test(cfg, __file__)):
         with pytest.raises(apis.UsageError, match=r"bbox_head: num_classes=7; t\w+_dataloader.dataset has 2 classes"):
             run()
+    *_, report = check_data(cfg, progress=False)
+    assert (report.name, report.broken, len(report.problems)) == ("config", True, 1)
+    print_reports([report])
+    assert "error: config: classes: 1" in capsys.readouterr().out

@@ -197,6 +197,16 @@ def test_warmup_in_iterations_of_a_short_run_by_epochs(tree: Path, tmp_path: Pat
     assert Rates.kept == pytest.approx([2e-3] * 6)  # in the warm-up, it would be below 2.5e-5
 
 
+def test_wrapped_training_data_of_a_classifier(tree: Path, tmp_path: Path):
+    cfg = short(tree, tmp_path / "run")
+    cfg.custom_hooks.append(dict(type="mmgcvit.ClassificationHook"))
+    cfg.train_dataloader.dataset = dict(type="RepeatDataset", times=2, dataset=cfg.train_dataloader.dataset)
+    assert apis.train(cfg).iter == 12
+    cfg.model.num_classes = 2
+    with pytest.raises(UsageError, match=r"the train data .* has 3 classes; allowed: at most model.num_classes=2"):
+        apis.train(cfg)
+
+
 def test_resuming_with_another_schedule(tree: Path, tmp_path: Path):
     cfg = short(tree, tmp_path / "run")
     cfg.param_scheduler = dict(type="CosineAnnealingLR", by_epoch=False, T_max=6)
