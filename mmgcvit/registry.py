@@ -69,6 +69,15 @@ def type_name(part: Any) -> str:
     return kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", "")
 
 
+def class_of(registry: Registry, part: Any) -> Any:
+    """Return the class of a config dict, looked up in the scope in which it would be built; None if it is unknown."""
+    kind = part.get("type")
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(part.get("_scope_")) as scoped:
+        return scoped.get(kind)
+
+
 def rename_old_types(cfg: Config) -> Config:
     """Replace type names of earlier releases in a config, in place and at any depth, and log them on one line.
 

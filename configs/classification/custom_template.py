@@ -20,10 +20,12 @@ scale = (0.5, 1.0)  # area of a random training crop, relative to the image
 flips = dict(hflip=0.5, vflip=0.0)  # flip probabilities; use vflip=0.5 for aerial images
 batch_size = 16
 max_epochs = 60
+class_weight = None  # weight of each class in the loss, e.g. [1.0, 4.0] if there are 4 times as many cats as dogs
+balance = None  # repeat images of classes that are less frequent than this, e.g. 0.5 for half of the images
 load = None
 
 # No changes are needed below.
-model = dict(num_classes=len(classes))
+model = dict(num_classes=len(classes), class_weight=class_weight)
 if load is not None:
     model["init_cfg"] = dict(type="Pretrained", checkpoint=load)
 train_dataloader, val_dataloader = _base_.train_dataloader, _base_.val_dataloader
@@ -33,8 +35,15 @@ for loader in (train_dataloader, val_dataloader):
     loader.dataset.pipeline[1].input_size = size
     del loader
 train_dataloader.dataset.pipeline[1].update(scale=scale, **flips)
+if balance is not None:
+    train_dataloader.dataset = dict(
+        _delete_=True, type="ClassBalancedDataset", oversample_thr=balance, dataset=train_dataloader.dataset
+    )
 test_dataloader = val_dataloader
-param_scheduler = dict(warmup=max(max_epochs // 15, 1), T_max=max_epochs, end=max_epochs)
+val_evaluator = dict(classwise=True)  # also recall and precision of each class, and the confusion matrix
+test_evaluator = val_evaluator
+warmup = min(max(max_epochs // 15, 1), max_epochs - 1)
+param_scheduler = dict(warmup=warmup, T_max=max_epochs, end=max_epochs)
 train_cfg = dict(max_epochs=max_epochs, val_interval=max(max_epochs // 3, 1))
 custom_hooks = [dict(type="mmgcvit.ClassificationHook")]  # no EMA: over few steps it stays close to the initial weights
 if _base_.default_hooks.checkpoint.by_epoch:  # the nano model, whose learning rate suits small batches

@@ -64,11 +64,9 @@ val_dataloader = dict(
     )
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root.rstrip("/") + "/val.json")
+val_evaluator = dict(ann_file=data_root.rstrip("/") + "/val.json", classwise=True)  # also the AP of each class
 test_evaluator = val_evaluator
 
 if "max_iters" in _base_.train_cfg:
-    train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 3)
-    param_scheduler = _base_.param_scheduler
-    param_scheduler[-1].update(end=max_iters, T_max=max_iters - 50)
+    train_cfg = dict(max_iters=max_iters, val_interval=max(max_iters // 3, 1))
 del max_iters

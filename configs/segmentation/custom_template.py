@@ -104,8 +104,6 @@ test_dataloader = val_dataloader
 del data
 
 if _base_.train_cfg.max_iters < 10000:
-    train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 2)
-    param_scheduler = _base_.param_scheduler
-    param_scheduler[-1].update(end=max_iters, T_max=max_iters - 50)
-    default_hooks = dict(checkpoint=dict(interval=max_iters // 2))
+    train_cfg = dict(max_iters=max_iters, val_interval=max(max_iters // 2, 1))
+    default_hooks = dict(checkpoint=dict(interval=max(max_iters // 2, 1)))
 del max_iters

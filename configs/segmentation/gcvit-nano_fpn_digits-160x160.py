@@ -38,8 +38,6 @@ del head
 optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
 max_iters = 1100
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
-param_scheduler = _base_.param_scheduler
-param_scheduler[-1].update(end=max_iters, T_max=max_iters - 50)
 default_hooks = dict(checkpoint=dict(interval=max_iters))
 del max_iters
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -17,8 +18,10 @@ from mmgcvit.apis.checkpoints import newest_checkpoint
 from mmgcvit.apis.launch import build_runner
 from mmgcvit.apis.tta import use_tta
 from mmgcvit.checkpoint.loading import through_reader
+from mmgcvit.datasets.consistency import check_config
 from mmgcvit.datasets.pipelines import use_checked_loading
-from mmgcvit.datasets.problems import data_sets
+from mmgcvit.datasets.problems import data_sets, refuse
+from mmgcvit.engine.schedule import fit_warmups, fit_warmups_to_iterations
 from mmgcvit.engine.single_device import revert_sync_bn, scale_single_device_lr
 from mmgcvit.engine.unused_maps import require_used_maps
 from mmgcvit.errors import AnnotationError, CheckpointError, ClassificationDataError, CorruptImageError, UsageError
@@ -61,9 +64,10 @@ def train(
 
     Raises:
         UsageError: ``amp`` is used without a GPU; the learning rate is to be scaled but the config has no
-            ``base_batch_size``; the checkpoint does not exist, cannot be read, or is resumed by another model; the
-            annotations would break the run; the classes differ from those of the annotation file; or, with DDP, a map
-            of the backbone is not used.
+            ``base_batch_size``; the checkpoint does not exist, cannot be read, or is resumed by another model or with
+            other schedules; parts of the config contradict each other
+            (:func:`~mmgcvit.datasets.consistency.check_config`); the annotations would break the run; the classes
+            differ from those of the annotation file; or, with DDP, a map of the backbone is not used.
     """
     if corrupt is not None and corrupt not in CORRUPT:
         raise UsageError(f"corrupt={corrupt!r}; allowed: {', '.join(CORRUPT)}")
@@ -86,11 +90,14 @@ def train(
         cfg.load_from = through_reader(require_file("load_from", cfg.load_from))
     use_checked_loading([cfg.get("train_dataloader"), cfg.get("custom_hooks")], corrupt)  # hooks may set pipelines
     use_checked_loading(cfg.get("val_dataloader"))
-    _check_data(cfg, "train_dataloader", "val_dataloader")
+    _warn(fit_warmups(cfg))
+    _check_data(cfg, "train", "val")
     configured = {type_name(hook) for hook in cfg.get("custom_hooks") or ()}
     ours = ["InvalidLossHook", "CorruptImageHook"]
     if cfg.get("randomness", {}).get("deterministic"):
         ours.append("ReproducibleHook")
+    if cfg.get("resume"):
+        ours.append("ResumedScheduleHook")
     added: list[dict[str, Any]] = [dict(type=f"mmgcvit.{name}") for name in ours if name not in configured]
     added.append(dict(type="mmgcvit.LoadedWeightsHook", complete=bool(cfg.get("resume"))))
     cfg.custom_hooks = [*(cfg.get("custom_hooks") or ()), *added]
@@ -98,6 +105,7 @@ def train(
         runner = build_runner(cfg)
         revert_sync_bn(runner)
         require_used_maps(getattr(runner, "model", None))  # FlexibleRunner builds it later
+        _warn(fit_warmups_to_iterations(runner))
         runner.train()
     except (AnnotationError, CheckpointError, ClassificationDataError) as error:
         raise UsageError(str(error)) from error
@@ -128,8 +136,8 @@ def test(
         UsageError: the checkpoint does not exist, cannot be read, belongs to another network, lacks a part of the
             model, or has NaN or infinite values; a class of the test data has another label in the checkpoint;
             ``show_dir`` is used with a visualization hook that is neither mmdet's nor mmseg's; ``out`` is used without
-            a TopKAccuracy in the config; the annotations would break the run; or the classes differ from those of the
-            annotation file or the head.
+            a TopKAccuracy in the config; parts of the config contradict each other; the annotations would break the
+            run; or the classes differ from those of the annotation file or the head.
     """
     cfg = rename_old_types(copy.deepcopy(cfg))
     if not cfg.get("test_dataloader"):
@@ -139,7 +147,7 @@ def test(
     # state dicts and on weights without a head.
     cfg.custom_hooks = [hook for hook in cfg.get("custom_hooks") or () if type_name(hook) != "EMAHook"]
     cfg.custom_hooks.append(dict(type="mmgcvit.LoadedWeightsHook"))
-    _check_data(cfg, "test_dataloader")
+    _check_data(cfg, "test")
     if show_dir is not None:
         _show_in(cfg, os.path.abspath(show_dir))  # absolute, as the libraries join it to the work directory
     if tta:
@@ -191,14 +199,22 @@ def _use_mixed_precision(cfg: Config, kind: str) -> None:
         cfg.optim_wrapper.clip_grad = dict(max_norm=35, norm_type=2)
 
 
-def _check_data(cfg: Config, *loaders: str) -> None:
+def _check_data(cfg: Config, *splits: str) -> None:
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))):
         return  # only the first process checks; the launcher stops the others
     init_default_scope(cfg.get("default_scope", "mmengine"))
     try:
-        for loader in loaders:
-            evaluator = cfg.get(loader.replace("dataloader", "evaluator"))
-            for dataset in data_sets((cfg.get(loader) or {}).get("dataset")):
+        for split in splits:
+            evaluator = cfg.get(f"{split}_evaluator")
+            for dataset in data_sets((cfg.get(f"{split}_dataloader") or {}).get("dataset")):
                 task_of_dataset(dataset).check_before_run(dataset, cfg.get("model"), evaluator)
+        problems = check_config(cfg, splits)
+        refuse(problems)
+        _warn([str(problem) for problem in problems if not problem.breaks])
     except AnnotationError as error:
         raise UsageError(str(error)) from error
+
+
+def _warn(messages: Sequence[str]) -> None:
+    for message in messages:
+        print_log(message, logger="current", level=logging.WARNING)

@@ -1,4 +1,4 @@
-"""Check of a config's data sets before training: decodes every image and reads every annotation."""
+"""Check of a config and its data sets before training: decodes every image and reads every annotation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from mmgcvit.datasets.consistency import check_config
 from mmgcvit.datasets.leaks import report_leaks
-from mmgcvit.datasets.problems import data_sets
+from mmgcvit.datasets.problems import Problem, data_sets
 from mmgcvit.datasets.report import DatasetReport
+from mmgcvit.engine.schedule import fit_warmups
 from mmgcvit.registry import rename_old_types
 from mmgcvit.tasks import TASKS, task_of_dataset
 from mmgcvit.tasks.base import DatasetCheck
@@ -21,7 +23,7 @@ LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
 def check_data(cfg: Config, workers: int = 8, progress: bool = True) -> list[DatasetReport]:
-    """Check all data sets of a config.
+    """Check all data sets of a config, and the config itself (:func:`~mmgcvit.datasets.consistency.check_config`).
 
     Args:
         cfg: config with data loaders; it is not changed.
@@ -29,7 +31,8 @@ def check_data(cfg: Config, workers: int = 8, progress: bool = True) -> list[Dat
         progress: whether to show a progress bar.
 
     Returns:
-        One report per data set; identical data sets are checked once.
+        One report per data set; identical data sets are checked once. If there are problems with the config itself, a
+        report named 'config' without a unit follows.
     """
     cfg = rename_old_types(copy.deepcopy(cfg))
     init_default_scope(cfg.get("default_scope", "mmengine"))
@@ -55,4 +58,7 @@ def check_data(cfg: Config, workers: int = 8, progress: bool = True) -> list[Dat
     for task in TASKS:
         task.compare_splits(reports)
     report_leaks(reports)
+    problems = [Problem("warm-up", "config", line, False) for line in fit_warmups(cfg)] + check_config(cfg)
+    if problems:
+        reports.append(DatasetReport("config", cfg.filename or "", unit="", problems=problems))
     return reports

@@ -17,11 +17,11 @@ SIZES = (160, 320, 480, 640, 800, 1024, 1333, 2048, 4096)  # upper limits of the
 
 @dataclass
 class DatasetReport:
-    """Statistics and problems of one data set."""
+    """Statistics and problems of one data set, or problems of the config."""
 
     name: str
     source: str
-    unit: str = "objects"  # what is counted: objects, or pixels of label maps
+    unit: str = "objects"  # what is counted: objects, or pixels of label maps; '' for the config
     images: int = 0
     empty: int = 0
     objects: int = 0
@@ -44,23 +44,24 @@ class DatasetReport:
 def print_reports(reports: Sequence[DatasetReport]) -> None:
     """Print counts, histograms, problems that break training, and other problems."""
     console = Console()
+    sets = [report for report in reports if report.unit]
     table = Table(title="data sets", title_justify="left")
     table.add_column("set")
     table.add_column("annotations", overflow="fold")
-    unit = reports[0].unit if reports else "objects"
+    unit = sets[0].unit if sets else "objects"
     for title in ("images", "empty", unit, "used"):
         table.add_column(title, justify="right")
-    for report in reports:
+    for report in sets:
         table.add_row(
             report.name, report.source, str(report.images), str(report.empty), str(report.objects), _used(report)
         )
     console.print(table)
     for title, rows in (
-        (f"{unit} by class", [report.classes | report.ignored for report in reports]),
-        ("images by longer side, in pixels", [_binned(report.sizes) for report in reports]),
+        (f"{unit} by class", [report.classes | report.ignored for report in sets]),
+        ("images by longer side, in pixels", [_binned(report.sizes) for report in sets]),
     ):
         if any(rows):
-            console.print(_histogram(title, [report.name for report in reports], rows))
+            console.print(_histogram(title, [report.name for report in sets], rows))
     for report in reports:
         for breaks in (True, False):
             kinds: dict[str, list[Problem]] = defaultdict(list)

@@ -126,7 +126,7 @@ class CorruptImageHook(Hook):
     def _log_skipped(runner: Runner) -> None:
         count = sum(
             int(transform.skipped)
-            for dataset in _inner(runner.train_dataloader.dataset)
+            for dataset in inner_datasets(runner.train_dataloader.dataset)
             for transform in _transforms(dataset)
             if hasattr(transform, "skipped")
         )
@@ -164,7 +164,7 @@ class ReproducibleHook(Hook):
         ).share_memory_()  # epoch, and the number of its batches that were seen before
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         first = None if by_epoch else self._from_place(runner)
-        for dataset in _inner(runner.train_dataloader.dataset):
+        for dataset in inner_datasets(runner.train_dataloader.dataset):
             pipeline = getattr(dataset, "pipeline", None)
             if pipeline is not None and (by_epoch or first):
                 pipeline.transforms.insert(0, first or _SeedFromSample(self.seed, self.epoch))
@@ -230,13 +230,13 @@ def _seed(*numbers: int) -> None:
     torch.manual_seed(int(words[2]))
 
 
-def _inner(dataset: Any) -> Iterator[Any]:
+def inner_datasets(dataset: Any) -> Iterator[Any]:
     """Yield the data sets inside wrappers."""
     if hasattr(dataset, "datasets"):
         for inner in dataset.datasets:
-            yield from _inner(inner)
+            yield from inner_datasets(inner)
     elif hasattr(dataset, "dataset"):
-        yield from _inner(dataset.dataset)
+        yield from inner_datasets(dataset.dataset)
     else:
         yield dataset
 

@@ -12,6 +12,7 @@ import numpy as np
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from mmgcvit.datasets.problems import Problem
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import UsageError
 from mmgcvit.tasks.sources import Input, Reader, Source
@@ -57,6 +58,16 @@ class DatasetCheck:
     earlier: Sequence[DatasetReport] = field(default_factory=list)  # reports of the data sets before this one
 
 
+@dataclass
+class Split:
+    """What a config says about one split, for :meth:`Task.check_config`."""
+
+    name: str  # 'train', 'val' or 'test'
+    loader: Mapping[str, Any]
+    datasets: Sequence[Mapping[str, Any]]  # those inside wrappers, too
+    metrics: Sequence[tuple[str, Mapping[str, Any]]]  # with their names in the config
+
+
 class Task(ABC):
     """One task: its models, data sets, predictions and drawings.
 
@@ -70,6 +81,8 @@ class Task(ABC):
     model_parts: tuple[str, ...] = ()
     #: Class name of the hook that draws predictions during a test; '' if there is none.
     visualization_hook: str = ""
+    #: Class names of the metrics for the task's data sets.
+    metrics: tuple[str, ...] = ()
 
     def has_model(self, model: Mapping[str, Any] | nn.Module) -> bool:
         """Whether a config's model, or a built model, belongs to this task."""
@@ -82,6 +95,14 @@ class Task(ABC):
     @abstractmethod
     def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
         """Build the predictor; ``options`` are those of :func:`mmgcvit.apis.predict`."""
+
+    def check_config(self, model: Mapping[str, Any], splits: Sequence[Split]) -> Iterator[Problem]:
+        """Yield the parts of a config that contradict each other: heads, losses, data sets, metrics."""
+        yield from ()
+
+    def results_of(self, metric: Mapping[str, Any]) -> set[str] | None:
+        """Names of the results of a metric, such as 'coco/bbox_mAP'; None if they are not known."""
+        return None
 
     def check_before_run(  # noqa: B027
         self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None, evaluator: Any

@@ -76,3 +76,42 @@ def test_bad_arguments():
         model(torch.randn(1, 3, 8, 8), mode="loss")
     with pytest.raises(ValueError, match="mode='train'; allowed: 'tensor', 'loss', 'predict'"):
         model(torch.randn(1, 3, 8, 8), mode="train")
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights(smoothing: float):
+    """An image counts as much as its class, a mixed one as much as the mean of its classes; one-hot targets agree."""
+    weights = [1.0, 4.0, 0.5]
+    arguments = dict(backbone=dict(arch=TINY), num_classes=3, label_smoothing=smoothing)
+    model = randomise(GCViTClassifier(**arguments, class_weight=weights)).eval()
+    assert "class_weight" not in model.state_dict()
+    images, targets = torch.randn(4, 3, 40, 36), torch.tensor([0, 1, 2, 1])
+    scores = model(images).log_softmax(1)
+    smooth = (1 - smoothing) * torch.nn.functional.one_hot(targets, 3) + smoothing / 3
+    each = -(smooth * scores).sum(1)
+    count = torch.tensor(weights)[targets]
+    torch.testing.assert_close(model(images, targets, mode="loss")["loss"], (each * count).sum() / count.sum())
+    mixed = torch.tensor([[0.7, 0.3, 0.0], [0.0, 1.0, 0.0], [0.2, 0.2, 0.6], [0.0, 0.0, 1.0]])
+    count = mixed @ torch.tensor(weights)
+    wanted = -((mixed * scores).sum(1) * count).sum() / count.sum()
+    torch.testing.assert_close(model(images, mixed, mode="loss")["loss"], wanted)
+    plain = GCViTClassifier(**arguments).eval()
+    plain.load_state_dict(model.state_dict())
+    equal = GCViTClassifier(**arguments, class_weight=[2.0] * 3).eval()
+    equal.load_state_dict(model.state_dict())
+    for target in (targets, mixed):
+        torch.testing.assert_close(equal(images, target, mode="loss"), plain(images, target, mode="loss"))
+
+
+def test_class_weights_keep_smoothed_probabilities():
+    """The best prediction for an image is its smoothed target, whatever the weights; with torch's it is not."""
+    model = GCViTClassifier(dict(arch=TINY), num_classes=3, label_smoothing=0.3, class_weight=[1.0, 50.0, 1.0])
+    logits = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]]).log().requires_grad_()
+    model._weighted_loss(logits, torch.tensor([0, 1]), model.class_weight).backward()
+    torch.testing.assert_close(logits.grad, torch.zeros(2, 3), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, 0.0, 2.0]])
+def test_bad_class_weights(weights: list[float]):
+    with pytest.raises(ValueError, match=r"class_weight=\[.*; allowed: num_classes=3 numbers above 0"):
+        GCViTClassifier(dict(arch=TINY), num_classes=3, class_weight=weights)

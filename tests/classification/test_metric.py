@@ -111,3 +111,29 @@ def test_real_labels():
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"topk=\(0, 5\); allowed: integers >= 1"):
         TopKAccuracy(topk=(0, 5))
+
+
+def test_results_by_class(tmp_path: Path, logged: list[str]):
+    """Four classes, one of them without images and one never predicted; the head has a fifth."""
+    labels, guesses = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 1, 4]
+    metric = TopKAccuracy(topk=(1,), classwise=True, out_csv=str(tmp_path / "table.csv"))
+    metric.dataset = Images([f"{i}.jpg" for i in range(6)], ("ant", "bee", "cat", "dog"))
+    scores = torch.nn.functional.one_hot(torch.tensor(guesses), 5).float()
+    metric.process(dict(sample_idx=torch.arange(6), targets=torch.tensor(labels)), scores)
+    found = metric.evaluate(6)
+    assert found["accuracy/top1"] == pytest.approx(100 * 4 / 6)
+    assert found["accuracy/mean_class"] == pytest.approx(100 * (2 / 3 + 1 + 0) / 3)
+    with (tmp_path / "table_classes.csv").open(newline="") as file:
+        rows = {row.pop("class"): row for row in csv.DictReader(file)}
+    assert list(rows) == ["ant", "bee", "cat", "dog", "4"]
+    assert rows["ant"] == {
+        "images": "3", "predicted": "2", "recall": "66.7", "precision": "100.0",
+        "as ant": "2", "as bee": "1", "as cat": "0", "as dog": "0", "as 4": "0"}  # fmt: skip
+    assert (rows["bee"]["recall"], rows["bee"]["precision"]) == ("100.0", "66.7")
+    assert (rows["cat"]["recall"], rows["cat"]["precision"]) == ("0.0", "")
+    assert (rows["dog"]["recall"], rows["dog"]["precision"]) == ("", "")
+    lines = logged[-1].splitlines()
+    assert lines[1].split() == ["class", "images", "predicted", "recall", "precision"]
+    assert "ant         3          2    66.7      100.0" in lines
+    assert "confusion matrix (row: class of the image, column: prediction)" in lines
+    assert lines[-1].split() == ["4", "0", "0", "0", "0", "0"]

@@ -40,7 +40,10 @@ def tree(tmp_path: Path) -> Path:
 
 
 def greys(dataset: ClassificationDataset) -> list[tuple[int, int]]:
-    return [(int(item["inputs"].max()), item["targets"]) for item in (dataset[i] for i in range(len(dataset)))]
+    """Grey value and class of each sample; mmengine's wrappers get the same class without opening the image."""
+    items = [dataset[i] for i in range(len(dataset))]
+    assert [dataset.get_cat_ids(i) for i in range(len(items))] == [[item["targets"]] for item in items]
+    return [(int(item["inputs"].max()), item["targets"]) for item in items]
 
 
 EXPECTED = [(10, 0), (11, 0), (20, 1), (21, 1), (100, 2), (101, 2)]  # natural order: 10 after 2
@@ -76,6 +79,20 @@ def test_custom_class_order(tree: Path):
         ClassificationDataset(str(tree), "train", classes=("10", "1"))
     with pytest.raises(ClassificationDataError, match=r"nowhere.txt': no such file"):
         ClassificationDataset(str(tree), "train", classes="nowhere.txt")
+
+
+def test_mmengines_wrappers(tree: Path):
+    """Class 2 has 1 of 5 images: it is repeated sqrt(0.4 / 0.2) times, rounded up."""
+    (tree / "train/2/1.png").unlink()
+    inner = dict(type="mmgcvit.ClassificationDataset", data_root=str(tree), split="train", pipeline=PIPELINE)
+    balanced = DATASETS.build(dict(type="ClassBalancedDataset", oversample_thr=0.4, dataset=inner))
+    assert greys(balanced) == [(10, 0), (11, 0), (20, 1), (20, 1), (100, 2), (101, 2)]
+    assert balanced.metainfo == {"classes": ("1", "2", "10")}
+    assert balanced.get_data_info(3) == {"img_path": "2/0.png", "targets": 1, "sample_idx": 2}
+    both = DATASETS.build(
+        dict(type="ConcatDataset", datasets=[dict(type="RepeatDataset", times=2, dataset=inner), inner])
+    )
+    assert [both[i]["targets"] for i in range(len(both))] == 3 * [0, 0, 1, 2, 2]
 
 
 def test_tar(tree: Path):

@@ -57,6 +57,11 @@ def test_train(trained: Path):
 def test_resume_from_newest_checkpoint(trained: Path, tmp_path: Path):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     longer = [o.replace("max_iters=4", "max_iters=6").replace("val_interval=4", "val_interval=6") for o in SHORT]
+    done = run("train.py", CONFIG, "--work-dir", "work", "--resume", *longer, cwd=tmp_path, ok=False)
+    assert (
+        "train: param_scheduler[0] (CosineAnnealingLR): T_max=6 (checkpoint: 4), end=6 (checkpoint: 4);" in done.stderr
+    )
+    longer += ["param_scheduler.1.end=4"]  # the schedule of the checkpoint
     done = run("train.py", CONFIG, "--work-dir", "work", "--resume", *longer, cwd=tmp_path)
     assert "resumed epoch: 0, iter: 4" in done.stdout
     assert "Iter(train) [5/6]" in done.stdout

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
 from torch import nn
 
+from mmgcvit.datasets.problems import Problem
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
 from mmgcvit.registry import type_name
-from mmgcvit.tasks.base import DatasetCheck, Predictor, Task
+from mmgcvit.tasks.base import DatasetCheck, Predictor, Split, Task
 
 
 class Classification(Task):
@@ -19,6 +20,7 @@ class Classification(Task):
 
     name = "classification"
     description = "a classifier (GCViTClassifier)"
+    metrics = ("TopKAccuracy",)
 
     def has_model(self, model: Mapping[str, Any] | nn.Module) -> bool:
         """Whether the model is a GCViTClassifier."""
@@ -29,6 +31,18 @@ class Classification(Task):
     def has_dataset(self, dataset: Mapping[str, Any]) -> bool:
         """Whether the data set is a ClassificationDataset."""
         return type_name(dataset) == "ClassificationDataset"
+
+    def check_config(self, model: Mapping[str, Any], splits: Sequence[Split]) -> Iterator[Problem]:
+        """Compare head, class weights, data sets and batch size."""
+        from mmgcvit.tasks.classification.consistency import check_config
+
+        return check_config(model, splits)
+
+    def results_of(self, metric: Mapping[str, Any]) -> set[str] | None:
+        """Names of the results of a TopKAccuracy."""
+        from mmgcvit.tasks.classification.consistency import results_of
+
+        return results_of(metric)
 
     def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
         """Build the predictor: the model with its test pipeline."""

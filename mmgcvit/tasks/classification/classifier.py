@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
@@ -36,10 +37,15 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
         data_preprocessor: config of a :class:`ClassificationPreprocessor` (``num_classes`` is passed to it), or of
             another preprocessor.
         init_cfg: as in mmengine. Use ``dict(type='Pretrained', ...)`` in the backbone, or here to load the head too.
+        class_weight: weight of each class in the loss, for imbalanced data. An image has the weight of its class, a
+            mixed image the mean of those of its classes; the loss is divided by the sum of the weights.
 
     Raises:
-        ValueError: ``num_classes`` or a rate is out of range, or the last map of the backbone is not that of stage 3.
+        ValueError: ``num_classes``, a rate or a class weight is out of range, there is not one weight per class, or the
+            last map of the backbone is not that of stage 3.
     """
+
+    class_weight: Tensor | None
 
     def __init__(
         self,
@@ -49,6 +55,7 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
         label_smoothing: float = 0.0,
         data_preprocessor: Mapping | nn.Module | None = None,
         init_cfg: Mapping | None = None,
+        class_weight: Sequence[float] | None = None,
     ) -> None:
         check_integer("num_classes", num_classes, 1)
         if (
@@ -59,7 +66,13 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.num_classes = num_classes
         self.drop_rate = check_rate("drop_rate", drop_rate)
-        smoothing = check_rate("label_smoothing", label_smoothing)
+        self.label_smoothing = smoothing = check_rate("label_smoothing", label_smoothing)
+        if class_weight is not None and (len(class_weight) != num_classes or not all(w > 0 for w in class_weight)):
+            raise ValueError(
+                f"class_weight={list(class_weight)}; allowed: num_classes={num_classes} numbers above 0, one per class"
+            )
+        weights = None if class_weight is None else torch.tensor(class_weight, dtype=torch.float32)
+        self.register_buffer("class_weight", weights, persistent=False)
         self.hard_loss = LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
         self.soft_loss = SoftTargetCrossEntropy()
         self.backbone: GCViT = MODELS.build({"type": "GCViT", "out_indices": (3,), **backbone})
@@ -84,8 +97,8 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
             mode: 'tensor', 'loss' or 'predict'.
 
         Returns:
-            'tensor': logits (B, num_classes). 'loss': ``dict(loss=...)``, the mean cross-entropy. 'predict':
-            probabilities (B, num_classes), float32.
+            'tensor': logits (B, num_classes). 'loss': ``dict(loss=...)``, the mean cross-entropy, weighted by class if
+            there are class weights. 'predict': probabilities (B, num_classes), float32.
 
         Raises:
             ValueError: the mode is unknown, targets are missing for 'loss', or a class is out of range.
@@ -99,12 +112,25 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
             return logits.float().softmax(dim=1)
         if targets is None:
             raise ValueError("targets=None; allowed in mode 'loss': classes or probabilities")
-        if targets.ndim == 2:
-            return {"loss": self.soft_loss(logits, targets)}
         # (On a GPU this check would synchronise; there CUDA's own assertion fails instead.)
-        if not targets.is_cuda and (targets.min() < 0 or targets.max() >= self.num_classes):
+        if targets.ndim == 1 and not targets.is_cuda and (targets.min() < 0 or targets.max() >= self.num_classes):
             raise ValueError(
                 f"targets: class {int(targets.max() if targets.min() >= 0 else targets.min())}; allowed: "
                 f"0 to {self.num_classes - 1} (num_classes={self.num_classes})"
             )
-        return {"loss": self.hard_loss(logits, targets)}
+        if self.class_weight is not None:
+            return {"loss": self._weighted_loss(logits, targets, self.class_weight)}
+        return {"loss": (self.soft_loss if targets.ndim == 2 else self.hard_loss)(logits, targets)}
+
+    def _weighted_loss(self, logits: Tensor, targets: Tensor, class_weight: Tensor) -> Tensor:
+        """Mean cross-entropy of a batch, weighted by the classes of its images.
+
+        torch's own ``weight`` would also weight the shares that label smoothing gives to the other classes, and so
+        change the probabilities that the model learns.
+        """
+        if targets.ndim == 2:
+            losses, weights = F.cross_entropy(logits, targets, reduction="none"), targets @ class_weight  # (B,)
+        else:
+            losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
+            weights = class_weight[targets]
+        return (losses * weights).sum() / weights.sum()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +15,13 @@ from torch.utils.data import Dataset
 
 from mmgcvit.errors import ClassificationDataError
 from mmgcvit.registry import DATASETS
-from mmgcvit.tasks.classification.readers import ShardReader, folder_reader, hugging_face_reader, tar_reader
+from mmgcvit.tasks.classification.readers import (
+    ShardReader,
+    folder_reader,
+    hugging_face_reader,
+    read_labels,
+    tar_reader,
+)
 from mmgcvit.utils import summarize
 
 READERS = ("folder", "tar", "shards", "hfds")
@@ -26,7 +33,8 @@ class ClassificationDataset(Dataset):
     """Map-style data set of images with one class each, for several kinds of storage.
 
     An item is the output of the pipeline; with :class:`TimmTransform` a dict of ``inputs`` (3, H, W) uint8,
-    ``targets`` and ``sample_idx``.
+    ``targets`` and ``sample_idx``. For training, mmengine's ClassBalancedDataset, RepeatDataset and ConcatDataset may
+    be around it.
 
     Args:
         data_root: folder of the data; for 'shards' one or several patterns, for 'hfds' the name or the folder of a
@@ -104,6 +112,22 @@ class ClassificationDataset(Dataset):
             return self.reader[index][:2]
         except OSError as error:
             return _Unopened(error), -1
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """Classes of all samples; opens no image."""
+        return read_labels(self.reader)
+
+    def full_init(self) -> None:
+        """Do nothing: everything is read when the data set is built. mmengine's wrappers call it."""
+
+    def get_cat_ids(self, index: int) -> list[int]:
+        """Class of a sample as a list of one, for mmengine's ClassBalancedDataset; opens no image."""
+        return [self.get_data_info(index)["targets"]]
+
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        """Name, class and index of a sample; opens no image."""
+        return {"img_path": self.name(index), "targets": self.labels[index], "sample_idx": index}
 
     def __getitem__(self, index: int) -> Any:
         """Return the output of the pipeline for a sample, or for another one if the pipeline skips it.

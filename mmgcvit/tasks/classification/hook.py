@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 
 from mmgcvit.checkpoint.complete import class_names
 from mmgcvit.compat import has_train_loop
+from mmgcvit.engine.hooks import inner_datasets
 from mmgcvit.errors import ClassificationDataError
 from mmgcvit.registry import HOOKS
 from mmgcvit.tasks.classification.dataset import ClassificationDataset, check_names
@@ -37,8 +38,10 @@ class ClassificationHook(Hook):
         """Compare training and validation data."""
         if not has_train_loop(runner):
             return
-        train = runner.train_dataloader.dataset
-        _check_count("train", train, runner)
+        trained = list(inner_datasets(runner.train_dataloader.dataset))
+        for dataset in trained:
+            _check_count("train", dataset, runner)
+        train = trained[0]
         if runner.val_loop is not None:
             val = runner.val_dataloader.dataset
             _check_count("val", val, runner)

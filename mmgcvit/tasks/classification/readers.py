@@ -190,6 +190,17 @@ def _folder_in_tar(member: tarfile.TarInfo, tar: str | None, child: tarfile.TarI
     return PurePosixPath(*stems, os.path.dirname(os.path.normpath(member.name)))
 
 
+def read_labels(reader: Any) -> list[int]:
+    """Labels of all samples of a reader, in order; opens no image."""
+    if isinstance(reader, ShardReader):
+        return reader.places[:, 3].tolist()
+    if isinstance(reader, ReaderImageInTar):
+        return [int(label) for label in reader.targets]
+    if hasattr(reader, "iter_targets"):  # Hugging Face
+        return [int(label) for label in reader.iter_targets()]
+    return [label for _, label in reader.samples]
+
+
 def _numbered(names: Iterable[str]) -> dict[str, int]:
     return {name: index for index, name in enumerate(names)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -12,7 +12,7 @@ from mmgcvit.datasets.problems import Problem, refuse
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.registry import type_name
-from mmgcvit.tasks.base import DatasetCheck, Predictor, Task
+from mmgcvit.tasks.base import DatasetCheck, Predictor, Split, Task
 from mmgcvit.utils.paths import SHIPPED_CONFIGS
 
 SCALES = (0.8, 1.0, 1.2)  # multiples of the test pipeline's scale for test-time augmentation
@@ -25,12 +25,27 @@ class Detection(Task):
     description = "a detector (roi_head, bbox_head, rpn_head, mask_head or panoptic_head)"
     model_parts = ("roi_head", "bbox_head", "rpn_head", "mask_head", "panoptic_head")
     visualization_hook = "DetVisualizationHook"
+    metrics = (
+        "CocoMetric", "VOCMetric", "LVISMetric", "CocoPanopticMetric", "CocoOccludedSeparatedMetric",
+        "CityScapesMetric", "OpenImagesMetric", "CrowdHumanMetric", "DumpProposals", "DumpDetResults")  # fmt: skip
 
     def has_dataset(self, dataset: Mapping[str, Any]) -> bool:
         """Whether the data set reads COCO JSON files."""
         from mmgcvit.tasks.detection.annotations import coco_like
 
         return coco_like(dataset)
+
+    def check_config(self, model: Mapping[str, Any], splits: Sequence[Split]) -> Iterator[Problem]:
+        """Compare heads, class weights, data sets, pipelines and metrics."""
+        from mmgcvit.tasks.detection.consistency import check_config
+
+        return check_config(model, splits)
+
+    def results_of(self, metric: Mapping[str, Any]) -> set[str] | None:
+        """Names of the results of a CocoMetric or VOCMetric."""
+        from mmgcvit.tasks.detection.consistency import results_of
+
+        return results_of(metric)
 
     def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
         """Build the predictor, based on mmdet's inferencer."""

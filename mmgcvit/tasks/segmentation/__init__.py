@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
 from torch import Tensor
 
+from mmgcvit.datasets.problems import Problem
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
-from mmgcvit.tasks.base import DatasetCheck, Predictor, Task
+from mmgcvit.tasks.base import DatasetCheck, Predictor, Split, Task
 
 
 class Segmentation(Task):
@@ -20,6 +21,7 @@ class Segmentation(Task):
     description = "a segmentor (decode_head)"
     model_parts = ("decode_head",)
     visualization_hook = "SegVisualizationHook"
+    metrics = ("IoUMetric", "CityscapesMetric", "DepthMetric")
 
     def has_dataset(self, dataset: Mapping[str, Any]) -> bool:
         """Whether the data set has label maps, or is one of mmseg's."""
@@ -27,6 +29,18 @@ class Segmentation(Task):
         from mmgcvit.tasks.segmentation.unlabelled import is_base_seg_dataset
 
         return has_label_maps(dataset) or is_base_seg_dataset(dataset)
+
+    def check_config(self, model: Mapping[str, Any], splits: Sequence[Split]) -> Iterator[Problem]:
+        """Compare class weights, ignored labels, padding, crops and metrics."""
+        from mmgcvit.tasks.segmentation.consistency import check_config
+
+        return check_config(model, splits)
+
+    def results_of(self, metric: Mapping[str, Any]) -> set[str] | None:
+        """Names of the results of a IoUMetric."""
+        from mmgcvit.tasks.segmentation.consistency import results_of
+
+        return results_of(metric)
 
     def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
         """Build the predictor, based on mmseg's inferencer."""

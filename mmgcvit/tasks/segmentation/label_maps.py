@@ -22,7 +22,7 @@ from mmgcvit.datasets.files import THREADS, missing_problems, read_names
 from mmgcvit.datasets.problems import Problem, refuse
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
-from mmgcvit.registry import type_name
+from mmgcvit.registry import class_of, type_name
 from mmgcvit.tasks.segmentation.pairs import (
     DEEP,
     GREY,
@@ -81,10 +81,7 @@ def has_label_maps(dataset: Mapping) -> bool:
 
 def dataset_class(dataset: Mapping) -> Any:
     """Return the class of a config's data set, in the scope in which it would be built; None if it is unknown."""
-    if not isinstance(dataset.get("type"), str):
-        return dataset.get("type")
-    with DATASETS.switch_scope_and_registry(dataset.get("_scope_")) as registry:
-        return registry.get(dataset["type"])
+    return class_of(DATASETS, dataset)
 
 
 def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = None) -> LabelMaps:
@@ -134,7 +131,7 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
             f"{', '.join(f'{count} *{suffix}' for suffix, count in there.items()) or 'none at all'} (img_suffix of the "
             "data set): training would hang"
         )
-    ignored = {f"model.{name}": head.get("ignore_index", IGNORED) for name, head in _heads(model)}
+    ignored = {f"model.{name}": head.get("ignore_index", IGNORED) for name, head in heads(model)}
     for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []:
         if str(metric.get("type")).endswith("IoUMetric"):
             ignored["the metric"] = metric.get("ignore_index", IGNORED)
@@ -301,7 +298,7 @@ def _meaning(classes: int, reduce_zero_label: bool, label_map: Mapping | None, i
     return np.where((labels < classes) & (labels != ignored), labels, np.where(labels == ignored, IGNORED, OUTSIDE))
 
 
-def _heads(model: Mapping | None) -> Iterator[tuple[str, Mapping]]:
+def heads(model: Mapping | None) -> Iterator[tuple[str, Mapping]]:
     """Yield the heads of a config's segmentor, by name."""
     for name in ("decode_head", "auxiliary_head"):
         head = (model or {}).get(name)
@@ -313,7 +310,7 @@ def _heads(model: Mapping | None) -> Iterator[tuple[str, Mapping]]:
 
 def _outputs(model: Mapping | None, found: LabelMaps) -> Iterator[Problem]:
     """Yield heads whose number of classes differs from the data set's, and differing ignored labels."""
-    for name, head in _heads(model):
+    for name, head in heads(model):
         if head.get("num_classes") == 1 and head.get("out_channels") is None:
             yield Problem(
                 "classes",

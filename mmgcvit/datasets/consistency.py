@@ -1,0 +1,159 @@
+"""Parts of a config that contradict each other: schedule, data sets, heads, class weights, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+
+from mmgcvit.datasets.problems import Problem, data_sets
+from mmgcvit.engine.schedule import check_schedule
+from mmgcvit.registry import class_of, type_name
+from mmgcvit.tasks.base import Split, Task
+
+SPLITS = ("train", "val", "test")
+#: Parts of a config that mmengine's runner wants all together, by split.
+PARTS = {
+    "train": ("train_dataloader", "train_cfg", "optim_wrapper"),
+    "val": ("val_dataloader", "val_cfg", "val_evaluator"),
+    "test": ("test_dataloader", "test_cfg", "test_evaluator"),
+}
+
+
+def check_config(cfg: Config, splits: Sequence[str] = SPLITS) -> list[Problem]:
+    """Find the parts of a config that contradict each other; opens no data.
+
+    Args:
+        cfg: the config; its default scope must be initialised.
+        splits: what will run: 'train', 'val', 'test'.
+
+    Returns:
+        The problems; each names both parts and their values.
+    """
+    from mmgcvit.tasks import TASKS, find_task
+
+    model = cfg.get("model")
+    problems = list(_check_parts(cfg))
+    if "train" in splits:
+        problems += check_schedule(cfg)
+    used = [split_of(cfg, name) for name in splits if cfg.get(f"{name}_dataloader")]
+    problems += _check_classes(used)
+    task = find_task(model) if model else None
+    for split in used:
+        known = next((own for own in TASKS if any(own.has_dataset(dataset) for dataset in split.datasets)), task)
+        if known is None:
+            continue
+        for where, metric in split.metrics:
+            kind = type_name(metric)
+            other = next((own for own in TASKS if kind in own.metrics), known)
+            if kind not in known.metrics and other is not known:
+                problems.append(
+                    Problem(
+                        "metric",
+                        where,
+                        f"{kind} is a metric for {other.name}; {split.name}_dataloader.dataset.type="
+                        f"{type_name(split.datasets[0])!r} is for {known.name}; allowed: {', '.join(known.metrics)}",
+                        True,
+                    )
+                )
+        if split.name == "val":
+            problems += _check_best(cfg, split, known)
+    if task is not None:
+        problems += task.check_config(model, used)
+    return problems
+
+
+def split_of(cfg: Config, name: str) -> Split:
+    """Return what a config says about one split."""
+    loader = cfg.get(f"{name}_dataloader") or {}
+    evaluator = cfg.get(f"{name}_evaluator") or []
+    whole = f"{name}_evaluator"
+    if isinstance(evaluator, Mapping) and "metrics" in evaluator:  # an Evaluator with its own type
+        evaluator, whole = evaluator["metrics"], f"{whole}.metrics"
+    if isinstance(evaluator, Mapping):
+        metrics = [(whole, evaluator)]
+    else:
+        metrics = [(f"{whole}[{i}]", metric) for i, metric in enumerate(evaluator)]
+    return Split(name, loader, list(data_sets(loader.get("dataset"))), metrics)
+
+
+def class_names(dataset: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Class names of a config's data set: its own, in the config or in a file, or those of its class; None if unknown.
+
+    A file that does not exist is reported by the checks of the data.
+    """
+    names = (dataset.get("metainfo") or {}).get("classes") or dataset.get("classes")
+    if isinstance(names, str):
+        path = Path(names)
+        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip()) if path.is_file() else None
+    if names is None:
+        names = (getattr(class_of(DATASETS, dataset), "METAINFO", None) or {}).get("classes")
+    return tuple(map(str, names)) if isinstance(names, (list, tuple)) else None
+
+
+def _check_parts(cfg: Config) -> Iterator[Problem]:
+    """Yield the parts that are missing beside others of the same split."""
+    if not any(cfg.get(f"{split}_cfg") is not None for split in SPLITS):
+        return  # data sets only
+    for names in PARTS.values():
+        # An empty val_cfg or test_cfg is a part, too.
+        there = [name for name in names if cfg.get(name) is not None]
+        if there and len(there) < len(names):
+            missing = [name for name in names if name not in there]
+            yield Problem(
+                "parts",
+                "config",
+                f"{', '.join(there)} without {', '.join(missing)}; allowed: all of {', '.join(names)}, or none",
+                True,
+            )
+
+
+def _check_best(cfg: Config, split: Split, task: Task) -> Iterator[Problem]:
+    """Yield hooks that wait for a result that no metric of the validation gives."""
+    given: set[str] = set()
+    for _, metric in split.metrics:
+        results = task.results_of(metric)
+        if results is None:
+            return
+        given |= results
+    checkpoint = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
+    wanted = [("default_hooks.checkpoint.save_best", checkpoint.get("save_best"))]
+    wanted += [
+        (f"custom_hooks[{i}].monitor", hook.get("monitor"))
+        for i, hook in enumerate(cfg.get("custom_hooks") or ())
+        if type_name(hook) == "EarlyStoppingHook"
+    ]
+    for where, names in wanted:
+        for name in names if isinstance(names, (list, tuple)) else [names]:
+            if name not in (None, "auto", *given):
+                yield Problem(
+                    "metric", where, f"{name!r}; allowed, as val_evaluator gives them: {', '.join(sorted(given))}", True
+                )
+
+
+def _check_classes(splits: Sequence[Split]) -> Iterator[Problem]:
+    """Yield data sets whose classes are not those of the first one."""
+    first: tuple[str, tuple[str, ...]] | None = None
+    for split in splits:
+        for dataset in split.datasets:
+            names, where = class_names(dataset), f"{split.name}_dataloader.dataset"
+            if names is None:
+                continue
+            if first is None:
+                first = where, names
+            elif names != first[1]:
+                yield Problem(
+                    "classes",
+                    where,
+                    f"classes={_shown(names)}; {first[0]} has classes={_shown(first[1])}; allowed: the same names in "
+                    "the same order",
+                    True,
+                )
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Format class names, of many only the first ones."""
+    return f"{tuple(names)}" if len(names) <= 10 else f"({', '.join(map(repr, names[:8]))}, ... {len(names)} in all)"
