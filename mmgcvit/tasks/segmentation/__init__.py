@@ -25,8 +25,7 @@ class Segmentation(Task):
 
     def has_dataset(self, dataset: Mapping[str, Any]) -> bool:
         """Whether the data set has label maps, or is one of mmseg's."""
-        from mmgcvit.tasks.segmentation.label_maps import has_label_maps
-        from mmgcvit.tasks.segmentation.unlabelled import is_base_seg_dataset
+        from mmgcvit.tasks.segmentation.label_maps import has_label_maps, is_base_seg_dataset
 
         return has_label_maps(dataset) or is_base_seg_dataset(dataset)
 

@@ -76,6 +76,11 @@ def has_label_maps(dataset: Mapping) -> bool:
     prefix = dataset.get("data_prefix")
     if isinstance(prefix, Mapping):
         return prefix.get("seg_map_path") is not None
+    return is_base_seg_dataset(dataset)
+
+
+def is_base_seg_dataset(dataset: Mapping) -> bool:
+    """Whether a data set is one of mmseg's, with or without label maps."""
     return any(base.__name__ == "BaseSegDataset" for base in getattr(dataset_class(dataset), "__mro__", ()))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmgcvit.datasets.files import HEADERS, THREADS, header, image_loader, missing_files
 from mmgcvit.datasets.problems import Problem
-from mmgcvit.tasks.sources import IMAGES
+from mmgcvit.utils.images import IMAGES
 
 GREY = ("1", "L", "P")  # Pillow's modes with one value of at most 8 bits per pixel
 DEEP = ("I", "I;16", "I;16B", "I;16L")

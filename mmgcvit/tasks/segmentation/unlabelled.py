@@ -16,18 +16,12 @@ from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.base import DatasetCheck
-from mmgcvit.tasks.segmentation.label_maps import dataset_class
 from mmgcvit.utils import summarize
 
 HINT = (
     "to predict on images without label maps, use tools/image_demo.py; or set format_only=True and an output_dir in "
     "the evaluator, and remove LoadAnnotations from the pipeline"
 )
-
-
-def is_base_seg_dataset(dataset: Mapping) -> bool:
-    """Whether a data set is one of mmseg's, with or without label maps."""
-    return any(base.__name__ == "BaseSegDataset" for base in getattr(dataset_class(dataset), "__mro__", ()))
 
 
 def is_unlabelled(dataset: Mapping) -> bool:
