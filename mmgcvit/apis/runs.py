@@ -208,9 +208,7 @@ def _check_data(cfg: Config, *splits: str) -> None:
             evaluator = cfg.get(f"{split}_evaluator")
             for dataset in data_sets((cfg.get(f"{split}_dataloader") or {}).get("dataset")):
                 task_of_dataset(dataset).check_before_run(dataset, cfg.get("model"), evaluator)
-        problems = check_config(cfg, splits)
-        refuse(problems)
-        _warn([str(problem) for problem in problems if not problem.breaks])
+        refuse(check_config(cfg, splits))
     except AnnotationError as error:
         raise UsageError(str(error)) from error
 
