@@ -33,6 +33,8 @@ AMP = ("fp16", "bf16")
 FLOAT32 = {"AmpOptimWrapper": "OptimWrapper", "FSDPAmpOptimWrapper": "mmgcvit.FSDPOptimWrapper"}
 MIXED = {"OptimWrapper": "AmpOptimWrapper", "FSDPOptimWrapper": "mmgcvit.FSDPAmpOptimWrapper"}
 CORRUPT = ("stop", "skip")
+#: Errors about what the user gave, which are shown without a traceback.
+USERS_ERRORS = (AnnotationError, CheckpointError, ClassificationDataError, CorruptImageError, UsageError)
 
 
 def train(
@@ -107,9 +109,7 @@ def train(
         require_used_maps(getattr(runner, "model", None))  # FlexibleRunner builds it later
         _warn(fit_warmups_to_iterations(runner))
         runner.train()
-    except (AnnotationError, CheckpointError, ClassificationDataError) as error:
-        raise UsageError(str(error)) from error
-    except (CorruptImageError, UsageError) as error:
+    except USERS_ERRORS as error:
         raise UsageError(_from_worker(error)) from error
     return runner
 
@@ -160,9 +160,7 @@ def test(
         runner = build_runner(cfg)
         revert_sync_bn(runner)
         return runner.test()
-    except (CheckpointError, ClassificationDataError) as error:
-        raise UsageError(str(error)) from error
-    except (CorruptImageError, UsageError) as error:
+    except USERS_ERRORS as error:
         raise UsageError(_from_worker(error)) from error
 
 
