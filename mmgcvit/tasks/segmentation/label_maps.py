@@ -19,7 +19,7 @@ from mmengine.registry import DATASETS
 from PIL import Image
 
 from mmgcvit.datasets.images import image_size
-from mmgcvit.datasets.problems import Problem, refuse
+from mmgcvit.datasets.problems import Problem, dataset_class, refuse
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
 from mmgcvit.utils.images import any_image_size
@@ -63,14 +63,6 @@ def has_label_maps(dataset: Mapping) -> bool:
     if isinstance(prefix, Mapping):
         return prefix.get("seg_map_path") is not None
     return any(base.__name__ == "BaseSegDataset" for base in getattr(dataset_class(dataset), "__mro__", ()))
-
-
-def dataset_class(dataset: Mapping) -> Any:
-    """Return the class of a config's data set, in the scope in which it would be built; None if it is unknown."""
-    if not isinstance(dataset.get("type"), str):
-        return dataset.get("type")
-    with DATASETS.switch_scope_and_registry(dataset.get("_scope_")) as registry:
-        return registry.get(dataset["type"])
 
 
 def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = None) -> LabelMaps:
