@@ -7,6 +7,7 @@ and not a user.
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -135,7 +136,8 @@ def with_versions(tensors: Mapping[str, Tensor], source: Any) -> dict[str, Tenso
     """A state dict of these tensors, with the versions of modules in ``source``, by which modules convert old names."""
     state_dict: Any = OrderedDict(tensors)
     if hasattr(source, "_metadata"):
-        state_dict._metadata = source._metadata
+        # A copy: load_state_dict(assign=True) writes into it, and the next load of the source would assign, too.
+        state_dict._metadata = copy.deepcopy(source._metadata)
     return state_dict
 
 

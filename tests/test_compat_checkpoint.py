@@ -104,3 +104,5 @@ def test_state_dict_keeps_versions():
     for source in (state, dict(state)):
         model.load_state_dict(compat.with_versions(dict(state), source))
     assert versions == [dict(version=2), {}]
+    model.load_state_dict(compat.with_versions(dict(state), state), assign=True)
+    assert state._metadata["0"] == dict(version=2)  # without the request to assign

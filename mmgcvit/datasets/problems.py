@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmengine.logging import print_log
+from mmengine.registry import DATASETS
 
 from mmgcvit.errors import AnnotationError
 
@@ -58,3 +59,11 @@ def data_sets(dataset: Any) -> Iterator[Mapping]:
             yield from data_sets(inner)
     else:
         yield dataset
+
+
+def dataset_class(dataset: Mapping) -> Any:
+    """Return the class of a config's data set, in the scope in which it would be built; None if it is unknown."""
+    if not isinstance(dataset.get("type"), str):
+        return dataset.get("type")
+    with DATASETS.switch_scope_and_registry(dataset.get("_scope_")) as registry:
+        return registry.get(dataset["type"])

@@ -11,8 +11,7 @@ from torch import nn
 from mmgcvit import compat
 from mmgcvit.checkpoint.complete import class_names, compare_classes, require_complete
 from mmgcvit.checkpoint.loading import accept_bare_network
-from mmgcvit.datasets.problems import data_sets
-from mmgcvit.tasks.segmentation.label_maps import dataset_class
+from mmgcvit.datasets.problems import data_sets, dataset_class
 
 
 class CheckedWeights:

@@ -48,6 +48,16 @@ def test_same_model():
     assert require_complete(nn.ModuleDict(dict(a=model))["a"], bare).is_exact
 
 
+def test_comparison_does_not_change_how_the_checkpoint_is_loaded():
+    """Loading copies values into the parameters, to which an optimizer refers."""
+    model, state = Detector(), Detector().state_dict()
+    parameters = {name: id(value) for name, value in model.named_parameters()}
+    require_complete(model, dict(state_dict=state))
+    model.load_state_dict(state)
+    assert {name: id(value) for name, value in model.named_parameters()} == parameters
+    assert all(value.data_ptr() != state[name].data_ptr() for name, value in model.state_dict().items())
+
+
 def test_missing_parts():
     with pytest.raises(CheckpointError, match=r"^checkpoint 'a.pth': does not belong to the model of the config: "
                        r"it lacks roi_head.mask_head \(4 tensors\)\. These would stay at random"):  # fmt: skip

@@ -19,10 +19,10 @@ from mmengine.registry import DATASETS
 from PIL import Image
 
 from mmgcvit.datasets.files import THREADS, missing_problems, read_names
-from mmgcvit.datasets.problems import Problem, refuse
+from mmgcvit.datasets.problems import Problem, dataset_class, refuse
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
-from mmgcvit.registry import class_of, type_name
+from mmgcvit.registry import type_name
 from mmgcvit.tasks.segmentation.pairs import (
     DEEP,
     GREY,
@@ -82,11 +82,6 @@ def has_label_maps(dataset: Mapping) -> bool:
 def is_base_seg_dataset(dataset: Mapping) -> bool:
     """Whether a data set is one of mmseg's, with or without label maps."""
     return any(base.__name__ == "BaseSegDataset" for base in getattr(dataset_class(dataset), "__mro__", ()))
-
-
-def dataset_class(dataset: Mapping) -> Any:
-    """Return the class of a config's data set, in the scope in which it would be built; None if it is unknown."""
-    return class_of(DATASETS, dataset)
 
 
 def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = None) -> LabelMaps:
