@@ -17,6 +17,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmgcvit import compat
+from mmgcvit.datasets.problems import inner_datasets
 from mmgcvit.engine.loops import ResumableTrainLoop
 from mmgcvit.errors import InvalidLossError
 from mmgcvit.registry import HOOKS
@@ -184,17 +185,6 @@ def _seed(*numbers: int) -> None:
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
     torch.manual_seed(int(words[2]))
-
-
-def inner_datasets(dataset: Any) -> Iterator[Any]:
-    """Yield the data sets inside wrappers."""
-    if hasattr(dataset, "datasets"):
-        for inner in dataset.datasets:
-            yield from inner_datasets(inner)
-    elif hasattr(dataset, "dataset"):
-        yield from inner_datasets(dataset.dataset)
-    else:
-        yield dataset
 
 
 def _transforms(dataset: Any) -> Iterator[Any]:
