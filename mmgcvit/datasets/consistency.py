@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS
 
-from mmgcvit.datasets.problems import Problem, data_sets
+from mmgcvit.datasets.problems import Problem, class_names, data_sets
 from mmgcvit.engine.schedule import check_schedule
-from mmgcvit.registry import class_of, type_name
+from mmgcvit.registry import type_name
+from mmgcvit.tasks import TASKS, find_task
 from mmgcvit.tasks.base import Split, Task
 
 SPLITS = ("train", "val", "test")
@@ -33,8 +31,6 @@ def check_config(cfg: Config, splits: Sequence[str] = SPLITS) -> list[Problem]:
     Returns:
         The problems; each names both parts and their values.
     """
-    from mmgcvit.tasks import TASKS, find_task
-
     model = cfg.get("model")
     problems = list(_check_parts(cfg))
     if "train" in splits:
@@ -78,20 +74,6 @@ def split_of(cfg: Config, name: str) -> Split:
     else:
         metrics = [(f"{whole}[{i}]", metric) for i, metric in enumerate(evaluator)]
     return Split(name, loader, list(data_sets(loader.get("dataset"))), metrics)
-
-
-def class_names(dataset: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Class names of a config's data set: its own, in the config or in a file, or those of its class; None if unknown.
-
-    A file that does not exist is reported by the checks of the data.
-    """
-    names = (dataset.get("metainfo") or {}).get("classes") or dataset.get("classes")
-    if isinstance(names, str):
-        path = Path(names)
-        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip()) if path.is_file() else None
-    if names is None:
-        names = (getattr(class_of(DATASETS, dataset), "METAINFO", None) or {}).get("classes")
-    return tuple(map(str, names)) if isinstance(names, (list, tuple)) else None
 
 
 def _check_parts(cfg: Config) -> Iterator[Problem]:

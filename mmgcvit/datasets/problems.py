@@ -1,4 +1,4 @@
-"""Problems found in data sets, and iteration over the data sets inside a config's wrappers."""
+"""Problems found in data sets; the data sets inside wrappers, and their classes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
 from mmgcvit.errors import AnnotationError
+from mmgcvit.registry import class_of
 
 SHOWN = 5  # number of problems listed in an error
 
@@ -63,7 +65,29 @@ def data_sets(dataset: Any) -> Iterator[Mapping]:
 
 def dataset_class(dataset: Mapping) -> Any:
     """Return the class of a config's data set, in the scope in which it would be built; None if it is unknown."""
-    if not isinstance(dataset.get("type"), str):
-        return dataset.get("type")
-    with DATASETS.switch_scope_and_registry(dataset.get("_scope_")) as registry:
-        return registry.get(dataset["type"])
+    return class_of(DATASETS, dataset)
+
+
+def class_names(dataset: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Class names of a config's data set: its own, in the config or in a file, or those of its class; None if unknown.
+
+    A file that does not exist is reported by the checks of the data.
+    """
+    names = (dataset.get("metainfo") or {}).get("classes") or dataset.get("classes")
+    if isinstance(names, str):
+        path = Path(names)
+        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip()) if path.is_file() else None
+    if names is None:
+        names = (getattr(class_of(DATASETS, dataset), "METAINFO", None) or {}).get("classes")
+    return tuple(map(str, names)) if isinstance(names, (list, tuple)) else None
+
+
+def inner_datasets(dataset: Any) -> Iterator[Any]:
+    """Yield the data sets inside built wrappers."""
+    if hasattr(dataset, "datasets"):
+        for inner in dataset.datasets:
+            yield from inner_datasets(inner)
+    elif hasattr(dataset, "dataset"):
+        yield from inner_datasets(dataset.dataset)
+    else:
+        yield dataset

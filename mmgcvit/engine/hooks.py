@@ -23,6 +23,7 @@ from torch import nn
 from mmgcvit import compat
 from mmgcvit.checkpoint.complete import class_names, compare_classes, compare_weights, require_complete
 from mmgcvit.checkpoint.loading import READER, sharded_part
+from mmgcvit.datasets.problems import inner_datasets
 from mmgcvit.engine.loops import ResumableTrainLoop
 from mmgcvit.errors import InvalidLossError
 from mmgcvit.registry import HOOKS
@@ -228,17 +229,6 @@ def _seed(*numbers: int) -> None:
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
     torch.manual_seed(int(words[2]))
-
-
-def inner_datasets(dataset: Any) -> Iterator[Any]:
-    """Yield the data sets inside wrappers."""
-    if hasattr(dataset, "datasets"):
-        for inner in dataset.datasets:
-            yield from inner_datasets(inner)
-    elif hasattr(dataset, "dataset"):
-        yield from inner_datasets(dataset.dataset)
-    else:
-        yield dataset
 
 
 def _transforms(dataset: Any) -> Iterator[Any]:

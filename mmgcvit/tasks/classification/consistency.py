@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmgcvit.datasets.consistency import class_names
-from mmgcvit.datasets.problems import Problem
+from mmgcvit.datasets.problems import Problem, class_names
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.base import Split
 

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from mmgcvit.checkpoint.complete import class_names
 from mmgcvit.compat import has_train_loop
-from mmgcvit.engine.hooks import inner_datasets
+from mmgcvit.datasets.problems import inner_datasets
 from mmgcvit.errors import ClassificationDataError
 from mmgcvit.registry import HOOKS
 from mmgcvit.tasks.classification.dataset import ClassificationDataset, check_names

@@ -9,8 +9,7 @@ from typing import Any
 
 from mmengine.registry import MODELS
 
-from mmgcvit.datasets.consistency import class_names
-from mmgcvit.datasets.problems import Problem
+from mmgcvit.datasets.problems import Problem, class_names
 from mmgcvit.registry import class_of, type_name
 from mmgcvit.tasks.base import Split
 from mmgcvit.tasks.detection.annotations import wants_masks
