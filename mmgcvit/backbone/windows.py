@@ -37,7 +37,9 @@ def crop(x: Tensor, height: int, width: int) -> Tensor:
 
 def round_up(length: int, multiple: int) -> int:
     """The smallest multiple that is not below a positive length."""
-    return ((length - 1) // multiple + 1) * multiple  # the form of a convolution's output size, which exporters simplify
+    return (
+        (length - 1) // multiple + 1
+    ) * multiple  # the form of a convolution's output size, which exporters simplify
 
 
 def to_windows(x: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:

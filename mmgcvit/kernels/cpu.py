@@ -110,7 +110,9 @@ class OneDNNLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         d_x = d_weight = d_bias = None
         if torch.is_grad_enabled():
-            d_x, d_weight = _differentiable(lambda x, w: F.linear(F.gelu(x) if ctx.gelu else x, w), (x, weight), gradient)
+            d_x, d_weight = _differentiable(
+                lambda x, w: F.linear(F.gelu(x) if ctx.gelu else x, w), (x, weight), gradient
+            )
             return d_x, d_weight, gradient.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None, None
         gradient = gradient.contiguous()
         if ctx.needs_input_grad[0]:

@@ -65,9 +65,10 @@ def test_second_derivatives_of_each_implementation(model: nn.Module):
     with kernels.disabled(*kernels.KERNELS):
         wanted = penalty()
         _, product = torch.autograd.functional.hvp(lambda x: loss_of(model(x)), images, images.cos())
-    assert relative_error(
-        torch.autograd.functional.hvp(lambda x: loss_of(model(x)), images, images.cos())[1], product
-    ) < 1e-8
+    assert (
+        relative_error(torch.autograd.functional.hvp(lambda x: loss_of(model(x)), images, images.cos())[1], product)
+        < 1e-8
+    )
     for got, w in zip(penalty(), wanted, strict=True):
         assert (got - w).abs().max() < 1e-8 * max(1.0, w.abs().max())
 
