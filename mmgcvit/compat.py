@@ -20,7 +20,7 @@ from torch.utils import _python_dispatch, _pytree
 try:
     is_compiling = torch.compiler.is_compiling
 except AttributeError:  # torch 2.1
-    from torch._dynamo.external_utils import is_compiling  # noqa: F401
+    from torch._dynamo.external_utils import is_compiling
 try:
     is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 except AttributeError:  # torch 2.1
