@@ -16,7 +16,7 @@ CACHE_SIZE = 128  # entries of a cache; multi-scale training has many input size
 
 
 def is_eager() -> bool:
-    """Whether operations run eagerly: not compiled, exported, traced, transformed, or differentiated in forward mode."""
+    """Whether operations run eagerly: not compiled, exported, traced, transformed, or in forward-mode AD."""
     return not (is_compiling() or is_tracing() or transform_is_active())
 
 
