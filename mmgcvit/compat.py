@@ -16,18 +16,34 @@ from typing import Any
 import torch
 from mmengine.optim.scheduler import param_scheduler
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils import _python_dispatch, _pytree
 
 try:
     is_compiling = torch.compiler.is_compiling
 except AttributeError:  # torch 2.1
-    from torch._dynamo.external_utils import is_compiling  # noqa: F401
+    from torch._dynamo.external_utils import is_compiling
+try:
+    is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+except AttributeError:  # torch 2.1
+    is_dynamo_compiling = is_compiling
+
+
+def is_exporting() -> bool:
+    """Whether ``torch.export`` (or the ONNX exporter that builds on it) is running."""
+    if hasattr(torch.compiler, "is_exporting"):
+        return torch.compiler.is_exporting()
+    return is_compiling() and not is_dynamo_compiling()  # before torch 2.7
+
 
 #: Whether ``torch.jit.trace`` is running.
 is_tracing: Callable[[], bool] = torch._C._is_tracing
 
-#: Whether a transform of ``torch.func`` (grad, vmap, jvp, ...) is running.
-functorch_is_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+
+def transform_is_active() -> bool:
+    """Whether a transform of ``torch.func`` (grad, vmap, jvp, ...) or forward-mode differentiation is running."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
 
 #: Whether torch may call oneDNN (``torch.backends.mkldnn.flags`` can disable it).
 onednn_is_enabled: Callable[[], bool] = torch._C._get_mkldnn_enabled

@@ -166,9 +166,9 @@ def test_module_hooks_and_global_hooks():
 
 
 def test_torch_state_queries():
-    assert not compat.functorch_is_active()
+    assert not compat.transform_is_active()
     seen: list[bool] = []
-    torch.func.grad(lambda x: seen.append(compat.functorch_is_active()) or x.sum())(torch.ones(2))
+    torch.func.grad(lambda x: seen.append(compat.transform_is_active()) or x.sum())(torch.ones(2))
     assert seen == [True]
     enabled = compat.onednn_is_enabled()
     with torch.backends.mkldnn.flags(enabled=False):

@@ -81,9 +81,9 @@ class WindowAttention(nn.Module):
             query = None
             if queries is not None and self.is_global:
                 query = queries[span.index]
-                if query.shape[0] not in (1, span.count):  # the pack has only some of the region's windows
+                if not span.is_whole and query.shape[0] > 1:
                     query = query[span.first : span.first + span.count]
-            windows = rows.unflatten(0, (span.count, -1))  # [rows, channels] -> [windows, tokens, channels]
+            windows = rows.unflatten(0, (span.count, span.region.num_rows))  # [rows, C] -> [windows, tokens, C]
             y = ops.window_attention(windows, query, of_region[span.index], self.num_heads, dropout)
             outputs.append(y.flatten(0, 1))
         x = ops.linear(self.proj, outputs[0] if len(outputs) == 1 else torch.cat(outputs))

@@ -20,7 +20,7 @@ from mmgcvit.backbone.attention import WindowAttention
 from mmgcvit.backbone.checks import STAGES, check_choice, check_four, check_integer, check_rate, check_stages
 from mmgcvit.backbone.layers import Downsample, GlobalQuery, Mlp, PointwiseConv, Stem, layer_norm
 from mmgcvit.backbone.pretrained_init import SafePretrainedInit, adapt_state_dict
-from mmgcvit.backbone.windows import PAD_MODES, Pack, WindowLayout, pad_to_multiple, window_layout
+from mmgcvit.backbone.windows import PAD_MODES, Pack, WindowLayout, crop, pad_to_multiple, window_layout
 from mmgcvit.compat import add_load_state_dict_pre_hook, compute_dtype
 from mmgcvit.utils.capture import cached
 
@@ -86,11 +86,8 @@ class Block(nn.Module):
         """
         ops = ops or kernels.choose(x, self)
         scale1, scale2 = (None, None) if drop_path_scale is None else drop_path_scale.unbind(0)
-        y = self.norm1(x)
-        if pack.padding_rows is not None:
-            # In place only if nothing else can hold the output of the norm.
-            fill = y.index_fill if ops is kernels.REFERENCE else y.index_fill_
-            y = fill(0, pack.padding_rows, 0)
+        # In place only if nothing else can hold the output of the norm.
+        y = pack.clear_padding(self.norm1(x), in_place=ops is not kernels.REFERENCE)
         x = ops.residual(x, self.attn(y, pack, queries, biases, ops), self.gamma1, scale1)
         return ops.residual(x, self.mlp(self.norm2(x), ops), self.gamma2, scale2)
 
@@ -163,7 +160,7 @@ class Stage(nn.Module):
             for n, pack in enumerate(layout.packs):
                 scale = None if scales is None else scales[n][index].mT
                 packs[n] = run(packs[n], pack, queries, biases, scale, None if biases is None else ops[index])
-        return layout.unpack(packs)[:, :height, :width]
+        return layout.unpack(packs, height, width)
 
     def _biases(self, layout: WindowLayout, ops: list[kernels.Kernels], dtype: torch.dtype) -> Iterable[Any]:
         """Position biases of each block and region.
@@ -343,7 +340,7 @@ class GCViT(SafePretrainedInit, BaseModule):
             x = stage(x, scales[i])
             if i in self.out_indices:
                 stride = 4 * 2**i
-                y = getattr(self, f"norm{i}")(x)[:, : -(-height // stride), : -(-width // stride)]
+                y = crop(getattr(self, f"norm{i}")(x), (height - 1) // stride + 1, (width - 1) // stride + 1)
                 # Contiguous NCHW: downstream code may read raw memory, as mmcv's RoIAlign does.
                 maps.append(y.permute(0, 3, 1, 2).contiguous())
         return tuple(maps)

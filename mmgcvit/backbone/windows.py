@@ -14,17 +14,49 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgcvit.utils.capture import cached
+from mmgcvit.utils.capture import cached, is_dynamic, is_eager
 
 PAD_MODES = ("input", "stage", "window")
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Zero-pad (B, H, W, C) on the right and at the bottom until ``multiple`` divides H and W."""
-    bottom, right = -x.shape[1] % multiple, -x.shape[2] % multiple
-    if bottom or right:
+    bottom, right = (round_up(side, multiple) - side for side in x.shape[1:3])
+    if is_dynamic(bottom, right) or bottom or right:
         x = F.pad(x, (0, 0, 0, right, 0, bottom))
     return x
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """Cut maps off on the right and at the bottom: (B, H, W, C) -> (B, height, width, C)."""
+    if is_dynamic(height, width):  # a view would be contiguous or not, depending on the size
+        rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+        return x.index_select(1, rows).index_select(2, columns)
+    return x[:, :height, :width]
+
+
+def round_up(length: int, multiple: int) -> int:
+    """The smallest multiple that is not below a positive length."""
+    return (
+        (length - 1) // multiple + 1
+    ) * multiple  # the form of a convolution's output size, which exporters simplify
+
+
+def to_windows(x: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Divide maps into windows: (B, gh * h, gw * w, C) -> (B * gh * gw, h * w, C) for grid (gh, gw) and size (h, w)."""
+    (batch, _, _, channels), (gh, gw), (h, w) = x.shape, grid, size
+    # [B, gh * h, gw * w, C] -> [B, gh, h, gw, w, C] -> [B, gh, gw, h, w, C] -> [B * gh * gw, h * w, C]
+    x = x.reshape(batch, gh, h, gw, w, channels).transpose(2, 3)
+    return x.reshape(batch * gh * gw, h * w, channels)
+
+
+def from_windows(windows: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Inverse of :func:`to_windows`: (B * gh * gw, h * w, C) -> (B, gh * h, gw * w, C)."""
+    (count, _, channels), (gh, gw), (h, w) = windows.shape, grid, size
+    batch = count // (gh * gw)
+    # [B * gh * gw, h * w, C] -> [B, gh, gw, h, w, C] -> [B, gh, h, gw, w, C] -> [B, gh * h, gw * w, C]
+    x = windows.reshape(batch, gh, gw, h, w, channels).transpose(2, 3)
+    return x.reshape(batch, gh * h, gw * w, channels)
 
 
 @dataclass(frozen=True)
@@ -62,22 +94,18 @@ class Region:
     @property
     def num_rows(self) -> int:
         """Rows of a window in the packed tensor: its tokens, and one row that represents all of its padding."""
-        return self.height * self.width + self.is_padded
+        tokens = self.height * self.width
+        return tokens + 1 if self.is_padded else tokens
 
     def cut(self, x: Tensor) -> Tensor:
         """Extract this rectangle as windows: (B, H, W, C) -> (B * num_windows, height * width, C)."""
-        gh, gw, h, w = self.grid_h, self.grid_w, self.height, self.width
-        x = x[:, self.top : self.top + gh * h, self.left : self.left + gw * w]
-        # [B, gh * h, gw * w, C] -> [B, gh, h, gw, w, C] -> [B, gh, gw, h, w, C] -> [B * gh * gw, h * w, C]
-        x = x.reshape(-1, gh, h, gw, w, x.shape[3]).transpose(2, 3)
-        return x.reshape(-1, h * w, x.shape[5])
+        bottom, right = self.top + self.grid_h * self.height, self.left + self.grid_w * self.width
+        x = x[:, self.top : bottom, self.left : right]
+        return to_windows(x, (self.grid_h, self.grid_w), (self.height, self.width))
 
     def uncut(self, windows: Tensor) -> Tensor:
         """Inverse of :meth:`cut`: (B * num_windows, height * width, C) -> (B, grid_h * height, grid_w * width, C)."""
-        gh, gw, h, w = self.grid_h, self.grid_w, self.height, self.width
-        # [B * gh * gw, h * w, C] -> [B, gh, gw, h, w, C] -> [B, gh, h, gw, w, C] -> [B, gh * h, gw * w, C]
-        x = windows.reshape(-1, gh, gw, h, w, windows.shape[2]).transpose(2, 3)
-        return x.reshape(-1, gh * h, gw * w, x.shape[5])
+        return from_windows(windows, (self.grid_h, self.grid_w), (self.height, self.width))
 
 
 def split_into_regions(height: int, width: int, window: int) -> tuple[Region, ...]:
@@ -100,7 +128,7 @@ def split_into_regions(height: int, width: int, window: int) -> tuple[Region, ..
 
 def _spans(length: int, window: int) -> list[tuple[int, int, int]]:
     """(first token, number of windows, tokens per window) along one axis, for the full windows and the remainder."""
-    full, rest = length // window, length % window  # torch.compile does not support divmod
+    full, rest = divmod(length, window)
     spans = [(0, full, window)] if full else []
     return spans + ([(full * window, 1, rest)] if rest else [])
 
@@ -127,6 +155,7 @@ class Span:
         start: index of the first row in the packed tensor.
         first: index of the first window, counted over all images of the batch.
         count: number of windows.
+        is_whole: whether these are all windows of the region.
     """
 
     index: int
@@ -134,6 +163,7 @@ class Span:
     start: int
     first: int
     count: int
+    is_whole: bool = True
 
     @property
     def num_rows(self) -> int:
@@ -148,10 +178,18 @@ class Pack:
     Args:
         spans: its windows, region by region.
         padding_rows: indices of the rows that represent padding, int64; None if no window is padded.
+        token_mask: (rows, 1), 1 for a token and 0 for padding; None if no window is padded, or with ``padding_rows``.
     """
 
     spans: tuple[Span, ...]
-    padding_rows: Tensor | None
+    padding_rows: Tensor | None = None
+    token_mask: Tensor | None = None
+
+    def clear_padding(self, x: Tensor, in_place: bool = False) -> Tensor:
+        """Set the rows of x that represent padding to zero: (rows, C) -> (rows, C)."""
+        if self.padding_rows is not None:
+            return (x.index_fill_ if in_place else x.index_fill)(0, self.padding_rows, 0)
+        return x if self.token_mask is None else x * self.token_mask.to(x.dtype)
 
 
 @cached
@@ -204,8 +242,18 @@ def _image_of_row(spans: tuple[Span, ...], device: torch.device) -> Tensor:
 def window_layout(
     shape: Sequence[int], window: int, device: torch.device, max_elements: int | None = None
 ) -> WindowLayout:
-    """Return the layout of a map, cached for each shape. For the arguments see :class:`WindowLayout`."""
+    """Return the layout of a map, cached for each shape. For the arguments see :class:`WindowLayout`.
+
+    While a graph is captured, this is a :class:`PaddedLayout`.
+    """
+    if not is_eager():
+        return PaddedLayout(shape, window, device)
     return WindowLayout(shape, window, device, max_elements)
+
+
+def _divmod(x: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
+    quotient = x // divisor
+    return quotient, x - quotient * divisor  # the ONNX exporter has no % with a dynamic size
 
 
 class WindowLayout:
@@ -242,11 +290,11 @@ class WindowLayout:
             count = self.batch * region.num_windows
             if max_elements is None:
                 spans.append(Span(index, region, start, 0, count))
-                start = start + spans[-1].num_rows  # not in place: sizes are tensors while tracing
+                start += spans[-1].num_rows
                 continue
             step = max(1, max_elements // (region.num_rows * self.channels))
             for first in range(0, count, step):
-                yield (Span(index, region, 0, first, min(step, count - first)),)
+                yield (Span(index, region, 0, first, min(step, count - first), step >= count),)
         if spans:
             yield tuple(spans)
 
@@ -263,21 +311,24 @@ class WindowLayout:
                 packs.append(part.flatten(0, 1))
         return packs
 
-    def unpack(self, packs: list[Tensor]) -> Tensor:
-        """Inverse of :meth:`pack`. Empties the list, so that the memory of the packs is free early."""
+    def unpack(self, packs: list[Tensor], height: int, width: int) -> Tensor:
+        """Inverse of :meth:`pack`, cropped: (rows, C) for each pack -> (B, height, width, C).
+
+        Empties the list, so that the memory of the packs is free early.
+        """
         if self.is_indexed:
             x = packs.pop().index_select(0, self._indices()[1])
-            return x.view(self.batch, self.height, self.width, x.shape[1])
+            return x.view(self.batch, self.height, self.width, x.shape[1])[:, :height, :width]
         parts: list[list[Tensor]] = [[] for _ in self.regions]
         for x, pack in zip(packs, self.packs, strict=True):
             parts[pack.spans[0].index].append(x.unflatten(0, (pack.spans[0].count, -1)))
         del x
         packs.clear()
         windows = []
-        for part, (height, width) in zip(parts, self.sizes, strict=True):
-            windows.append(_concatenate(part, 0)[:, : height * width])
+        for part, (h, w) in zip(parts, self.sizes, strict=True):
+            windows.append(_concatenate(part, 0)[:, : h * w])
             part.clear()
-        return merge_regions(windows, self.regions)
+        return merge_regions(windows, self.regions)[:, :height, :width]
 
     def expand_query(self, query: Tensor) -> list[Tensor]:
         """Expand the global query to the windows of each region.
@@ -305,3 +356,59 @@ class WindowLayout:
 
     def _indices(self) -> tuple[Tensor, Tensor]:
         return _pack_indices(self.batch, self.height, self.width, self.window, self.device)
+
+
+class PaddedLayout(WindowLayout):
+    """Packing by the same operations for every map size, for captured graphs (compile, export, trace).
+
+    The map is zero-padded to full windows, and padding tokens are computed like all others. Nothing depends on whether
+    there is padding, so one graph serves all sizes.
+
+    Args:
+        shape: (B, H, W, C) of the map.
+        window: side of the windows, in tokens.
+        device: device of the map.
+    """
+
+    def __init__(self, shape: Sequence[int], window: int, device: torch.device) -> None:
+        self.batch, self.height, self.width, self.channels = shape
+        self.window, self.device = window, device
+        grid_h, grid_w = round_up(self.height, window) // window, round_up(self.width, window) // window
+        self.regions = (Region(0, 0, grid_h, grid_w, window, window, window),)
+        self.sizes = ((window, window),)
+        # Position (b, i, j) in the padded map of each packed row.
+        rows = torch.arange(self.batch * grid_h * grid_w * window * window, device=device)
+        rows, x = _divmod(rows, window)
+        rows, y = _divmod(rows, window)
+        rows, column = _divmod(rows, grid_w)
+        b, row = _divmod(rows, grid_h)
+        i, j = row * window + y, column * window + x
+        self.tokens = (b * self.height + i.clamp(max=self.height - 1)) * self.width + j.clamp(max=self.width - 1)
+        mask = None
+        if is_dynamic(self.height, self.width) or self.height % window or self.width % window:
+            mask = ((i < self.height) & (j < self.width))[:, None]
+        self.packs = (Pack((Span(0, self.regions[0], 0, 0, self.batch * grid_h * grid_w),), token_mask=mask),)
+
+    def pack(self, x: Tensor) -> list[Tensor]:
+        """Pack a map: (B, H, W, C) -> a single (rows, C)."""
+        return [x.flatten(0, 2).index_select(0, self.tokens)]
+
+    def unpack(self, packs: list[Tensor], height: int, width: int) -> Tensor:
+        """Inverse of :meth:`pack`."""
+        window, region = self.window, self.regions[0]
+        b, i, j = (torch.arange(n, device=self.device) for n in (self.batch, height, width))
+        rows = (b[:, None] * region.grid_h + i // window)[:, :, None] * region.grid_w + j // window
+        rows = (rows * window + (i % window)[:, None]) * window + j % window
+        return packs[0].index_select(0, rows.flatten()).unflatten(0, (self.batch, height, width))
+
+    def expand_query(self, query: Tensor) -> list[Tensor]:
+        """Expand the global query: (B, heads, window * window, d) -> (B * windows, heads, window * window, d)."""
+        return [query.index_select(0, self._image_of(self.regions[0].num_windows))]
+
+    def per_row(self, values: Tensor) -> list[Tensor]:
+        """Give each row its image's value: (..., B) -> (..., rows)."""
+        return [values.index_select(-1, self._image_of(self.regions[0].num_windows * self.regions[0].num_rows))]
+
+    def _image_of(self, count: int) -> Tensor:
+        """Index of the image of each item, if each image has this many."""
+        return torch.arange(self.batch * count, device=self.device) // count

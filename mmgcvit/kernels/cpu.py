@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mmgcvit.compat import autocast_is_enabled, onednn_is_enabled, softmax_backward
 from mmgcvit.kernels import eager, reference
@@ -23,6 +22,15 @@ MAX_SCORES = 2**19  # elements of q k^T that are computed at a time in the backw
 MAX_BIAS = 2**22  # elements of a bias that is materialised at once; a larger one is computed a few rows at a time
 MAX_COLUMNS = 2**20  # elements of the columns of a bias that are computed for several blocks at once
 MIN_ONEDNN = 2**15  # oneDNN pays off from this size; torch never uses it for convolutions of 20480 or fewer elements
+
+
+def _differentiable(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor | None], gradient: Tensor
+) -> list[Tensor | None]:
+    """Gradients of ``function(*inputs)`` that are differentiable themselves, for ``create_graph=True``."""
+    needed = [x for x in inputs if x is not None and x.requires_grad]
+    found = iter(torch.autograd.grad(function(*inputs), needed, gradient, create_graph=True))
+    return [None if x is None or not x.requires_grad else next(found) for x in inputs]
 
 
 # ---------------------------------------------------------------------------------------------------- linear layers
@@ -97,12 +105,16 @@ class OneDNNLinear(torch.autograd.Function):
         return product(F.gelu(x) if gelu else x, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of those arguments of forward that need one."""
         x, weight = ctx.saved_tensors
-        gradient = gradient.contiguous()
         d_x = d_weight = d_bias = None
+        if torch.is_grad_enabled():
+            d_x, d_weight = _differentiable(
+                lambda x, w: F.linear(F.gelu(x) if ctx.gelu else x, w), (x, weight), gradient
+            )
+            return d_x, d_weight, gradient.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None, None
+        gradient = gradient.contiguous()
         if ctx.needs_input_grad[0]:
             d_x = product(gradient, weight.T)
             if ctx.gelu:
@@ -176,6 +188,11 @@ def _mbconv_tail(x: Tensor, y: Tensor, weights: Sequence[Tensor], out: Tensor) -
     return out, mean
 
 
+def _plain_tail(y: Tensor, *weights: Tensor) -> Tensor:
+    y = F.gelu(y)
+    return y @ _scaled_weight(y.mean((1, 2))[:, None], *weights)[:, None].mT
+
+
 class MBConvTail(torch.autograd.Function):
     """Tail of an MBConv that saves only x and y for the backward pass, and recomputes the activation."""
 
@@ -187,10 +204,11 @@ class MBConvTail(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of forward's arguments; that of x equals that of the output."""
         y, *inputs = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return gradient, *_differentiable(_plain_tail, (y, *inputs[1:]), gradient)
         gradient = gradient.contiguous()
         # Use copies, so that hooks on the weights are not called here.
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]
@@ -317,7 +335,7 @@ def window_attention(qkv: Tensor, query: Tensor | None, bias: Bias, num_heads: i
     """See :func:`mmgcvit.kernels.reference.window_attention`; the result of the padding token is zero."""
     if dropout:
         bias = bias._replace(dense=None)  # `dense` has no gradient; dropout is applied to all queries at once
-    elif torch.is_grad_enabled() and bias.columns.requires_grad:
+    elif torch.is_grad_enabled() and (qkv.requires_grad or bias.columns.requires_grad):
         return WindowAttention.apply(qkv, query, *bias, num_heads)
     if bias.dense is not None and bias.padding is None:
         return reference.window_attention(qkv, query, bias.dense, num_heads)
@@ -364,10 +382,12 @@ class WindowAttention(torch.autograd.Function):
         return _window_attention(qkv, query, Bias(columns, padding, dense), num_heads)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of forward's arguments."""
         qkv, query, columns, padding = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            attend = partial(_plain_window_attention, ctx.num_heads)
+            return *_differentiable(attend, (qkv, query, columns, padding), gradient), None, None
         bias = Bias(columns, padding)
         heads, width, height = ctx.num_heads, columns.shape[1], (columns.shape[2] + 1) // 2
         tokens = height * width
@@ -421,6 +441,15 @@ class WindowAttention(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _plain_window_attention(
+    num_heads: int, qkv: Tensor, query: Tensor | None, columns: Tensor, padding: Tensor | None
+) -> Tensor:
+    q, k, v = reference.split_heads(qkv, query, num_heads)
+    bias = Bias(columns, padding).rows(0, (columns.shape[2] + 1) // 2).to(q.dtype)
+    x = reference.plain_attention(q[:, :, : bias.shape[1]], k, v, bias)
+    return F.pad(x, (0, 0, 0, q.shape[2] - x.shape[2])).transpose(1, 2).flatten(2)
 
 
 def _chunks(length: int, step: int) -> Iterator[slice]:

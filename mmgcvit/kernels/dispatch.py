@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from mmgcvit.compat import functorch_is_active, is_built_from, is_compiling, is_tracing
+from mmgcvit.compat import is_built_from
 from mmgcvit.kernels import cpu, eager, reference
 from mmgcvit.utils.capture import is_eager
 
@@ -59,7 +59,7 @@ def choose(x: Tensor, module: nn.Module) -> Kernels:
     While a graph is captured, and if the module or a part of it was modified, this is the reference, which calls every
     module.
     """
-    if is_compiling() or is_tracing() or functorch_is_active() or not is_built_from(module, _BUILT_FROM, _OWN):
+    if not is_eager() or not is_built_from(module, _BUILT_FROM, _OWN):
         return REFERENCE
     return _tables["cpu" if x.device.type == "cpu" else "eager"]
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmgcvit.compat import is_exporting, transform_is_active
 from mmgcvit.utils.capture import cached
 
 
@@ -71,8 +72,33 @@ def window_attention(qkv: Tensor, query: Tensor | None, bias: Any, num_heads: in
         (windows, tokens, heads * d).
     """
     q, k, v = split_heads(qkv, query, num_heads)
-    x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], dropout_p=dropout)
-    return x.transpose(1, 2).flatten(2)  # [windows, heads, tokens, d] -> [windows, tokens, heads * d]
+    if transform_is_active():
+        x = plain_attention(q, k, v, bias, dropout)
+    else:
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], dropout_p=dropout)
+    x = x.transpose(1, 2)  # [windows, heads, tokens, d] -> [windows, tokens, heads, d]
+    if is_exporting():  # exporters replace the attention by one whose result has another memory layout
+        x = x.clone(memory_format=torch.contiguous_format)
+    return x.flatten(2)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float = 0.0) -> Tensor:
+    """Compute softmax(q k^T / sqrt(d) + bias) v by operations that have derivatives of every kind and order.
+
+    torch's fused attention has no second and no forward-mode derivatives.
+
+    Args:
+        q: (windows, heads, queries, d).
+        k: (windows, heads, tokens, d).
+        v: (windows, heads, tokens, d).
+        bias: (heads, queries, tokens).
+        dropout: dropout rate of the attention weights.
+
+    Returns:
+        (windows, heads, queries, d).
+    """
+    weights = ((q * q.shape[-1] ** -0.5) @ k.mT + bias).softmax(-1)
+    return F.dropout(weights, dropout) @ v
 
 
 def split_heads(qkv: Tensor, query: Tensor | None, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,7 +106,9 @@ def split_heads(qkv: Tensor, query: Tensor | None, num_heads: int) -> tuple[Tens
     # [windows, tokens, heads * n * d] -> n times [windows, tokens, heads, d] -> n times [windows, heads, tokens, d]
     parts = qkv.unflatten(2, (num_heads, 3 if query is None else 2, -1)).unbind(3)
     k, v = parts[-2].transpose(1, 2), parts[-1].transpose(1, 2)
-    return parts[0].transpose(1, 2) if query is None else query.expand(k.shape[0], -1, -1, -1), k, v
+    if query is None:
+        return parts[0].transpose(1, 2), k, v
+    return query if query.shape[0] == k.shape[0] else query.expand(k.shape[0], -1, -1, -1), k, v
 
 
 def position_biases(
@@ -145,9 +173,11 @@ def bias_index(sizes: tuple[tuple[int, int], ...], window: int, device: torch.de
     """
     y, x = (t.flatten() for t in torch.meshgrid(*[torch.arange(window, device=device)] * 2, indexing="ij"))
     rows = (y[:, None] - y + window - 1) * (2 * window - 1) + (x[:, None] - x + window - 1)
+    positions = torch.arange(window * window, device=device).view(window, window)
     indices = []
     for height, width in sizes:
-        keys = ((y >= height) | (x >= width)).to(torch.uint8).argsort(stable=True)
+        inside, right = positions[:height].tensor_split([width], dim=1)
+        keys = torch.cat([inside.flatten(), right.flatten(), positions[height:].flatten()])
         tokens = height * width
         queries = torch.cat([keys[:tokens], keys[: int(tokens < window * window)]])
         keys = torch.cat([keys, keys[:1].expand(-(window * window) % alignment)])

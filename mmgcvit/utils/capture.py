@@ -9,15 +9,23 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mmgcvit.compat import functorch_is_active, is_compiling, is_tracing
+from mmgcvit.compat import is_compiling, is_dynamo_compiling, is_tracing, transform_is_active
 
 Result = TypeVar("Result")
 CACHE_SIZE = 128  # entries of a cache; multi-scale training has many input sizes
 
 
 def is_eager() -> bool:
-    """Whether operations run eagerly: not compiled, exported, traced, or transformed by ``torch.func``."""
-    return not (is_compiling() or is_tracing() or functorch_is_active())
+    """Whether operations run eagerly: not compiled, exported, traced, transformed, or in forward-mode AD."""
+    return not (is_compiling() or is_tracing() or transform_is_active())
+
+
+def is_dynamic(*sizes: int) -> bool:
+    """Whether a graph is being captured that may have to hold for other values of these sizes, too.
+
+    Then nothing may branch on them. While ``torch.compile`` traces, sizes always look like plain integers.
+    """
+    return is_dynamo_compiling() or any(type(size) is not int for size in sizes)
 
 
 def cached(function: Callable[..., Result]) -> Callable[..., Result]:
@@ -33,8 +41,7 @@ def cached(function: Callable[..., Result]) -> Callable[..., Result]:
 
     @wraps(function)
     def wrapper(*key: Any) -> Result:
-        captured = is_compiling() or is_tracing() or functorch_is_active()
-        if captured or type(torch.empty(0)) is not Tensor:
+        if not is_eager() or type(torch.empty(0)) is not Tensor:
             return function(*key)
         return compute(*key)
 

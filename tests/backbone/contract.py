@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from conftest import TINY, loss_of, randomise, relative_error
+from torch.export import Dim
 
 from mmgcvit.backbone import GCViT
 from mmgcvit.kernels import cpu
@@ -144,12 +145,15 @@ class BackboneContract:
 
     @pytest.mark.skipif(TORCH < (2, 6), reason="older exporters fix more sizes than they must")
     def test_export(self, tiny_model):
-        """For any batch size of two or more, and the image size used for the export."""
-        model, images = tiny_model(**self.arguments), torch.randn(2, 3, 100, 132)
+        """With named sizes, outside of ``no_grad``; also for one image, and for sizes other than the example's."""
+        arch = {**TINY, **self.arguments.get("arch", {}), "depths": (1, 2, 1, 1)}
+        model = tiny_model(**{**self.arguments, "arch": arch})
+        dims = {0: Dim("batch", max=64), 2: 32 * Dim("h", min=2, max=64), 3: 32 * Dim("w", min=2, max=64)}
+        program = torch.export.export(model, (torch.randn(2, 3, 96, 128),), dynamic_shapes=(dims,)).module()
         with torch.no_grad():
-            program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
-            for other in (images, torch.randn(5, 3, 100, 132), torch.randn(64, 3, 100, 132)):
-                for got, wanted in zip(program.module()(other), model(other), strict=True):
+            for shape in ((2, 3, 96, 128), (1, 3, 64, 64), (5, 3, 64, 96), (3, 3, 224, 160)):
+                images = torch.randn(shape)
+                for got, wanted in zip(program(images), model(images), strict=True):
                     assert relative_error(got, wanted) < 1e-5
 
     @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")

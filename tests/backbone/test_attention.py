@@ -75,7 +75,7 @@ def run(
         if pack.padding_rows is not None:
             part = part.index_fill(0, pack.padding_rows, 0)
         packs.append(attention(part, pack, queries, None, ops))
-    return layout.unpack(packs)
+    return layout.unpack(packs, *x.shape[1:3])
 
 
 @pytest.mark.parametrize("ops", IMPLEMENTATIONS, ids=["reference", "eager", "cpu"])

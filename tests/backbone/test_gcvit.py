@@ -202,9 +202,10 @@ def test_compile_training_step_with_cp(tiny_model):
 
 
 @pytest.mark.skipif(TORCH < (2, 6), reason="older compilers fix more sizes than they must")
-def test_compile_with_dynamic_sizes(tiny_model):
+@pytest.mark.parametrize("pad", PAD_MODES)
+def test_compile_with_dynamic_sizes(tiny_model, pad: str):
     """Ten sizes need at most three compilations."""
-    model, compilations = tiny_model(arch={**TINY, "depths": (1, 2, 1, 1)}), 0
+    model, compilations = tiny_model(pad=pad, arch={**TINY, "depths": (1, 2, 1, 1)}), 0
 
     def count(graph, inputs):
         nonlocal compilations

@@ -48,8 +48,8 @@ def test_tokens_are_packed_in_order(batch: int, height: int, width: int, window:
             assert first + region.num_rows - 1 in pack.padding_rows.tolist()
     padding = sum(0 if pack.padding_rows is None else len(pack.padding_rows) for pack in layout.packs)
     assert padding == batch * sum(r.num_windows for r in layout.regions if r.is_padded)
-    assert torch.equal(layout.unpack(list(packs)), x)
-    layout.unpack(packs)
+    assert torch.equal(layout.unpack(list(packs), *x.shape[1:3]), x)
+    layout.unpack(packs, *x.shape[1:3])
     assert packs == []
 
 
@@ -71,11 +71,11 @@ def test_padding_rows_pass_no_gradients(limit: int | None):
     x = torch.randn(2, 5, 7, 3, dtype=torch.double, requires_grad=True)
     layout = window_layout(tuple(x.shape), 4, CPU, limit)
     packs = layout.pack(x)
-    assert torch.autograd.gradcheck(lambda x: layout.unpack(layout.pack(x)), (x,))
+    assert torch.autograd.gradcheck(lambda x: layout.unpack(layout.pack(x), *x.shape[1:3]), (x,))
     weights = [torch.randn_like(p) for p in packs]
-    y = layout.unpack([p * w for p, w in zip(packs, weights, strict=True)])
+    y = layout.unpack([p * w for p, w in zip(packs, weights, strict=True)], *x.shape[1:3])
     (gradient,) = torch.autograd.grad(y.sum(), x)
-    assert torch.equal(gradient, layout.unpack(list(weights)))
+    assert torch.equal(gradient, layout.unpack(list(weights), *x.shape[1:3]))
 
 
 @pytest.mark.parametrize(("size", "regions"), [((8, 12), 1), ((9, 12), 2), ((8, 13), 2), ((9, 13), 4), ((3, 2), 1)])
@@ -87,7 +87,7 @@ def test_single_window_map_is_not_copied():
     x = torch.randn(3, 4, 4, 5)
     layout = window_layout(tuple(x.shape), 4, CPU)
     (rows,) = layout.pack(x)
-    assert rows.data_ptr() == layout.unpack([rows]).data_ptr() == x.data_ptr()
+    assert rows.data_ptr() == layout.unpack([rows], *x.shape[1:3]).data_ptr() == x.data_ptr()
 
 
 def test_query_of_single_image_is_not_copied():

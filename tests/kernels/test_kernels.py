@@ -101,7 +101,7 @@ def test_window_attention(ops: kernels.Kernels, monkeypatch, is_global: bool, sh
             attention(part, pack, queries, biases, implementation)
             for part, pack in zip(layout.pack(x), layout.packs, strict=True)
         ]
-        return layout.unpack(packs)
+        return layout.unpack(packs, *x.shape[1:3])
 
     inputs = [x, *attention.parameters(), *([query] if is_global else [])]
     compare(lambda: run(ops), lambda: run(kernels.REFERENCE), inputs, 1e-5 if ops is ONEDNN else 1e-10)
