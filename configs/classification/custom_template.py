@@ -10,10 +10,10 @@
 # and train with --auto-scale-lr:
 #   ./gcvit-tiny_32xb128_in1k.py, or any other ImageNet-1k config
 # If the copy is in another folder, use _base_ = 'mmgcvit::classification/_base_/gcvit-nano.py'.
-_base_ = "./_base_/gcvit-nano.py"
+_base_ = './_base_/gcvit-nano.py'
 
-data_root = "data/my_data/"
-classes = ("cat", "dog")  # folder names, in the order of the class indices
+data_root = 'data/my_data/'
+classes = ('cat', 'dog')  # folder names, in the order of the class indices
 
 size = 128  # input size in pixels; multiples of 32 avoid padding
 scale = (0.5, 1.0)  # area of a random training crop, relative to the image
@@ -27,7 +27,7 @@ load = None
 # No changes are needed below.
 model = dict(num_classes=len(classes), class_weight=class_weight)
 if load is not None:
-    model["init_cfg"] = dict(type="Pretrained", checkpoint=load)
+    model['init_cfg'] = dict(type='Pretrained', checkpoint=load)
 train_dataloader, val_dataloader = _base_.train_dataloader, _base_.val_dataloader
 for loader in (train_dataloader, val_dataloader):
     loader.batch_size = batch_size
@@ -37,7 +37,7 @@ for loader in (train_dataloader, val_dataloader):
 train_dataloader.dataset.pipeline[1].update(scale=scale, **flips)
 if balance is not None:
     train_dataloader.dataset = dict(
-        _delete_=True, type="ClassBalancedDataset", oversample_thr=balance, dataset=train_dataloader.dataset
+        _delete_=True, type='ClassBalancedDataset', oversample_thr=balance, dataset=train_dataloader.dataset
     )
 test_dataloader = val_dataloader
 val_evaluator = dict(classwise=True)  # also recall and precision of each class, and the confusion matrix
@@ -45,7 +45,7 @@ test_evaluator = val_evaluator
 warmup = min(max(max_epochs // 15, 1), max_epochs - 1)
 param_scheduler = dict(warmup=warmup, T_max=max_epochs, end=max_epochs)
 train_cfg = dict(max_epochs=max_epochs, val_interval=max(max_epochs // 3, 1))
-custom_hooks = [dict(type="mmgcvit.ClassificationHook")]  # no EMA: over few steps it stays close to the initial weights
+custom_hooks = [dict(type='mmgcvit.ClassificationHook')]  # no EMA: over few steps it stays close to the initial weights
 if _base_.default_hooks.checkpoint.by_epoch:  # the nano model, whose learning rate suits small batches
     auto_scale_lr = dict(base_batch_size=batch_size)
     default_hooks = dict(checkpoint=dict(interval=max(max_epochs // 3, 1)))

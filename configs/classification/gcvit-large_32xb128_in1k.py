@@ -1,4 +1,4 @@
 # GC ViT-L on ImageNet-1k.
-_base_ = "./_base_/gcvit-tiny_in1k.py"
+_base_ = './_base_/gcvit-tiny_in1k.py'
 
-model = dict(backbone=dict(arch="large"))
+model = dict(backbone=dict(arch='large'))

@@ -1,4 +1,4 @@
 # GC ViT-S on ImageNet-1k.
-_base_ = "./_base_/gcvit-tiny_in1k_crop-0.875.py"
+_base_ = './_base_/gcvit-tiny_in1k_crop-0.875.py'
 
-model = dict(backbone=dict(arch="small"))
+model = dict(backbone=dict(arch='small'))

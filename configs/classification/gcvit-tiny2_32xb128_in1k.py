@@ -1,4 +1,4 @@
 # GC ViT-T2 on ImageNet-1k.
-_base_ = "./_base_/gcvit-tiny_in1k_crop-0.875.py"
+_base_ = './_base_/gcvit-tiny_in1k_crop-0.875.py'
 
-model = dict(backbone=dict(arch="tiny2"))
+model = dict(backbone=dict(arch='tiny2'))

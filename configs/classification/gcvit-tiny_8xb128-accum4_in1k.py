@@ -1,5 +1,5 @@
 # The same global batch size of 4096 on 8 GPUs, by accumulating the gradients of four batches.
-_base_ = "./gcvit-tiny_32xb128_in1k.py"
+_base_ = './gcvit-tiny_32xb128_in1k.py'
 
 optim_wrapper = dict(accumulative_counts=4)
 custom_hooks = _base_.custom_hooks

@@ -1,4 +1,4 @@
 # GC ViT-XXT on ImageNet-1k.
-_base_ = "./_base_/gcvit-tiny_in1k.py"
+_base_ = './_base_/gcvit-tiny_in1k.py'
 
-model = dict(backbone=dict(arch="xxtiny"))
+model = dict(backbone=dict(arch='xxtiny'))

@@ -14,10 +14,10 @@
 #   ./mask-rcnn_gcvit-tiny_fpn_1x_coco.py, ./faster-rcnn_gcvit-tiny_fpn_1x_coco.py, or any other COCO config
 # Their first 1000 iterations are warmup: with a few hundred images, also set param_scheduler and train_cfg.max_epochs.
 # If the copy is in another folder, use _base_ = 'mmgcvit::detection/_base_/mask-rcnn_gcvit-nano_fpn.py'.
-_base_ = "./_base_/mask-rcnn_gcvit-nano_fpn.py"
+_base_ = './_base_/mask-rcnn_gcvit-nano_fpn.py'
 
-data_root = "data/my_data/"
-classes = ("cat", "dog")  # categories in the order of train.json; a single class: ('cat', )
+data_root = 'data/my_data/'
+classes = ('cat', 'dog')  # categories in the order of train.json; a single class: ('cat', )
 
 scale = (480, 320)  # images are resized to fit within (long side, short side), in pixels
 max_iters = 600  # for the nano models; increase it for several hundred images (the others count epochs)
@@ -27,29 +27,29 @@ model = _base_.model
 parts = [model]
 for part in parts:
     parts += [value for value in (part if isinstance(part, list) else part.values()) if isinstance(value, (dict, list))]
-    if "num_classes" in part:
+    if 'num_classes' in part:
         part.num_classes = len(classes)
 del parts, part
 
-with_mask = bool(model.get("roi_head", {}).get("mask_head"))
+with_mask = bool(model.get('roi_head', {}).get('mask_head'))
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", with_bbox=True, with_mask=with_mask),
-    dict(type="RandomResize", scale=scale, ratio_range=(0.7, 1.2), keep_ratio=True),
-    dict(type="RandomFlip", prob=0.5),
-    dict(type="PackDetInputs"),
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=with_mask),
+    dict(type='RandomResize', scale=scale, ratio_range=(0.7, 1.2), keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=scale, keep_ratio=True),
-    dict(type="LoadAnnotations", with_bbox=True, with_mask=with_mask),
-    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=with_mask),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
     dataset=dict(
         data_root=data_root,
-        ann_file="train.json",
-        data_prefix=dict(img="images/"),
+        ann_file='train.json',
+        data_prefix=dict(img='images/'),
         metainfo=dict(classes=classes),
         pipeline=train_pipeline,
     )
@@ -57,16 +57,16 @@ train_dataloader = dict(
 val_dataloader = dict(
     dataset=dict(
         data_root=data_root,
-        ann_file="val.json",
-        data_prefix=dict(img="images/"),
+        ann_file='val.json',
+        data_prefix=dict(img='images/'),
         metainfo=dict(classes=classes),
         pipeline=test_pipeline,
     )
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root.rstrip("/") + "/val.json", classwise=True)  # also the AP of each class
+val_evaluator = dict(ann_file=data_root.rstrip('/') + '/val.json', classwise=True)  # also the AP of each class
 test_evaluator = val_evaluator
 
-if "max_iters" in _base_.train_cfg:
+if 'max_iters' in _base_.train_cfg:
     train_cfg = dict(max_iters=max_iters, val_interval=max(max_iters // 3, 1))
 del max_iters

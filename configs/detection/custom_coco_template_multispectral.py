@@ -1,6 +1,6 @@
 # Template for images with any number of channels, or with more than 8 bits. Copy custom_coco_template.py and this file
 # within this folder, set `_base_` to your copy of the former, and set the following values.
-_base_ = "./custom_coco_template.py"
+_base_ = './custom_coco_template.py'
 
 # Statistics of each channel in the order as loaded: blue, green, red, others from PNG and TIFF files, and the order of
 # the file with imdecode_backend='tifffile'. One value each for images with one channel.
@@ -8,7 +8,7 @@ mean = [103.53, 116.28, 123.675, 110.0]
 std = [57.375, 57.12, 58.395, 60.0]
 # 'unchanged' loads all channels and all bits, 'grayscale' one channel of 8 bits. OpenCV reads up to four channels; for
 # more, use TIFF files with imdecode_backend='tifffile' (pip install tifffile).
-load = dict(type="LoadImageFromFile", color_type="unchanged", to_float32=True, imdecode_backend="cv2")
+load = dict(type='LoadImageFromFile', color_type='unchanged', to_float32=True, imdecode_backend='cv2')
 
 # No changes are needed below.
 model = dict(

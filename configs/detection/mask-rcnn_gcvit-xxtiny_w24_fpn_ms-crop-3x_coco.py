@@ -1,4 +1,4 @@
 # 24 x 24 windows, padded in each block, as in the published models.
-_base_ = "./mask-rcnn_gcvit-xxtiny_fpn_ms-crop-3x_coco.py"
+_base_ = './mask-rcnn_gcvit-xxtiny_fpn_ms-crop-3x_coco.py'
 
-model = dict(backbone=dict(window_size=(24, 24, 24, 24), pad="window", global_query_reductions=(3, 2, 1, 0)))
+model = dict(backbone=dict(window_size=(24, 24, 24, 24), pad='window', global_query_reductions=(3, 2, 1, 0)))

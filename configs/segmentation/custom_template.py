@@ -12,13 +12,13 @@
 # These fine-tune ImageNet weights on a GPU; set short = 512 and crop_size = (512, 512), and train with --auto-scale-lr:
 #   ./gcvit-tiny_upernet_8xb2-20k_ade20k-512x512.py, or any other ADE20K config
 # If the copy is in another folder, use _base_ = 'mmgcvit::segmentation/_base_/upernet_gcvit-nano.py'.
-_base_ = "./_base_/upernet_gcvit-nano.py"
+_base_ = './_base_/upernet_gcvit-nano.py'
 
-data_root = "data/my_data/"
-classes = ("background", "cat", "dog")  # in the order of the label values, from 0
+data_root = 'data/my_data/'
+classes = ('background', 'cat', 'dog')  # in the order of the label values, from 0
 
 palette = None  # RGB colours for visualization, e.g. [[0, 0, 0], [220, 20, 60], [0, 130, 200]]; None: automatic
-img_suffix, seg_map_suffix = ".jpg", ".png"
+img_suffix, seg_map_suffix = '.jpg', '.png'
 # If True, label 0 is ignored and label 1 is the first class, as in ADE20K. Keep False if label 0 is a background class
 # to be learned.
 reduce_zero_label = False
@@ -27,7 +27,7 @@ short = 192  # images are resized to this short side, in pixels
 # distinguish objects of similar colour.
 crop_size = (192, 256)
 # Use ['horizontal', 'vertical', 'diagonal'] for aerial images, and [] if flipping changes the class of an object.
-flips = ["horizontal"]
+flips = ['horizontal']
 # Probability of converting a training image to greyscale, so that the model also learns shapes and generalizes to
 # backgrounds of unseen colours. UPerNet has more context and may do better with 0: on the README's three validation
 # images its mIoU is 0.825 with 0 and 0.794 with 0.3.
@@ -36,10 +36,10 @@ max_iters = 1200  # for the nano models; increase it for several hundred images 
 
 # No changes are needed below. All heads get the right number of classes.
 model = _base_.model
-for name in ("decode_head", "auxiliary_head"):
+for name in ('decode_head', 'auxiliary_head'):
     for head in [model.get(name)] if isinstance(model.get(name), dict) else model.get(name) or []:
         head.num_classes = len(classes)
-        if "class_weight" in head.get("loss_cls", {}):  # Mask2Former has an extra weight for `no object`
+        if 'class_weight' in head.get('loss_cls', {}):  # Mask2Former has an extra weight for `no object`
             head.loss_cls.class_weight = [1.0] * len(classes) + head.loss_cls.class_weight[-1:]
         del head
 del name
@@ -47,43 +47,43 @@ model.data_preprocessor.size = crop_size
 
 scale = (4 * short, short)
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations"),
-    dict(type="RandomResize", scale=scale, ratio_range=(0.75, 1.5), keep_ratio=True),
-    dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
-    *([dict(type="RandomFlip", prob=1 - 1 / (len(flips) + 1), direction=flips)] if flips else []),
-    dict(type="PhotoMetricDistortion"),
-    *([dict(type="RandomGrayscale", prob=grey, keep_channels=True)] if grey else []),
-    dict(type="PackSegInputs"),
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomResize', scale=scale, ratio_range=(0.75, 1.5), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    *([dict(type='RandomFlip', prob=1 - 1 / (len(flips) + 1), direction=flips)] if flips else []),
+    dict(type='PhotoMetricDistortion'),
+    *([dict(type='RandomGrayscale', prob=grey, keep_channels=True)] if grey else []),
+    dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=scale, keep_ratio=True),
-    dict(type="LoadAnnotations"),
-    dict(type="PackSegInputs"),
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
 ]
 tta_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type='LoadImageFromFile'),
     dict(
-        type="TestTimeAug",
+        type='TestTimeAug',
         transforms=[
             [
-                dict(type="Resize", scale=(int(4 * short * ratio), int(short * ratio)), keep_ratio=True)
+                dict(type='Resize', scale=(int(4 * short * ratio), int(short * ratio)), keep_ratio=True)
                 for ratio in (0.75, 1.0, 1.25)
             ],
             [
-                dict(type="RandomFlip", prob=0.0),
-                *([dict(type="RandomFlip", prob=1.0)] if "horizontal" in flips else []),
+                dict(type='RandomFlip', prob=0.0),
+                *([dict(type='RandomFlip', prob=1.0)] if 'horizontal' in flips else []),
             ],
-            [dict(type="LoadAnnotations")],
-            [dict(type="PackSegInputs")],
+            [dict(type='LoadAnnotations')],
+            [dict(type='PackSegInputs')],
         ],
     ),
 ]
 data = dict(
     _delete_=True,
-    _scope_="mmseg",
-    type="BaseSegDataset",
+    _scope_='mmseg',
+    type='BaseSegDataset',
     data_root=data_root,
     metainfo=dict(classes=classes) if palette is None else dict(classes=classes, palette=palette),
     img_suffix=img_suffix,
@@ -92,12 +92,12 @@ data = dict(
 )
 train_dataloader = dict(
     dataset=dict(
-        data_prefix=dict(img_path="images/train", seg_map_path="annotations/train"), pipeline=train_pipeline, **data
+        data_prefix=dict(img_path='images/train', seg_map_path='annotations/train'), pipeline=train_pipeline, **data
     )
 )
 val_dataloader = dict(
     dataset=dict(
-        data_prefix=dict(img_path="images/val", seg_map_path="annotations/val"), pipeline=test_pipeline, **data
+        data_prefix=dict(img_path='images/val', seg_map_path='annotations/val'), pipeline=test_pipeline, **data
     )
 )
 test_dataloader = val_dataloader

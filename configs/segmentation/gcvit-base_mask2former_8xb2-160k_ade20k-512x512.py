@@ -1,7 +1,7 @@
 # Mask2Former with GC ViT-B on ADE20K.
-_base_ = "./gcvit-tiny_mask2former_8xb2-160k_ade20k-512x512.py"
+_base_ = './gcvit-tiny_mask2former_8xb2-160k_ade20k-512x512.py'
 
 model = dict(
-    backbone=dict(arch="base", drop_path_rate=0.5, init_cfg=dict(checkpoint="gcvit://base_in1k")),
+    backbone=dict(arch='base', drop_path_rate=0.5, init_cfg=dict(checkpoint='gcvit://base_in1k')),
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
 )

@@ -1,5 +1,5 @@
 # Segmentation demo: a narrow model trained from scratch on digit scenes (tools/make_digit_scenes.py).
-_base_ = "./_base_/fpn_gcvit-nano.py"
+_base_ = './_base_/fpn_gcvit-nano.py'
 
 # The head concatenates all four levels: coarse ones identify the digit, the finest one locates its strokes. About 90 %
 # of the pixels are background. A background weight small enough to balance this makes the predicted strokes too thick,
@@ -8,8 +8,8 @@ _base_ = "./_base_/fpn_gcvit-nano.py"
 crop_size = (160, 160)
 head = dict(
     _delete_=True,
-    type="FCNHead",
-    input_transform="resize_concat",
+    type='FCNHead',
+    input_transform='resize_concat',
     channels=_base_.width,
     num_convs=1,
     concat_input=False,
@@ -24,13 +24,13 @@ model = dict(
     decode_head=dict(
         in_channels=[_base_.width] * 4,
         in_index=[0, 1, 2, 3],
-        loss_decode=dict(type="CrossEntropyLoss", class_weight=[0.4] + [1.0] * 10),
+        loss_decode=dict(type='CrossEntropyLoss', class_weight=[0.4] + [1.0] * 10),
         **head,
     ),
     auxiliary_head=dict(
         in_channels=[_base_.width] * 3,
         in_index=[1, 2, 3],
-        loss_decode=dict(type="CrossEntropyLoss", class_weight=[0.05] + [1.0] * 10),
+        loss_decode=dict(type='CrossEntropyLoss', class_weight=[0.05] + [1.0] * 10),
         **head,
     ),
 )
@@ -41,39 +41,39 @@ train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 default_hooks = dict(checkpoint=dict(interval=max_iters))
 del max_iters
 
-data_root = "data/digit_scenes/"
-metainfo = dict(classes=("background", *"0123456789"))
+data_root = 'data/digit_scenes/'
+metainfo = dict(classes=('background', *'0123456789'))
 # Scenes are already 160 x 160, and flipping would change the digits: no augmentation.
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations"),
-    dict(type="PackSegInputs"),
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=crop_size, keep_ratio=True),
-    dict(type="LoadAnnotations"),
-    dict(type="PackSegInputs"),
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=crop_size, keep_ratio=True),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
 ]
 tta_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type='LoadImageFromFile'),
     dict(
-        type="TestTimeAug",
+        type='TestTimeAug',
         transforms=[
-            [dict(type="Resize", scale=(side, side), keep_ratio=True) for side in (120, 160, 200)],
-            [dict(type="LoadAnnotations")],
-            [dict(type="PackSegInputs")],
+            [dict(type='Resize', scale=(side, side), keep_ratio=True) for side in (120, 160, 200)],
+            [dict(type='LoadAnnotations')],
+            [dict(type='PackSegInputs')],
         ],
     ),
 ]
-data = dict(type="BaseSegDataset", data_root=data_root, metainfo=metainfo)
+data = dict(type='BaseSegDataset', data_root=data_root, metainfo=metainfo)
 train_dataloader = dict(
     dataset=dict(
-        data_prefix=dict(img_path="images/train", seg_map_path="semantic/train"), pipeline=train_pipeline, **data
+        data_prefix=dict(img_path='images/train', seg_map_path='semantic/train'), pipeline=train_pipeline, **data
     )
 )
 val_dataloader = dict(
-    dataset=dict(data_prefix=dict(img_path="images/val", seg_map_path="semantic/val"), pipeline=test_pipeline, **data)
+    dataset=dict(data_prefix=dict(img_path='images/val', seg_map_path='semantic/val'), pipeline=test_pipeline, **data)
 )
 test_dataloader = val_dataloader
 del data

@@ -1,9 +1,9 @@
 # UPerNet with GC ViT-T on Cityscapes, 4 GPUs x 2 images per GPU.
 _base_ = [
-    "./_base_/upernet_gcvit-tiny.py",
-    "./_base_/cityscapes_512x1024.py",
-    "./_base_/schedule_80k.py",
-    "./_base_/default_runtime.py",
+    './_base_/upernet_gcvit-tiny.py',
+    './_base_/cityscapes_512x1024.py',
+    './_base_/schedule_80k.py',
+    './_base_/default_runtime.py',
 ]
 
 model = dict(

@@ -1,4 +1,4 @@
 # UPerNet with GC ViT-XXT on ADE20K.
-_base_ = "./gcvit-tiny_upernet_8xb2-160k_ade20k-512x512.py"
+_base_ = './gcvit-tiny_upernet_8xb2-160k_ade20k-512x512.py'
 
-model = dict(backbone=dict(arch="xxtiny", init_cfg=dict(checkpoint="gcvit://xxtiny_in1k")))
+model = dict(backbone=dict(arch='xxtiny', init_cfg=dict(checkpoint='gcvit://xxtiny_in1k')))

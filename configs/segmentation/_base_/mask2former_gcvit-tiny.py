@@ -1,6 +1,6 @@
 # Mask2Former with GC ViT-T. The head of mmseg wraps that of mmdet.
-_base_ = "./upernet_gcvit-tiny.py"
-custom_imports = dict(imports=["mmgcvit", "mmdet.models"], allow_failed_imports=False)
+_base_ = './upernet_gcvit-tiny.py'
+custom_imports = dict(imports=['mmgcvit', 'mmdet.models'], allow_failed_imports=False)
 
 width = 256
 num_classes = 150
@@ -9,7 +9,7 @@ position = dict(num_feats=width // 2, normalize=True)
 model = dict(
     decode_head=dict(
         _delete_=True,
-        type="Mask2FormerHead",
+        type='Mask2FormerHead',
         in_channels=[64, 128, 256, 512],
         strides=[4, 8, 16, 32],
         feat_channels=width,
@@ -19,10 +19,10 @@ model = dict(
         num_transformer_feat_level=3,
         align_corners=False,
         pixel_decoder=dict(
-            type="mmdet.MSDeformAttnPixelDecoder",
+            type='mmdet.MSDeformAttnPixelDecoder',
             num_outs=3,
-            norm_cfg=dict(type="GN", num_groups=32),
-            act_cfg=dict(type="ReLU"),
+            norm_cfg=dict(type='GN', num_groups=32),
+            act_cfg=dict(type='ReLU'),
             encoder=dict(
                 num_layers=6,
                 layer_cfg=dict(
@@ -45,18 +45,18 @@ model = dict(
             init_cfg=None,
         ),
         loss_cls=dict(
-            type="mmdet.CrossEntropyLoss",
+            type='mmdet.CrossEntropyLoss',
             use_sigmoid=False,
             loss_weight=2.0,
-            reduction="mean",
+            reduction='mean',
             class_weight=[1.0] * num_classes + [0.1],
         ),  # the last weight is for the `no object` class
-        loss_mask=dict(type="mmdet.CrossEntropyLoss", use_sigmoid=True, reduction="mean", loss_weight=5.0),
+        loss_mask=dict(type='mmdet.CrossEntropyLoss', use_sigmoid=True, reduction='mean', loss_weight=5.0),
         loss_dice=dict(
-            type="mmdet.DiceLoss",
+            type='mmdet.DiceLoss',
             use_sigmoid=True,
             activate=True,
-            reduction="mean",
+            reduction='mean',
             naive_dice=True,
             eps=1.0,
             loss_weight=5.0,
@@ -66,14 +66,14 @@ model = dict(
             oversample_ratio=3.0,
             importance_sample_ratio=0.75,
             assigner=dict(
-                type="mmdet.HungarianAssigner",
+                type='mmdet.HungarianAssigner',
                 match_costs=[
-                    dict(type="mmdet.ClassificationCost", weight=2.0),
-                    dict(type="mmdet.CrossEntropyLossCost", weight=5.0, use_sigmoid=True),
-                    dict(type="mmdet.DiceCost", weight=5.0, pred_act=True, eps=1.0),
+                    dict(type='mmdet.ClassificationCost', weight=2.0),
+                    dict(type='mmdet.CrossEntropyLossCost', weight=5.0, use_sigmoid=True),
+                    dict(type='mmdet.DiceCost', weight=5.0, pred_act=True, eps=1.0),
                 ],
             ),
-            sampler=dict(type="mmdet.MaskPseudoSampler"),
+            sampler=dict(type='mmdet.MaskPseudoSampler'),
         ),
     ),
     auxiliary_head=None,

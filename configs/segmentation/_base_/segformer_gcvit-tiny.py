@@ -1,11 +1,11 @@
 # SegFormer's all-MLP head with GC ViT-T.
-_base_ = "./upernet_gcvit-tiny.py"
+_base_ = './upernet_gcvit-tiny.py'
 
 norm_cfg = _base_.norm_cfg
 model = dict(
     decode_head=dict(
         _delete_=True,
-        type="SegformerHead",
+        type='SegformerHead',
         in_channels=[64, 128, 256, 512],
         in_index=[0, 1, 2, 3],
         channels=256,
@@ -13,7 +13,7 @@ model = dict(
         num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
     ),
     auxiliary_head=None,
 )
