@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 
 pytest.importorskip("mmcv._ext")
@@ -168,8 +169,21 @@ def check(found: list[tuple[str, str, int, str, Any]]) -> str:
             with pytest.raises(apis.UsageError):
                 apis.train(cfg)
             return "refused"
-        apis.train(cfg)
+        train_and_predict(cfg, folder / "images")
         return "trained"
+
+
+def train_and_predict(cfg: Config, images: Path) -> None:
+    """Train, and predict on a folder of intact images with the weights."""
+    runner = apis.train(cfg)
+    meta = dict(dataset_meta=runner.train_dataloader.dataset.metainfo)
+    torch.save(dict(state_dict=runner.model.state_dict(), meta=meta), images.parent / "weights.pth")
+    cfg = copy.deepcopy(cfg)
+    cfg.test_dataloader = cfg.val_dataloader
+    out = images.parent / "predictions"
+    summary = apis.predict(cfg, str(images.parent / "weights.pth"), [images], str(out), "cpu", batch_size=2)
+    assert summary.images == len([path for path in images.rglob("*") if path.suffix.lower() in (".png", ".jpg")])
+    assert len([path for path in (out / "vis").rglob("*") if path.is_file()]) == summary.images
 
 
 def test_intact_data_are_trained_on():
@@ -272,7 +286,7 @@ def check_segmentation(found: list[tuple[str, str]]) -> str:
             with pytest.raises(apis.UsageError):
                 apis.train(cfg)
             return "refused"
-        apis.train(cfg)
+        train_and_predict(cfg, folder / "images/train")
         return "trained"
 
 
@@ -321,7 +335,7 @@ def check_classification(found: list[tuple[str, str]]) -> str:
             with pytest.raises(apis.UsageError):
                 apis.train(cfg)
             return "refused"
-        apis.train(cfg)
+        train_and_predict(cfg, tree / "train")
         return "trained"
 
 

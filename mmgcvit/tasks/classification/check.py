@@ -52,6 +52,8 @@ def check_classes(check: DatasetCheck) -> DatasetReport:
             )
         )
     report.images = report.objects = len(built)
+    if dataset.get("reader", "folder") == "folder":
+        report.files = [built.reader.filename(index, absolute=True) for index in range(len(built))]
     load = LoadPillowImage(**loading_arguments(dataset.get("pipeline")))
     with ThreadPoolExecutor(check.workers) as pool:
         for start in range(0, len(built), CHUNK):
