@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -256,40 +257,50 @@ class ResumedScheduleHook(Hook):
     also restores the learning rate.
 
     Raises:
-        UsageError: when a checkpoint is resumed, if its schedules differ from the config's, or if it is from a later
-            iteration than the last one of the run.
+        UsageError: before the training, if the schedules of the checkpoint differ from the config's, or if it is from a
+            later iteration than the last one of the run.
     """
 
+    def __init__(self) -> None:
+        self.own: list[dict] = []  # states of the config's schedulers
+        self.saved: list[dict] | None = None  # those in the checkpoint, None if none is resumed
+        self.done = 0  # epoch or iteration of the checkpoint
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compare the checkpoint with the built schedulers."""
-        if not runner.cfg.get("resume"):
+        """Keep both states, before mmengine replaces the config's."""
+        if runner.cfg.get("resume"):
+            self.own = [copy.deepcopy(scheduler.state_dict()) for scheduler in _flat(runner.param_schedulers)]
+            self.saved = _flat(checkpoint.get("param_schedulers"))
+            self.done = checkpoint.get("meta", {}).get("epoch" if counts_epochs(runner.cfg.train_cfg) else "iter", 0)
+
+    def before_train(self, runner: Runner) -> None:
+        """Compare them, after the training loop has checked that its epochs have the same length."""
+        if self.saved is None:
             return
-        key = "epoch" if counts_epochs(runner.cfg.train_cfg) else "iter"
-        length = runner.max_epochs if key == "epoch" else runner.max_iters
-        done = checkpoint.get("meta", {}).get(key, 0)
-        run = f"train_cfg.max_{key}s={length}"
-        if done > length:
-            raise UsageError(f"the checkpoint to resume from is from {key} {done}; allowed: at most {run}")
-        if done == length:
+        epochs = counts_epochs(runner.cfg.train_cfg)
+        unit, length = ("epoch", runner.max_epochs) if epochs else ("iter", runner.max_iters)
+        run = f"train_cfg.max_{unit}s={length}"
+        if self.done > length:
+            raise UsageError(f"the checkpoint to resume from is from {unit} {self.done}; allowed: at most {run}")
+        if self.done == length:
             print_log(f"the run to resume is finished: {run}", logger="current", level=logging.WARNING)
-        own, saved = (_flat(part) for part in (runner.param_schedulers, checkpoint.get("param_schedulers")))
         advice = (
             "mmengine would continue with the checkpoint's. Resume with the schedule of the checkpoint, or start a new "
             "run from its weights: load_from=<the checkpoint>, in another work directory"
         )
-        if len(own) != len(saved):
+        if len(self.own) != len(self.saved):
             raise UsageError(
-                f"param_scheduler has {len(own)} schedulers, the checkpoint to resume from {len(saved)}; {advice}"
+                f"param_scheduler has {len(self.own)} schedulers, the checkpoint to resume from {len(self.saved)}; "
+                + advice
             )
-        for i, (scheduler, state) in enumerate(zip(own, saved, strict=True)):
-            mine = scheduler.state_dict()
+        for i, (mine, state) in enumerate(zip(self.own, self.saved, strict=True)):
             differing = [
                 f"{name}={mine[name]!r} (checkpoint: {state[name]!r})"
                 for name in mine
                 if name not in PROGRESS and name in state and mine[name] != state[name]
             ]
             if differing:
-                kind = type(scheduler).__name__
+                kind = type(_flat(runner.param_schedulers)[i]).__name__
                 raise UsageError(f"param_scheduler[{i}] ({kind}): {', '.join(differing)}; {advice}")
             if not _close(mine.get("base_values"), state.get("base_values")):
                 print_log(

@@ -228,7 +228,7 @@ def test_resuming_with_another_schedule(tree: Path, tmp_path: Path):
     apis.train(longer, resume=str(file))  # the schedule of the checkpoint is in the config: nothing is ignored
     assert len(Rates.kept) == 6
     content = torch.load(tmp_path / "run/iter_12.pth", weights_only=False)
-    content["meta"]["epoch"] = 3
+    content["meta"].update(epoch=3, iter=18)
     torch.save(content, tmp_path / "later.pth")
     with pytest.raises(UsageError, match=r"from epoch 3; allowed: at most train_cfg\.max_epochs=2"):
         apis.train(longer, resume=str(tmp_path / "later.pth"))
