@@ -136,7 +136,7 @@ def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor],
         for name in unbuilt:
             del state_dict[prefix + name]
         missing = [name for name in shapes if name not in own]
-        if missing and log:
+        if missing and log and any(map(is_ours, own)):  # not for adapters
             _log(LoadReport("", "mmgcvit", (), loaded=sorted(own), left_initial=missing))
         return
     if not given:  # torch passes on only what is under the prefix: there may be a bare network, or no network at all

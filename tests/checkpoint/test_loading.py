@@ -365,3 +365,21 @@ def test_state_dict_with_maps_that_are_not_built(classifier):
         model.load_state_dict(full)
         for name, value in model.state_dict().items():
             assert torch.equal(value, full[name])
+
+
+def test_adapters(logged):
+    """PEFT loads the weights of its adapters alone, with ``strict=False``."""
+
+    class Adapter(torch.nn.Module):
+        def __init__(self, layer: torch.nn.Linear) -> None:
+            super().__init__()
+            self.base_layer, self.lora = layer, torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
+
+    model = GCViT(TINY)
+    model.stages[0].blocks[0].attn.qkv = Adapter(model.stages[0].blocks[0].attn.qkv)
+    name = "stages.0.blocks.0.attn.qkv.lora.weight"
+    value = torch.ones_like(model.state_dict()[name])
+    keys = model.load_state_dict({name: value}, strict=False)
+    assert torch.equal(model.state_dict()[name], value)
+    assert len(keys.missing_keys) == len(model.state_dict()) - 1
+    assert keys.unexpected_keys == logged == []
