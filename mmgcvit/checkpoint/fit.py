@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ENOUGH = 0.95  # share of the backbone's tensors that a checkpoint must have
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_BLOCK = re.compile(r"stages\.\d\.blocks\.\d+\.")
 _COMPARED = ("embed_dims", "depths", "num_heads", "mlp_ratio", "layer_scale")
 
 
@@ -202,7 +203,12 @@ class InferredArch:
 
 
 def match_state_dict(
-    backbone: GCViT, converted: Converted, source: str = "", head: nn.Linear | None = None, check_values: bool = True
+    backbone: GCViT,
+    converted: Converted,
+    source: str = "",
+    head: nn.Linear | None = None,
+    check_values: bool = True,
+    partial: bool = False,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Find the checkpoint's tensor for each tensor of the backbone, resized or adapted if necessary.
 
@@ -214,21 +220,26 @@ def match_state_dict(
         source: name of the checkpoint, for the report and for errors.
         head: last linear layer of a classifier, if any; its tensors are ``head.weight`` and ``head.bias``.
         check_values: whether to reject NaN and infinite values.
+        partial: whether the checkpoint may have only some of the backbone's tensors.
 
     Returns:
         Tensors in the model's shapes, by the names of the backbone and the head; and the report.
 
     Raises:
         CheckpointError: the variant, depth, width or number of heads differs; a tensor has no counterpart in the
-            model; fewer than 95 % of the backbone's tensors are present; a tensor is an integer tensor, sparse or
-            without values; NaN or infinite values.
+            model; fewer than 95 % of the backbone's tensors are present, unless ``partial``; a tensor is an integer
+            tensor, sparse or without values; NaN or infinite values.
     """
     file = dict(converted.backbone)
     _check_values(file, source, check_values, backbone.stem.conv.weight.is_meta)
     inferred = InferredArch.of(file)
     report = LoadReport(source, converted.layout, inferred.archs)
-    _check_network(backbone, inferred, report)
     wanted = backbone.state_dict(keep_vars=True)
+    needed = [name for name in wanted if is_ours(name) and not re.match(r"norm\d|head", name)]
+    if not _is_part(file, wanted):  # a part has no dimensions to compare
+        _check_network(backbone, inferred, report)
+    if not partial:
+        _require_most(needed, file, source)
     if head is not None:
         wanted |= {f"head.{name}": value for name, value in head.named_parameters()}
         shape = tuple(file["head.weight"].shape) if "head.weight" in file else None
@@ -264,13 +275,6 @@ def match_state_dict(
     if unused:
         raise CheckpointError(f"{_of(source)}tensors of the network that the model does not have: {summarize(unused)}")
     report.left_in_file += [*file, *converted.others]
-    needed = [name for name in wanted if is_ours(name) and not re.match(r"norm\d|head", name)]
-    missing = [name for name in needed if name not in chosen]
-    if len(missing) > (1 - ENOUGH) * len(needed):
-        raise CheckpointError(
-            f"{_of(source)}only {len(needed) - len(missing)} of the backbone's {len(needed)} tensors "
-            f"are present, but at least {ENOUGH:.0%} are required; missing: {summarize(missing)}"
-        )
     return chosen, report
 
 
@@ -309,6 +313,33 @@ def _check_network(backbone: GCViT, inferred: InferredArch, report: LoadReport) 
             f"{_of(report.source)}not the network of the model: {'; '.join(differences)}. "
             f"The checkpoint fits arch: {fits}"
         )
+
+
+def _require_most(needed: Sequence[str], file: Mapping[str, Tensor], source: str) -> None:
+    """Raise an error if a checkpoint has too few of the backbone's tensors."""
+    missing = [name for name in needed if name not in file]
+    if len(missing) > (1 - ENOUGH) * len(needed):
+        raise CheckpointError(
+            f"{_of(source)}a partial checkpoint: only {len(needed) - len(missing)} of the backbone's {len(needed)} "
+            f"tensors are present; allowed: at least {ENOUGH:.0%}, or any number with load_pretrained(..., "
+            f"partial=True). Missing: {summarize(missing)}"
+        )
+
+
+def _is_part(file: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
+    """Whether a file has a part of the network's tensors, each of the model's shape."""
+    network = [name for name in file if is_ours(name) and not name.startswith("head")]
+    if not network or not all(name in wanted and file[name].shape == wanted[name].shape for name in network):
+        return False
+    # A whole network with fewer blocks is another one, and not a part of this.
+    blocks = {match[0] for name in network if (match := _BLOCK.match(name))}
+    rest = [name for name in wanted if not (match := _BLOCK.match(name)) or match[0] in blocks]
+    return any(name not in file for name in rest if is_ours(name) and not re.match(r"norm\d|head", name))
+
+
+def is_unbuilt(name: str, backbone: GCViT) -> bool:
+    """Whether a tensor belongs to a stage, norm or query that the backbone does not build."""
+    return not name.startswith("head.") and _may_stay(name, backbone)
 
 
 def _may_stay(name: str, backbone: GCViT) -> bool:

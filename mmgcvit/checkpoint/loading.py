@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmgcvit.backbone.gcvit import GCViT
 from mmgcvit.backbone.pretrained_init import register_checkpoint_support
-from mmgcvit.checkpoint.fit import LoadReport, match_state_dict
+from mmgcvit.checkpoint.fit import LoadReport, is_unbuilt, match_state_dict
 from mmgcvit.checkpoint.layouts import find_network, is_ours, split_state_dict, unwrap_checkpoint
 from mmgcvit.checkpoint.reader import read_checkpoint
 from mmgcvit.checkpoint.weights import fetch
@@ -37,6 +37,7 @@ def load_pretrained(
     ema: bool = False,
     map_location: str | torch.device = "cpu",
     prefix: str | None = None,
+    partial: bool = False,
 ) -> LoadReport:
     """Load published or custom weights into a GC ViT, or into a model that contains one.
 
@@ -50,13 +51,15 @@ def load_pretrained(
         source: a file, a URL, a name from ``mmgcvit weights list``, or a state dict.
         ema: load the averaged weights of the file.
         map_location: device to read the file to; the parameters of the model stay on their device.
-        prefix: prefix of the network in a file that contains several.
+        prefix: prefix of the network in a file that contains several, e.g. 'student'.
+        partial: accept a file with only some of the network's tensors; the others keep their values.
 
     Returns:
         A report of what was loaded, resized, adapted and left out; it is also logged.
 
     Raises:
-        CheckpointError: the file cannot be fetched or read, or belongs to another network. The model is unchanged.
+        CheckpointError: the file cannot be fetched or read, belongs to another network, or has fewer than 95 % of its
+            tensors without ``partial``. The model is unchanged.
         ValueError: the model contains no GC ViT, or several.
     """
     backbones = [module for module in model.modules() if isinstance(module, GCViT)]
@@ -64,13 +67,15 @@ def load_pretrained(
         raise ValueError(f"model: a {type(model).__name__} with {len(backbones)} GCViT; allowed: one")
     _refuse_sharded(model)
     name = "" if isinstance(source, Mapping) else str(source)
+    if prefix and not prefix.endswith((".", "/")):
+        prefix += "."
     checkpoint = source if isinstance(source, Mapping) else read_checkpoint(resolve_source(name), map_location)
     try:
         converted = split_state_dict(unwrap_checkpoint(checkpoint, ema), prefix, also=_own_names(backbones[0]))
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}" if name else str(error)) from error
     _, head = _classifier_head(_parent(model, backbones[0]))
-    chosen, report = match_state_dict(backbones[0], converted, name, head)
+    chosen, report = match_state_dict(backbones[0], converted, name, head, partial=partial)
     parameters = backbones[0].state_dict(keep_vars=True)
     parameters |= {} if head is None else {f"head.{key}": value for key, value in head.named_parameters()}
     with torch.no_grad():
@@ -105,8 +110,10 @@ def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor],
     """Convert the backbone's part of a state dict to its names and shapes, in place.
 
     ``load_state_dict`` of a backbone, or of a model that contains one, calls this. The state dict of an identical
-    network of ours is left unchanged. Tensors that other publishers do not have (norm0 to norm2) are filled with the
-    current values of the backbone, so that a strict load passes; the log lists them.
+    network of ours is left unchanged, and so is one with some of its tensors (adapters, trained parameters only): torch
+    reports what is missing. Tensors that other publishers do not have (norm0 to norm2) are filled with the current
+    values of the backbone, so that a strict load passes; the log lists them. Norms and stages that the backbone does
+    not build are removed.
 
     Args:
         backbone: the module that the state dict is about to be loaded into.
@@ -115,25 +122,34 @@ def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor],
         log: whether to log the report.
 
     Raises:
-        CheckpointError: as :func:`~mmgcvit.checkpoint.fit.match_state_dict`, also with ``strict=False``; or there is
-            nothing under ``prefix``.
+        CheckpointError: as :func:`~mmgcvit.checkpoint.fit.match_state_dict`, also with ``strict=False``.
     """
     parameters = backbone.state_dict()
     if not any(is_ours(name) for name in parameters):
         return  # flattened by FSDP, which loads the parameters itself
     given = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
-    if all(
-        name in given and getattr(given[name], "shape", None) == getattr(value, "shape", None)
-        for name, value in parameters.items()
-    ):
+    shapes = {name: getattr(value, "shape", None) for name, value in parameters.items()}
+    own = {name for name, value in given.items() if name in shapes and getattr(value, "shape", None) == shapes[name]}
+    others = [name for name in given if name not in own]
+    unbuilt = [name for name in others if name not in shapes and is_unbuilt(name, backbone)]
+    if len(own) == len(shapes) or (own and len(unbuilt) == len(others)):
+        for name in unbuilt:
+            del state_dict[prefix + name]
+        missing = [name for name in shapes if name not in own]
+        if missing and log and any(map(is_ours, own)):  # not for adapters
+            _log(LoadReport("", "mmgcvit", (), loaded=sorted(own), left_initial=missing))
         return
-    if not given:
-        raise CheckpointError(
-            f"the state dict has no tensors for the GCViT at {prefix.rstrip('.')!r}. Weights of the backbone alone are "
-            "loaded into a whole model by init_cfg=dict(type='Pretrained', checkpoint=...) of its backbone, by "
-            "mmgcvit.load_pretrained(model, file), or by load_state_dict after "
-            "mmgcvit.checkpoint.accept_bare_network(model)"
-        )
+    if not given:  # torch passes on only what is under the prefix: there may be a bare network, or no network at all
+        if log:
+            print_log(
+                f"GCViT at {prefix.rstrip('.')!r}: the state dict has no weights for it, so that it keeps its values. "
+                "Weights of the backbone alone are loaded into a whole model by init_cfg=dict(type='Pretrained', "
+                "checkpoint=...) of its backbone, by mmgcvit.load_pretrained(model, file), or by load_state_dict after "
+                "mmgcvit.checkpoint.accept_bare_network(model)",
+                logger="current",
+                level=logging.WARNING,
+            )
+        return
     converted = split_state_dict(given, also=_own_names(backbone))
     ours = converted.layout == "mmgcvit" and not converted.prefix
     chosen, report = match_state_dict(backbone, converted, check_values=not ours)

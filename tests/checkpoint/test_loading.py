@@ -332,3 +332,54 @@ def test_sharded_model_is_refused(files, monkeypatch):
     model = FullyShardedDataParallel(GCViT(TINY))
     with pytest.raises(CheckpointError, match=r"already sharded .FullyShardedDataParallel.: load the weights before"):
         load_pretrained(model, files["nvidia"])
+
+
+def test_partial_checkpoint(tmp_path, classifier):
+    """The stem and the first two stages: refused by name, and loaded if the caller says that this is meant."""
+    state = {
+        k: v for k, v in classifier.backbone.state_dict().items() if k.startswith(("stem", "stages.0", "stages.1"))
+    }
+    model = randomise(GCViT(TINY), seed=1)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    message = r"a partial checkpoint: only \d+ of the backbone's \d+ tensors .* partial=True\). Missing: stages\.2"
+    with pytest.raises(CheckpointError, match=message):
+        load_pretrained(model, state)
+    report = load_pretrained(model, state, partial=True)
+    assert sorted(report.loaded) == sorted(state)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state.get(name, before[name])), name
+    torch.save({f"student.{k}": v for k, v in classifier.backbone.state_dict().items()}, tmp_path / "two.pth")
+    for prefix in ("student", "student."):
+        assert load_pretrained(model, tmp_path / "two.pth", prefix=prefix).loaded
+    config = GCViT(TINY, init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "part.pth"), partial=True))
+    torch.save(state, tmp_path / "part.pth")
+    config.init_weights()
+    assert torch.equal(config.state_dict()["stem.conv.weight"], state["stem.conv.weight"])
+
+
+def test_state_dict_with_maps_that_are_not_built(classifier):
+    """A strict load into a backbone with fewer maps and stages takes its part."""
+    full = randomise(GCViT(TINY)).state_dict()
+    for out_indices in ((3,), (0, 1)):
+        model = GCViT(TINY, out_indices=out_indices)
+        model.load_state_dict(full)
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, full[name])
+
+
+def test_adapters(logged):
+    """PEFT loads the weights of its adapters alone, with ``strict=False``."""
+
+    class Adapter(torch.nn.Module):
+        def __init__(self, layer: torch.nn.Linear) -> None:
+            super().__init__()
+            self.base_layer, self.lora = layer, torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
+
+    model = GCViT(TINY)
+    model.stages[0].blocks[0].attn.qkv = Adapter(model.stages[0].blocks[0].attn.qkv)
+    name = "stages.0.blocks.0.attn.qkv.lora.weight"
+    value = torch.ones_like(model.state_dict()[name])
+    keys = model.load_state_dict({name: value}, strict=False)
+    assert torch.equal(model.state_dict()[name], value)
+    assert len(keys.missing_keys) == len(model.state_dict()) - 1
+    assert keys.unexpected_keys == logged == []
