@@ -11,6 +11,7 @@ import copy
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,20 +30,24 @@ except AttributeError:  # torch 2.1
     is_dynamo_compiling = is_compiling
 
 
-def is_exporting() -> bool:
-    """Whether ``torch.export`` (or the ONNX exporter that builds on it) is running."""
-    if hasattr(torch.compiler, "is_exporting"):
-        return torch.compiler.is_exporting()
-    return is_compiling() and not is_dynamo_compiling()  # before torch 2.7
+if hasattr(torch.compiler, "is_exporting"):
+    #: Whether ``torch.export`` (or the ONNX exporter that builds on it) is running.
+    is_exporting: Callable[[], bool] = torch.compiler.is_exporting
+else:  # before torch 2.7
+
+    def is_exporting() -> bool:
+        """Whether ``torch.export`` is running."""
+        return is_compiling() and not is_dynamo_compiling()
 
 
 #: Whether ``torch.jit.trace`` is running.
 is_tracing: Callable[[], bool] = torch._C._is_tracing
 
+#: Whether a transform of ``torch.func`` (grad, vmap, jvp, ...) is running.
+functorch_is_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
-def transform_is_active() -> bool:
-    """Whether a transform of ``torch.func`` (grad, vmap, jvp, ...) or forward-mode differentiation is running."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+#: Level of forward-mode differentiation; -1 if it is not running.
+forward_ad_level: Callable[[], int] = partial(getattr, forward_ad, "_current_level")
 
 
 #: Whether torch may call oneDNN (``torch.backends.mkldnn.flags`` can disable it).

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 from torch import nn
+from torch.autograd import forward_ad
 
 from mmgcvit import compat
 
@@ -166,9 +167,12 @@ def test_module_hooks_and_global_hooks():
 
 
 def test_torch_state_queries():
-    assert not compat.transform_is_active()
+    assert not compat.functorch_is_active()
+    assert compat.forward_ad_level() == -1
+    with forward_ad.dual_level():
+        assert compat.forward_ad_level() >= 0
     seen: list[bool] = []
-    torch.func.grad(lambda x: seen.append(compat.transform_is_active()) or x.sum())(torch.ones(2))
+    torch.func.grad(lambda x: seen.append(compat.functorch_is_active()) or x.sum())(torch.ones(2))
     assert seen == [True]
     enabled = compat.onednn_is_enabled()
     with torch.backends.mkldnn.flags(enabled=False):

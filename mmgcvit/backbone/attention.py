@@ -83,7 +83,7 @@ class WindowAttention(nn.Module):
                 query = queries[span.index]
                 if not span.is_whole and query.shape[0] > 1:
                     query = query[span.first : span.first + span.count]
-            windows = rows.unflatten(0, (span.count, span.region.num_rows))  # [rows, C] -> [windows, tokens, C]
+            windows = rows.unflatten(0, (span.count, span.rows_per_window))  # [rows, C] -> [windows, tokens, C]
             y = ops.window_attention(windows, query, of_region[span.index], self.num_heads, dropout)
             outputs.append(y.flatten(0, 1))
         x = ops.linear(self.proj, outputs[0] if len(outputs) == 1 else torch.cat(outputs))

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmgcvit import kernels
+from mmgcvit.backbone import captured
 from mmgcvit.backbone.arch import Arch, resolve_arch
 from mmgcvit.backbone.attention import WindowAttention
 from mmgcvit.backbone.checks import STAGES, check_choice, check_four, check_integer, check_rate, check_stages
 from mmgcvit.backbone.layers import Downsample, GlobalQuery, Mlp, PointwiseConv, Stem, layer_norm
 from mmgcvit.backbone.pretrained_init import SafePretrainedInit, adapt_state_dict
-from mmgcvit.backbone.windows import PAD_MODES, Pack, WindowLayout, crop, pad_to_multiple, window_layout
+from mmgcvit.backbone.windows import PAD_MODES, Pack, WindowLayout, pad_to_multiple, window_layout
 from mmgcvit.compat import add_load_state_dict_pre_hook, compute_dtype
-from mmgcvit.utils.capture import cached
+from mmgcvit.utils.capture import cached, is_dynamic, is_eager
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 
@@ -86,8 +87,9 @@ class Block(nn.Module):
         """
         ops = ops or kernels.choose(x, self)
         scale1, scale2 = (None, None) if drop_path_scale is None else drop_path_scale.unbind(0)
-        # In place only if nothing else can hold the output of the norm.
-        y = pack.clear_padding(self.norm1(x), in_place=ops is not kernels.REFERENCE)
+        y = self.norm1(x)
+        if pack.is_padded:  # in place only if nothing else can hold the output of the norm
+            y = pack.clear_padding(y, in_place=ops is not kernels.REFERENCE)
         x = ops.residual(x, self.attn(y, pack, queries, biases, ops), self.gamma1, scale1)
         return ops.residual(x, self.mlp(self.norm2(x), ops), self.gamma2, scale2)
 
@@ -147,7 +149,10 @@ class Stage(nn.Module):
         height, width = x.shape[1:3]
         if self.pad == "stage":
             x = pad_to_multiple(x, self.window)
-        layout = window_layout(tuple(x.shape), self.window, x.device, kernels.max_pack(x))
+        if is_eager():
+            layout = window_layout(tuple(x.shape), self.window, x.device, kernels.max_pack(x))
+        else:
+            layout = captured.PaddedLayout(tuple(x.shape), self.window, x.device)
         dtype = compute_dtype(x)
         queries = layout.expand_query(self.query(x).to(dtype)) if self.query is not None else None
         scales = None if drop_path_scale is None else layout.per_row(drop_path_scale[..., None, :])
@@ -168,7 +173,7 @@ class Stage(nn.Module):
         The biases of all blocks are computed together. If any block was modified, each block computes its own instead,
         as its weights may be available only while it is called (sharding, offloading).
         """
-        if kernels.is_eager() and kernels.REFERENCE in ops:
+        if kernels.REFERENCE in ops and not isinstance(layout, captured.PaddedLayout):
             return [None] * len(ops)
         tables = [block.attn.relative_position_bias_table for block in self.blocks]
         return ops[0].position_biases(tables, layout.sizes, self.window, dtype)
@@ -330,6 +335,7 @@ class GCViT(SafePretrainedInit, BaseModule):
                 f"GCViT: input of shape {tuple(x.shape)}; allowed: (B, {self.in_channels}, H, W) with B, H, W >= 1"
             )
         height, width = x.shape[2:]
+        dynamic = is_dynamic(height, width)
         x = x.permute(0, 2, 3, 1).contiguous()  # NHWC from here to the maps
         if self.pad == "input":
             x = pad_to_multiple(x, self.pad_multiple)
@@ -340,7 +346,9 @@ class GCViT(SafePretrainedInit, BaseModule):
             x = stage(x, scales[i])
             if i in self.out_indices:
                 stride = 4 * 2**i
-                y = crop(getattr(self, f"norm{i}")(x), (height - 1) // stride + 1, (width - 1) // stride + 1)
+                rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
+                y = getattr(self, f"norm{i}")(x)
+                y = captured.crop(y, rows, columns) if dynamic else y[:, :rows, :columns]
                 # Contiguous NCHW: downstream code may read raw memory, as mmcv's RoIAlign does.
                 maps.append(y.permute(0, 3, 1, 2).contiguous())
         return tuple(maps)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import reduce
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgcvit import kernels
-from mmgcvit.utils.capture import is_dynamic, is_eager
+from mmgcvit.backbone import captured
+from mmgcvit.utils.capture import is_eager
 
 LAYER_NORM_EPS = 1e-5
 
@@ -107,11 +105,17 @@ class GlobalQuery(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool and resize the map, and split it into heads."""
+        eager, side = is_eager(), (self.window, self.window)
         for mbconv in self.mbconvs:
             x = mbconv(x)
-            if self.reductions:
-                x = max_pool(x)
-        x = resize(x, self.window, self.interpolation)
+            if self.reductions and eager:
+                x = F.max_pool2d(x.permute(0, 3, 1, 2), 3, stride=2, padding=1).permute(0, 2, 3, 1)
+            elif self.reductions:
+                x = captured.max_pool(x)
+        if not eager:
+            x = captured.resize(x, self.window, self.interpolation)
+        elif x.shape[1:3] != side:
+            x = F.interpolate(x.permute(0, 3, 1, 2), side, mode=self.interpolation).permute(0, 2, 3, 1)
         # [B, w, w, C] -> [B, w * w, heads, C / heads] -> [B, heads, w * w, C / heads]
         return x.flatten(1, 2).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
@@ -138,62 +142,6 @@ class Mlp(nn.Module):
             return ops.gelu_linear(self.fc2, x)
         x = F.dropout(F.gelu(x), self.drop_rate, self.training)
         return F.dropout(ops.linear(self.fc2, x), self.drop_rate, self.training)
-
-
-def max_pool(x: Tensor) -> Tensor:
-    """3x3 max-pool with stride 2: (B, H, W, C) -> (B, ceil(H/2), ceil(W/2), C)."""
-    if not is_dynamic(*x.shape[1:3]):
-        return F.max_pool2d(x.permute(0, 3, 1, 2), 3, stride=2, padding=1).permute(0, 2, 3, 1)
-    for axis in (1, 2):  # torch's pooling makes a graph depend on whether the size is odd
-        last = x.shape[axis] - 1
-        center = 2 * torch.arange(last // 2 + 1, device=x.device)
-        # Outside the map, the nearest position repeats one that is in the window anyway.
-        taps = (center, (center - 1).clamp(min=0), (center + 1).clamp(max=last))
-        x = reduce(torch.maximum, [x.index_select(axis, tap) for tap in taps])
-    return x
-
-
-def resize(x: Tensor, side: int, mode: str) -> Tensor:
-    """Resize maps with half-pixel centers and without antialiasing, like ``F.interpolate``.
-
-    In a captured graph this is a product with one matrix per axis. It holds for any size, and ONNX Runtime runs it,
-    unlike a bicubic resize of channels-last maps.
-
-    Args:
-        x: (B, H, W, C).
-        side: height and width of the result.
-        mode: 'bicubic' or 'bilinear'.
-    """
-    height, width = x.shape[1:3]
-    if is_eager():
-        if (height, width) == (side, side):
-            return x
-        return F.interpolate(x.permute(0, 3, 1, 2), (side, side), mode=mode).permute(0, 2, 3, 1)
-    rows, columns = (resize_matrix(length, side, mode, x) for length in (height, width))
-    x = F.linear(x.permute(0, 2, 3, 1), rows)  # [B, W, C, side]
-    x = F.linear(x.permute(0, 3, 2, 1), columns)  # [B, side, C, side]
-    return x.transpose(2, 3)
-
-
-def resize_matrix(length: int, side: int, mode: str, like: Tensor) -> Tensor:
-    """Matrix (side, length) that resizes an axis, with the device and dtype of a tensor; see :func:`resize`."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    source = (torch.arange(side, device=like.device, dtype=dtype) + 0.5) * length / side - 0.5
-    if mode == "bilinear":
-        source = source.clamp(min=0)
-    first = source.floor()
-    t = source - first
-    if mode == "bilinear":
-        weights = {0: 1 - t, 1: t}
-    else:  # cubic convolution with a = -0.75
-        near, far = (lambda d: (1.25 * d - 2.25) * d**2 + 1), (lambda d: ((-0.75 * d + 3.75) * d - 6) * d + 3)
-        weights = {-1: far(t + 1), 0: near(t), 1: near(1 - t), 2: far(2 - t)}
-    positions = torch.arange(length, device=like.device, dtype=dtype)
-    matrix = torch.zeros_like(positions)
-    for tap, weight in weights.items():
-        index = (first + tap).clamp(min=0).minimum(positions[-1])  # the edge is repeated
-        matrix = matrix + weight[:, None] * (index[:, None] == positions)
-    return matrix.to(like.dtype)
 
 
 def conv_channels_last(conv: nn.Conv2d, x: Tensor) -> Tensor:

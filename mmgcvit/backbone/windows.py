@@ -8,13 +8,13 @@ attention handles each region separately, as a view (B x windows, tokens, C).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgcvit.utils.capture import cached, is_dynamic, is_eager
+from mmgcvit.utils.capture import cached, is_dynamic
 
 PAD_MODES = ("input", "stage", "window")
 
@@ -25,14 +25,6 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     if is_dynamic(bottom, right) or bottom or right:
         x = F.pad(x, (0, 0, 0, right, 0, bottom))
     return x
-
-
-def crop(x: Tensor, height: int, width: int) -> Tensor:
-    """Cut maps off on the right and at the bottom: (B, H, W, C) -> (B, height, width, C)."""
-    if is_dynamic(height, width):  # a view would be contiguous or not, depending on the size
-        rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
-        return x.index_select(1, rows).index_select(2, columns)
-    return x[:, :height, :width]
 
 
 def round_up(length: int, multiple: int) -> int:
@@ -155,6 +147,7 @@ class Span:
         start: index of the first row in the packed tensor.
         first: index of the first window, counted over all images of the batch.
         count: number of windows.
+        rows_per_window: rows of each window in the packed tensor (:attr:`Region.num_rows`).
         is_whole: whether these are all windows of the region.
     """
 
@@ -163,12 +156,13 @@ class Span:
     start: int
     first: int
     count: int
+    rows_per_window: int
     is_whole: bool = True
 
     @property
     def num_rows(self) -> int:
         """Number of rows in the packed tensor."""
-        return self.count * self.region.num_rows
+        return self.count * self.rows_per_window
 
 
 @dataclass(frozen=True)
@@ -184,6 +178,10 @@ class Pack:
     spans: tuple[Span, ...]
     padding_rows: Tensor | None = None
     token_mask: Tensor | None = None
+    is_padded: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_padded", self.padding_rows is not None or self.token_mask is not None)
 
     def clear_padding(self, x: Tensor, in_place: bool = False) -> Tensor:
         """Set the rows of x that represent padding to zero: (rows, C) -> (rows, C)."""
@@ -242,18 +240,8 @@ def _image_of_row(spans: tuple[Span, ...], device: torch.device) -> Tensor:
 def window_layout(
     shape: Sequence[int], window: int, device: torch.device, max_elements: int | None = None
 ) -> WindowLayout:
-    """Return the layout of a map, cached for each shape. For the arguments see :class:`WindowLayout`.
-
-    While a graph is captured, this is a :class:`PaddedLayout`.
-    """
-    if not is_eager():
-        return PaddedLayout(shape, window, device)
+    """Return the layout of a map, cached for each shape. For the arguments see :class:`WindowLayout`."""
     return WindowLayout(shape, window, device, max_elements)
-
-
-def _divmod(x: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
-    quotient = x // divisor
-    return quotient, x - quotient * divisor  # the ONNX exporter has no % with a dynamic size
 
 
 class WindowLayout:
@@ -289,12 +277,13 @@ class WindowLayout:
         for index, region in enumerate(self.regions):
             count = self.batch * region.num_windows
             if max_elements is None:
-                spans.append(Span(index, region, start, 0, count))
+                spans.append(Span(index, region, start, 0, count, region.num_rows))
                 start += spans[-1].num_rows
                 continue
             step = max(1, max_elements // (region.num_rows * self.channels))
             for first in range(0, count, step):
-                yield (Span(index, region, 0, first, min(step, count - first), step >= count),)
+                size = min(step, count - first)
+                yield (Span(index, region, 0, first, size, region.num_rows, is_whole=size == count),)
         if spans:
             yield tuple(spans)
 
@@ -319,6 +308,10 @@ class WindowLayout:
         if self.is_indexed:
             x = packs.pop().index_select(0, self._indices()[1])
             return x.view(self.batch, self.height, self.width, x.shape[1])[:, :height, :width]
+        if len(packs) == 1:
+            region = self.regions[0]
+            x = region.uncut(packs.pop().unflatten(0, (-1, region.num_rows))[:, : region.height * region.width])
+            return x[:, :height, :width]
         parts: list[list[Tensor]] = [[] for _ in self.regions]
         for x, pack in zip(packs, self.packs, strict=True):
             parts[pack.spans[0].index].append(x.unflatten(0, (pack.spans[0].count, -1)))
@@ -356,59 +349,3 @@ class WindowLayout:
 
     def _indices(self) -> tuple[Tensor, Tensor]:
         return _pack_indices(self.batch, self.height, self.width, self.window, self.device)
-
-
-class PaddedLayout(WindowLayout):
-    """Packing by the same operations for every map size, for captured graphs (compile, export, trace).
-
-    The map is zero-padded to full windows, and padding tokens are computed like all others. Nothing depends on whether
-    there is padding, so one graph serves all sizes.
-
-    Args:
-        shape: (B, H, W, C) of the map.
-        window: side of the windows, in tokens.
-        device: device of the map.
-    """
-
-    def __init__(self, shape: Sequence[int], window: int, device: torch.device) -> None:
-        self.batch, self.height, self.width, self.channels = shape
-        self.window, self.device = window, device
-        grid_h, grid_w = round_up(self.height, window) // window, round_up(self.width, window) // window
-        self.regions = (Region(0, 0, grid_h, grid_w, window, window, window),)
-        self.sizes = ((window, window),)
-        # Position (b, i, j) in the padded map of each packed row.
-        rows = torch.arange(self.batch * grid_h * grid_w * window * window, device=device)
-        rows, x = _divmod(rows, window)
-        rows, y = _divmod(rows, window)
-        rows, column = _divmod(rows, grid_w)
-        b, row = _divmod(rows, grid_h)
-        i, j = row * window + y, column * window + x
-        self.tokens = (b * self.height + i.clamp(max=self.height - 1)) * self.width + j.clamp(max=self.width - 1)
-        mask = None
-        if is_dynamic(self.height, self.width) or self.height % window or self.width % window:
-            mask = ((i < self.height) & (j < self.width))[:, None]
-        self.packs = (Pack((Span(0, self.regions[0], 0, 0, self.batch * grid_h * grid_w),), token_mask=mask),)
-
-    def pack(self, x: Tensor) -> list[Tensor]:
-        """Pack a map: (B, H, W, C) -> a single (rows, C)."""
-        return [x.flatten(0, 2).index_select(0, self.tokens)]
-
-    def unpack(self, packs: list[Tensor], height: int, width: int) -> Tensor:
-        """Inverse of :meth:`pack`."""
-        window, region = self.window, self.regions[0]
-        b, i, j = (torch.arange(n, device=self.device) for n in (self.batch, height, width))
-        rows = (b[:, None] * region.grid_h + i // window)[:, :, None] * region.grid_w + j // window
-        rows = (rows * window + (i % window)[:, None]) * window + j % window
-        return packs[0].index_select(0, rows.flatten()).unflatten(0, (self.batch, height, width))
-
-    def expand_query(self, query: Tensor) -> list[Tensor]:
-        """Expand the global query: (B, heads, window * window, d) -> (B * windows, heads, window * window, d)."""
-        return [query.index_select(0, self._image_of(self.regions[0].num_windows))]
-
-    def per_row(self, values: Tensor) -> list[Tensor]:
-        """Give each row its image's value: (..., B) -> (..., rows)."""
-        return [values.index_select(-1, self._image_of(self.regions[0].num_windows * self.regions[0].num_rows))]
-
-    def _image_of(self, count: int) -> Tensor:
-        """Index of the image of each item, if each image has this many."""
-        return torch.arange(self.batch * count, device=self.device) // count

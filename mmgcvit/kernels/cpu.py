@@ -338,7 +338,8 @@ def window_attention(qkv: Tensor, query: Tensor | None, bias: Bias, num_heads: i
     elif torch.is_grad_enabled() and (qkv.requires_grad or bias.columns.requires_grad):
         return WindowAttention.apply(qkv, query, *bias, num_heads)
     if bias.dense is not None and bias.padding is None:
-        return reference.window_attention(qkv, query, bias.dense, num_heads)
+        q, k, v = reference.split_heads(qkv, query, num_heads)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.dense[None]).transpose(1, 2).flatten(2)
     return _window_attention(qkv, query, bias, num_heads, dropout)
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from mmgcvit.compat import is_built_from
+from mmgcvit.compat import forward_ad_level, functorch_is_active, is_built_from, is_compiling, is_tracing
 from mmgcvit.kernels import cpu, eager, reference
-from mmgcvit.utils.capture import is_eager
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,15 @@ def choose(x: Tensor, module: nn.Module) -> Kernels:
     While a graph is captured, and if the module or a part of it was modified, this is the reference, which calls every
     module.
     """
-    if not is_eager() or not is_built_from(module, _BUILT_FROM, _OWN):
+    captured = is_compiling() or is_tracing() or functorch_is_active() or forward_ad_level() >= 0  # is_eager(), inlined
+    if captured or not is_built_from(module, _BUILT_FROM, _OWN):
         return REFERENCE
     return _tables["cpu" if x.device.type == "cpu" else "eager"]
 
 
 def max_pack(x: Tensor) -> int | None:
-    """Maximum number of elements of a map that a block processes at a time; None for no limit."""
-    if x.device.type != "cpu" or not is_eager() or "packs" in _disabled:
+    """Maximum number of elements of a map that a block processes at a time in eager mode; None for no limit."""
+    if x.device.type != "cpu" or "packs" in _disabled:
         return None
     return cpu.MAX_PACK
 

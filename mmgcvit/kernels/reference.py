@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmgcvit.compat import is_exporting, transform_is_active
+from mmgcvit.compat import forward_ad_level, functorch_is_active, is_compiling, is_exporting
 from mmgcvit.utils.capture import cached
 
 
@@ -72,7 +72,7 @@ def window_attention(qkv: Tensor, query: Tensor | None, bias: Any, num_heads: in
         (windows, tokens, heads * d).
     """
     q, k, v = split_heads(qkv, query, num_heads)
-    if transform_is_active():
+    if not is_compiling() and (functorch_is_active() or forward_ad_level() >= 0):
         x = plain_attention(q, k, v, bias, dropout)
     else:
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], dropout_p=dropout)

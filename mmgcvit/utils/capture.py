@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mmgcvit.compat import is_compiling, is_dynamo_compiling, is_tracing, transform_is_active
+from mmgcvit.compat import forward_ad_level, functorch_is_active, is_compiling, is_dynamo_compiling, is_tracing
 
 Result = TypeVar("Result")
 CACHE_SIZE = 128  # entries of a cache; multi-scale training has many input sizes
@@ -17,7 +17,7 @@ CACHE_SIZE = 128  # entries of a cache; multi-scale training has many input size
 
 def is_eager() -> bool:
     """Whether operations run eagerly: not compiled, exported, traced, transformed, or in forward-mode AD."""
-    return not (is_compiling() or is_tracing() or transform_is_active())
+    return not (is_compiling() or is_tracing() or functorch_is_active() or forward_ad_level() >= 0)
 
 
 def is_dynamic(*sizes: int) -> bool:
@@ -25,7 +25,7 @@ def is_dynamic(*sizes: int) -> bool:
 
     Then nothing may branch on them. While ``torch.compile`` traces, sizes always look like plain integers.
     """
-    return is_dynamo_compiling() or any(type(size) is not int for size in sizes)
+    return is_dynamo_compiling() or not {int}.issuperset(map(type, sizes))
 
 
 def cached(function: Callable[..., Result]) -> Callable[..., Result]:

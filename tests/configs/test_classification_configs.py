@@ -313,9 +313,9 @@ def copy_template(folder: Path, base: str, checkpoint: str | None = None) -> Con
     """Write a copy of the template as a user would, and load it."""
     text = (FOLDER / "custom_template.py").read_text()
     for old, new in (
-        ('_base_ = "./_base_/gcvit-nano.py"', f'_base_ = "{FOLDER}/{base}"'),
+        ("_base_ = './_base_/gcvit-nano.py'", f"_base_ = '{FOLDER}/{base}'"),
         ("data/my_data/", "mine"),
-        ('("cat", "dog")', '("a", "b", "c")'),
+        ("('cat', 'dog')", "('a', 'b', 'c')"),
         ("load = None", f"load = {checkpoint!r}"),
     ):
         assert old in text

@@ -373,8 +373,8 @@ def copy_template(folder: Path, base: str | None = None, task: str = "detection"
     name, default = TEMPLATES[task]
     template = ROOT / "configs" / task / name
     text = template.read_text()
-    assert f'_base_ = "./{default}"' in text
-    text = text.replace(f'_base_ = "./{default}"', f'_base_ = "{template.parent}/{base or default}"')
+    assert f"_base_ = './{default}'" in text
+    text = text.replace(f"_base_ = './{default}'", f"_base_ = '{template.parent}/{base or default}'")
     for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)
@@ -383,7 +383,7 @@ def copy_template(folder: Path, base: str | None = None, task: str = "detection"
     return mine
 
 
-OTHER_DATA = {'"data/my_data/"': '"elsewhere"', '("cat", "dog")': '("date", "fig", "nut")'}
+OTHER_DATA = {"'data/my_data/'": "'elsewhere'", "('cat', 'dog')": "('date', 'fig', 'nut')"}
 
 
 def test_detection_template_needs_two_changes_only(tmp_path: Path) -> None:
@@ -450,8 +450,8 @@ SEG_LARGE = [
 def test_segmentation_template_suits_every_base(tmp_path: Path, base: str) -> None:
     pytest.importorskip("mmseg")
     changes = {
-        '"data/my_data/"': '"elsewhere"',
-        '("background", "cat", "dog")': '("date", "fig", "nut", "leaf")',
+        "'data/my_data/'": "'elsewhere'",
+        "('background', 'cat', 'dog')": "('date', 'fig', 'nut', 'leaf')",
     }
     mine = copy_template(tmp_path, base, "segmentation", **changes)
     (tmp_path / "before").mkdir()

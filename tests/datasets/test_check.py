@@ -211,8 +211,8 @@ def test_command(tmp_path: Path):
     template = (ROOT / "configs/detection/custom_coco_template.py").read_text()
     mine.write_text(
         template.replace("./_base_", f"{ROOT}/configs/detection/_base_")
-        .replace('"data/my_data/"', f'"{tmp_path}/data"')
-        .replace('("cat", "dog")', '("dog", "cat")')
+        .replace("'data/my_data/'", f"'{tmp_path}/data'")
+        .replace("('cat', 'dog')", "('dog', 'cat')")
     )
     for name in ("train.json", "val.json"):
         (tmp_path / "data" / name).write_text(path.read_text())

@@ -134,7 +134,7 @@ def test_complete_segmentation_tree_is_linked(pairs, tmp_path: Path):
     assert link.resolve() == tree
     # where the configs expect it
     root = ROOT / "configs/segmentation/_base_" / f"{name}_512x{'1024' if name == 'cityscapes' else '512'}.py"
-    assert f'data_root = "data/{module.DATASETS[name][1]}' in root.read_text()
+    assert f"data_root = 'data/{module.DATASETS[name][1]}" in root.read_text()
 
 
 def test_missing_files_of_segmentation_tree(pairs, tmp_path: Path):

@@ -87,14 +87,14 @@ def test_weights_without_class_names(tmp_path: Path, tree: Path, files, classifi
 
 
 def test_odd_batch_with_mixing(tmp_path: Path, tree: Path):
-    with pytest.raises(ValueError, match="a batch of 3 images; allowed with mixup"):
+    with pytest.raises(apis.UsageError, match="batch_size=3 with model.data_preprocessor.mixup, which pairs images"):
         apis.train(config(tree, tmp_path / "run", batch_size=3, workers=0))
 
 
 def test_truncated_image(tmp_path: Path, tree: Path):
     path = tree / "train" / "red" / "0.png"
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(OSError, match=r"image red/0.png: cannot be decoded"):
+    with pytest.raises(apis.UsageError, match=r"image red/0.png: cannot be decoded"):
         apis.train(config(tree, tmp_path / "run", workers=0))
     runner = apis.train(config(tree, tmp_path / "skip", workers=0), corrupt="skip")
     # at least once per epoch: a replacement may be the same image again

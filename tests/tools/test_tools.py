@@ -230,10 +230,10 @@ def test_segmentation_template(tmp_path: Path, line: str, values: tuple[int, int
             Image.fromarray(image).save(tmp_path / f"images/{split}/{i}.jpg")
             Image.fromarray(labels).save(tmp_path / f"annotations/{split}/{i}.png")
     template = ROOT / "configs/segmentation/custom_template.py"
-    text = template.read_text().replace('"./_base_', f'"{template.parent}/_base_')
+    text = template.read_text().replace("'./_base_", f"'{template.parent}/_base_")
     for old, new in (
         ("data/my_data/", "."),
-        ('("background", "cat", "dog")', '("ground", "square")'),
+        ("('background', 'cat', 'dog')", "('ground', 'square')"),
         ("short = 192", "short = 48"),
         ("crop_size = (192, 256)", "crop_size = (32, 64)"),
         (re.search(rf"^{line.split(' = ')[0]} = .*$", text, re.MULTILINE)[0], line),
@@ -265,10 +265,10 @@ def colours(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("classifier")
     make_tree(folder / "colours", train=9, val=3)
     template = ROOT / "configs/classification/custom_template.py"
-    text = template.read_text().replace('"./_base_', f'"{template.parent}/_base_')
+    text = template.read_text().replace("'./_base_", f"'{template.parent}/_base_")
     for old, new in (
         ("data/my_data/", "colours"),
-        ('("cat", "dog")', '("blue", "green", "red")'),
+        ("('cat', 'dog')", "('blue', 'green', 'red')"),
         ("size = 128", "size = 32"),
         ("batch_size = 16", "batch_size = 4"),
         ("max_epochs = 60", "max_epochs = 3"),
