@@ -87,7 +87,7 @@ def test_weights_without_class_names(tmp_path: Path, tree: Path, files, classifi
 
 
 def test_odd_batch_with_mixing(tmp_path: Path, tree: Path):
-    with pytest.raises(apis.UsageError, match="batch_size=3 with model.data_preprocessor.mixup, which pairs images"):
+    with pytest.raises(apis.UsageError, match=r"batch_size=3 with model\.data_preprocessor\.mixup, which pairs images"):
         apis.train(config(tree, tmp_path / "run", batch_size=3, workers=0))
 
 
