@@ -52,6 +52,10 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
         self.proj = nn.Linear(channels, channels)
 
+    def reset_parameters(self) -> None:
+        """Initialise the bias table; the linear layers have their own method."""
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
     def forward(
         self,
         x: Tensor,

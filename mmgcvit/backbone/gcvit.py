@@ -54,7 +54,7 @@ class Block(nn.Module):
         **attention: Any,
     ) -> None:
         super().__init__()
-        self.drop_path_rate = drop_path_rate
+        self.drop_path_rate, self.layer_scale = drop_path_rate, layer_scale
         self.norm1 = layer_norm(channels)
         self.attn = WindowAttention(channels, num_heads, window, is_global, **attention)
         self.norm2 = layer_norm(channels)
@@ -62,6 +62,12 @@ class Block(nn.Module):
         for name in ("gamma1", "gamma2"):
             scale = None if layer_scale is None else nn.Parameter(torch.full((channels,), float(layer_scale)))
             self.register_parameter(name, scale)
+
+    def reset_parameters(self) -> None:
+        """Initialise the layer scales; the parts of the block have their own methods."""
+        for scale in (self.gamma1, self.gamma2):
+            if isinstance(scale, Tensor) and self.layer_scale is not None:
+                nn.init.constant_(scale, self.layer_scale)
 
     def forward(
         self,
@@ -317,6 +323,22 @@ class GCViT(SafePretrainedInit, BaseModule):
             self.add_module(f"norm{i}", layer_norm(arch_.dims[i]))
         self._set_initial_values()
         self._freeze()
+        self._was_on_meta = self.stem.conv.weight.is_meta
+
+    def init_weights(self) -> None:
+        """Load the weights of ``init_cfg``, if any; a model built on the meta device is initialised first."""
+        if self._was_on_meta and not self.stem.conv.weight.is_meta:
+            self.reset_parameters()
+        super().init_weights()
+
+    def reset_parameters(self) -> None:
+        """Initialise all parameters as when the model is built, e.g. after ``to_empty``."""
+        for module in self.modules():
+            reset: Any = getattr(module, "reset_parameters", None)
+            if reset is not None and module is not self:
+                reset()
+        self._set_initial_values()
+        self._was_on_meta = self.stem.conv.weight.is_meta
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps of a batch of images.
@@ -405,7 +427,7 @@ class GCViT(SafePretrainedInit, BaseModule):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             if isinstance(module, WindowAttention):
-                nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+                module.reset_parameters()
 
     def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
         """Return the layer index of a parameter, for layer-wise learning-rate decay.

@@ -424,3 +424,25 @@ def test_argument_types_from_configs_and_numpy():
 def test_bad_inputs(tiny_model, shape: tuple[int, ...]):
     with pytest.raises(ValueError, match=r"input of shape \(.*\); allowed: \(B, 3, H, W\)"):
         tiny_model()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("initialise", ["init_weights", "reset_parameters"])
+def test_model_built_on_meta_device(initialise: str):
+    """Its parameters get initial values, not those that happened to be in memory."""
+    with torch.device("meta"):
+        model = GCViT({**TINY, "layer_scale": 0.3})
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    getattr(model, initialise)()
+    built = dict(GCViT({**TINY, "layer_scale": 0.3}).named_parameters())
+    for name, parameter in model.named_parameters():
+        assert parameter.isfinite().all(), name
+        if parameter.std() == 0:
+            assert torch.equal(parameter, built[name]), name
+        else:
+            assert 0.5 < parameter.std() / built[name].std() < 2, name
+    before = model.state_dict()["stem.conv.weight"].clone()
+    model.init_weights()  # only once
+    assert torch.equal(before, model.state_dict()["stem.conv.weight"])
