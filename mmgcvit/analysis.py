@@ -13,7 +13,6 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
@@ -24,7 +23,7 @@ from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
 from mmgcvit.tasks import find_task
 from mmgcvit.tasks.detection.flops import MASKS, PROPOSALS
-from mmgcvit.utils.text import describe
+from mmgcvit.utils.text import describe, wide_console
 
 
 @dataclass(frozen=True)
@@ -320,7 +319,7 @@ def print_flops(flops: Flops, beside: Published | None = None) -> None:
         table.add_section()
     if beside:
         table.add_row(f"published, table {beside.table}", f"{beside.gflops:g}", "", f"{beside.parameters:g}")
-    console = Console()
+    console = wide_console()
     console.print(table)
     console.print(
         "A multiply-add counts as one, as in papers. Counted: convolutions, linear layers, matrix products "
@@ -350,7 +349,7 @@ def print_parameter_groups(cfg: Config) -> bool:
             f"{group.parameters / 1e6:.3f}",
             group.names[0],
         )
-    console = Console()
+    console = wide_console()
     console.print(table)
     if frozen:
         console.print(f"not trained: {len(frozen)} tensors, the first {frozen[0]}", markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import inspect
 import logging
 import os
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import rename_old_types
@@ -19,6 +21,15 @@ from mmgcvit.utils.files import require_file
 from mmgcvit.utils.paths import SHIPPED_CONFIGS
 
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+#: Keys of a config that are used besides the arguments of mmengine's Runner.
+USED_KEYS = (
+    "auto_scale_lr",
+    "custom_imports",
+    "find_unused_parameters",
+    "model_wrapper_cfg",
+    "tta_model",
+    "tta_pipeline",
+)
 SINGLE_GPU = "_1gpu"  # suffix of the single-GPU configs of earlier releases
 #: Batch sizes of those configs by the prefix of their names; the others used the batch size of their base config.
 SINGLE_GPU_BATCHES = {"gcvit-large-384_upernet": 2, "gcvit-": 4}
@@ -42,7 +53,7 @@ def load_config(
         ``cfg_options`` or the user's own config files set it or the learning rate itself.
 
     Raises:
-        UsageError: the config does not exist, or the launcher is unknown.
+        UsageError: the config does not exist, the launcher is unknown, or an option would have no effect.
     """
     if launcher not in LAUNCHERS:
         raise UsageError(f"launcher={launcher!r}; allowed: {', '.join(LAUNCHERS)}")
@@ -65,6 +76,7 @@ def load_config(
         if (cfg.get("auto_scale_lr") or {}).get("enable") is False and (shipped or not _decides_on_scaling(path)):
             del cfg.auto_scale_lr["enable"]
     if cfg_options:
+        _require_effect(cfg, cfg_options)
         cfg.merge_from_dict(cfg_options)
         own_rate = any(key.startswith("optim_wrapper.") and key.endswith(".lr") for key in cfg_options)
         if own_rate and cfg.get("auto_scale_lr") and "enable" not in cfg.auto_scale_lr:
@@ -76,6 +88,18 @@ def load_config(
     elif cfg.get("work_dir") is None:
         cfg.work_dir = os.path.join("work_dirs", path.stem)
     return cfg
+
+
+def _require_effect(cfg: Config, cfg_options: dict) -> None:
+    """Raise an error if an option would only change a variable from which a config file has computed its values."""
+    used = {*inspect.signature(Runner.__init__).parameters, *USED_KEYS}
+    for name in cfg_options:
+        if name in cfg and name not in used and not isinstance(cfg[name], dict):
+            hint = f", for example train_cfg.{name}" if name in ("max_iters", "max_epochs") else ""
+            raise UsageError(
+                f"--cfg-options {name}={cfg_options[name]!r}: {name} is a variable of the config file, and values have "
+                f"been computed from it already. Edit a copy of the file, or set these values{hint}"
+            )
 
 
 def _for_one_gpu(cfg: Config, path: Path, base: Path) -> Config:

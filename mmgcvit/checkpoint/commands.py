@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from mmgcvit.checkpoint.reader import read_checkpoint
 from mmgcvit.checkpoint.weights import LICENCE, WEIGHTS
 from mmgcvit.errors import CheckpointError
 from mmgcvit.utils import file_sha256, summarize
+from mmgcvit.utils.text import wide_console
 
 SUFFIXES = (".pth", ".safetensors")
 _EMA = ("state_dict_ema", "ema_state_dict", "model_ema")
@@ -38,7 +38,7 @@ def print_weights() -> None:
         table.add_row(
             weights.name, weights.arch, ", ".join(map(str, weights.window_size)), str(weights.input_size), crop, top1
         )
-    console = Console()
+    console = wide_console()
     console.print(table)
     console.print("use: init_cfg=dict(type='Pretrained', checkpoint=NAME), or mmgcvit weights fetch NAME", markup=False)
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rich.console import Console
+
+MIN_WIDTH = 140  # columns
+
 
 def summarize(names: Iterable[object], limit: int = 8) -> str:
     """Format names as ``a, b, c and 5 more``: the first ``limit`` names and the number of remaining ones.
@@ -27,3 +31,8 @@ def describe(error: BaseException) -> str:
     if isinstance(error, ImportError) and message:
         return message
     return f"{message} ({kind})" if message else kind
+
+
+def wide_console() -> Console:
+    """Return a console whose tables are never cut to fit a narrow terminal or a pipe: names must stay whole."""
+    return Console(width=max(Console().width, MIN_WIDTH))

@@ -10,7 +10,7 @@ from torch import nn
 
 from mmgcvit.datasets.problems import Problem
 from mmgcvit.datasets.report import DatasetReport
-from mmgcvit.errors import AnnotationError
+from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.base import DatasetCheck, Predictor, Split, Task
 
@@ -63,6 +63,10 @@ class Classification(Task):
         from mmgcvit.tasks.classification.check import check_classes
 
         return check_classes(check)
+
+    def set_default_tta(self, cfg: Config) -> None:
+        """Raise a UsageError: classifiers have no test-time augmentation."""
+        raise UsageError("--tta: not supported for classifiers; omit it")
 
     def set_table(self, cfg: Config, path: str) -> bool:
         """Set the output file of the first TopKAccuracy."""
