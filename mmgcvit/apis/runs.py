@@ -204,8 +204,10 @@ def _check_data(cfg: Config, *splits: str) -> None:
     try:
         for split in splits:
             evaluator = cfg.get(f"{split}_evaluator")
-            for dataset in data_sets((cfg.get(f"{split}_dataloader") or {}).get("dataset")):
-                task_of_dataset(dataset).check_before_run(dataset, cfg.get("model"), evaluator)
+            found = list(data_sets((cfg.get(f"{split}_dataloader") or {}).get("dataset")))
+            for dataset in found:
+                others = [other for other in found if other is not dataset]
+                task_of_dataset(dataset).check_before_run(dataset, cfg.get("model"), evaluator, others)
         refuse(check_config(cfg, splits))
     except AnnotationError as error:
         raise UsageError(str(error)) from error

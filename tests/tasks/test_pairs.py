@@ -11,9 +11,12 @@ from PIL import Image
 pytest.importorskip("mmcv")
 pytest.importorskip("mmseg")
 
+from mmengine.registry import init_default_scope
 from test_labels import config, problems, three, write
 
 from mmgcvit.apis import UsageError, train
+from mmgcvit.errors import AnnotationError
+from mmgcvit.tasks.segmentation import Segmentation
 
 
 @pytest.fixture
@@ -56,6 +59,24 @@ def test_several_suffixes(folder: Path):
     assert "img_suffix=('.jpg', '.png'); allowed: one suffix. For several, use" in problems(cfg)[0][1]
     with pytest.raises(UsageError, match=r"datasets=\[\.\.\.\]\) with a BaseSegDataset for each, or rename the files"):
         train(cfg)
+
+
+def test_two_data_sets_with_a_suffix_each(folder: Path):
+    for split in ("train", "val"):
+        Image.open(folder / f"images/{split}/b.jpg").save(folder / f"images/{split}/b.png")
+        (folder / f"images/{split}/b.jpg").unlink()
+    cfg = config(folder)
+    for split in ("train", "val", "test"):
+        inner = cfg[f"{split}_dataloader"].dataset
+        both = [inner, {**inner, "img_suffix": ".png"}]
+        cfg[f"{split}_dataloader"].dataset = dict(type="ConcatDataset", datasets=both)
+        init_default_scope("mmseg")
+        for dataset, other in (both, both[::-1]):
+            Segmentation().check_before_run(dataset, cfg.model, None, [other])
+            with pytest.raises(AnnotationError, match="also 1 that have label maps"):
+                Segmentation().check_before_run(dataset, cfg.model, None)
+    assert problems(cfg) == []
+    assert "suffix" not in dict(problems(cfg, breaks=False))
 
 
 @pytest.mark.parametrize(("labels", "says"), [

@@ -53,7 +53,13 @@ class Detection(Task):
 
         return Detector(cfg, checkpoint, **options)
 
-    def check_before_run(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None, evaluator: Any) -> None:
+    def check_before_run(
+        self,
+        dataset: Mapping[str, Any],
+        model: Mapping[str, Any] | None,
+        evaluator: Any,
+        others: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         """Check the annotations, the classes, and the names and sizes of the images of a local COCO or VOC data set."""
         from mmgcvit.tasks.detection.annotations import check_before_run, image_problems
         from mmgcvit.tasks.detection.other import is_voc, read_other

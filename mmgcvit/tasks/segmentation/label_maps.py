@@ -153,15 +153,19 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
     )
 
 
-def check_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = None) -> None:
+def check_label_maps(
+    dataset: Mapping, model: Mapping | None, evaluator: Any = None, others: Sequence[Mapping] = ()
+) -> None:
     """Check the classes, heads and file pairs of a data set, the headers of many pairs and the values of a few.
+
+    ``others`` are the other data sets of the same split.
 
     Raises:
         AnnotationError: there are no images, images have no label maps or are left out, heads have another number of
             classes, heads, metric and data set ignore different labels, or a label map cannot be used.
     """
     found = read_label_maps(dataset, model, evaluator)
-    refuse([*_outputs(model, found), *partners(found.pairs), *_others(found)])
+    refuse([*_outputs(model, found), *partners(found.pairs), *_others(found, others)])
     missing = missing_problems([image for image, _ in found.pairs])
     refuse([*missing, *header_problems(found.pairs, dataset.get("pipeline"))])
     chosen = found.pairs[:: max(1, -(-len(found.pairs) // DECODED))]
@@ -177,6 +181,7 @@ def check_labels(
     workers: int,
     advance: Callable[[int], None],
     evaluator: Any = None,
+    others: Sequence[Mapping] = (),
 ) -> DatasetReport:
     """Check every image and label map of a data set.
 
@@ -187,6 +192,7 @@ def check_labels(
         workers: number of threads that decode files.
         advance: called after each pair with the total number of pairs.
         evaluator: the metric or metrics for this data set, if any.
+        others: the other data sets of the same split.
 
     Returns:
         Counts in pixels; problems that break a run or make a metric meaningless, and other problems.
@@ -200,7 +206,7 @@ def check_labels(
         report.problems.append(Problem("label maps", source, str(error), True))
         return report
     report.images = len(found.pairs)
-    report.problems = [*_outputs(model, found), *partners(found.pairs), *_others(found)]
+    report.problems = [*_outputs(model, found), *partners(found.pairs), *_others(found, others)]
     if not found.listed:
         report.problems += unused_label_maps(found.pairs, found.label_folder, found.label_suffix)
     report.files = [image for image, _ in found.pairs]
@@ -333,12 +339,12 @@ def _outputs(model: Mapping | None, found: LabelMaps) -> Iterator[Problem]:
             yield Problem("ignore_index", name, f"ignore_index={value}; allowed: {first[1]}, as {first[0]} has", True)
 
 
-def _others(found: LabelMaps) -> list[Problem]:
+def _others(found: LabelMaps, others: Sequence[Mapping]) -> list[Problem]:
     """Problems of images that are left out because of their suffixes."""
     if found.listed:
         return []
     folders = found.image_folder, found.image_suffix, found.label_folder, found.label_suffix
-    return list(other_suffixes(found.pairs, *folders))
+    return list(other_suffixes(found.pairs, *folders, others))
 
 
 def _look(path: str, label_map: str, found: LabelMaps) -> _Pair:
