@@ -220,6 +220,8 @@ def test_images_are_looked_up_before_a_run(tmp_path: Path):
     skipping = dataset(tmp_path)
     skipping["pipeline"][0] = dict(type="mmgcvit.LoadCheckedImage", corrupt="skip")
     check_before_run(dict(dataset=skipping))  # the run will skip and count it
+    Image.new("RGB", (48, 64)).save(tmp_path / "images/a.jpg")
+    check_before_run(dict(dataset=skipping))
     remote = dataset(tmp_path)
     remote["pipeline"][0]["backend_args"] = dict(backend="petrel")
     check_before_run(dict(dataset=remote))

@@ -15,8 +15,9 @@ from mmengine.registry import init_default_scope
 from test_labels import config, problems, three, write
 
 from mmgcvit.apis import UsageError, train
+from mmgcvit.datasets.check import check_data
 from mmgcvit.errors import AnnotationError
-from mmgcvit.tasks.segmentation import Segmentation
+from mmgcvit.tasks.segmentation import Segmentation, label_maps
 
 
 @pytest.fixture
@@ -101,3 +102,46 @@ def test_classes_in_another_encoding(folder: Path):
     (folder / "names.txt").write_text("ground\ncat\ndog\n", "utf-8-sig")
     with pytest.raises(UsageError, match=r"names.txt' is UTF-8 with a byte order mark; allowed: UTF-8 without"):
         train(config(folder, classes=str(folder / "names.txt")))
+
+
+def test_deep_label_maps_outside_the_decoded_ones(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(label_maps, "DECODED", 1)
+    cfg = config(folder)
+    write(folder, "train", "b", three().astype(np.uint16))  # values of 8 bits
+    init_default_scope("mmseg")
+    Segmentation().check_before_run(cfg.train_dataloader.dataset, cfg.model, None)
+    write(folder, "train", "b", three().astype(np.uint16) * 256)
+    with pytest.raises(AnnotationError, match=r"b\.png: has values from 0 to 65280 .*allowed: 0 to 255"):
+        Segmentation().check_before_run(cfg.train_dataloader.dataset, cfg.model, None)
+
+
+def test_label_maps_that_another_transform_loads(folder: Path):
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            write(folder, split, name, np.stack([three() + 7] * 3, -1))
+    cfg = config(folder)
+    assert {kind for kind, _ in problems(cfg)} >= {"mode"}
+    for split in ("train", "val", "test"):
+        cfg[f"{split}_dataloader"].dataset.pipeline[1] = dict(type="LoadColourMasks")
+    init_default_scope("mmseg")
+    Segmentation().check_before_run(cfg.train_dataloader.dataset, cfg.model, None)
+    assert problems(cfg) == []
+    assert [kind for kind, _ in problems(cfg, breaks=False)] == ["label maps"] * 2
+    (folder / "images/train/a.jpg").write_bytes(b"")
+    assert [kind for kind, _ in problems(cfg)] == ["image"]
+
+
+def test_large_label_maps_are_counted_in_parts(folder: Path):
+    size = (1500, 1001)  # more than a million pixels
+    labels = np.random.default_rng(0).choice([0, 1, 2, 255], size).astype(np.uint8)
+    labels[1400:] = 255
+    labels[-1, -3:] = 9
+    write(folder, "train", "a", labels, size)
+    cfg = config(folder)
+    (report, *_) = check_data(cfg, progress=False)
+    both = np.concatenate([labels.ravel(), three().ravel()])
+    assert list(report.classes.values()) == [(both == label).sum() for label in range(3)]
+    assert report.ignored == {"ignored (255)": (both == 255).sum()}
+    assert "a.png: 3 pixels of value 9; allowed: 0 to 2, 255" in str(report.problems[0])
+    for band in label_maps._bands(size):
+        assert len(range(*band.indices(size[0]))) * size[1] <= 2**20

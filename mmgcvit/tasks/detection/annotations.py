@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mmgcvit.datasets.files import image_loader, missing_problems, read_names, size_problems
@@ -76,16 +77,17 @@ def check_before_run(dataloader: Mapping | None, evaluator: object = None) -> No
 def image_problems(images: Sequence[AnnotatedImage], dataset: Mapping) -> list[Problem]:
     """Problems of images that are missing or have another size than annotated, found without decoding any.
 
-    Images may be missing in training data whose loader skips corrupt images.
+    Images may be missing in training data whose loader skips corrupt images. It skips those of another size, too, so
+    they do not break the run.
     """
     loader = image_loader(dataset.get("pipeline"))
     if loader is None:
         return []
     skips = not dataset.get("test_mode") and (loader.get("corrupt") == "skip" or loader.get("ignore_empty"))
-    return [
-        *([] if skips else missing_problems([image.path for image in images])),
-        *size_problems([(image.path, image.width, image.height) for image in images], loader),
-    ]
+    sizes = size_problems([(image.path, image.width, image.height) for image in images], loader)
+    if skips:
+        return [replace(problem, breaks=False) for problem in sizes]
+    return [*missing_problems([image.path for image in images]), *sizes]
 
 
 def read_dataset(dataset: Mapping, evaluator: object = None) -> Annotations:

@@ -92,8 +92,13 @@ def _images_of(dataset: Mapping) -> tuple[str, str] | None:
     return os.path.join(os.path.abspath(os.path.join(dataset.get("data_root") or "", folder)), ""), str(suffix)
 
 
-def header_problems(pairs: Sequence[Pair], pipeline: Sequence[Mapping] | None) -> Iterator[Problem]:
-    """Yield label maps of another size than their images or of an unusable mode, of at most HEADERS pairs."""
+def header_problems(
+    pairs: Sequence[Pair], pipeline: Sequence[Mapping] | None, deep: list[str]
+) -> Iterator[Problem]:
+    """Yield label maps of another size than their images or of an unusable mode, of at most HEADERS pairs.
+
+    Label maps of more than 8 bits per pixel are added to ``deep``: their values must be looked at.
+    """
     loader = image_loader(pipeline)
     if loader is None:
         return
@@ -105,6 +110,8 @@ def header_problems(pairs: Sequence[Pair], pipeline: Sequence[Mapping] | None) -
         for (_, path), image, label_map in zip(chosen, images, label_maps, strict=True):
             if label_map and label_map[1] not in GREY + DEEP:
                 yield mode_problem(path, label_map[1])
+            if label_map and label_map[1] in DEEP:
+                deep.append(path)
             if label_map and image and label_map[0] != image[0]:
                 yield size_problem(path, label_map[0], image[0])
 
