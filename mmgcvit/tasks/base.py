@@ -117,6 +117,9 @@ class Task(ABC):
         ``others`` are the other data sets of the same split.
         """
 
+    def add_checks(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None) -> None:  # noqa: B027
+        """Add transforms that check the annotations while they are loaded to a config's data set, in place."""
+
     @abstractmethod
     def check_dataset(self, check: DatasetCheck) -> DatasetReport:
         """Check every image and annotation of a data set."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from PIL import Image
@@ -263,7 +263,7 @@ def test_subclasses_of_coco_dataset(tmp_path: Path):
     datasets = pytest.importorskip("mmdet.datasets")
 
     class Mine(datasets.CocoDataset):
-        METAINFO = dict(classes=("dog", "cat"))
+        METAINFO: ClassVar = dict(classes=("dog", "cat"))
 
     class Parsing(datasets.CocoDataset):
         def parse_data_info(self, raw_data_info: dict) -> dict:

@@ -11,7 +11,7 @@ from PIL import Image
 pytest.importorskip("mmcv")
 pytest.importorskip("mmseg")
 
-from mmengine.registry import init_default_scope
+from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from test_labels import config, problems, three, write
 
 from mmgcvit.apis import UsageError, train
@@ -145,3 +145,33 @@ def test_large_label_maps_are_counted_in_parts(folder: Path):
     assert "a.png: 3 pixels of value 9; allowed: 0 to 2, 255" in str(report.problems[0])
     for band in label_maps._bands(size):
         assert len(range(*band.indices(size[0]))) * size[1] <= 2**20
+
+
+def test_labels_are_checked_as_they_are_loaded(folder: Path):
+    cfg = config(folder)
+    init_default_scope("mmseg")
+    given = cfg.train_dataloader.dataset
+    for _ in range(2):  # as with a config that was dumped by a run
+        Segmentation().add_checks(given, cfg.model)
+    assert [step["type"] for step in given.pipeline][1:4] == ["LoadAnnotations", "mmgcvit.CheckLabels", "RandomCrop"]
+    built = DATASETS.build(given)
+    assert built[0]["data_samples"].gt_sem_seg.shape == (24, 32)
+    labels = three()
+    labels[5, :7], labels[6, :3] = 9, 254
+    path = write(folder, "train", "b", labels)
+    with pytest.raises(AnnotationError) as error:
+        built[1]
+    assert str(error.value) == (
+        f"label map {path}: 10 pixels have, as loaded, a label of 9, 254; allowed: 0 to 2, and 255, which is ignored"
+    )
+    write(folder, "train", "b", three().astype(np.uint16))
+    assert built[1]["data_samples"].gt_sem_seg.shape == (24, 32)
+    write(folder, "train", "b", three().astype(np.uint16) * 256)
+    with pytest.raises(AnnotationError, match=r"b\.png: has values from 0 to 65280 .*allowed: 0 to 255, as larger"):
+        built[1]
+    given.reduce_zero_label = True
+    given.metainfo = dict(classes=("cat", "dog"))
+    Segmentation().add_checks(given, dict(decode_head=dict(num_classes=2)))
+    write(folder, "train", "b", three())
+    assert set(np.unique(DATASETS.build(given)[1]["data_samples"].gt_sem_seg.data)) <= {0, 1, 255}
+    assert TRANSFORMS.build(dict(type="mmgcvit.CheckLabels", num_classes=2))(dict(img=1)) == dict(img=1)

@@ -107,7 +107,7 @@ def read_dataset(dataset: Mapping, evaluator: object = None) -> Annotations:
     prefix = os.path.join(root, (dataset.get("data_prefix") or {}).get("img", ""))
     test_mode, evaluated = bool(dataset.get("test_mode")), evaluation(evaluator)
     with_mask = wants_masks(dataset.get("pipeline"))
-    found = read_coco(path, classes, prefix, with_mask, test_mode, evaluated, _name_key(dataset))
+    found = read_coco(path, classes, prefix, with_mask, test_mode, evaluated, _name_key(dataset) or "")
     if test_mode and evaluated.boxes and not found.objects:
         what = (
             "has no annotations, so there is nothing to evaluate. To predict on these images, use tools/image_demo.py "

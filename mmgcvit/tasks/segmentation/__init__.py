@@ -67,6 +67,12 @@ class Segmentation(Task):
         else:
             check_label_maps(dataset, model, evaluator, others)
 
+    def add_checks(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None) -> None:
+        """Check every label map right after it is loaded."""
+        from mmgcvit.tasks.segmentation.transforms import add_label_checks
+
+        add_label_checks(dataset, model)
+
     def check_dataset(self, check: DatasetCheck) -> DatasetReport:
         """Decode every image and label map."""
         from mmgcvit.tasks.segmentation.label_maps import check_labels

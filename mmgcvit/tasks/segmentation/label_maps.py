@@ -235,7 +235,7 @@ def check_labels(
     value = next(iter(found.ignored.values()))
     report.ignored = {f"ignored ({value})": int(counts[IGNORED])}
     if not found.loaded:
-        what = "the pipeline has no LoadAnnotations: the content of label maps that other transforms load is not checked"
+        what = "the pipeline has no LoadAnnotations: label maps that other transforms load are not checked"
         report.problems.append(Problem("label maps", source, what, False))
     elif not report.kept:
         report.problems.append(

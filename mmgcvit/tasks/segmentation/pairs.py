@@ -92,9 +92,7 @@ def _images_of(dataset: Mapping) -> tuple[str, str] | None:
     return os.path.join(os.path.abspath(os.path.join(dataset.get("data_root") or "", folder)), ""), str(suffix)
 
 
-def header_problems(
-    pairs: Sequence[Pair], pipeline: Sequence[Mapping] | None, deep: list[str]
-) -> Iterator[Problem]:
+def header_problems(pairs: Sequence[Pair], pipeline: Sequence[Mapping] | None, deep: list[str]) -> Iterator[Problem]:
     """Yield label maps of another size than their images or of an unusable mode, of at most HEADERS pairs.
 
     Label maps of more than 8 bits per pixel are added to ``deep``: their values must be looked at.
