@@ -198,14 +198,23 @@ def _use_mixed_precision(cfg: Config, kind: str) -> None:
 
 
 def _check_data(cfg: Config, *splits: str) -> None:
-    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))):
-        return  # only the first process checks; the launcher stops the others
+    """Check the data of a run, and add the checks that are made while the data is loaded."""
     init_default_scope(cfg.get("default_scope", "mmengine"))
+    if not int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))):
+        _check_before_run(cfg, *splits)  # only the first process; the launcher stops the others
+    for split in splits:
+        for dataset in data_sets((cfg.get(f"{split}_dataloader") or {}).get("dataset")):
+            task_of_dataset(dataset).add_checks(dataset, cfg.get("model"))
+
+
+def _check_before_run(cfg: Config, *splits: str) -> None:
     try:
         for split in splits:
             evaluator = cfg.get(f"{split}_evaluator")
-            for dataset in data_sets((cfg.get(f"{split}_dataloader") or {}).get("dataset")):
-                task_of_dataset(dataset).check_before_run(dataset, cfg.get("model"), evaluator)
+            found = list(data_sets((cfg.get(f"{split}_dataloader") or {}).get("dataset")))
+            for dataset in found:
+                others = [other for other in found if other is not dataset]
+                task_of_dataset(dataset).check_before_run(dataset, cfg.get("model"), evaluator, others)
         refuse(check_config(cfg, splits))
     except AnnotationError as error:
         raise UsageError(str(error)) from error

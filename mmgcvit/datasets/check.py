@@ -40,7 +40,8 @@ def check_data(cfg: Config, workers: int = 8, progress: bool = True) -> list[Dat
     done: list[Mapping] = []
     with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
         for loader in LOADERS:
-            for dataset in data_sets((cfg.get(loader) or {}).get("dataset")):
+            found = list(data_sets((cfg.get(loader) or {}).get("dataset")))
+            for dataset in found:
                 if dataset in done:
                     continue
                 done.append(dataset)
@@ -51,7 +52,14 @@ def check_data(cfg: Config, workers: int = 8, progress: bool = True) -> list[Dat
                     bar.update(row, advance=1, total=total)
 
                 check = DatasetCheck(
-                    split, dataset, cfg.get("model"), cfg.get(f"{split}_evaluator"), workers, advance, reports
+                    split,
+                    dataset,
+                    cfg.get("model"),
+                    cfg.get(f"{split}_evaluator"),
+                    workers,
+                    advance,
+                    reports,
+                    [other for other in found if other is not dataset],
                 )
                 reports.append(task_of_dataset(dataset).check_dataset(check))
                 bar.remove_task(row)

@@ -18,7 +18,7 @@ from mmgcvit.errors import AnnotationError
 from mmgcvit.registry import type_name
 from mmgcvit.utils.images import any_image_size
 
-HEADERS = 2000  # image headers that are read before a run; of larger data sets, as many at equal distances
+HEADERS = 20_000  # image headers that are read before a run; of larger data sets, as many at equal distances
 THREADS = 8
 MARKS = (  # byte order marks; that of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF8, "UTF-8 with a byte order mark", "utf-8-sig"),

@@ -28,7 +28,7 @@ from mmgcvit.datasets.images import (
 )
 from mmgcvit.datasets.pipelines import image_loaders, loading_arguments
 from mmgcvit.datasets.problems import Problem
-from mmgcvit.errors import CorruptImageError, UsageError
+from mmgcvit.errors import AnnotationError, CorruptImageError, UsageError
 from mmgcvit.registry import TRANSFORMS, type_name
 from mmgcvit.utils.images import any_image_size
 
@@ -59,7 +59,7 @@ class LoadCheckedImage(LoadImageFromFile):
     Raises:
         CorruptImageError: an image cannot be decoded, with ``corrupt='stop'``.
         UsageError: an image does not suit one of the ``colour_transforms``, or tifffile is not installed.
-        AnnotationError: an image has another size than its annotations say.
+        AnnotationError: an image has another size than its annotations say, with ``corrupt='stop'``.
     """
 
     def __init__(self, corrupt: str = "stop", colour_transforms: Sequence[str] = (), **kwargs: Any) -> None:
@@ -91,7 +91,13 @@ class LoadCheckedImage(LoadImageFromFile):
         except CorruptImageError as error:
             self._corrupt(path, str(error))
             return None
-        require_annotated_size(path, image.shape, results)
+        try:
+            require_annotated_size(path, image.shape, results)
+        except AnnotationError as error:
+            if self.corrupt == "stop" and not self.ignore_empty:
+                raise
+            self._corrupt(path, str(error).removeprefix(f"{path}: "))
+            return None
         if not self.warned and image.dtype == np.uint8 and bits_per_value(content) > 8:
             self.warned += 1
             for _, what in describe_losses(content, image, _raw(content), REMEDY):

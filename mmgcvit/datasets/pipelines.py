@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmgcvit.registry import type_name
+from mmengine.registry import TRANSFORMS
+
+from mmgcvit.registry import class_of, type_name
 
 #: Transforms that load an image, by class name, and the ones that are used in their place.
 LOADERS = {
@@ -13,6 +15,7 @@ LOADERS = {
     "LoadCheckedImage": "mmgcvit.LoadCheckedImage",
     "LoadPillowImage": "mmgcvit.LoadPillowImage",
 }
+LIBRARIES = ("mmcv", "mmengine", "mmdet", "mmseg", "mmgcvit")
 #: Transforms that need three channels; all but RandomGrayscale also clip values at 255, or expect them below it.
 COLOUR = ("PhotoMetricDistortion", "YOLOXHSVRandomAug", "RandomGrayscale")
 
@@ -52,6 +55,15 @@ def use_checked_loading(part: Any, corrupt: str | None = None) -> None:
         for loader in image_loaders(pipeline) if colour else ():
             if type_name(loader) == "LoadCheckedImage":
                 loader["colour_transforms"] = colour
+
+
+def loads_annotations(pipeline: Sequence[Mapping]) -> bool:
+    """Whether a pipeline has a LoadAnnotations, or a transform of the user's own, which may do the same."""
+    for step in pipeline:
+        own = getattr(class_of(TRANSFORMS, step), "__module__", "")
+        if "LoadAnnotations" in type_name(step) or (own and own.split(".")[0] not in LIBRARIES):
+            return True
+    return False
 
 
 def _pipelines(part: Any) -> Iterator[list]:

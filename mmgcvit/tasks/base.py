@@ -56,6 +56,7 @@ class DatasetCheck:
     workers: int  # threads that decode files
     advance: Callable[[int], None]  # called after each image with the total number of images
     earlier: Sequence[DatasetReport] = field(default_factory=list)  # reports of the data sets before this one
+    others: Sequence[Mapping[str, Any]] = ()  # the other data sets of the same split
 
 
 @dataclass
@@ -105,9 +106,19 @@ class Task(ABC):
         return None
 
     def check_before_run(  # noqa: B027
-        self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None, evaluator: Any
+        self,
+        dataset: Mapping[str, Any],
+        model: Mapping[str, Any] | None,
+        evaluator: Any,
+        others: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Raise an AnnotationError if a run with this data set would fail; must take seconds, not minutes."""
+        """Raise an AnnotationError if a run with this data set would fail; must take seconds, not minutes.
+
+        ``others`` are the other data sets of the same split.
+        """
+
+    def add_checks(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None) -> None:  # noqa: B027
+        """Add transforms that check the annotations while they are loaded to a config's data set, in place."""
 
     @abstractmethod
     def check_dataset(self, check: DatasetCheck) -> DatasetReport:

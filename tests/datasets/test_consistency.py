@@ -246,6 +246,19 @@ def test_voc_metric_with_another_data_set_is_a_warning():
     assert any("has no LoadAnnotations" in str(problem) for problem in check_config(cfg, ("val",)))
 
 
+def test_own_transforms_may_load_the_annotations():
+    class LoadColourMasks:
+        pass
+
+    cfg = load(SEGMENTATION)
+    pipeline = cfg.val_dataloader.dataset.pipeline
+    place = next(i for i, step in enumerate(pipeline) if step.type == "LoadAnnotations")
+    pipeline[place] = dict(type=LoadColourMasks)
+    assert check_config(cfg, ("val",)) == []
+    del pipeline[place]
+    assert any("has no LoadAnnotations" in str(problem) for problem in check_config(cfg, ("val",)))
+
+
 def test_panoptic_head():
     head = dict(
         type="Mask2FormerHead", num_things_classes=2, num_stuff_classes=1, loss_cls=dict(class_weight=[1.0] * 3)

@@ -114,5 +114,9 @@ def test_loaded_images_are_compared_with_annotations(tmp_path: Path):
     for sample in (dict(), dict(width=40, height=30), dict(width=None, height=None), dict(width=0, height=0)):
         assert LoadCheckedImage()(dict(img_path=path, **sample))["img_shape"] == (30, 40)
     with pytest.raises(AnnotationError, match=r"a.png: is 40 x 30 \(width x height\), but 30 x 40 in the annotations"):
-        LoadCheckedImage(corrupt="skip")(dict(img_path=path, width=30, height=40))
+        LoadCheckedImage()(dict(img_path=path, width=30, height=40))
+    skipping = LoadCheckedImage(corrupt="skip")
+    assert skipping(dict(img_path=path, width=30, height=40)) is None
+    assert skipping(dict(img_path=path, width=40, height=30))["img_shape"] == (30, 40)
+    assert skipping.skipped == 1
     require_annotated_size(path, (30, 40, 3), dict(width=40.0, height=30.0))

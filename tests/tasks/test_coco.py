@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from PIL import Image
 from test_annotations import SQUARE, content, dataset, write
 
 from mmgcvit.errors import AnnotationError
-from mmgcvit.tasks.detection.annotations import check_before_run, read_coco, read_dataset
+from mmgcvit.tasks.detection import Detection, coco
+from mmgcvit.tasks.detection.annotations import check_before_run, coco_like, read_coco, read_dataset
 from mmgcvit.tasks.detection.coco import Evaluation, evaluation
 
 METRIC = dict(type="CocoMetric", ann_file="coco.json", metric=["bbox", "segm"])
@@ -115,7 +116,9 @@ def test_crowds_are_counted_and_not_used(tmp_path: Path):
 
 def test_validation_without_objects(tmp_path: Path):
     coco = content() | dict(annotations=[])
-    assert "none of 0 annotations can be used: the metrics would be" in refused(tmp_path, coco, METRIC, test_mode=True)
+    assert "coco.json: has no annotations, so there is nothing" in refused(tmp_path, coco, METRIC, test_mode=True)
+    coco["annotations"] = [content()["annotations"][0] | dict(iscrowd=1)]
+    assert "none of 1 annotations can be used" in refused(tmp_path, coco, METRIC, test_mode=True)
 
 
 def test_masks_are_checked_where_they_are_evaluated(tmp_path: Path):
@@ -217,6 +220,8 @@ def test_images_are_looked_up_before_a_run(tmp_path: Path):
     skipping = dataset(tmp_path)
     skipping["pipeline"][0] = dict(type="mmgcvit.LoadCheckedImage", corrupt="skip")
     check_before_run(dict(dataset=skipping))  # the run will skip and count it
+    Image.new("RGB", (48, 64)).save(tmp_path / "images/a.jpg")
+    check_before_run(dict(dataset=skipping))
     remote = dataset(tmp_path)
     remote["pipeline"][0]["backend_args"] = dict(backend="petrel")
     check_before_run(dict(dataset=remote))
@@ -246,9 +251,43 @@ def test_parts_of_polygons_and_warnings_in_the_log(tmp_path: Path, logged: list[
         annotation["area"] = 0
     write(tmp_path, coco)
     check_before_run(dict(dataset=dataset(tmp_path)))
-    assert logged == [
+    assert [line for line in logged if not line.startswith("Get class")] == [
         f"area: {tmp_path}/coco.json: image id 8, annotation id 2: area=0; allowed: more than 0 (2 of this kind; "
         "tools/check_data.py lists them)",
         f"polygon part: {tmp_path}/coco.json: 1 objects have polygons of fewer than 3 points among others; training "
         "leaves them out",
     ]
+
+
+def test_subclasses_of_coco_dataset(tmp_path: Path):
+    datasets = pytest.importorskip("mmdet.datasets")
+
+    class Mine(datasets.CocoDataset):
+        METAINFO: ClassVar = dict(classes=("dog", "cat"))
+
+    class Parsing(datasets.CocoDataset):
+        def parse_data_info(self, raw_data_info: dict) -> dict:
+            return raw_data_info
+
+    given = dataset(tmp_path)
+    for kind in ("mmdet.CocoDataset", datasets.CityscapesDataset, Mine):
+        assert coco_like(given | dict(type=kind))
+    for kind in (Parsing, datasets.CocoPanopticDataset, datasets.VOCDataset):
+        assert not coco_like(given | dict(type=kind))
+    for kind in ("mmdet.CityscapesDataset", Mine, Parsing):
+        with pytest.raises(AnnotationError, match=r"other\.json': no such file"):
+            Detection().check_before_run(given | dict(type=kind, ann_file="other.json"), None, None)
+    bad = content()
+    bad["annotations"][0]["bbox"] = [1, 2]
+    write(tmp_path, bad)
+    with pytest.raises(AnnotationError, match="bbox"):
+        check_before_run(dict(dataset=given | dict(type=Mine)))
+    check_before_run(dict(dataset=given | dict(type=Parsing)))  # may read anything
+
+
+def test_a_test_set_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path, content())
+    read: list[str] = []
+    monkeypatch.setattr(coco, "read_utf8", lambda what, path: read.append(what) or Path(path).read_text())
+    Detection().check_before_run(dataset(tmp_path, test_mode=True), None, METRIC)
+    assert read == ["annotation file"]

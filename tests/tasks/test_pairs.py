@@ -11,9 +11,13 @@ from PIL import Image
 pytest.importorskip("mmcv")
 pytest.importorskip("mmseg")
 
+from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from test_labels import config, problems, three, write
 
 from mmgcvit.apis import UsageError, train
+from mmgcvit.datasets.check import check_data
+from mmgcvit.errors import AnnotationError
+from mmgcvit.tasks.segmentation import Segmentation, label_maps
 
 
 @pytest.fixture
@@ -58,6 +62,24 @@ def test_several_suffixes(folder: Path):
         train(cfg)
 
 
+def test_two_data_sets_with_a_suffix_each(folder: Path):
+    for split in ("train", "val"):
+        Image.open(folder / f"images/{split}/b.jpg").save(folder / f"images/{split}/b.png")
+        (folder / f"images/{split}/b.jpg").unlink()
+    cfg = config(folder)
+    for split in ("train", "val", "test"):
+        inner = cfg[f"{split}_dataloader"].dataset
+        both = [inner, {**inner, "img_suffix": ".png"}]
+        cfg[f"{split}_dataloader"].dataset = dict(type="ConcatDataset", datasets=both)
+        init_default_scope("mmseg")
+        for dataset, other in (both, both[::-1]):
+            Segmentation().check_before_run(dataset, cfg.model, None, [other])
+            with pytest.raises(AnnotationError, match="also 1 that have label maps"):
+                Segmentation().check_before_run(dataset, cfg.model, None)
+    assert problems(cfg) == []
+    assert "suffix" not in dict(problems(cfg, breaks=False))
+
+
 @pytest.mark.parametrize(("labels", "says"), [
     (three((48, 63)), r"c.png: is 63 x 48 \(width x height\), its image 64 x 48"),
     (np.stack([three()] * 3, -1), r"c.png: has mode 'RGB'; allowed: one 8-bit value per pixel"),
@@ -80,3 +102,76 @@ def test_classes_in_another_encoding(folder: Path):
     (folder / "names.txt").write_text("ground\ncat\ndog\n", "utf-8-sig")
     with pytest.raises(UsageError, match=r"names.txt' is UTF-8 with a byte order mark; allowed: UTF-8 without"):
         train(config(folder, classes=str(folder / "names.txt")))
+
+
+def test_deep_label_maps_outside_the_decoded_ones(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(label_maps, "DECODED", 1)
+    cfg = config(folder)
+    write(folder, "train", "b", three().astype(np.uint16))  # values of 8 bits
+    init_default_scope("mmseg")
+    Segmentation().check_before_run(cfg.train_dataloader.dataset, cfg.model, None)
+    write(folder, "train", "b", three().astype(np.uint16) * 256)
+    with pytest.raises(AnnotationError, match=r"b\.png: has values from 0 to 65280 .*allowed: 0 to 255"):
+        Segmentation().check_before_run(cfg.train_dataloader.dataset, cfg.model, None)
+
+
+def test_label_maps_that_another_transform_loads(folder: Path):
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            write(folder, split, name, np.stack([three() + 7] * 3, -1))
+    cfg = config(folder)
+    assert {kind for kind, _ in problems(cfg)} >= {"mode"}
+    for split in ("train", "val", "test"):
+        cfg[f"{split}_dataloader"].dataset.pipeline[1] = dict(type="LoadColourMasks")
+    init_default_scope("mmseg")
+    Segmentation().check_before_run(cfg.train_dataloader.dataset, cfg.model, None)
+    assert problems(cfg) == []
+    assert [kind for kind, _ in problems(cfg, breaks=False)] == ["label maps"] * 2
+    (folder / "images/train/a.jpg").write_bytes(b"")
+    assert [kind for kind, _ in problems(cfg)] == ["image"]
+
+
+def test_large_label_maps_are_counted_in_parts(folder: Path):
+    size = (1500, 1001)  # more than a million pixels
+    labels = np.random.default_rng(0).choice([0, 1, 2, 255], size).astype(np.uint8)
+    labels[1400:] = 255
+    labels[-1, -3:] = 9
+    write(folder, "train", "a", labels, size)
+    cfg = config(folder)
+    (report, *_) = check_data(cfg, progress=False)
+    both = np.concatenate([labels.ravel(), three().ravel()])
+    assert list(report.classes.values()) == [(both == label).sum() for label in range(3)]
+    assert report.ignored == {"ignored (255)": (both == 255).sum()}
+    assert "a.png: 3 pixels of value 9; allowed: 0 to 2, 255" in str(report.problems[0])
+    for band in label_maps._bands(size):
+        assert len(range(*band.indices(size[0]))) * size[1] <= 2**20
+
+
+def test_labels_are_checked_as_they_are_loaded(folder: Path):
+    cfg = config(folder)
+    init_default_scope("mmseg")
+    given = cfg.train_dataloader.dataset
+    for _ in range(2):  # as with a config that was dumped by a run
+        Segmentation().add_checks(given, cfg.model)
+    assert [step["type"] for step in given.pipeline][1:4] == ["LoadAnnotations", "mmgcvit.CheckLabels", "RandomCrop"]
+    built = DATASETS.build(given)
+    assert built[0]["data_samples"].gt_sem_seg.shape == (24, 32)
+    labels = three()
+    labels[5, :7], labels[6, :3] = 9, 254
+    path = write(folder, "train", "b", labels)
+    with pytest.raises(AnnotationError) as error:
+        built[1]
+    assert str(error.value) == (
+        f"label map {path}: 10 pixels have, as loaded, a label of 9, 254; allowed: 0 to 2, and 255, which is ignored"
+    )
+    write(folder, "train", "b", three().astype(np.uint16))
+    assert built[1]["data_samples"].gt_sem_seg.shape == (24, 32)
+    write(folder, "train", "b", three().astype(np.uint16) * 256)
+    with pytest.raises(AnnotationError, match=r"b\.png: has values from 0 to 65280 .*allowed: 0 to 255, as larger"):
+        built[1]
+    given.reduce_zero_label = True
+    given.metainfo = dict(classes=("cat", "dog"))
+    Segmentation().add_checks(given, dict(decode_head=dict(num_classes=2)))
+    write(folder, "train", "b", three())
+    assert set(np.unique(DATASETS.build(given)[1]["data_samples"].gt_sem_seg.data)) <= {0, 1, 255}
+    assert TRANSFORMS.build(dict(type="mmgcvit.CheckLabels", num_classes=2))(dict(img=1)) == dict(img=1)

@@ -29,7 +29,7 @@ def prepare(folder: Path, task: str) -> Config:
     library = dict(detection="mmdet", segmentation="mmseg")[task]
     pytest.importorskip(library)
     base = dict(detection="_base_/retinanet_gcvit-nano_fpn.py", segmentation="_base_/fpn_gcvit-nano.py")[task]
-    path = copy_template(folder, base, task, **{'"data/my_data/"': repr(str(folder))})
+    path = copy_template(folder, base, task, **{"'data/my_data/'": repr(str(folder))})
     cfg = load_config(path, str(folder / "work"))
     for i in range(2):
         file = folder / ("images" if task == "detection" else "images/val") / f"{i}.jpg"

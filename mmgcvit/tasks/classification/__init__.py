@@ -50,7 +50,13 @@ class Classification(Task):
 
         return ClassPredictor(cfg, checkpoint, **options)
 
-    def check_before_run(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None, evaluator: Any) -> None:
+    def check_before_run(
+        self,
+        dataset: Mapping[str, Any],
+        model: Mapping[str, Any] | None,
+        evaluator: Any,
+        others: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         """Check that images are loaded with as many channels as the backbone takes."""
         from mmgcvit.tasks.classification.check import wrong_channels
 

@@ -53,13 +53,19 @@ class Detection(Task):
 
         return Detector(cfg, checkpoint, **options)
 
-    def check_before_run(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None, evaluator: Any) -> None:
+    def check_before_run(
+        self,
+        dataset: Mapping[str, Any],
+        model: Mapping[str, Any] | None,
+        evaluator: Any,
+        others: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         """Check the annotations, the classes, and the names and sizes of the images of a local COCO or VOC data set."""
         from mmgcvit.tasks.detection.annotations import check_before_run, image_problems
         from mmgcvit.tasks.detection.other import is_voc, read_other
-        from mmgcvit.tasks.detection.unlabelled import why_not_evaluated
+        from mmgcvit.tasks.detection.unlabelled import why_not_written
 
-        if reason := why_not_evaluated(dataset, evaluator):
+        if reason := why_not_written(evaluator):
             raise AnnotationError(reason)
         check_before_run(dict(dataset=dataset), evaluator)
         if is_voc(dataset) and not dataset.get("backend_args"):
@@ -69,10 +75,10 @@ class Detection(Task):
     def check_dataset(self, check: DatasetCheck) -> DatasetReport:
         """Read the annotations and decode every image."""
         from mmgcvit.tasks.detection.check import check_boxes
-        from mmgcvit.tasks.detection.unlabelled import why_not_evaluated
+        from mmgcvit.tasks.detection.unlabelled import why_not_written
 
         report = check_boxes(check)
-        if not report.broken and (reason := why_not_evaluated(check.dataset, check.evaluator)):
+        if not report.broken and (reason := why_not_written(check.evaluator)):
             report.problems.append(Problem("metric", report.source, reason, True))
         return report
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from mmgcvit.datasets.files import image_loader, missing_problems, read_names, size_problems
-from mmgcvit.datasets.problems import Problem, data_sets, refuse
+from mmgcvit.datasets.problems import Problem, data_sets, dataset_class, refuse
 from mmgcvit.errors import AnnotationError
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.detection.boxes import outside
@@ -35,7 +37,7 @@ __all__ = [
     "wants_masks",
 ]
 
-#: Types of data sets that read COCO files, and the key of an image with its name.
+#: Data sets that read COCO files, with their subclasses, and the key of an image with its name.
 COCO_LIKE = {
     "CocoDataset": "file_name",
     "LVISDataset": "file_name",
@@ -51,7 +53,8 @@ def check_before_run(dataloader: Mapping | None, evaluator: object = None) -> No
     are not in the file; without any usable object the data set is empty, and training hangs.
 
     Args:
-        dataloader: data loader of a config; other types of data sets are not checked.
+        dataloader: data loader of a config. Of subclasses that read files of their own, only the existence of the file
+            is checked; other types of data sets are not checked.
         evaluator: the metric or metrics for this data loader, if any.
 
     Raises:
@@ -59,8 +62,13 @@ def check_before_run(dataloader: Mapping | None, evaluator: object = None) -> No
             be read, or images are missing or of another size; names the file, the image id and the annotation id.
     """
     for dataset in data_sets((dataloader or {}).get("dataset")):
-        if not coco_like(dataset) or not dataset.get("ann_file") or dataset.get("backend_args"):
+        if not dataset.get("ann_file") or dataset.get("backend_args"):
             continue  # only mmdet reads remote files
+        if not coco_like(dataset):
+            path = os.path.join(dataset.get("data_root") or "", str(dataset["ann_file"]))
+            if "CocoDataset" in _bases(dataset) and not os.path.exists(path):
+                raise AnnotationError(f"annotation file {path!r}: no such file")
+            continue
         found = read_dataset(dataset, evaluator)
         refuse(found.problems)
         refuse(image_problems(found.images, dataset))
@@ -69,16 +77,17 @@ def check_before_run(dataloader: Mapping | None, evaluator: object = None) -> No
 def image_problems(images: Sequence[AnnotatedImage], dataset: Mapping) -> list[Problem]:
     """Problems of images that are missing or have another size than annotated, found without decoding any.
 
-    Images may be missing in training data whose loader skips corrupt images.
+    Images may be missing in training data whose loader skips corrupt images. It skips those of another size, too, so
+    they do not break the run.
     """
     loader = image_loader(dataset.get("pipeline"))
     if loader is None:
         return []
     skips = not dataset.get("test_mode") and (loader.get("corrupt") == "skip" or loader.get("ignore_empty"))
-    return [
-        *([] if skips else missing_problems([image.path for image in images])),
-        *size_problems([(image.path, image.width, image.height) for image in images], loader),
-    ]
+    sizes = size_problems([(image.path, image.width, image.height) for image in images], loader)
+    if skips:
+        return [replace(problem, breaks=False) for problem in sizes]
+    return [*missing_problems([image.path for image in images]), *sizes]
 
 
 def read_dataset(dataset: Mapping, evaluator: object = None) -> Annotations:
@@ -98,7 +107,14 @@ def read_dataset(dataset: Mapping, evaluator: object = None) -> Annotations:
     prefix = os.path.join(root, (dataset.get("data_prefix") or {}).get("img", ""))
     test_mode, evaluated = bool(dataset.get("test_mode")), evaluation(evaluator)
     with_mask = wants_masks(dataset.get("pipeline"))
-    found = read_coco(path, classes, prefix, with_mask, test_mode, evaluated, COCO_LIKE[type_name(dataset)])
+    found = read_coco(path, classes, prefix, with_mask, test_mode, evaluated, _name_key(dataset) or "")
+    if test_mode and evaluated.boxes and not found.objects:
+        what = (
+            "has no annotations, so there is nothing to evaluate. To predict on these images, use tools/image_demo.py "
+            "with --ann-file; or set format_only=True and an outfile_prefix in the evaluator"
+        )
+        found.problems.insert(0, Problem("metric", path, what, breaks=True))
+        return found
     least = 0 if test_mode else (dataset.get("filter_cfg") or {}).get("min_size", 0)
     if not (dataset.get("metainfo") or {}).get("classes") and classes and not set(classes) & set(found.categories):
         found.problems.append(
@@ -141,8 +157,27 @@ def _why_empty(found: Annotations, test_mode: bool, least: int) -> str:
 
 
 def coco_like(dataset: Mapping) -> bool:
-    """Whether a data set of a config reads COCO JSON files."""
-    return type_name(dataset) in COCO_LIKE
+    """Whether a data set of a config reads COCO JSON files as CocoDataset does, or as LVIS's data sets do.
+
+    Subclasses do, unless they override the methods that read the file or an image's entry: it may have any content.
+    """
+    return _name_key(dataset) is not None
+
+
+def _bases(dataset: Mapping) -> dict[str, Any]:
+    """Class of a config's data set and its bases, by name; only the name if mmdet is not installed."""
+    kind = dataset_class(dataset)
+    return {base.__name__: base for base in kind.__mro__} if isinstance(kind, type) else {type_name(dataset): None}
+
+
+def _name_key(dataset: Mapping) -> str | None:
+    """Key of an image with its name in the COCO file of a data set; None if it does not read such files."""
+    for name, kind in _bases(dataset).items():
+        if name in COCO_LIKE:
+            return COCO_LIKE[name]
+        if {"load_data_list", "parse_data_info"} & set(getattr(kind, "__dict__", ())):
+            return None
+    return None
 
 
 def _classes(dataset: Mapping) -> Sequence[str] | None:
@@ -161,7 +196,7 @@ def _classes(dataset: Mapping) -> Sequence[str] | None:
         from mmdet import datasets
     except ImportError:
         return None
-    own = getattr(datasets, type_name(dataset), None)
+    own = dataset_class(dataset) or getattr(datasets, type_name(dataset), None)
     return own and own.METAINFO.get("classes")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmengine.registry import MODELS
 
+from mmgcvit.datasets.pipelines import loads_annotations
 from mmgcvit.datasets.problems import Problem, class_names
 from mmgcvit.registry import class_of, type_name
 from mmgcvit.tasks.base import Split
@@ -192,7 +193,7 @@ def _check_metric(where: str, metric: Mapping[str, Any], split: Split, no_masks:
             "truth; allowed: ann_file=<the file of the data set>",
             True,
         )
-    if kind == "VOCMetric" and not _loads(dataset):
+    if kind == "VOCMetric" and not loads_annotations(dataset.get("pipeline") or ()):
         yield Problem(
             "metric",
             where,

@@ -47,7 +47,13 @@ class Segmentation(Task):
 
         return Segmentor(cfg, checkpoint, **options)
 
-    def check_before_run(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None, evaluator: Any) -> None:
+    def check_before_run(
+        self,
+        dataset: Mapping[str, Any],
+        model: Mapping[str, Any] | None,
+        evaluator: Any,
+        others: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         """Check the classes, heads and file pairs of a local data set, and the values of some label maps."""
         from mmgcvit.tasks.segmentation.label_maps import check_label_maps
         from mmgcvit.tasks.segmentation.unlabelled import HINT, formats_only, image_paths, is_unlabelled
@@ -59,7 +65,13 @@ class Segmentation(Task):
         elif evaluator and is_unlabelled(dataset):
             raise AnnotationError(f"{(dataset.get('data_prefix') or {}).get('seg_map_path')}: no label maps: {HINT}")
         else:
-            check_label_maps(dataset, model, evaluator)
+            check_label_maps(dataset, model, evaluator, others)
+
+    def add_checks(self, dataset: Mapping[str, Any], model: Mapping[str, Any] | None) -> None:
+        """Check every label map right after it is loaded."""
+        from mmgcvit.tasks.segmentation.transforms import add_label_checks
+
+        add_label_checks(dataset, model)
 
     def check_dataset(self, check: DatasetCheck) -> DatasetReport:
         """Decode every image and label map."""
@@ -68,7 +80,9 @@ class Segmentation(Task):
 
         if formats_only(check.evaluator) or (check.split == "test" and is_unlabelled(check.dataset)):
             return check_unlabelled(check)
-        return check_labels(check.split, check.dataset, check.model, check.workers, check.advance, check.evaluator)
+        return check_labels(
+            check.split, check.dataset, check.model, check.workers, check.advance, check.evaluator, check.others
+        )
 
     def compare_splits(self, reports: Sequence[DatasetReport]) -> None:
         """Report classes that are missing in one of the splits."""

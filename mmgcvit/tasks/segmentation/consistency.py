@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mmgcvit.datasets.pipelines import loads_annotations
 from mmgcvit.datasets.problems import Problem
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.base import Split
@@ -134,7 +135,7 @@ def _check_metrics(split: Split) -> Iterator[Problem]:
             yield Problem("metric", where, f"iou_metrics: {unknown[0]!r}; allowed: {', '.join(IOU_METRICS)}", True)
         for dataset in split.datasets:
             pipeline = dataset.get("pipeline")
-            if pipeline and not any("LoadAnnotations" in type_name(transform) for transform in pipeline):
+            if pipeline and not loads_annotations(pipeline):
                 yield Problem(
                     "metric",
                     where,

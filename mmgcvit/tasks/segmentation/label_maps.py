@@ -18,7 +18,7 @@ import numpy as np
 from mmengine.registry import DATASETS
 from PIL import Image
 
-from mmgcvit.datasets.files import THREADS, missing_problems, read_names
+from mmgcvit.datasets.files import THREADS, header, missing_problems, read_names
 from mmgcvit.datasets.problems import Problem, dataset_class, refuse
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
@@ -36,6 +36,7 @@ from mmgcvit.tasks.segmentation.pairs import (
 from mmgcvit.utils.images import any_image_size
 
 IGNORED = 255
+PIXELS = 2**27  # of label maps that are decoded at the same time before a run
 DECODED = 100  # label maps that are decoded before a run; of larger data sets, as many at equal distances
 OUTSIDE = 256  # label for values that are neither a class nor ignored
 
@@ -46,12 +47,13 @@ class LabelMaps:
 
     pairs: list[tuple[str, str]]  # image, label map
     classes: tuple[str, ...]
-    meaning: np.ndarray  # (256,): for each value in a file its label, IGNORED, or OUTSIDE
+    meaning: np.ndarray  # (256,) uint16: for each value in a file its label, IGNORED, or OUTSIDE
     ignored: dict[str, int]  # the ignored label, by the component that ignores it; `meaning` uses the first
     image_folder: str
     image_suffix: str
     label_folder: str
     label_suffix: str
+    loaded: bool  # whether mmseg's LoadAnnotations loads them; another transform may read files of any kind
     listed: bool  # whether a list names the pairs; otherwise they are all files with these suffixes
     crop: tuple[int, int] | None  # height, width; None without crops or if the size before cropping is not known
     resize: Mapping | None  # the transform that resizes images before the crop
@@ -146,6 +148,7 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
         built.img_suffix,
         built.data_prefix["seg_map_path"],
         built.seg_map_suffix,
+        not (pipeline := dataset.get("pipeline")) or any(type_name(step) == "LoadAnnotations" for step in pipeline),
         bool(dataset.get("ann_file")),
         crop,
         resize,
@@ -153,20 +156,29 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
     )
 
 
-def check_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = None) -> None:
+def check_label_maps(
+    dataset: Mapping, model: Mapping | None, evaluator: Any = None, others: Sequence[Mapping] = ()
+) -> None:
     """Check the classes, heads and file pairs of a data set, the headers of many pairs and the values of a few.
+
+    ``others`` are the other data sets of the same split.
 
     Raises:
         AnnotationError: there are no images, images have no label maps or are left out, heads have another number of
             classes, heads, metric and data set ignore different labels, or a label map cannot be used.
     """
     found = read_label_maps(dataset, model, evaluator)
-    refuse([*_outputs(model, found), *partners(found.pairs), *_others(found)])
-    missing = missing_problems([image for image, _ in found.pairs])
-    refuse([*missing, *header_problems(found.pairs, dataset.get("pipeline"))])
-    chosen = found.pairs[:: max(1, -(-len(found.pairs) // DECODED))]
-    with ThreadPoolExecutor(THREADS) as pool:
-        decoded = pool.map(lambda pair: _look_at_labels(pair[1], None, found), chosen)
+    refuse([*_outputs(model, found), *partners(found.pairs), *_others(found, others)])
+    refuse(list(missing_problems([image for image, _ in found.pairs])))
+    if not found.loaded:
+        return
+    deep: list[str] = []
+    refuse(list(header_problems(found.pairs, dataset.get("pipeline"), deep)))
+    chosen = list(dict.fromkeys([path for _, path in found.pairs[:: max(1, -(-len(found.pairs) // DECODED))]] + deep))
+    sizes = [known[0] for path in chosen if (known := header(path, False))]
+    largest = max((width * height for width, height in sizes), default=1)
+    with ThreadPoolExecutor(max(1, min(THREADS, PIXELS // max(1, largest)))) as pool:
+        decoded = pool.map(lambda path: _look_at_labels(path, None, found), chosen)
         refuse([problem for pair in decoded for problem in pair.problems])
 
 
@@ -177,6 +189,7 @@ def check_labels(
     workers: int,
     advance: Callable[[int], None],
     evaluator: Any = None,
+    others: Sequence[Mapping] = (),
 ) -> DatasetReport:
     """Check every image and label map of a data set.
 
@@ -187,6 +200,7 @@ def check_labels(
         workers: number of threads that decode files.
         advance: called after each pair with the total number of pairs.
         evaluator: the metric or metrics for this data set, if any.
+        others: the other data sets of the same split.
 
     Returns:
         Counts in pixels; problems that break a run or make a metric meaningless, and other problems.
@@ -200,7 +214,7 @@ def check_labels(
         report.problems.append(Problem("label maps", source, str(error), True))
         return report
     report.images = len(found.pairs)
-    report.problems = [*_outputs(model, found), *partners(found.pairs), *_others(found)]
+    report.problems = [*_outputs(model, found), *partners(found.pairs), *_others(found, others)]
     if not found.listed:
         report.problems += unused_label_maps(found.pairs, found.label_folder, found.label_suffix)
     report.files = [image for image, _ in found.pairs]
@@ -220,7 +234,10 @@ def check_labels(
     report.classes = {label: int(count) for label, count in zip(found.classes, counts, strict=False)}
     value = next(iter(found.ignored.values()))
     report.ignored = {f"ignored ({value})": int(counts[IGNORED])}
-    if not report.kept:
+    if not found.loaded:
+        what = "the pipeline has no LoadAnnotations: label maps that other transforms load are not checked"
+        report.problems.append(Problem("label maps", source, what, False))
+    elif not report.kept:
         report.problems.append(
             Problem(
                 "empty",
@@ -295,7 +312,8 @@ def _meaning(classes: int, reduce_zero_label: bool, label_map: Mapping | None, i
     before = labels.copy()
     for old, new in (label_map or {}).items():
         labels[before == old] = new
-    return np.where((labels < classes) & (labels != ignored), labels, np.where(labels == ignored, IGNORED, OUTSIDE))
+    labels = np.where((labels < classes) & (labels != ignored), labels, np.where(labels == ignored, IGNORED, OUTSIDE))
+    return labels.astype(np.uint16)
 
 
 def heads(model: Mapping | None) -> Iterator[tuple[str, Mapping]]:
@@ -333,17 +351,17 @@ def _outputs(model: Mapping | None, found: LabelMaps) -> Iterator[Problem]:
             yield Problem("ignore_index", name, f"ignore_index={value}; allowed: {first[1]}, as {first[0]} has", True)
 
 
-def _others(found: LabelMaps) -> list[Problem]:
+def _others(found: LabelMaps, others: Sequence[Mapping]) -> list[Problem]:
     """Problems of images that are left out because of their suffixes."""
     if found.listed:
         return []
     folders = found.image_folder, found.image_suffix, found.label_folder, found.label_suffix
-    return list(other_suffixes(found.pairs, *folders))
+    return list(other_suffixes(found.pairs, *folders, others))
 
 
 def _look(path: str, label_map: str, found: LabelMaps) -> _Pair:
     size, problems = found.look(path)
-    pair = _Pair() if size is None else _look_at_labels(label_map, size, found)
+    pair = _look_at_labels(label_map, size, found) if size and found.loaded else _Pair(size)
     pair.problems = (*problems, *pair.problems)
     return pair
 
@@ -375,10 +393,14 @@ def _look_at_labels(label_map: str, size: tuple[int, int] | None, found: LabelMa
     problems = []
     if size and values.shape[::-1] != size:
         problems.append(size_problem(label_map, (values.shape[1], values.shape[0]), size))
-    labels = found.meaning[values.astype(np.uint8)]  # (height, width)
-    counts = np.bincount(labels.ravel(), minlength=OUTSIDE + 1)
+    counts, wrong = np.zeros(OUTSIDE + 1, np.int64), np.zeros(0, np.int64)
+    ignored = np.zeros(values.shape, bool)
+    for rows in _bands(values.shape):
+        labels = found.meaning[values[rows].astype(np.uint8)]  # (rows, width)
+        counts += np.bincount(labels.ravel(), minlength=OUTSIDE + 1)
+        wrong = np.union1d(wrong, values[rows][labels == OUTSIDE])
+        ignored[rows] = labels == IGNORED
     if counts[OUTSIDE]:
-        wrong = np.unique(values[labels == OUTSIDE])
         problems.append(
             Problem(
                 "value",
@@ -391,8 +413,14 @@ def _look_at_labels(label_map: str, size: tuple[int, int] | None, found: LabelMa
         )
     crops = (0, 0)
     if found.crop:
-        crops = _crops(labels == IGNORED, found.crop, _resized((labels.shape[0], labels.shape[1]), found.resize))
+        crops = _crops(ignored, found.crop, _resized((values.shape[0], values.shape[1]), found.resize))
     return _Pair(size, counts, crops, tuple(problems))
+
+
+def _bands(shape: Sequence[int]) -> Iterator[slice]:
+    """Yield the rows of a label map (H, W) in parts of about a million pixels: counting needs 8 bytes for each."""
+    step = max(1, 2**20 // max(1, shape[1]))
+    yield from (slice(start, start + step) for start in range(0, shape[0], step))
 
 
 def _crop(pipeline: Sequence[Mapping]) -> tuple[tuple[int, int] | None, Mapping | None]:
@@ -449,7 +477,8 @@ def _crops(ignored: np.ndarray, crop: tuple[int, int], resized: tuple[int, int])
         for side, after, step, count in zip(ignored.shape, resized, crop, (height, width), strict=True)
     )
     labelled = np.zeros((height, width), np.int64)
-    np.add.at(labelled, (rows[:, None], columns[None, :]), ~ignored)
+    for band in _bands(ignored.shape):
+        np.add.at(labelled, (rows[band, None], columns[None, :]), ~ignored[band])
     return int((labelled == 0).sum()), height * width
 
 

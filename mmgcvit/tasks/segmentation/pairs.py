@@ -6,10 +6,11 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
 from pathlib import Path
 
 from mmgcvit.datasets.files import HEADERS, THREADS, header, image_loader, missing_files
-from mmgcvit.datasets.problems import Problem
+from mmgcvit.datasets.problems import Problem, dataset_class
 from mmgcvit.utils.images import IMAGES
 
 GREY = ("1", "L", "P")  # Pillow's modes with one value of at most 8 bits per pixel
@@ -39,11 +40,16 @@ def unused_label_maps(pairs: Sequence[Pair], folder: str, suffix: str) -> Iterat
 
 
 def other_suffixes(
-    pairs: Sequence[Pair], folder: str, suffix: str, label_folder: str, label_suffix: str
+    pairs: Sequence[Pair],
+    folder: str,
+    suffix: str,
+    label_folder: str,
+    label_suffix: str,
+    others: Sequence[Mapping] = (),
 ) -> Iterator[Problem]:
     """Yield the number of images that mmseg leaves out because of their suffixes.
 
-    It is an error if one has a label map: it was meant to be used.
+    It is an error if one has a label map: it was meant to be used. Images of other data sets of the split do not count.
 
     Args:
         pairs: images and label maps.
@@ -51,14 +57,18 @@ def other_suffixes(
         suffix: suffix of the images that are used.
         label_folder: folder of the label maps.
         label_suffix: suffix of the label maps.
+        others: configs of the other data sets of the same split.
     """
     known = {os.path.abspath(path) for pair in pairs for path in pair}
+    taken = [place for other in others if (place := _images_of(other))]
     used = {os.path.abspath(image).removesuffix(suffix) for image, _ in pairs}
     together = os.path.abspath(folder) == os.path.abspath(label_folder)
     left_out, labelled = Counter[str](), 0
     for path in sorted(Path(folder).rglob("*")):
         own = os.path.abspath(path)
         if path.suffix.lower() not in IMAGES or own in known or (together and own.endswith(label_suffix)):
+            continue
+        if any(own.startswith(start) and own.endswith(end) for start, end in taken):
             continue
         left_out[path.suffix] += 1
         stem = path.relative_to(folder).with_suffix("").as_posix()
@@ -71,8 +81,22 @@ def other_suffixes(
         yield Problem("suffix", folder, what, bool(labelled))
 
 
-def header_problems(pairs: Sequence[Pair], pipeline: Sequence[Mapping] | None) -> Iterator[Problem]:
-    """Yield label maps of another size than their images or of an unusable mode, of at most HEADERS pairs."""
+def _images_of(dataset: Mapping) -> tuple[str, str] | None:
+    """Folder, with a separator at its end, and suffix of the images of a config's data set; None if not known."""
+    folder = (dataset.get("data_prefix") or {}).get("img_path")
+    kind = dataset_class(dataset)
+    if folder is None or kind is None:
+        return None
+    default = signature(kind).parameters.get("img_suffix")
+    suffix = dataset.get("img_suffix", default.default if default else ".jpg")
+    return os.path.join(os.path.abspath(os.path.join(dataset.get("data_root") or "", folder)), ""), str(suffix)
+
+
+def header_problems(pairs: Sequence[Pair], pipeline: Sequence[Mapping] | None, deep: list[str]) -> Iterator[Problem]:
+    """Yield label maps of another size than their images or of an unusable mode, of at most HEADERS pairs.
+
+    Label maps of more than 8 bits per pixel are added to ``deep``: their values must be looked at.
+    """
     loader = image_loader(pipeline)
     if loader is None:
         return
@@ -84,6 +108,8 @@ def header_problems(pairs: Sequence[Pair], pipeline: Sequence[Mapping] | None) -
         for (_, path), image, label_map in zip(chosen, images, label_maps, strict=True):
             if label_map and label_map[1] not in GREY + DEEP:
                 yield mode_problem(path, label_map[1])
+            if label_map and label_map[1] in DEEP:
+                deep.append(path)
             if label_map and image and label_map[0] != image[0]:
                 yield size_problem(path, label_map[0], image[0])
 
