@@ -168,8 +168,16 @@ def test_shipped_configs_are_consistent(path: Path):
             {"val_evaluator": dict(type="mmdet.CocoMetric")},
             ["val_evaluator: CocoMetric is a metric for det"],
         ),
-        (CLASSIFICATION, {"model.class_weight": [1.0] * 3}, ["model: class_weight=[1.0, 1.0, 1.0] (3 values); allowed: "]),
-        (CLASSIFICATION, {"model.class_weight": [2, 0]}, ["model: class_weight=[2, 0] (2 values); allowed: num_classes="]),
+        (
+            CLASSIFICATION,
+            {"model.class_weight": [1.0] * 3},
+            ["model: class_weight=[1.0, 1.0, 1.0] (3 values); allowed: "],
+        ),
+        (
+            CLASSIFICATION,
+            {"model.class_weight": [2, 0]},
+            ["model: class_weight=[2, 0] (2 values); allowed: num_classes="],
+        ),
         (CLASSIFICATION, {"model.class_weight": 2.0}, ["model: class_weight=2.0; allowed: num_classes=2 numbers"]),
         (
             SEGMENTATION,
@@ -184,7 +192,7 @@ def test_shipped_configs_are_consistent(path: Path):
         (
             CLASSIFICATION,
             {"val_dataloader.dataset.classes": ("cat", "dog", "fox"), "model.num_classes": 3},
-            ["val_dataloader.dataset: classes=('cat', 'dog', 'fox'); train_dataloader.dataset has classes=('cat', 'dog')"],
+            ["val_dataloader.dataset: classes=('cat', 'dog', 'fox'); train_dataloader.dataset has classes=('cat', "],
         ),
         (
             CLASSIFICATION,
@@ -275,8 +283,8 @@ def test_metrics_with_another_file_of_the_same_data(tmp_path: Path):
     ],
 )
 def test_detectors_trained_on_masks(head: str, learns: bool):
-    cfg = load(FASTER)
-    cfg.model = dict(type="mmdet.RTMDet", bbox_head=dict(type=head, num_classes=80))
+    cfg = load(FASTER, {"train_dataloader.dataset.pipeline.1.with_mask": False})
+    cfg.model = dict(type="RTMDet", bbox_head=dict(type=head, num_classes=80))
     if head.startswith("BoxInst"):
         cfg.model.mask_head = dict(type="BoxInstMaskHead")
     masks = [problem for problem in check_config(cfg, ("train",)) if problem.kind == "masks"]

@@ -248,7 +248,7 @@ def test_resuming_with_another_schedule(tree: Path, tmp_path: Path):
 
 def test_resuming_a_schedule_that_depends_on_results(tree: Path, tmp_path: Path):
     cfg = short(tree, tmp_path / "run")
-    cfg.param_scheduler = dict(type="ReduceOnPlateauLR", monitor="accuracy/top1", rule="greater", patience=1)
+    cfg.param_scheduler = dict(type="ReduceOnPlateauLR", monitor="accuracy/top1", rule="greater", end=9)
     apis.train(cfg)
     (state,) = torch.load(tmp_path / "run/iter_6.pth", weights_only=False)["param_schedulers"]
     assert state["best"] != float("-inf")
