@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from mmengine.config import Config
 
-from mmgcvit.datasets.problems import Problem, class_names, data_sets
+from mmgcvit.datasets.problems import Problem, class_names, data_sets, metrics_of
 from mmgcvit.engine.schedule import check_schedule
 from mmgcvit.registry import type_name
 from mmgcvit.tasks import TASKS, find_task
@@ -67,14 +67,12 @@ def check_config(cfg: Config, splits: Sequence[str] = SPLITS) -> list[Problem]:
 def split_of(cfg: Config, name: str) -> Split:
     """Return what a config says about one split."""
     loader = cfg.get(f"{name}_dataloader") or {}
-    evaluator = cfg.get(f"{name}_evaluator") or []
-    whole = f"{name}_evaluator"
-    if isinstance(evaluator, Mapping) and "metrics" in evaluator:  # an Evaluator with its own type
+    evaluator, whole = cfg.get(f"{name}_evaluator"), f"{name}_evaluator"
+    found = metrics_of(evaluator)
+    if isinstance(evaluator, Mapping) and "metrics" in evaluator:
         evaluator, whole = evaluator["metrics"], f"{whole}.metrics"
-    if isinstance(evaluator, Mapping):
-        metrics = [(whole, evaluator)]
-    else:
-        metrics = [(f"{whole}[{i}]", metric) for i, metric in enumerate(evaluator)]
+    single = isinstance(evaluator, Mapping)
+    metrics = [(whole if single else f"{whole}[{i}]", metric) for i, metric in enumerate(found)]
     return Split(name, loader, list(data_sets(loader.get("dataset"))), metrics)
 
 

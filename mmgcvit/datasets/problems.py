@@ -64,6 +64,15 @@ def data_sets(dataset: Any) -> Iterator[Mapping]:
         yield dataset
 
 
+def metrics_of(evaluator: Any) -> list[Any]:
+    """Return the metrics of a config's evaluator: a metric, a list of them, or an Evaluator with ``metrics``."""
+    if isinstance(evaluator, Mapping):
+        evaluator = evaluator.get("metrics", evaluator)
+    if isinstance(evaluator, (list, tuple)):
+        return list(evaluator)
+    return [evaluator] if evaluator else []
+
+
 def dataset_class(dataset: Mapping) -> Any:
     """Return the class of a config's data set, in the scope in which it would be built; None if it is unknown."""
     return class_of(DATASETS, dataset)

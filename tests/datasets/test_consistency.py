@@ -19,7 +19,10 @@ from mmengine.registry import init_default_scope  # isort: skip
 from mmgcvit import apis
 from mmgcvit.datasets.check import check_data
 from mmgcvit.datasets.consistency import check_config
+from mmgcvit.datasets.problems import Problem, metrics_of, refuse
 from mmgcvit.datasets.report import print_reports
+from mmgcvit.tasks.detection.coco import evaluation
+from mmgcvit.tasks.segmentation.unlabelled import formats_only
 
 CONFIGS = ROOT / "configs"
 DETECTION = "detection/custom_coco_template.py"  # Mask R-CNN, classes cat and dog
@@ -327,6 +330,25 @@ def test_ignored_class_and_depth():
     cfg.model.pop("auxiliary_head")
     cfg.model.decode_head = dict(type="VPDDepthHead", ignore_index=0)
     assert check_config(cfg, ("train",)) == []
+
+
+def test_metrics_of_every_form_of_evaluator():
+    metric = dict(type="CocoMetric", metric="segm", ann_file="val.json")
+    for evaluator in (metric, [metric], dict(type="Evaluator", metrics=[metric]), dict(metrics=metric)):
+        assert metrics_of(evaluator) == [metric]
+        assert evaluation(evaluator).masks
+        cfg = load(FASTER)
+        cfg.val_evaluator = evaluator
+        assert "metric='segm', but the model has no mask_head" in str(check_config(cfg, ("val",))[0])
+    assert metrics_of(None) == metrics_of([]) == []
+    writes = dict(type="IoUMetric", format_only=True, output_dir="out")
+    assert formats_only(dict(type="Evaluator", metrics=[writes]))
+
+
+def test_warnings_name_their_kind_once(logged: list[str]):
+    refuse([Problem("param_scheduler", "param_scheduler[0]", "ends early", False)])
+    refuse([Problem("sampler", "train_dataloader.sampler", "is slow", False)])
+    assert logged == ["param_scheduler[0]: ends early", "sampler: train_dataloader.sampler: is slow"]
 
 
 def test_default_number_of_classes_of_a_head():

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from mmgcvit.datasets.problems import metrics_of
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.detection.annotations import coco_like, read_lists
 
@@ -18,8 +19,7 @@ def why_not_evaluated(dataset: Mapping, evaluator: Any) -> str | None:
     Raises:
         AnnotationError: the annotation file cannot be read.
     """
-    metrics = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []
-    metrics = [metric for metric in metrics if type_name(metric) in METRICS]
+    metrics = [metric for metric in metrics_of(evaluator) if type_name(metric) in METRICS]
     for metric in metrics:
         if metric.get("format_only") and not metric.get("outfile_prefix"):
             return f"{type_name(metric)} with format_only=True: outfile_prefix=None; allowed: a path for the results"

@@ -19,7 +19,7 @@ from mmengine.registry import DATASETS, MODELS
 from PIL import Image
 
 from mmgcvit.datasets.files import THREADS, missing_problems, read_names
-from mmgcvit.datasets.problems import Problem, refuse
+from mmgcvit.datasets.problems import Problem, metrics_of, refuse
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
 from mmgcvit.registry import base_names, type_name
@@ -132,7 +132,7 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
             "data set): training would hang"
         )
     ignored = {f"model.{name}": head.get("ignore_index", IGNORED) for name, head in heads(model)}
-    for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []:
+    for metric in metrics_of(evaluator):
         if str(metric.get("type")).endswith("IoUMetric"):
             ignored["the metric"] = metric.get("ignore_index", IGNORED)
     ignored = ignored or {"mmseg's losses": IGNORED}
