@@ -79,6 +79,11 @@ def class_of(registry: Registry, part: Any) -> Any:
         return scoped.get(kind)
 
 
+def base_names(registry: Registry, part: Any) -> set[str]:
+    """Return the names of the class of a config dict and of its base classes; empty if the class is unknown."""
+    return {base.__name__ for base in getattr(class_of(registry, part), "__mro__", ())}
+
+
 def rename_old_types(cfg: Config) -> Config:
     """Replace type names of earlier releases in a config, in place and at any depth, and log them on one line.
 

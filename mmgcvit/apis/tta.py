@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from mmengine.config import Config
 
 from mmgcvit.datasets.pipelines import image_loaders
+from mmgcvit.datasets.problems import metrics_of
 from mmgcvit.registry import type_name
 from mmgcvit.tasks import TASKS, find_task
 
@@ -35,11 +33,6 @@ def use_tta(cfg: Config) -> None:
             loader.update(own)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     if type_name(cfg.tta_model) == "BoxTTAModel":
-        for evaluator in listed(cfg.get("test_evaluator")):
-            if "segm" in evaluator.get("metric", ()):
-                evaluator.metric = "bbox"
-
-
-def listed(value: Any) -> Sequence:
-    """Return a list or tuple unchanged, and wrap anything else in a list."""
-    return value if isinstance(value, (list, tuple)) else [value] if value else []
+        for metric in metrics_of(cfg.get("test_evaluator")):
+            if "segm" in metric.get("metric", ()):
+                metric.metric = "bbox"

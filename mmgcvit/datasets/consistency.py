@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from mmengine.config import Config
 
-from mmgcvit.datasets.problems import Problem, class_names, data_sets
+from mmgcvit.datasets.problems import Problem, class_names, data_sets, metrics_of
 from mmgcvit.engine.schedule import check_schedule
 from mmgcvit.registry import type_name
 from mmgcvit.tasks import TASKS, find_task
@@ -19,6 +19,8 @@ PARTS = {
     "val": ("val_dataloader", "val_cfg", "val_evaluator"),
     "test": ("test_dataloader", "test_cfg", "test_evaluator"),
 }
+#: Parts of a model whose data sets may have different classes: trackers train on one class, and words are any classes.
+OPEN = ("tracker", "language_model")
 
 
 def check_config(cfg: Config, splits: Sequence[str] = SPLITS) -> list[Problem]:
@@ -36,8 +38,8 @@ def check_config(cfg: Config, splits: Sequence[str] = SPLITS) -> list[Problem]:
     if "train" in splits:
         problems += check_schedule(cfg)
     used = [split_of(cfg, name) for name in splits if cfg.get(f"{name}_dataloader")]
-    problems += _check_classes(used)
     task = find_task(model) if model else None
+    problems += _check_classes(used, task is not None and not any(part in model for part in OPEN))
     for split in used:
         known = next((own for own in TASKS if any(own.has_dataset(dataset) for dataset in split.datasets)), task)
         if known is None:
@@ -65,14 +67,12 @@ def check_config(cfg: Config, splits: Sequence[str] = SPLITS) -> list[Problem]:
 def split_of(cfg: Config, name: str) -> Split:
     """Return what a config says about one split."""
     loader = cfg.get(f"{name}_dataloader") or {}
-    evaluator = cfg.get(f"{name}_evaluator") or []
-    whole = f"{name}_evaluator"
-    if isinstance(evaluator, Mapping) and "metrics" in evaluator:  # an Evaluator with its own type
+    evaluator, whole = cfg.get(f"{name}_evaluator"), f"{name}_evaluator"
+    found = metrics_of(evaluator)
+    if isinstance(evaluator, Mapping) and "metrics" in evaluator:
         evaluator, whole = evaluator["metrics"], f"{whole}.metrics"
-    if isinstance(evaluator, Mapping):
-        metrics = [(whole, evaluator)]
-    else:
-        metrics = [(f"{whole}[{i}]", metric) for i, metric in enumerate(evaluator)]
+    single = isinstance(evaluator, Mapping)
+    metrics = [(whole if single else f"{whole}[{i}]", metric) for i, metric in enumerate(found)]
     return Split(name, loader, list(data_sets(loader.get("dataset"))), metrics)
 
 
@@ -116,8 +116,14 @@ def _check_best(cfg: Config, split: Split, task: Task) -> Iterator[Problem]:
                 )
 
 
-def _check_classes(splits: Sequence[Split]) -> Iterator[Problem]:
-    """Yield data sets whose classes are not those of the first one."""
+def _check_classes(splits: Sequence[Split], fixed: bool) -> Iterator[Problem]:
+    """Yield data sets whose classes are not those of the first one.
+
+    Args:
+        splits: the splits that will run.
+        fixed: whether the labels are the outputs of a head. Labels with a different meaning, or another number of
+            classes, then break a run. Other names for the same number of classes may be synonyms.
+    """
     first: tuple[str, tuple[str, ...]] | None = None
     for split in splits:
         for dataset in split.datasets:
@@ -127,12 +133,14 @@ def _check_classes(splits: Sequence[Split]) -> Iterator[Problem]:
             if first is None:
                 first = where, names
             elif names != first[1]:
+                known = {name: label for label, name in enumerate(first[1])}
+                moved = any(known.get(name, label) != label for label, name in enumerate(names))
                 yield Problem(
                     "classes",
                     where,
                     f"classes={_shown(names)}; {first[0]} has classes={_shown(first[1])}; allowed: the same names in "
                     "the same order",
-                    True,
+                    fixed and (moved or len(names) != len(first[1])),
                 )
 
 

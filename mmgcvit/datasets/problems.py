@@ -47,7 +47,8 @@ def refuse(problems: Sequence[Problem]) -> None:
     first = {problem.kind: problem for problem in reversed(problems)}
     for kind, count in Counter(problem.kind for problem in problems).items():
         more = f" ({count} of this kind; tools/check_data.py lists them)" if count > 1 else ""
-        print_log(f"{kind}: {first[kind]}{more}", logger="current", level=logging.WARNING)
+        prefix = "" if str(first[kind]).startswith(kind) else f"{kind}: "
+        print_log(f"{prefix}{first[kind]}{more}", logger="current", level=logging.WARNING)
 
 
 def data_sets(dataset: Any) -> Iterator[Mapping]:
@@ -61,6 +62,15 @@ def data_sets(dataset: Any) -> Iterator[Mapping]:
             yield from data_sets(inner)
     else:
         yield dataset
+
+
+def metrics_of(evaluator: Any) -> list[Any]:
+    """Return the metrics of a config's evaluator: a metric, a list of them, or an Evaluator with ``metrics``."""
+    if isinstance(evaluator, Mapping):
+        evaluator = evaluator.get("metrics", evaluator)
+    if isinstance(evaluator, (list, tuple)):
+        return list(evaluator)
+    return [evaluator] if evaluator else []
 
 
 def dataset_class(dataset: Mapping) -> Any:

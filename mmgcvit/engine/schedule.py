@@ -19,7 +19,10 @@ from mmgcvit.registry import HOOKS, type_name
 #: mmengine's training loops and ours: whether they count epochs.
 LOOPS = {"EpochBasedTrainLoop": True, "ResumableTrainLoop": True, "IterBasedTrainLoop": False}
 #: Entries of a scheduler's state that change during a run. The others describe the schedule.
-PROGRESS = ("last_step", "_global_step", "_last_value", "base_values", "verbose")
+PROGRESS = (
+    "last_step", "_global_step", "_last_value", "base_values", "verbose",
+    "best", "num_bad_epochs", "cooldown_counter",
+)  # fmt: skip
 
 
 def counts_epochs(train_cfg: Mapping[str, Any]) -> bool:
@@ -42,6 +45,9 @@ def check_schedule(cfg: Config) -> Iterator[Problem]:
     if not train_cfg:
         return
     key, length = run_length(train_cfg)
+    own = "type" in train_cfg and type_name(train_cfg) not in LOOPS
+    if own and "by_epoch" not in train_cfg and length is None:
+        return  # a loop of another package, whose length has another name
     loop = type_name(train_cfg) or f"by_epoch={counts_epochs(train_cfg)}"
     other = "max_iters" if key == "max_epochs" else "max_epochs"
     if other in train_cfg and (type_name(train_cfg) in LOOPS or "by_epoch" in train_cfg):
@@ -53,7 +59,7 @@ def check_schedule(cfg: Config) -> Iterator[Problem]:
             True,
         )
         return
-    for name, value in ((key, length), ("val_interval", train_cfg.get("val_interval", 1))):
+    for name, value in ((key, length), ("val_interval", 1 if own else train_cfg.get("val_interval", 1))):
         if not isinstance(value, (int, float)) or value < 1 or value != int(value):
             yield Problem("train_cfg", "train_cfg", f"{name}={value!r}; allowed: a positive integer", True)
             return
@@ -100,7 +106,12 @@ def _check_scheduler(
             True,
         )
     same_unit = by_epoch == epochs
-    if name.startswith("Linear") and end is not None and end - begin == 1:
+    if (
+        name.startswith("Linear")
+        and end is not None
+        and end - begin == 1
+        and not scheduler.get("convert_to_iter_based")
+    ):
         yield Problem(
             "param_scheduler",
             where,
@@ -174,10 +185,10 @@ def _schedulers(schedulers: Any, where: str = "param_scheduler") -> Iterator[tup
 
 
 def shorten_warmups(schedulers: Any, run: str, by_epoch: bool, length: int) -> tuple[Any, list[str]]:
-    """Shorten warm-ups that are not shorter than the run to a tenth of it.
+    """Shorten warm-ups that are longer than the run, or as long and followed by another schedule, to a tenth of it.
 
-    A warm-up of fewer than two steps is removed: mmengine's would keep the learning rate at its start. What follows a
-    warm-up begins earlier.
+    A single schedule over the whole run, as for a learning rate range test, is kept. A warm-up of fewer than two steps
+    is removed: mmengine's would keep the learning rate at its start. What follows a warm-up begins earlier.
 
     Args:
         schedulers: the config's ``param_scheduler``, which is changed.
@@ -196,12 +207,15 @@ def shorten_warmups(schedulers: Any, run: str, by_epoch: bool, length: int) -> t
     messages: list[str] = []
     kept: list[Any] = []
     moved: dict[int, int] = {}
-    for where, scheduler in _schedulers(schedulers):
+    listed = list(_schedulers(schedulers))
+    for where, scheduler in listed:
         if scheduler.get("by_epoch", True) == by_epoch:
             name = type_name(scheduler)
             key = "warmup" if name == "WarmupCosineLR" else "end"
             begin, before = scheduler.get("begin", 0), scheduler.get(key)
-            if _is_warmup(scheduler) and begin == 0 and before is not None and before >= length:
+            # A warm-up as long as the run is a fault if anything follows it.
+            limit = length if key == "warmup" or len(listed) > 1 else length + 1
+            if _is_warmup(scheduler) and begin == 0 and before is not None and before >= limit:
                 short = length // 10 if length >= 20 else 0
                 what = f"shortened to {short}" if short else "removed"
                 messages.append(

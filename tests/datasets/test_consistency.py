@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -18,7 +19,10 @@ from mmengine.registry import init_default_scope  # isort: skip
 from mmgcvit import apis
 from mmgcvit.datasets.check import check_data
 from mmgcvit.datasets.consistency import check_config
+from mmgcvit.datasets.problems import Problem, metrics_of, refuse
 from mmgcvit.datasets.report import print_reports
+from mmgcvit.tasks.detection.coco import evaluation
+from mmgcvit.tasks.segmentation.unlabelled import formats_only
 
 CONFIGS = ROOT / "configs"
 DETECTION = "detection/custom_coco_template.py"  # Mask R-CNN, classes cat and dog
@@ -167,7 +171,32 @@ def test_shipped_configs_are_consistent(path: Path):
             {"val_evaluator": dict(type="mmdet.CocoMetric")},
             ["val_evaluator: CocoMetric is a metric for det"],
         ),
-        (CLASSIFICATION, {"model.class_weight": [1.0] * 3}, ["model: class_weight has 3 values; allowed: 2"]),
+        (
+            CLASSIFICATION,
+            {"model.class_weight": [1.0] * 3},
+            ["model: class_weight=[1.0, 1.0, 1.0] (3 values); allowed: "],
+        ),
+        (
+            CLASSIFICATION,
+            {"model.class_weight": [2, 0]},
+            ["model: class_weight=[2, 0] (2 values); allowed: num_classes="],
+        ),
+        (CLASSIFICATION, {"model.class_weight": 2.0}, ["model: class_weight=2.0; allowed: num_classes=2 numbers"]),
+        (
+            SEGMENTATION,
+            {"model.decode_head.loss_decode": dict(type="FocalLoss", alpha=[0.5, 0.5])},
+            ["model.decode_head.loss_decode: alpha has 2 values; allowed: 3, as the head has num_classes=3"],
+        ),
+        (
+            SEGMENTATION,
+            {"model.decode_head.loss_decode.class_weight": 1.5},
+            ["model.decode_head.loss_decode: class_weight=1.5; allowed: a list of 3 values"],
+        ),
+        (
+            CLASSIFICATION,
+            {"val_dataloader.dataset.classes": ("cat", "dog", "fox"), "model.num_classes": 3},
+            ["val_dataloader.dataset: classes=('cat', 'dog', 'fox'); train_dataloader.dataset has classes=('cat', "],
+        ),
         (
             CLASSIFICATION,
             {"model.num_classes": 1},
@@ -208,6 +237,118 @@ def test_contradictions_are_errors(name: str, options: dict, expected: list[str]
     assert len(found) == len(expected), list(map(str, found))
     for problem, start in zip(found, expected, strict=True):
         assert str(problem).startswith(start)
+
+
+def panoptic() -> Config:
+    """Mask R-CNN with a head for stuff, trained on COCO's 80 things and 53 kinds of stuff."""
+    cfg = load("detection/mask-rcnn_gcvit-tiny_fpn_1x_coco.py")
+    cfg.model.type = "PanopticFPN"
+    cfg.model.semantic_head = dict(type="PanopticFPNHead", num_things_classes=80, num_stuff_classes=53)
+    for split in ("train", "val"):
+        cfg[f"{split}_dataloader"].dataset.type = "CocoPanopticDataset"
+    return cfg
+
+
+def test_heads_for_things_of_a_panoptic_data_set():
+    cfg = panoptic()
+    assert [str(problem) for problem in check_config(cfg, ("train", "val"))] == []
+    cfg.model.roi_head.bbox_head.num_classes = 133
+    cfg.model.semantic_head.num_stuff_classes = 50
+    assert [str(problem) for problem in check_config(cfg, ("train",))] == [
+        f"{BBOX}: num_classes=133; train_dataloader.dataset has 80 thing classes; allowed: 80",
+        "model.semantic_head: num_things_classes=80, num_stuff_classes=50; train_dataloader.dataset has 133 classes; "
+        "allowed: 133",
+    ]
+
+
+def test_metrics_with_another_file_of_the_same_data(tmp_path: Path):
+    cfg = panoptic()
+    cfg.val_evaluator.ann_file = "instances.json"  # objects of the panoptic data set
+    assert check_config(cfg, ("val",)) == []
+    cfg = load(DETECTION)
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text("{}")
+    second.write_text("{}")
+    cfg.val_dataloader.dataset.update(data_root="", ann_file=str(first))
+    cfg.val_evaluator.ann_file = str(second)
+    assert check_config(cfg, ("val",)) == []
+    second.write_text("[]")
+    assert "allowed: the same file" in str(check_config(cfg, ("val",))[0])
+
+
+@pytest.mark.parametrize(
+    ("head", "learns"),
+    [
+        ("RTMDetInsSepBNHead", True),
+        ("RTMDetSepBNHead", False),
+        ("BoxInstBboxHead", False),
+        ("MultiInstanceBBoxHead", False),
+    ],
+)
+def test_detectors_trained_on_masks(head: str, learns: bool):
+    cfg = load(FASTER, {"train_dataloader.dataset.pipeline.1.with_mask": False})
+    cfg.model = dict(type="RTMDet", bbox_head=dict(type=head, num_classes=80))
+    if head.startswith("BoxInst"):
+        cfg.model.mask_head = dict(type="BoxInstMaskHead")
+    masks = [problem for problem in check_config(cfg, ("train",)) if problem.kind == "masks"]
+    assert len(masks) == learns
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "part"),
+    [
+        (CLASSIFICATION, {"val_dataloader.dataset.classes": ("n01", "n02")}, {}),  # synonyms
+        (DETECTION, {"val_dataloader.dataset.metainfo.classes": ("fox",)}, dict(tracker=dict(type="ByteTracker"))),
+        (DETECTION, {"val_dataloader.dataset.metainfo.classes": ("fox",)}, dict(language_model=dict(type="BertModel"))),
+    ],
+)
+def test_other_classes_that_may_be_intended_are_a_warning(name: str, options: dict, part: dict):
+    cfg = load(name, options)
+    cfg.model.update(part)
+    (found,) = check_config(cfg, ("train", "val"))
+    assert (found.kind, found.breaks) == ("classes", False)
+
+
+def test_segmentation_heads_with_other_outputs_than_the_classes():
+    from mmgcvit.tasks.segmentation.label_maps import _outputs
+
+    cfg = load(SEGMENTATION)
+    loss = dict(type="CrossEntropyLoss", class_weight=[1.0] * 3 + [0.1])
+    cfg.model.decode_head = dict(type="SideAdapterCLIPHead", num_classes=3, loss_decode=[loss])
+    assert check_config(cfg, ("train",)) == []
+    cfg.model.auxiliary_head = dict(type="STDCHead", num_classes=2)
+    maps = SimpleNamespace(classes=("a", "b", "c"), ignored={"decode_head": 255})
+    assert list(_outputs(cfg.model, maps)) == []
+    cfg.model.auxiliary_head.type = "FCNHead"
+    assert len(list(_outputs(cfg.model, maps))) == 1
+
+
+def test_ignored_class_and_depth():
+    cfg = load(SEGMENTATION, {"model.decode_head.ignore_index": 0, "model.auxiliary_head.ignore_index": 0})
+    (found,) = check_config(cfg, ("train",))
+    assert (found.kind, found.breaks) == ("ignore_index", False)
+    cfg.model.pop("auxiliary_head")
+    cfg.model.decode_head = dict(type="VPDDepthHead", ignore_index=0)
+    assert check_config(cfg, ("train",)) == []
+
+
+def test_metrics_of_every_form_of_evaluator():
+    metric = dict(type="CocoMetric", metric="segm", ann_file="val.json")
+    for evaluator in (metric, [metric], dict(type="Evaluator", metrics=[metric]), dict(metrics=metric)):
+        assert metrics_of(evaluator) == [metric]
+        assert evaluation(evaluator).masks
+        cfg = load(FASTER)
+        cfg.val_evaluator = evaluator
+        assert "metric='segm', but the model has no mask_head" in str(check_config(cfg, ("val",))[0])
+    assert metrics_of(None) == metrics_of([]) == []
+    writes = dict(type="IoUMetric", format_only=True, output_dir="out")
+    assert formats_only(dict(type="Evaluator", metrics=[writes]))
+
+
+def test_warnings_name_their_kind_once(logged: list[str]):
+    refuse([Problem("param_scheduler", "param_scheduler[0]", "ends early", False)])
+    refuse([Problem("sampler", "train_dataloader.sampler", "is slow", False)])
+    assert logged == ["param_scheduler[0]: ends early", "sampler: train_dataloader.sampler: is slow"]
 
 
 def test_default_number_of_classes_of_a_head():

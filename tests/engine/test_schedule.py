@@ -126,6 +126,11 @@ def test_contradictions(parts: dict, breaks: bool, text: str):
             default_hooks=dict(checkpoint=dict(by_epoch=False, interval=500)),
         ),
         dict(train_cfg=ITERATIONS, param_scheduler=dict(type="ReduceOnPlateauLR", monitor="loss")),
+        dict(
+            train_cfg=EPOCHS,
+            param_scheduler=dict(type="LinearLR", begin=0, end=1, by_epoch=True, convert_to_iter_based=True),
+        ),
+        dict(train_cfg=dict(type="TokenLoop", max_tokens=10, val_interval=-1), param_scheduler=[WARM, COSINE]),
         dict(),
     ],
 )
@@ -155,6 +160,13 @@ def test_only_warmups_in_the_same_unit_are_shortened():
     both, messages = shorten_warmups(dict(a=[dict(WARM)], b=dict(WARM)), "max_iters=30", False, 30)
     assert both == dict(a=[dict(WARM, end=3)], b=dict(WARM, end=3))
     assert len(messages) == 2
+
+
+def test_schedule_over_the_whole_run_is_kept():
+    ramp = dict(WARM, end=100)
+    assert shorten_warmups([dict(ramp)], "max_iters=100", False, 100) == ([ramp], [])
+    assert shorten_warmups(dict(ramp), "max_iters=99", False, 99)[0]["end"] == 9
+    assert shorten_warmups([dict(ramp), dict(COSINE, begin=100)], "max_iters=100", False, 100)[0][1]["begin"] == 10
 
 
 def test_warmup_of_the_classifiers_schedule(tmp_path: Path):
@@ -232,3 +244,13 @@ def test_resuming_with_another_schedule(tree: Path, tmp_path: Path):
     torch.save(content, tmp_path / "later.pth")
     with pytest.raises(UsageError, match=r"from epoch 3; allowed: at most train_cfg\.max_epochs=2"):
         apis.train(longer, resume=str(tmp_path / "later.pth"))
+
+
+def test_resuming_a_schedule_that_depends_on_results(tree: Path, tmp_path: Path):
+    cfg = short(tree, tmp_path / "run")
+    cfg.param_scheduler = dict(type="ReduceOnPlateauLR", monitor="accuracy/top1", rule="greater", end=9)
+    apis.train(cfg)
+    (state,) = torch.load(tmp_path / "run/iter_6.pth", weights_only=False)["param_schedulers"]
+    assert state["best"] != float("-inf")
+    cfg.train_cfg.max_epochs = 2
+    assert apis.train(cfg, resume=str(tmp_path / "run/iter_6.pth")).epoch == 2

@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.config import Config
 from torch import nn
 
-from mmgcvit.datasets.problems import Problem
+from mmgcvit.datasets.problems import Problem, metrics_of
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.registry import type_name
@@ -76,8 +76,7 @@ class Classification(Task):
 
     def set_table(self, cfg: Config, path: str) -> bool:
         """Set the output file of the first TopKAccuracy."""
-        evaluator = cfg.get("test_evaluator") or []
-        for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+        for metric in metrics_of(cfg.get("test_evaluator")):
             if type_name(metric) == "TopKAccuracy":
                 metric.out_csv = path
                 return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,17 @@ from mmgcvit.registry import type_name
 from mmgcvit.tasks.classification.preprocessor import ClassificationPreprocessor
 
 MODES = ("tensor", "loss", "predict")
+
+
+def class_weight_problem(weights: Any, num_classes: int) -> str | None:
+    """Return what is wrong with the weights of the classes in a loss; None if nothing is, or if there are none."""
+    if weights is None:
+        return None
+    listed = isinstance(weights, (list, tuple))
+    if listed and len(weights) == num_classes and all(isinstance(w, (int, float)) and w > 0 for w in weights):
+        return None
+    shown = f"{reprlib.repr(weights)} ({len(weights)} values)" if listed else repr(weights)
+    return f"class_weight={shown}; allowed: num_classes={num_classes} numbers above 0, one per class"
 
 
 @MODELS.register_module()
@@ -67,10 +79,8 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
         self.num_classes = num_classes
         self.drop_rate = check_rate("drop_rate", drop_rate)
         self.label_smoothing = smoothing = check_rate("label_smoothing", label_smoothing)
-        if class_weight is not None and (len(class_weight) != num_classes or not all(w > 0 for w in class_weight)):
-            raise ValueError(
-                f"class_weight={list(class_weight)}; allowed: num_classes={num_classes} numbers above 0, one per class"
-            )
+        if problem := class_weight_problem(class_weight, num_classes):
+            raise ValueError(problem)
         weights = None if class_weight is None else torch.tensor(class_weight, dtype=torch.float32)
         self.register_buffer("class_weight", weights, persistent=False)
         self.hard_loss = LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()

@@ -8,6 +8,7 @@ from typing import Any
 from mmgcvit.datasets.problems import Problem, class_names
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.base import Split
+from mmgcvit.tasks.classification.classifier import class_weight_problem
 
 
 def results_of(metric: Mapping[str, Any]) -> set[str] | None:
@@ -25,14 +26,8 @@ def results_of(metric: Mapping[str, Any]) -> set[str] | None:
 def check_config(model: Mapping[str, Any], splits: Sequence[Split]) -> Iterator[Problem]:
     """Yield the contradictions between head, class weights, data sets and batch size."""
     outputs = model.get("num_classes", 1000)
-    weights = model.get("class_weight")
-    if weights is not None and len(weights) != outputs:
-        yield Problem(
-            "class_weight",
-            "model",
-            f"class_weight has {len(weights)} values; allowed: {outputs}, as num_classes={outputs}",
-            True,
-        )
+    if problem := class_weight_problem(model.get("class_weight"), outputs):
+        yield Problem("class_weight", "model", problem, True)
     for split in splits:
         for dataset in split.datasets:
             names, where = class_names(dataset), f"{split.name}_dataloader.dataset"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from mmgcvit.datasets.files import read_utf8
-from mmgcvit.datasets.problems import Problem
+from mmgcvit.datasets.problems import Problem, metrics_of
 from mmgcvit.errors import AnnotationError
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.detection.boxes import BoxCounts, outside
@@ -63,10 +63,8 @@ class Evaluation:
 
 def evaluation(evaluator: Any) -> Evaluation:
     """Return what a config's evaluator, a metric or a list of metrics, needs from annotations."""
-    if isinstance(evaluator, Mapping):
-        evaluator = evaluator.get("metrics", evaluator)
     found = Evaluation()
-    for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+    for metric in metrics_of(evaluator):
         if type_name(metric) not in ("CocoMetric", "LVISMetric") or metric.get("format_only"):
             continue
         kinds, lvis = metric.get("metric", "bbox"), type_name(metric) == "LVISMetric"

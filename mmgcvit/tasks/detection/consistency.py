@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
+import filecmp
 import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmengine.registry import MODELS
+from mmengine.registry import DATASETS, MODELS
 
 from mmgcvit.datasets.pipelines import loads_annotations
-from mmgcvit.datasets.problems import Problem, class_names
-from mmgcvit.registry import class_of, type_name
+from mmgcvit.datasets.problems import Problem, class_names, dataset_class
+from mmgcvit.registry import base_names, class_of, type_name
 from mmgcvit.tasks.base import Split
 from mmgcvit.tasks.detection.annotations import wants_masks
 
 #: Parts of a model whose classes, if any, are not those of the data set.
 OTHERS = ("backbone", "neck", "rpn_head", "data_preprocessor", "train_cfg", "test_cfg")
+#: Parts of two-stage detectors, and of panoptic ones, that predict masks.
+MASKS = ("mask_head", "panoptic_head")
 COCO_METRICS = ("bbox", "segm", "proposal", "proposal_fast")
 
 
 def check_config(model: Mapping[str, Any], splits: Sequence[Split]) -> Iterator[Problem]:
     """Yield the contradictions between heads, class weights, data sets, pipelines and metrics."""
     described = next(
-        ((split, names) for split in splits for dataset in split.datasets if (names := class_names(dataset))), None
+        ((split, dataset, names) for split in splits for dataset in split.datasets if (names := class_names(dataset))),
+        None,
     )
     if described and "language_model" not in model:  # open vocabulary: the head's outputs are words
-        split, names = described
+        split, dataset, names = described
+        things = _things(dataset)
         for where, head in heads(model):
-            yield from _check_classes(where, head, len(names), f"{split.name}_dataloader.dataset has {len(names)}")
+            count, kind = len(names), "classes"
+            if things is not None and not _is_panoptic(head):
+                count, kind = things, "thing classes"
+            if count:
+                yield from _check_classes(where, head, count, f"{split.name}_dataloader.dataset has {count} {kind}")
     for where, head in heads(model):
         yield from _check_weights(where, head)
     masks = makes_masks(model)
+    boxes = any("BoxInstMaskHead" in base_names(MODELS, head) for _, head in heads(model))  # makes its masks from boxes
     for split in splits:
-        if split.name == "train" and masks:
+        if split.name == "train" and masks and not boxes:
             for dataset in split.datasets:
                 if dataset.get("pipeline") and not wants_masks(dataset["pipeline"]) and _loads(dataset):
                     yield Problem(
@@ -87,12 +97,29 @@ def makes_masks(model: Mapping[str, Any]) -> str | None:
     Only the parts of two-stage detectors say so by their names; other heads are looked up by their class.
     """
     for where, head in heads(model):
-        kind = class_of(MODELS, head)
-        bases = {base.__name__ for base in getattr(kind, "__mro__", ())}
         named = where.rpartition(".")[2].partition("[")[0]
-        if named in ("mask_head", "panoptic_head") or "BaseMaskHead" in bases or "Ins" in type_name(head):
+        if named in MASKS or "loss_mask" in head or {"BaseMaskHead", "RTMDetInsHead"} & base_names(MODELS, head):
             return where
     return None
+
+
+def _things(dataset: Mapping[str, Any]) -> int | None:
+    """Number of thing classes of a panoptic data set, 0 if it is not known; None for other data sets."""
+    if not _is_panoptic_dataset(dataset):
+        return None
+    metainfo = dataset.get("metainfo") or {}
+    if "classes" not in metainfo:
+        metainfo = {**getattr(dataset_class(dataset), "METAINFO", {}), **metainfo}
+    return len(metainfo.get("thing_classes") or ())
+
+
+def _is_panoptic_dataset(dataset: Mapping[str, Any]) -> bool:
+    return "CocoPanopticDataset" in base_names(DATASETS, dataset)
+
+
+def _is_panoptic(head: Mapping[str, Any]) -> bool:
+    """Whether a head has numbers of things and of stuff."""
+    return all(isinstance(_default(head, f"num_{kind}_classes"), int) for kind in ("things", "stuff"))
 
 
 def _default(head: Mapping[str, Any], name: str) -> Any:
@@ -108,8 +135,8 @@ def _default(head: Mapping[str, Any], name: str) -> Any:
 
 def _outputs(head: Mapping[str, Any]) -> tuple[str, int] | None:
     """Number of classes of a head, with the argument that it is from; None if the head has none."""
-    things, stuff = (_default(head, f"num_{kind}_classes") for kind in ("things", "stuff"))
-    if isinstance(things, int) and isinstance(stuff, int):
+    if _is_panoptic(head):
+        things, stuff = (_default(head, f"num_{kind}_classes") for kind in ("things", "stuff"))
         return f"num_things_classes={things}, num_stuff_classes={stuff}", things + stuff
     classes = _default(head, "num_classes")
     return (f"num_classes={classes}", classes) if isinstance(classes, int) else None
@@ -123,7 +150,7 @@ def _check_classes(where: str, head: Mapping[str, Any], count: int, whose: str) 
         return
     outputs = _outputs(head)
     if outputs and outputs[1] != count:
-        yield Problem("classes", where, f"{outputs[0]}; {whose} classes; allowed: {count}", True)
+        yield Problem("classes", where, f"{outputs[0]}; {whose}; allowed: {count}", True)
 
 
 def _check_weights(where: str, head: Mapping[str, Any]) -> Iterator[Problem]:
@@ -150,6 +177,21 @@ def _loads(dataset: Mapping[str, Any]) -> bool:
     return any("LoadAnnotations" in type_name(transform) for transform in dataset.get("pipeline") or ())
 
 
+def _same_format(metric: str, dataset: Mapping[str, Any]) -> bool:
+    """Whether a metric reads annotation files of the data set's format."""
+    if metric == "CocoPanopticMetric":
+        return _is_panoptic_dataset(dataset)
+    bases = base_names(DATASETS, dataset)
+    return metric in ("CocoMetric", "LVISMetric") and "CocoDataset" in bases and "CocoPanopticDataset" not in bases
+
+
+def _same_file(first: str, second: str) -> bool:
+    """Whether two files are the same or have the same content."""
+    if os.path.realpath(first) == os.path.realpath(second):
+        return True
+    return os.path.isfile(first) and os.path.isfile(second) and filecmp.cmp(first, second, shallow=False)
+
+
 def _check_metric(where: str, metric: Mapping[str, Any], split: Split, no_masks: bool) -> Iterator[Problem]:
     """Yield the contradictions between a metric, its data set and the model."""
     kind = type_name(metric)
@@ -167,9 +209,9 @@ def _check_metric(where: str, metric: Mapping[str, Any], split: Split, no_masks:
     if not dataset.get("pipeline"):
         return
     own, file = metric.get("ann_file"), dataset.get("ann_file")
-    if isinstance(own, str) and isinstance(file, str) and own and file and not metric.get("backend_args"):
+    if _same_format(kind, dataset) and isinstance(own, str) and isinstance(file, str) and own and file:
         file = os.path.join(dataset.get("data_root") or "", file)
-        if "://" not in own + file and os.path.realpath(own) != os.path.realpath(file):
+        if not metric.get("backend_args") and "://" not in own + file and not _same_file(own, file):
             yield Problem(
                 "metric",
                 where,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mmengine.registry import MODELS
+
 from mmgcvit.datasets.pipelines import loads_annotations
 from mmgcvit.datasets.problems import Problem
-from mmgcvit.registry import type_name
+from mmgcvit.registry import base_names, type_name
 from mmgcvit.tasks.base import Split
 from mmgcvit.tasks.segmentation.label_maps import IGNORED, heads
 
@@ -55,38 +57,45 @@ def results_of(metric: Mapping[str, Any]) -> set[str] | None:
 
 
 def _check_weights(where: str, head: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield a list of class weights of a length other than the number of classes."""
+    """Yield class weights that are no list, or a list of a length other than the number of classes."""
     classes = head.get("num_classes")
-    for key, more in (("loss_decode", 0), ("loss_cls", 1)):  # Mask2Former has a weight for `no object`
+    if not isinstance(classes, int):
+        return
+    for key in ("loss_decode", "loss_cls"):
+        # Mask2Former and SAN have a weight for `no object`.
+        more = int(key == "loss_cls" or "SideAdapterCLIPHead" in base_names(MODELS, head))
         losses = head.get(key) or ()
         for loss in losses if isinstance(losses, (list, tuple)) else [losses]:
-            weights = loss.get("class_weight")
-            if not isinstance(weights, (list, tuple)) or not isinstance(classes, int):
+            name, weights = "class_weight", loss.get("class_weight")
+            if weights is None and type_name(loss) == "FocalLoss" and isinstance(loss.get("alpha"), (list, tuple)):
+                name, weights = "alpha", loss["alpha"]
+            if weights is None or isinstance(weights, str):  # mmseg reads weights from a file
                 continue
-            if len(weights) != classes + more:
-                yield Problem(
-                    "class_weight",
-                    f"model.{where}.{key}",
-                    f"class_weight has {len(weights)} values; allowed: {classes + more}, as the head has num_classes="
-                    f"{classes}" + (" and the last weight is that of `no object`" if more else ""),
-                    True,
+            problem = None
+            if not isinstance(weights, (list, tuple)):
+                problem = f"{name}={weights!r}; allowed: a list of {classes + more} values"
+            elif len(weights) != classes + more:
+                problem = (
+                    f"{name} has {len(weights)} values; allowed: {classes + more}, as the head has num_classes="
+                    f"{classes}" + (" and the last weight is that of `no object`" if more else "")
                 )
             elif type_name(loss) == "CrossEntropyLoss" and loss.get("use_sigmoid") and head.get("out_channels") != 1:
-                yield Problem(
-                    "class_weight",
-                    f"model.{where}.{key}",
+                problem = (
                     "class_weight with use_sigmoid=True: mmseg would weight the columns of the image; allowed: "
-                    "use_sigmoid=False",
-                    True,
+                    "use_sigmoid=False"
                 )
+            if problem:
+                yield Problem("class_weight", f"model.{where}.{key}", problem, True)
 
 
 def _check_padding(model: Mapping[str, Any], split: Split) -> Iterator[Problem]:
     """Yield values for padded pixels that the losses do not ignore, and crops that are larger than the batch."""
-    ignored = {f"model.{where}": head.get("ignore_index", IGNORED) for where, head in heads(model)}
+    # Heads for depth have no classes, and no ignored label.
+    with_classes = [(where, head) for where, head in heads(model) if "num_classes" in head]
+    ignored = {f"model.{where}": head.get("ignore_index", IGNORED) for where, head in with_classes}
     if not ignored:
         return
-    classes = next(head.get("num_classes", 0) for _, head in heads(model))
+    classes = with_classes[0][1]["num_classes"]
     fills: dict[str, Any] = {}
     preprocessor = model.get("data_preprocessor") or {}
     if preprocessor.get("size") or preprocessor.get("size_divisor"):
@@ -114,12 +123,13 @@ def _check_padding(model: Mapping[str, Any], split: Split) -> Iterator[Problem]:
         for where, allowed in ignored.items():
             if value != allowed:
                 learnt = isinstance(value, int) and 0 <= value < classes
+                class_ignored = isinstance(allowed, int) and 0 <= allowed < classes  # by a data set without padding
                 label = f"be learned as class {value}" if learnt else "have a label that is no class"
                 yield Problem(
                     "ignore_index",
                     where,
                     f"ignore_index={allowed}; {name}={value}: padded pixels would {label}; allowed: {name}={allowed}",
-                    not learnt,
+                    not learnt and not class_ignored,
                 )
                 break
 

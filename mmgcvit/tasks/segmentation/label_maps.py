@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, MODELS
 from PIL import Image
 
 from mmgcvit.datasets.files import THREADS, header, missing_problems, read_names
-from mmgcvit.datasets.problems import Problem, dataset_class, refuse
+from mmgcvit.datasets.problems import Problem, metrics_of, refuse
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
-from mmgcvit.registry import type_name
+from mmgcvit.registry import base_names, type_name
 from mmgcvit.tasks.segmentation.pairs import (
     DEEP,
     GREY,
@@ -83,7 +83,7 @@ def has_label_maps(dataset: Mapping) -> bool:
 
 def is_base_seg_dataset(dataset: Mapping) -> bool:
     """Whether a data set is one of mmseg's, with or without label maps."""
-    return any(base.__name__ == "BaseSegDataset" for base in getattr(dataset_class(dataset), "__mro__", ()))
+    return "BaseSegDataset" in base_names(DATASETS, dataset)
 
 
 def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = None) -> LabelMaps:
@@ -134,7 +134,7 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
             "data set): training would hang"
         )
     ignored = {f"model.{name}": head.get("ignore_index", IGNORED) for name, head in heads(model)}
-    for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []:
+    for metric in metrics_of(evaluator):
         if str(metric.get("type")).endswith("IoUMetric"):
             ignored["the metric"] = metric.get("ignore_index", IGNORED)
     ignored = ignored or {"mmseg's losses": IGNORED}
@@ -329,6 +329,8 @@ def heads(model: Mapping | None) -> Iterator[tuple[str, Mapping]]:
 def _outputs(model: Mapping | None, found: LabelMaps) -> Iterator[Problem]:
     """Yield heads whose number of classes differs from the data set's, and differing ignored labels."""
     for name, head in heads(model):
+        if "STDCHead" in base_names(MODELS, head):
+            continue  # its two classes are boundaries and the rest
         if head.get("num_classes") == 1 and head.get("out_channels") is None:
             yield Problem(
                 "classes",

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine.registry import DATASETS
 
-from mmgcvit.datasets.problems import Problem
+from mmgcvit.datasets.problems import Problem, metrics_of
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
 from mmgcvit.registry import type_name
@@ -37,7 +37,7 @@ def is_unlabelled(dataset: Mapping) -> bool:
 
 def formats_only(evaluator: Any) -> bool:
     """Whether the metrics of a data set only write predictions."""
-    metrics = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []
+    metrics = metrics_of(evaluator)
     return bool(metrics) and all(metric.get("format_only") for metric in metrics)
 
 
@@ -48,7 +48,7 @@ def image_paths(dataset: Mapping, evaluator: Any) -> list[str]:
         AnnotationError: the metric has no ``output_dir``; the pipeline loads label maps, of which there are none; there
             are no images; or two predictions would be written to the same file.
     """
-    for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+    for metric in metrics_of(evaluator):
         if type_name(metric) == "IoUMetric" and not metric.get("output_dir"):
             raise AnnotationError("IoUMetric with format_only=True: output_dir=None; allowed: a folder")
     if is_unlabelled(dataset) and any(type_name(step) == "LoadAnnotations" for step in dataset.get("pipeline") or ()):
