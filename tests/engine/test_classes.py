@@ -71,6 +71,32 @@ def test_test_compares_classes_with_checkpoint(tmp_path: Path, tree: Path, caplo
         apis.test(cfg("other"), checkpoint)
 
 
+def test_training_compares_the_order_of_classes(tmp_path: Path, tree: Path, monkeypatch):
+    """A resumed run must have the order of the checkpoint; after load_from, a head of the same size is a warning."""
+
+    def cfg(name: str, **more) -> Config:
+        made = config(tree, tmp_path / name, batch_size=6, workers=0, epochs=3, **more)
+        for split in ("train", "val", "test"):
+            made[f"{split}_dataloader"].dataset.classes = order
+        return made
+
+    order = ["blue", "green", "red"]
+    apis.train(cfg("run"))
+    checkpoint = str(tmp_path / "run" / "iter_4.pth")
+    order = ["green", "blue", "red"]
+    with pytest.raises(
+        apis.UsageError,
+        match="another order .*'blue' is label 0 of the checkpoint and label 1 of the config. In order, the "
+        "checkpoint has blue, green, red; the config has green, blue, red",
+    ):
+        apis.train(cfg("resumed"), resume=checkpoint)
+    said = []
+    monkeypatch.setattr(logging.Logger, "warning", lambda self, text, *_: said.append(text))
+    apis.train(cfg("tuned", load_from=checkpoint))
+    (line,) = [line for line in said if "labels mean other classes" in line]
+    assert "checkpoint has blue, green, red; the config has green, blue, red" in line
+
+
 def test_weights_without_class_names(tmp_path: Path, tree: Path, files, classifier):
     """For a published file only the number of classes is known; its head is loaded too."""
     cfg = config(tree, tmp_path / "test", workers=0)
