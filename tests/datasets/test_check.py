@@ -58,6 +58,20 @@ def test_good_data(tmp_path: Path, capsys):
     assert capsys.readouterr().out.strip().endswith("nothing that would break training")
 
 
+def test_same_data_with_another_metric(tmp_path: Path):
+    coco = content()
+    for annotation in coco["annotations"]:
+        annotation.pop("segmentation", None)
+    write(tmp_path, coco)
+    cfg = config(tmp_path, with_mask=False)
+    cfg.val_evaluator, cfg.test_evaluator = (dict(type="CocoMetric", metric=name) for name in ("bbox", "segm"))
+    _, val, test = check_data(cfg, progress=False)[:3]
+    assert (val.name, val.broken) == ("val", False)
+    assert (test.name, test.broken) == ("test", True)
+    cfg.test_evaluator = cfg.val_evaluator
+    assert [report.name for report in check_data(cfg, progress=False)][:2] == ["train", "val"]
+
+
 def test_missing_image(tmp_path: Path):
     write(tmp_path, content())
     (tmp_path / "images/a.jpg").unlink()
