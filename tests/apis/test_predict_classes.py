@@ -113,6 +113,8 @@ def test_head_is_loaded_whatever_the_backbone_is_called(folder: Path, tmp_path: 
     torch.save(dict(state_dict=renamed, meta=meta), tmp_path / "renamed.pth")
 
     def results(checkpoint: Path) -> list[dict]:
-        return apis.predict(five(folder), str(checkpoint), [folder / "images"], str(tmp_path), "cpu", draw=False).results
+        return apis.predict(
+            five(folder), str(checkpoint), [folder / "images"], str(tmp_path), "cpu", draw=False
+        ).results
 
     assert results(tmp_path / "renamed.pth") == results(folder / "named.pth")

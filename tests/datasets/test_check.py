@@ -170,6 +170,21 @@ def test_voc(tmp_path: Path):
     assert f"{tmp_path}/Annotations/one.xml: object 0 has no name or no bndbox" in report.problems[0].what
 
 
+def test_voc_lists_in_other_encodings(tmp_path: Path):
+    data = dict(
+        type="VOCDataset", data_root=str(tmp_path), ann_file="list.txt", data_prefix=dict(sub_data_root=""), pipeline=[]
+    )
+    (tmp_path / "list.txt").write_text("0\n", "utf-8-sig")
+    (tmp_path / "names.txt").write_text("rouge-é\n", "cp1252")
+    for metainfo, says in (
+        ({}, f"ann_file '{tmp_path}/list.txt' is UTF-8 with a byte order mark"),
+        (dict(classes=str(tmp_path / "names.txt")), f"metainfo.classes '{tmp_path}/names.txt' is not UTF-8"),
+    ):
+        cfg = Config(dict(default_scope="mmdet", train_dataloader=dict(dataset=dict(data, metainfo=metainfo))))
+        (problem,) = check_data(cfg, progress=False)[0].problems
+        assert says in str(problem)
+
+
 def test_classification_folders(tmp_path: Path, capsys):
     tree = make_tree(tmp_path / "colours", train=70, val=2)  # more images than are opened at a time
     cfg = classification(tree, tmp_path / "run")

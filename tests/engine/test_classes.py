@@ -11,6 +11,7 @@ from classification_run import config, make_tree
 from mmengine.config import Config
 
 from mmgcvit import apis
+from mmgcvit.datasets.check import check_data
 
 
 @pytest.fixture
@@ -26,6 +27,18 @@ def test_class_folder_missing_in_validation(tmp_path: Path, tree: Path):
     cfg = config(tree, tmp_path / "run", epochs=2)
     cfg.val_dataloader.dataset.classes = ["blue", "green", "red"]
     apis.train(cfg)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_file_of_class_names_in_another_encoding(tmp_path: Path, tree: Path, encoding: str):
+    for split in ("train", "val"):
+        (tree / split / "red").rename(tree / split / "rosé")
+    (tmp_path / "names.txt").write_text("blue\ngreen\nrosé\n", encoding)
+    cfg = config(tree, tmp_path / "run", workers=0)
+    cfg.train_dataloader.dataset.classes = str(tmp_path / "names.txt")
+    with pytest.raises(apis.UsageError, match=r"classes '.*names\.txt' is .*; allowed: UTF-8"):
+        apis.train(cfg)
+    assert "allowed: UTF-8" in str(check_data(cfg, progress=False)[0].problems[0])
 
 
 def test_class_folder_missing_in_training(tmp_path: Path, tree: Path):
