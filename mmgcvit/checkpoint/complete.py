@@ -95,7 +95,6 @@ def compare_weights(model: nn.Module, checkpoint: Mapping[str, Any]) -> Comparis
         CheckpointError: the checkpoint belongs to another backbone, or has no tensors.
     """
     model = unwrap_model(model)
-    tensors = {name.removeprefix("module."): value for name, value in unwrap_checkpoint(checkpoint).items()}
     result = Comparison()
     empty = copy_without_values(model)
     converted: list[Mapping[str, Tensor]] = []  # the state dict after the hooks of the model itself
@@ -103,7 +102,7 @@ def compare_weights(model: nn.Module, checkpoint: Mapping[str, Any]) -> Comparis
     empty.register_load_state_dict_post_hook(lambda _, keys: result.unused.extend(keys.unexpected_keys))
     with _no_log():
         try:
-            empty.load_state_dict(with_versions(tensors, checkpoint.get("state_dict")), strict=False, assign=True)
+            empty.load_state_dict(_state_dict(checkpoint), strict=False, assign=True)
         except RuntimeError as error:  # torch lists the tensors of other shapes only in its message
             for name, value in empty.state_dict(keep_vars=True).items():
                 theirs = converted[0].get(name) if converted else None
@@ -167,6 +166,27 @@ def require_complete(model: nn.Module, checkpoint: Mapping[str, Any], name: str 
     return result
 
 
+def load_complete(model: nn.Module, checkpoint: Mapping[str, Any], name: str = "") -> Comparison:
+    """Load a checkpoint that has everything on which predictions depend; tensors are matched as they are compared.
+
+    Args:
+        model: the model.
+        checkpoint: contents of a file, or a state dict.
+        name: name of the checkpoint, for the error.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        CheckpointError: see :func:`require_complete`; or a tensor was found by the comparison, but was not loaded.
+    """
+    result = require_complete(model, checkpoint, name)
+    missing = unwrap_model(model).load_state_dict(_state_dict(checkpoint), strict=False).missing_keys
+    if lost := [key for key in missing if key in result.loaded]:
+        raise CheckpointError(f"{_of(name)}{len(lost)} tensors were not loaded: {summarize(lost)}")
+    return result
+
+
 def class_names(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the classes that a checkpoint was trained on, in the order of the labels; () if it has none."""
     meta = checkpoint.get("meta")
@@ -210,6 +230,12 @@ def compare_classes(trained: Sequence[str], classes: Sequence[str], name: str = 
     if numbered or tuple(trained) == tuple(classes):
         return ""
     return f"{_of(name)}class names that differ from those of the config: in order, {orders}"
+
+
+def _state_dict(checkpoint: Mapping[str, Any]) -> Any:
+    """The tensors of a checkpoint for ``load_state_dict``, with the versions of modules, if it has them."""
+    tensors = {name.removeprefix("module."): value for name, value in unwrap_checkpoint(checkpoint).items()}
+    return with_versions(tensors, checkpoint.get("state_dict"))
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -31,36 +32,29 @@ def check_data(cfg: Config, workers: int = 8, progress: bool = True) -> list[Dat
         progress: whether to show a progress bar.
 
     Returns:
-        One report per data set; identical data sets are checked once. If there are problems with the config itself, a
-        report named 'config' without a unit follows.
+        One report per data set; identical data sets with the same evaluator are checked once. If there are problems
+        with the config itself, a report named 'config' without a unit follows.
     """
     cfg = rename_old_types(copy.deepcopy(cfg))
     init_default_scope(cfg.get("default_scope", "mmengine"))
     reports: list[DatasetReport] = []
-    done: list[Mapping] = []
+    done: list[tuple[Mapping, Any]] = []
     with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
         for loader in LOADERS:
             found = list(data_sets((cfg.get(loader) or {}).get("dataset")))
             for dataset in found:
-                if dataset in done:
-                    continue
-                done.append(dataset)
                 split = loader.removesuffix("_dataloader")
+                evaluator = cfg.get(f"{split}_evaluator")
+                if (dataset, evaluator) in done:
+                    continue
+                done.append((dataset, evaluator))
                 row = bar.add_task(split, total=None)
 
                 def advance(total: int, row: TaskID = row) -> None:
                     bar.update(row, advance=1, total=total)
 
-                check = DatasetCheck(
-                    split,
-                    dataset,
-                    cfg.get("model"),
-                    cfg.get(f"{split}_evaluator"),
-                    workers,
-                    advance,
-                    reports,
-                    [other for other in found if other is not dataset],
-                )
+                others = [other for other in found if other is not dataset]
+                check = DatasetCheck(split, dataset, cfg.get("model"), evaluator, workers, advance, reports, others)
                 reports.append(task_of_dataset(dataset).check_dataset(check))
                 bar.remove_task(row)
     for task in TASKS:

@@ -6,12 +6,12 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
+from mmgcvit.datasets.text import read_lines
 from mmgcvit.errors import AnnotationError
 from mmgcvit.registry import class_of
 
@@ -81,12 +81,14 @@ def dataset_class(dataset: Mapping) -> Any:
 def class_names(dataset: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Class names of a config's data set: its own, in the config or in a file, or those of its class; None if unknown.
 
-    A file that does not exist is reported by the checks of the data.
+    A file that cannot be read is reported by the checks of the data.
     """
     names = (dataset.get("metainfo") or {}).get("classes") or dataset.get("classes")
     if isinstance(names, str):
-        path = Path(names)
-        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip()) if path.is_file() else None
+        try:
+            return tuple(read_lines("classes", names))
+        except AnnotationError:
+            return None
     if names is None:
         names = (getattr(class_of(DATASETS, dataset), "METAINFO", None) or {}).get("classes")
     return tuple(map(str, names)) if isinstance(names, (list, tuple)) else None

@@ -21,11 +21,17 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mmgcvit import compat
-from mmgcvit.checkpoint.complete import class_names, compare_classes, compare_weights, require_complete
+from mmgcvit.checkpoint.complete import (
+    Comparison,
+    class_names,
+    compare_classes,
+    compare_weights,
+    require_complete,
+)
 from mmgcvit.checkpoint.loading import READER, sharded_part
 from mmgcvit.datasets.problems import inner_datasets
 from mmgcvit.engine.loops import ResumableTrainLoop
-from mmgcvit.errors import InvalidLossError
+from mmgcvit.errors import CheckpointError, InvalidLossError
 from mmgcvit.registry import HOOKS
 
 
@@ -35,21 +41,23 @@ class LoadedWeightsHook(Hook):
 
     mmengine loads the tensors that fit and leaves the others at their random initial values. That is what fine-tuning
     wants; a line in the log then says what was loaded and what was left out. A test, and a resumed run, need all of
-    them. In a test, the class names of the checkpoint are compared with those of the test data, too.
+    them. The class names of the checkpoint are compared with those of the data, too: another order is an error in a
+    test and in a resumed run, and a warning if ``load_from`` has loaded the head.
 
     Args:
         complete: whether the checkpoint must have all weights of the model.
 
     Raises:
         CheckpointError: ``complete`` is set, and the checkpoint lacks a part of the model, has tensors of other shapes,
-            or has NaN or infinite values; or a class has another label in the test data.
+            or has NaN or infinite values; or a class has another label in the data.
     """
 
     def __init__(self, complete: bool = True) -> None:
         self.complete = complete
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compare tensors, and the class names for a test."""
+        """Compare tensors and class names."""
+        report = None
         source = compat.load_from(runner).removeprefix(READER)
         if not isinstance(runner.model, nn.Module) or sharded_part(runner.model):
             runner.logger.warning("the model is sharded: the checkpoint is not compared with it")
@@ -61,10 +69,26 @@ class LoadedWeightsHook(Hook):
             report = compare_weights(runner.model, checkpoint)
             level = logging.INFO if report.is_exact else logging.WARNING
             runner.logger.log(level, f"load_from {source!r}: {report}")
-        if not compat.has_train_loop(runner) and runner.test_loop is not None:
-            data = getattr(runner.test_dataloader.dataset, "metainfo", {})
-            if renamed := compare_classes(class_names(checkpoint), data.get("classes") or (), source):
+        if compat.has_train_loop(runner):
+            loader = runner.train_dataloader
+        elif runner.test_loop is not None:
+            loader = runner.test_dataloader
+        else:
+            return
+        classes = (getattr(loader.dataset, "metainfo", None) or {}).get("classes") or ()
+        try:
+            if renamed := compare_classes(class_names(checkpoint), classes, source):
                 runner.logger.warning(renamed)
+        except CheckpointError as error:
+            if self.complete:
+                raise
+            if report is None or _has_head(report):
+                runner.logger.warning(f"load_from: the head is loaded, but its labels mean other classes: {error}")
+
+
+def _has_head(report: Comparison) -> bool:
+    """Whether heads are loaded completely: with another number of classes, a part of the head has another shape."""
+    return any("head" in name for name in report.loaded) and not any("head" in name for name in report.reshaped)
 
 
 @HOOKS.register_module()

@@ -282,7 +282,7 @@ def check_segmentation(found: list[tuple[str, str]]) -> str:
         cfg.merge_from_dict(dict(param_scheduler=[], work_dir=str(folder / "run"), log_level="ERROR", launcher="none"))
         cfg.experiment_name = cfg.visualizer.name = folder.name
         cfg.default_hooks.checkpoint = None
-        if any(problem.breaks and problem.kind != "class" for r in check_data(cfg, 1, False) for problem in r.problems):
+        if any(report.broken for report in check_data(cfg, 1, False)):
             with pytest.raises(apis.UsageError):
                 apis.train(cfg)
             return "refused"

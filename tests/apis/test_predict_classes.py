@@ -103,3 +103,18 @@ def test_head_with_other_classes(folder: Path, tmp_path: Path):
     cfg.model.num_classes = 7
     with pytest.raises(UsageError, match=r"bare.pth'.*head.weight \(5, 128\), in the model \(7, 128\)"):
         apis.predict(cfg, str(folder / "bare.pth"), [folder / "images"], str(tmp_path), "cpu")
+
+
+@pytest.mark.parametrize("before", ["backbone._orig_mod.", "student.backbone."])
+def test_head_is_loaded_whatever_the_backbone_is_called(folder: Path, tmp_path: Path, classifier, before: str):
+    """Only the backbone was compiled, for example: the names of the head are unchanged."""
+    renamed = {name.replace("backbone.", before): value for name, value in classifier.state_dict().items()}
+    meta = dict(dataset_meta=dict(classes=CLASSES))
+    torch.save(dict(state_dict=renamed, meta=meta), tmp_path / "renamed.pth")
+
+    def results(checkpoint: Path) -> list[dict]:
+        return apis.predict(
+            five(folder), str(checkpoint), [folder / "images"], str(tmp_path), "cpu", draw=False
+        ).results
+
+    assert results(tmp_path / "renamed.pth") == results(folder / "named.pth")

@@ -58,6 +58,20 @@ def test_good_data(tmp_path: Path, capsys):
     assert capsys.readouterr().out.strip().endswith("nothing that would break training")
 
 
+def test_same_data_with_another_metric(tmp_path: Path):
+    coco = content()
+    for annotation in coco["annotations"]:
+        annotation.pop("segmentation", None)
+    write(tmp_path, coco)
+    cfg = config(tmp_path, with_mask=False)
+    cfg.val_evaluator, cfg.test_evaluator = (dict(type="CocoMetric", metric=name) for name in ("bbox", "segm"))
+    _, val, test = check_data(cfg, progress=False)[:3]
+    assert (val.name, val.broken) == ("val", False)
+    assert (test.name, test.broken) == ("test", True)
+    cfg.test_evaluator = cfg.val_evaluator
+    assert [report.name for report in check_data(cfg, progress=False)][:2] == ["train", "val"]
+
+
 def test_missing_image(tmp_path: Path):
     write(tmp_path, content())
     (tmp_path / "images/a.jpg").unlink()
@@ -154,6 +168,21 @@ def test_voc(tmp_path: Path):
     (tmp_path / "Annotations/one.xml").write_text("<annotation><object><name>dog</name></object></annotation>")
     (report,) = check_data(cfg, progress=False)
     assert f"{tmp_path}/Annotations/one.xml: object 0 has no name or no bndbox" in report.problems[0].what
+
+
+def test_voc_lists_in_other_encodings(tmp_path: Path):
+    data = dict(
+        type="VOCDataset", data_root=str(tmp_path), ann_file="list.txt", data_prefix=dict(sub_data_root=""), pipeline=[]
+    )
+    (tmp_path / "list.txt").write_text("0\n", "utf-8-sig")
+    (tmp_path / "names.txt").write_text("rouge-é\n", "cp1252")
+    for metainfo, says in (
+        ({}, f"ann_file '{tmp_path}/list.txt' is UTF-8 with a byte order mark"),
+        (dict(classes=str(tmp_path / "names.txt")), f"metainfo.classes '{tmp_path}/names.txt' is not UTF-8"),
+    ):
+        cfg = Config(dict(default_scope="mmdet", train_dataloader=dict(dataset=dict(data, metainfo=metainfo))))
+        (problem,) = check_data(cfg, progress=False)[0].problems
+        assert says in str(problem)
 
 
 def test_classification_folders(tmp_path: Path, capsys):

@@ -13,11 +13,10 @@ from mmgcvit.datasets.files import (
     header,
     image_loader,
     missing_files,
-    read_names,
-    read_utf8,
     require_annotated_size,
     size_problems,
 )
+from mmgcvit.datasets.text import read_names, read_utf8
 from mmgcvit.errors import AnnotationError
 
 LOADER = dict(type="LoadImageFromFile")

@@ -233,7 +233,7 @@ def test_masks_of_0_and_255(folder: Path, capsys):
         for name in ("a", "b"):
             write(folder, split, name, np.where(three() == 1, 255, 0).astype(np.uint8))
     cfg = config(folder, ("ground", "cat"), 2)
-    assert [text for kind, text in problems(cfg, breaks=False) if kind == "class"] == [
+    assert [text for kind, text in problems(cfg, breaks=False) if kind == "class" and "ignored" in text] == [
         f"{folder}/annotations/{split}: 1280 pixels are ignored (255), while class 'cat' has none: classes are "
         "numbered 0, 1, ..., so a mask of 0 and 255 must use 1 instead of 255"
         for split in ("train", "val")
@@ -241,7 +241,8 @@ def test_masks_of_0_and_255(folder: Path, capsys):
     print_reports(check_data(cfg, progress=False))
     printed = capsys.readouterr().out
     assert re.search(r"ignored \(255\) +│ +1280 ", printed)
-    assert printed.strip().endswith("would break training or make a metric meaningless: train, val")
+    assert "no pixel of class 'cat': its IoU will be 0, or NaN" in printed
+    assert printed.strip().endswith("nothing that would break training")  # it trains
 
 
 def test_label_maps_next_to_images(folder: Path):
@@ -307,9 +308,11 @@ def test_classes_missing_in_a_split(folder: Path):
     no_dog[no_dog == 2] = 0
     for name in ("a", "b"):
         write(folder, "val", name, no_dog)
-    assert [text for _, text in problems(config(folder))] == [
-        f"{folder}/annotations/val: no pixel of class 'dog': its IoU will be NaN, or 0 if anything is predicted as it"
-    ]
+    assert problems(config(folder)) == []  # a run would train, and its metrics are those of the other classes
+    assert problems(config(folder), breaks=False)[0] == (
+        "class",
+        f"{folder}/annotations/val: no pixel of class 'dog': its IoU will be NaN, or 0 if anything is predicted as it",
+    )
 
 
 def test_heads_with_another_number_of_classes(folder: Path):
@@ -361,6 +364,18 @@ def test_classes_from_a_file(folder: Path):
     reports = check_data(config(folder, classes=str(folder / "names.txt")), progress=False)
     assert [tuple(report.classes) for report in reports] == [CLASSES, CLASSES]
     assert not any(report.problems for report in reports)
+
+
+def test_lists_of_names_in_other_encodings(folder: Path):
+    (folder / "names.txt").write_text("ground\ncat\ndog\n", "utf-16")
+    (folder / "some.txt").write_text("a\n", "utf-8-sig")
+    for options, says in (
+        (dict(classes=str(folder / "names.txt")), r"metainfo\.classes '.*names\.txt' is UTF-16; allowed: UTF-8"),
+        (dict(ann_file="some.txt"), r"ann_file '.*some\.txt' is UTF-8 with a byte order mark"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            train(config(folder, **options))
+        assert any(re.search(says, text) for _, text in problems(config(folder, **options)))
 
 
 def test_labels_equal_mmsegs(folder: Path):

@@ -11,6 +11,7 @@ from classification_run import config, make_tree
 from mmengine.config import Config
 
 from mmgcvit import apis
+from mmgcvit.datasets.check import check_data
 
 
 @pytest.fixture
@@ -26,6 +27,18 @@ def test_class_folder_missing_in_validation(tmp_path: Path, tree: Path):
     cfg = config(tree, tmp_path / "run", epochs=2)
     cfg.val_dataloader.dataset.classes = ["blue", "green", "red"]
     apis.train(cfg)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_file_of_class_names_in_another_encoding(tmp_path: Path, tree: Path, encoding: str):
+    for split in ("train", "val"):
+        (tree / split / "red").rename(tree / split / "rosé")
+    (tmp_path / "names.txt").write_text("blue\ngreen\nrosé\n", encoding)
+    cfg = config(tree, tmp_path / "run", workers=0)
+    cfg.train_dataloader.dataset.classes = str(tmp_path / "names.txt")
+    with pytest.raises(apis.UsageError, match=r"classes '.*names\.txt' is .*; allowed: UTF-8"):
+        apis.train(cfg)
+    assert "allowed: UTF-8" in str(check_data(cfg, progress=False)[0].problems[0])
 
 
 def test_class_folder_missing_in_training(tmp_path: Path, tree: Path):
@@ -69,6 +82,32 @@ def test_test_compares_classes_with_checkpoint(tmp_path: Path, tree: Path, caplo
         r"checkpoint's 3: cyan",
     ):
         apis.test(cfg("other"), checkpoint)
+
+
+def test_training_compares_the_order_of_classes(tmp_path: Path, tree: Path, monkeypatch):
+    """A resumed run must have the order of the checkpoint; after load_from, a head of the same size is a warning."""
+
+    def cfg(name: str, **more) -> Config:
+        made = config(tree, tmp_path / name, batch_size=6, workers=0, epochs=3, **more)
+        for split in ("train", "val", "test"):
+            made[f"{split}_dataloader"].dataset.classes = order
+        return made
+
+    order = ["blue", "green", "red"]
+    apis.train(cfg("run"))
+    checkpoint = str(tmp_path / "run" / "iter_4.pth")
+    order = ["green", "blue", "red"]
+    with pytest.raises(
+        apis.UsageError,
+        match=r"another order .*'blue' is label 0 of the checkpoint and label 1 of the config. In order, the "
+        r"checkpoint has blue, green, red; the config has green, blue, red",
+    ):
+        apis.train(cfg("resumed"), resume=checkpoint)
+    said = []
+    monkeypatch.setattr(logging.Logger, "warning", lambda self, text, *_: said.append(text))
+    apis.train(cfg("tuned", load_from=checkpoint))
+    (line,) = [line for line in said if "labels mean other classes" in line]
+    assert "checkpoint has blue, green, red; the config has green, blue, red" in line
 
 
 def test_weights_without_class_names(tmp_path: Path, tree: Path, files, classifier):

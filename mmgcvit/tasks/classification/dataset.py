@@ -13,7 +13,8 @@ import numpy as np
 from mmengine.dataset import Compose
 from torch.utils.data import Dataset
 
-from mmgcvit.errors import ClassificationDataError
+from mmgcvit.datasets.text import read_lines
+from mmgcvit.errors import AnnotationError, ClassificationDataError
 from mmgcvit.registry import DATASETS
 from mmgcvit.tasks.classification.readers import (
     ShardReader,
@@ -185,7 +186,7 @@ def class_list(classes: Sequence[str] | str | int | None) -> tuple[str, ...] | N
     """Return the names that ``classes`` of a data set stands for: names, a file of names, or a number; None for none.
 
     Raises:
-        ClassificationDataError: the file does not exist, or a name occurs more than once.
+        ClassificationDataError: the file does not exist or is not UTF-8, or a name occurs more than once.
     """
     if classes is None:
         return None
@@ -193,11 +194,13 @@ def class_list(classes: Sequence[str] | str | int | None) -> tuple[str, ...] | N
         return tuple(map(str, range(classes)))
     where = "classes"
     if isinstance(classes, str):
-        path, where = Path(classes), f"classes={classes!r}"
-        if not path.is_file():
+        where = f"classes={classes!r}"
+        if not Path(classes).is_file():
             raise ClassificationDataError(f"{where}: no such file")
-        classes = path.read_text().split("\n")
-        classes = [line.strip() for line in classes if line.strip()]
+        try:
+            classes = read_lines("classes", classes)
+        except AnnotationError as error:
+            raise ClassificationDataError(str(error)) from error
     names = tuple(map(str, classes))
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:

@@ -17,8 +17,8 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image, ImageDraw
 from timm.data import ImageNetInfo
 
-from mmgcvit.checkpoint.complete import class_names, compare_classes, require_complete
-from mmgcvit.checkpoint.loading import load_pretrained, resolve_source
+from mmgcvit.checkpoint.complete import class_names, compare_classes, load_complete
+from mmgcvit.checkpoint.loading import resolve_source
 from mmgcvit.checkpoint.reader import read_checkpoint
 from mmgcvit.datasets.pipelines import loading_arguments
 from mmgcvit.errors import UsageError
@@ -62,12 +62,11 @@ class ClassPredictor:
         init_default_scope(cfg.get("default_scope", "mmengine"))
         self.model = MODELS.build(cfg.model)
         content = read_checkpoint(resolve_source(checkpoint), "cpu")
-        require_complete(self.model, content, checkpoint)
+        load_complete(self.model, content, checkpoint)
         trained = class_names(content)
         names = class_list(cfg.test_dataloader.dataset.get("classes")) or ()
         if len(names) == len(trained):
             compare_classes(trained, names, checkpoint)
-        load_pretrained(self.model, content)
         self.model.to(device or get_device()).eval()
         pipeline = cfg.test_dataloader.dataset.pipeline
         self.transform = Compose([step for step in pipeline if type_name(step) != "LoadPillowImage"])

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mmgcvit.datasets.files import image_loader, missing_problems, read_names, size_problems
+from mmgcvit.datasets.files import image_loader, missing_problems, size_problems
 from mmgcvit.datasets.problems import Problem, data_sets, dataset_class, refuse
+from mmgcvit.datasets.text import read_names
 from mmgcvit.errors import AnnotationError
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.detection.boxes import outside

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from mmgcvit.datasets.files import read_utf8
 from mmgcvit.datasets.problems import Problem, metrics_of
+from mmgcvit.datasets.text import read_utf8
 from mmgcvit.errors import AnnotationError
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.detection.boxes import BoxCounts, outside

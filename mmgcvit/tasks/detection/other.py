@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 from mmengine.registry import DATASETS
 
 from mmgcvit.datasets.problems import Problem
+from mmgcvit.datasets.text import read_names, read_utf8
 from mmgcvit.errors import AnnotationError
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.detection.boxes import BoxCounts, outside
@@ -25,9 +26,15 @@ def read_other(dataset: Mapping) -> Annotations:
     """Read the annotations of any data set of mmdet.
 
     Raises:
-        AnnotationError: mmdet cannot build the data set; names the first XML file that cannot be read.
+        AnnotationError: mmdet cannot build the data set, or a list of names is not UTF-8; names the first XML file that
+            cannot be read.
     """
+    classes = (dataset.get("metainfo") or {}).get("classes")
+    if isinstance(classes, str) and os.path.isfile(classes):
+        read_names("metainfo.classes", classes)
     source = os.path.join(dataset.get("data_root") or "", str(dataset.get("ann_file") or ""))
+    if is_voc(dataset) and os.path.isfile(source) and not dataset.get("backend_args"):
+        read_utf8("ann_file", source)
     try:
         built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": False, "filter_cfg": None})
     except Exception as error:  # report any failure of a data set

@@ -18,9 +18,10 @@ import numpy as np
 from mmengine.registry import DATASETS, MODELS
 from PIL import Image
 
-from mmgcvit.datasets.files import THREADS, header, missing_problems, read_names
+from mmgcvit.datasets.files import THREADS, header, missing_problems
 from mmgcvit.datasets.problems import Problem, metrics_of, refuse
 from mmgcvit.datasets.report import DatasetReport
+from mmgcvit.datasets.text import read_names, read_utf8
 from mmgcvit.errors import AnnotationError
 from mmgcvit.registry import base_names, type_name
 from mmgcvit.tasks.segmentation.pairs import (
@@ -111,6 +112,8 @@ def read_label_maps(dataset: Mapping, model: Mapping | None, evaluator: Any = No
         )
     if isinstance(name, str):
         read_names("metainfo.classes", name)
+    if dataset.get("ann_file") and not dataset.get("backend_args"):
+        read_utf8("ann_file", os.path.join(root, dataset["ann_file"]))
     for key in ("img_suffix", "seg_map_suffix"):
         if not isinstance(dataset.get(key, ""), str):
             raise AnnotationError(
@@ -277,7 +280,9 @@ def compare_splits(reports: Sequence[DatasetReport]) -> None:
             if report.name == "train":
                 if not learnt[label]:
                     report.problems.append(
-                        Problem("class", report.source, f"no pixel of class {label!r}: its IoU will be 0, or NaN", True)
+                        Problem(
+                            "class", report.source, f"no pixel of class {label!r}: its IoU will be 0, or NaN", False
+                        )
                     )
             elif not count:
                 report.problems.append(
@@ -285,7 +290,7 @@ def compare_splits(reports: Sequence[DatasetReport]) -> None:
                         "class",
                         report.source,
                         f"no pixel of class {label!r}: its IoU will be NaN, or 0 if anything is predicted as it",
-                        True,
+                        False,
                     )
                 )
         without = [label for label, count in report.classes.items() if not count]
