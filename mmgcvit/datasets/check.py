@@ -32,8 +32,8 @@ def check_data(cfg: Config, workers: int = 8, progress: bool = True) -> list[Dat
         progress: whether to show a progress bar.
 
     Returns:
-        One report per data set; identical data sets with the same evaluator are checked once. If there are problems with the config itself, a
-        report named 'config' without a unit follows.
+        One report per data set; identical data sets with the same evaluator are checked once. If there are problems
+        with the config itself, a report named 'config' without a unit follows.
     """
     cfg = rename_old_types(copy.deepcopy(cfg))
     init_default_scope(cfg.get("default_scope", "mmengine"))
