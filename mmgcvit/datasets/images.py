@@ -188,16 +188,17 @@ def describe_losses(content: bytes, loaded: np.ndarray, raw: np.ndarray | None, 
         Kinds of losses, and descriptions.
     """
     found = []
+    bits = bits_per_value(content)
     if raw is not None and raw.dtype != np.uint8 and loaded.dtype == np.uint8:
         found.append(
             (
                 REDUCED,
-                f"{8 * raw.itemsize} bits per value, from {raw.min():g} to {raw.max():g} in the file, from "
+                f"{bits if bits > 8 else 8 * raw.itemsize} bits per value, from {raw.min():g} to {raw.max():g} in the file, from "
                 f"{loaded.min()} to {loaded.max()} as loaded; {remedy}",
             )
         )
-    elif bits_per_value(content) > 8 and loaded.dtype == np.uint8:
-        found.append((REDUCED, f"{bits_per_value(content)} bits per value; {remedy}"))
+    elif bits > 8 and loaded.dtype == np.uint8:
+        found.append((REDUCED, f"{bits} bits per value; {remedy}"))
     try:
         with any_image_size(), Image.open(io.BytesIO(content)) as image:
             channels = 1 if loaded.ndim == 2 else loaded.shape[2]

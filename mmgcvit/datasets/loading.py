@@ -240,8 +240,8 @@ def wrong_channels(image: np.ndarray, expected: int | None, color_type: str) -> 
     if expected in (None, channels):
         return None
     return (
-        f"{channels} channels as loaded (color_type={color_type!r}); allowed: {expected}, as model.backbone.in_channels "
-        "says"
+        f"{channels} channels as loaded (color_type={color_type!r}); allowed: {expected}, as "
+        "model.backbone.in_channels says"
     )
 
 

@@ -74,7 +74,7 @@ class Reader(Protocol):
         """Decode an image; raises a CorruptImageError or an OSError if it cannot be decoded."""
 
     def frame(self, frame: np.ndarray) -> np.ndarray:
-        """Convert a frame (H, W, 3), BGR, uint8, of a video; raises a CorruptImageError if it does not suit the model."""
+        """Convert a frame (H, W, 3), BGR, uint8, of a video; raises a CorruptImageError if the model cannot use it."""
 
 
 class PipelineReader:
