@@ -193,8 +193,8 @@ def describe_losses(content: bytes, loaded: np.ndarray, raw: np.ndarray | None, 
         found.append(
             (
                 REDUCED,
-                f"{bits if bits > 8 else 8 * raw.itemsize} bits per value, from {raw.min():g} to {raw.max():g} in the file, from "
-                f"{loaded.min()} to {loaded.max()} as loaded; {remedy}",
+                f"{bits if bits > 8 else 8 * raw.itemsize} bits per value, from {raw.min():g} to {raw.max():g} in the "
+                f"file, from {loaded.min()} to {loaded.max()} as loaded; {remedy}",
             )
         )
     elif bits > 8 and loaded.dtype == np.uint8:
