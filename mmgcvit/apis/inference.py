@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 
 from mmgcvit.apis.config import load_config
 from mmgcvit.apis.tta import use_tta
-from mmgcvit.errors import CheckpointError, ClassificationDataError, UsageError
+from mmgcvit.errors import CheckpointError, ClassificationDataError, CorruptImageError, UsageError
 from mmgcvit.registry import rename_old_types
 from mmgcvit.tasks import Predictor, task_of
 from mmgcvit.tasks.sources import Film, Input, Source, frames, list_inputs, read, write_image
@@ -178,11 +178,15 @@ class _Run:
                 rate = capture.get(cv2.CAP_PROP_FPS) or 25
                 film = stack.enter_context(Film(self.folder / "vis" / entry.drawing, rate))
             count = 0
-            for source, found in self.model(frames(entry.name, capture, self.model.reader)):
-                self._keep(source, found)
-                count += 1
-                if film is not None:
-                    film.write(self.model.draw(source, found, self.score_thr))
+            try:
+                for source, found in self.model(frames(entry.name, capture, self.model.reader)):
+                    self._keep(source, found)
+                    count += 1
+                    if film is not None:
+                        film.write(self.model.draw(source, found, self.score_thr))
+            except CorruptImageError as error:
+                self.failures.append(f"input {str(entry.path)!r}: {error}")
+                return
             self.summary.frames += count
             announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
             # Some containers only have an estimate.

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
+import re
+from collections.abc import Callable
 
 import numpy as np
+import torch
+from mmengine.logging import print_log
 from PIL import Image, ImageOps
 
 from mmgcvit.errors import CorruptImageError
@@ -13,6 +18,7 @@ from mmgcvit.utils.images import any_image_size
 
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # Pillow's modes with one value of more than 8 bits per pixel
 ALPHA = ("LA", "PA", "La", "RGBA", "RGBa")  # Pillow's modes with an alpha channel
+PPM = re.compile(rb"P[56](?:\s|#.*\n)+\d+(?:\s|#.*\n)+\d+(?:\s|#.*\n)+(\d+)\s")  # group 1: the highest value
 PNG = b"\x89PNG"
 ORIENTATION = 0x0112  # EXIF tag
 REDUCED = "16-bit image loaded as 8 bits"  # a kind of loss
@@ -119,7 +125,7 @@ def reduce_depth(image: Image.Image, value_range: tuple[float, float] | None = N
 
 
 def bits_per_value(content: bytes) -> int:
-    """Bits per value of a PNG or TIFF, from its header; 8 for other formats."""
+    """Bits per value of a PNG, TIFF or PPM, from its header; 8 for other formats."""
     if content.startswith(PNG):
         return content[24] if len(content) > 24 else 8
     if content[:4] in (b"II*\0", b"MM\0*"):
@@ -128,7 +134,45 @@ def bits_per_value(content: bytes) -> int:
                 return max(image.tag_v2.get(258, (8,)))  # BitsPerSample of a TIFF
         except Exception:  # a kind of TIFF that Pillow does not know
             return 8
-    return 8
+    header = PPM.match(content)
+    return int(header[1]).bit_length() if header else 8
+
+
+def deep_values(content: bytes) -> np.ndarray | None:
+    """Values of an image of one of the modes :data:`DEEP`; None for any other image."""
+    with any_image_size(), Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image) if image.mode in DEEP else None
+
+
+class DepthWarning:
+    """Warns of the first image of more than 8 bits that is loaded as 8 bits, once for all workers of a data loader.
+
+    Args:
+        remedy: how to load more than 8 bits.
+    """
+
+    def __init__(self, remedy: str) -> None:
+        self.remedy = remedy
+        self.warned = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def __call__(
+        self, where: str, content: bytes, loaded: np.ndarray, raw: Callable[[bytes], np.ndarray | None]
+    ) -> None:
+        """Warn if it has not been done.
+
+        Args:
+            where: the image, for the message.
+            content: the file.
+            loaded: the image as loaded.
+            raw: returns the values in the file (see :func:`describe_losses`).
+        """
+        if self.warned or loaded.dtype != np.uint8 or bits_per_value(content) <= 8:
+            return
+        self.warned += 1
+        for kind, what in describe_losses(content, loaded, raw(content), self.remedy):
+            if kind == REDUCED:
+                said = f"image {where}: {what} (the first such image)"
+                print_log(said, logger="current", level=logging.WARNING)
 
 
 def describe_losses(content: bytes, loaded: np.ndarray, raw: np.ndarray | None, remedy: str) -> list[tuple[str, str]]:
@@ -144,16 +188,17 @@ def describe_losses(content: bytes, loaded: np.ndarray, raw: np.ndarray | None, 
         Kinds of losses, and descriptions.
     """
     found = []
+    bits = bits_per_value(content)
     if raw is not None and raw.dtype != np.uint8 and loaded.dtype == np.uint8:
         found.append(
             (
                 REDUCED,
-                f"{8 * raw.itemsize} bits per value, from {raw.min():g} to {raw.max():g} in the file, from "
-                f"{loaded.min()} to {loaded.max()} as loaded; {remedy}",
+                f"{bits if bits > 8 else 8 * raw.itemsize} bits per value, from {raw.min():g} to {raw.max():g} in the "
+                f"file, from {loaded.min()} to {loaded.max()} as loaded; {remedy}",
             )
         )
-    elif bits_per_value(content) > 8 and loaded.dtype == np.uint8:
-        found.append((REDUCED, f"{bits_per_value(content)} bits per value; {remedy}"))
+    elif bits > 8 and loaded.dtype == np.uint8:
+        found.append((REDUCED, f"{bits} bits per value; {remedy}"))
     try:
         with any_image_size(), Image.open(io.BytesIO(content)) as image:
             channels = 1 if loaded.ndim == 2 else loaded.shape[2]

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -19,7 +20,7 @@ from mmengine.logging import print_log
 
 from mmgcvit.datasets.files import require_annotated_size
 from mmgcvit.datasets.images import (
-    bits_per_value,
+    DepthWarning,
     decode_with_pillow,
     describe_losses,
     orientation,
@@ -73,7 +74,7 @@ class LoadCheckedImage(LoadImageFromFile):
                 raise UsageError("imdecode_backend='tifffile': not installed; run `pip install tifffile`") from error
         self.corrupt, self.colour_transforms = corrupt, tuple(colour_transforms)
         self.skipped = torch.zeros(1, dtype=torch.int64).share_memory_()  # shared by all workers
-        self.warned = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self.warn = DepthWarning(REMEDY)
 
     def transform(self, results: dict) -> dict | None:
         """Load ``results['img_path']``; returns None if it is skipped."""
@@ -98,10 +99,7 @@ class LoadCheckedImage(LoadImageFromFile):
                 raise
             self._corrupt(path, str(error).removeprefix(f"{path}: "))
             return None
-        if not self.warned and image.dtype == np.uint8 and bits_per_value(content) > 8:
-            self.warned += 1
-            for _, what in describe_losses(content, image, _raw(content), REMEDY):
-                print_log(f"image {path}: {what} (the first such image)", logger="current", level=logging.WARNING)
+        self.warn(path, content, image, _raw)
         self._check_colours(path, image)
         if self.to_float32:
             image = image.astype("float32")
@@ -132,6 +130,17 @@ class LoadCheckedImage(LoadImageFromFile):
                 said = said or f": {error}"
         if image is None:
             raise CorruptImageError(f"cannot be decoded{self._hint(content) or said}")
+        return image
+
+    def decode_file(self, path: str | Path) -> np.ndarray:
+        """Decode a local file, and warn if it is the first one of more than 8 bits that is loaded as 8 bits.
+
+        Raises:
+            CorruptImageError: it cannot be decoded, with the reason.
+        """
+        content = Path(path).read_bytes()
+        image = self.decode(content)
+        self.warn(str(path), content, image, _raw)
         return image
 
     def _decode(self, content: bytes) -> np.ndarray | None:
@@ -197,10 +206,7 @@ class ImageChecker:
     def __init__(self, dataset: Mapping, model: Mapping | None = None) -> None:
         pipeline = list(dataset.get("pipeline") or ())
         self.load = LoadCheckedImage(**loading_arguments(pipeline))
-        backbone = (model or {}).get("backbone") or {}
-        loads = any(True for _ in image_loaders(pipeline))
-        known = loads and type_name(backbone) == "GCViT" and all(map(_is_known, pipeline))
-        self.channels = backbone.get("in_channels", 3) if known else None
+        self.channels = expected_channels(pipeline, model)
 
     def __call__(self, path: str) -> tuple[tuple[int, int] | None, list[Problem]]:
         """Width and height of an image as loaded, None if it cannot be decoded; and its problems."""
@@ -216,16 +222,33 @@ class ImageChecker:
         if reason and "cannot identify" not in reason:
             return None, [Problem("image", path, reason, True)]
         problems = []
-        channels = 1 if image.ndim == 2 else image.shape[2]
-        if self.channels is not None and channels != self.channels:
-            said = f"{channels} channels as loaded (color_type={self.load.color_type!r}); allowed: {self.channels}"
-            problems.append(Problem("channels", path, f"{said}, as model.backbone.in_channels says", True))
+        if wrong := wrong_channels(image, self.channels, self.load.color_type):
+            problems.append(Problem("channels", path, wrong, True))
         if image.dtype.kind == "f" and not np.isfinite(image).all():
             count = int((~np.isfinite(image)).sum())
             problems.append(Problem("image", path, f"{count} values are NaN or infinite", True))
         raw = None if content.startswith(JPEG) or image.dtype != np.uint8 else _raw(content)
         losses = describe_losses(content, image, raw, REMEDY)
         return (image.shape[1], image.shape[0]), problems + [Problem(kind, path, what, False) for kind, what in losses]
+
+
+def expected_channels(pipeline: Sequence[Mapping], model: Mapping | None) -> int | None:
+    """Number of channels that the backbone of a config takes; None if the images may be changed before."""
+    backbone = (model or {}).get("backbone") or {}
+    loads = any(True for _ in image_loaders(list(pipeline)))
+    known = loads and type_name(backbone) == "GCViT" and all(map(_is_known, pipeline))
+    return backbone.get("in_channels", 3) if known else None
+
+
+def wrong_channels(image: np.ndarray, expected: int | None, color_type: str) -> str | None:
+    """Return why an image (H, W) or (H, W, C) does not suit the backbone; None if it does."""
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    if expected in (None, channels):
+        return None
+    return (
+        f"{channels} channels as loaded (color_type={color_type!r}); allowed: {expected}, as "
+        "model.backbone.in_channels says"
+    )
 
 
 def _is_known(transform: Mapping) -> bool:

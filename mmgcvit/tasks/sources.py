@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -74,7 +74,7 @@ class Reader(Protocol):
         """Decode an image; raises a CorruptImageError or an OSError if it cannot be decoded."""
 
     def frame(self, frame: np.ndarray) -> np.ndarray:
-        """Convert a frame (H, W, 3), BGR, uint8, of a video."""
+        """Convert a frame (H, W, 3), BGR, uint8, of a video; raises a CorruptImageError if the model cannot use it."""
 
 
 class PipelineReader:
@@ -85,13 +85,14 @@ class PipelineReader:
 
     Args:
         pipeline: the test pipeline, modified in place.
+        model: config of the model. If its backbone is a GC ViT, images must have as many channels as it takes.
 
     Raises:
         UsageError: the pipeline does not load an image.
     """
 
-    def __init__(self, pipeline: list[dict]) -> None:
-        from mmgcvit.datasets.loading import LoadCheckedImage
+    def __init__(self, pipeline: list[dict], model: Mapping | None = None) -> None:
+        from mmgcvit.datasets.loading import LoadCheckedImage, expected_channels
 
         places = [i for i, transform in enumerate(pipeline) if type_name(transform) in LOADERS]
         if not places:
@@ -100,11 +101,12 @@ class PipelineReader:
                 f"allowed: {', '.join(LOADERS)}"
             )
         self.load = LoadCheckedImage(**loading_arguments(pipeline))
+        self.channels = expected_channels(pipeline, model)
         pipeline[places[0]] = dict(type="LoadImageFromFile", to_float32=self.load.to_float32)
 
     def image(self, path: Path) -> np.ndarray:
         """Decode an image."""
-        return self._finish(self.load.decode(path.read_bytes()))
+        return self._finish(self.load.decode_file(path))
 
     def frame(self, frame: np.ndarray) -> np.ndarray:
         """Convert a frame to grey if the pipeline loads grey images."""
@@ -115,6 +117,10 @@ class PipelineReader:
         return self._finish(frame)
 
     def _finish(self, image: np.ndarray) -> np.ndarray:
+        from mmgcvit.datasets.loading import wrong_channels
+
+        if wrong := wrong_channels(image, self.channels, self.load.color_type):
+            raise CorruptImageError(wrong)
         return image.astype(np.float32) if self.load.to_float32 else image
 
 

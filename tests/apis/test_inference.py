@@ -389,6 +389,11 @@ def test_other_numbers_of_channels(folder: Path, tmp_path: Path, channels: int, 
     expected = cv2.resize(pixels, (144, 96), interpolation=cv2.INTER_LINEAR).reshape(96, 144, channels)
     np.testing.assert_array_equal(seen[0].permute(1, 2, 0).numpy(), expected)
     assert {image.shape[0] for image in seen} == {channels}
+    if channels == 4:  # an image with 3 is named, and the others are done
+        cv2.imwrite(str(tmp_path / "0.bmp"), np.zeros((9, 9, 3), np.uint8))
+        with pytest.raises(UsageError, match=rf"input '{tmp_path}/0.bmp': 3 channels .*allowed: 4") as error:
+            predict(cfg, str(tmp_path / "model.pth"), [tmp_path / "0.bmp", path], str(tmp_path / "out"), "cpu")
+        assert "1 of 2 inputs failed; the results of the others are in" in str(error.value)
     assert cv2.imread(str(tmp_path / "out/vis/a.tif" if channels == 6 else tmp_path / "out/vis/a.png")).shape == (
         60,
         90,

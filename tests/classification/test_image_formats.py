@@ -51,6 +51,23 @@ def test_sixteen_bits_are_scaled_not_clipped(kind: str):
     assert len(np.unique(scaled)) == 256
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_first_image_of_sixteen_bits_is_named(tmp_path: Path, kind: str, logged: list[str]):
+    """In a data set, and in predictions."""
+    path = tmp_path / "deep"
+    path.write_bytes(encode(DEEP, kind).getvalue())
+    loader = LoadPillowImage()
+    for _ in range(2):
+        loader(dict(file=encode(DEEP, kind), img_path="a"))
+    reader = PillowReader(LoadPillowImage())
+    for _ in range(2):
+        reader.image(path)
+    PillowReader(LoadPillowImage(value_range=(0, 3594))).image(path)
+    assert [line.partition("; ")[0] for line in logged] == [
+        f"image {name}: 16 bits per value, from 0 to 3594 in the file, from 0 to 14 as loaded" for name in ("a", path)
+    ]
+
+
 def test_images_of_other_numbers_need_a_range():
     for values in (DEEP.astype(np.float32), DEEP.astype(np.int32) * 100):
         with pytest.raises(CorruptImageError, match=r"a: cannot be decoded: has values from 0 to .* value_range=\(LOW"):

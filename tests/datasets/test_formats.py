@@ -78,7 +78,7 @@ def test_orientation_is_ignored_if_asked_for():
     assert load(turned("JPEG", 6), color_type="color_ignore_orientation").shape == (40, 66, 3)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_deep_images(tmp_path: Path, kind: str, logged: list[str]):
     content = encode(DEEP, kind)
     assert bits_per_value(content) == 16

@@ -99,8 +99,8 @@ def test_training_compares_the_order_of_classes(tmp_path: Path, tree: Path, monk
     order = ["green", "blue", "red"]
     with pytest.raises(
         apis.UsageError,
-        match=r"another order .*'blue' is label 0 of the checkpoint and label 1 of the config. In order, the "
-        r"checkpoint has blue, green, red; the config has green, blue, red",
+        match=r"another order .*'blue' is label 0 of the checkpoint and label 1 of the config\. In order, the "
+        "checkpoint has blue, green, red; the config has green, blue, red",
     ):
         apis.train(cfg("resumed"), resume=checkpoint)
     said = []

@@ -13,8 +13,8 @@ pytest.importorskip("cv2")
 
 import cv2
 
-from mmgcvit.errors import UsageError
-from mmgcvit.tasks.sources import Film, Source, list_inputs, write_image
+from mmgcvit.errors import CorruptImageError, UsageError
+from mmgcvit.tasks.sources import Film, PipelineReader, Source, list_inputs, write_image
 
 
 def image(path: Path, value: int = 90) -> Path:
@@ -127,3 +127,27 @@ def test_film_appears_only_when_complete(tmp_path: Path):
     with pytest.raises(UsageError, match=r"3 of 4 frames could be written"):
         write("c.mp4", lost=1)
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_reader_warns_once_of_deep_images(tmp_path: Path, logged: list[str]):
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.arange(48, dtype=np.uint16).reshape(6, 8) * 80).save(path)
+    reader = PipelineReader([dict(type="LoadImageFromFile")])
+    for _ in range(2):
+        assert reader.image(path).max() == 14
+    assert [line.partition("; ")[0] for line in logged if "bits per value" in line] == [
+        f"image {path}: 16 bits per value, from 0 to 3760 in the file, from 0 to 14 as loaded"
+    ]
+
+
+def test_reader_compares_channels_with_the_backbone(tmp_path: Path):
+    path = image(tmp_path / "a.png")
+    pipeline = [dict(type="LoadImageFromFile", color_type="unchanged")]
+    assert PipelineReader(list(pipeline), dict(backbone=dict(type="GCViT"))).image(path).shape == (6, 8, 3)
+    assert PipelineReader(list(pipeline), dict(backbone=dict(type="Other", in_channels=4))).image(path).shape[2] == 3
+    reader = PipelineReader(list(pipeline), dict(backbone=dict(type="GCViT", in_channels=4)))
+    for call in (lambda: reader.image(path), lambda: reader.frame(np.zeros((6, 8, 3), np.uint8))):
+        with pytest.raises(
+            CorruptImageError, match=r"3 channels as loaded \(color_type='unchanged'\); allowed: 4, as model\.backb"
+        ):
+            call()

@@ -9,20 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from mmengine.registry import DATASETS
-from PIL import Image
 
-from mmgcvit.datasets.images import DEEP, REDUCED, describe_losses
+from mmgcvit.datasets.images import REDUCED, deep_values, describe_losses
 from mmgcvit.datasets.pipelines import image_loaders, loading_arguments
 from mmgcvit.datasets.problems import Problem
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import ClassificationDataError
 from mmgcvit.tasks.base import DatasetCheck
 from mmgcvit.tasks.classification.dataset import ClassificationDataset, check_names
-from mmgcvit.tasks.classification.transforms import CHANNELS, LoadPillowImage
-from mmgcvit.utils.images import any_image_size
+from mmgcvit.tasks.classification.transforms import CHANNELS, REMEDY, LoadPillowImage
 
 CHUNK = 64  # images opened at a time
-REMEDY = "to use this range: value_range=(LOW, HIGH) of LoadPillowImage"
 
 
 def check_classes(check: DatasetCheck) -> DatasetReport:
@@ -112,9 +109,7 @@ def _decoded(
         image = load.decode(io.BytesIO(content))
     except Exception as error:  # Pillow's decoders raise many types of errors
         return None, f"cannot be decoded: {error}", []
-    with any_image_size(), Image.open(io.BytesIO(content)) as original:
-        raw = np.asarray(original) if original.mode in DEEP else None
-    losses = describe_losses(content, np.asarray(image), raw, REMEDY)
+    losses = describe_losses(content, np.asarray(image), deep_values(content), REMEDY)
     if load.value_range is not None:
         losses = [(kind, what) for kind, what in losses if kind != REDUCED]
     return image.size, None, losses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,12 @@ from mmengine.logging import print_log
 from PIL import Image, ImageOps
 from timm.data import create_transform
 
-from mmgcvit.datasets.images import reduce_depth
+from mmgcvit.datasets.images import DepthWarning, deep_values, reduce_depth
 from mmgcvit.errors import CorruptImageError
 from mmgcvit.registry import TRANSFORMS
 from mmgcvit.utils.images import any_image_size
 
+REMEDY = "to use this range: value_range=(LOW, HIGH) of LoadPillowImage"
 CHANNELS = {"RGB": 3, "L": 1}  # by mode of LoadPillowImage
 GREY = dict(mean=(0.449,), std=(0.226,))  # fills the borders of rotated grey images, instead of ImageNet's mean colour
 
@@ -26,7 +28,7 @@ GREY = dict(mean=(0.449,), std=(0.226,))  # fills the borders of rotated grey im
 class LoadPillowImage:
     """Decode a sample's ``file`` completely into ``img``, a Pillow image, turned upright by its EXIF orientation.
 
-    Images of 16 bits are reduced to 8 bits, so that 0 becomes 0 and 65535 becomes 255.
+    Images of 16 bits are reduced to 8 bits, so that 0 becomes 0 and 65535 becomes 255; the log names the first one.
 
     Args:
         corrupt: handling of images that cannot be decoded. 'stop': raise an error. 'skip': log the image's name, count
@@ -48,12 +50,15 @@ class LoadPillowImage:
             raise ValueError(f"LoadPillowImage: value_range={value_range}; allowed: two numbers, the smaller one first")
         self.corrupt, self.mode = corrupt, mode
         self.value_range = None if value_range is None else (value_range[0], value_range[1])
+        self.warn = DepthWarning(REMEDY)
         self.skipped = torch.zeros(1, dtype=torch.int64).share_memory_()  # shared by all workers
 
     def __call__(self, results: dict) -> dict | None:
         """Decode the image; returns None if it is skipped."""
         try:
-            results["img"] = self.decode(results["file"])
+            content = results["file"].read()
+            results["img"] = self.decode(io.BytesIO(content))
+            self.warn_of_depth(results["img_path"], content, results["img"])
         except Exception as error:  # Pillow's decoders raise many types of errors
             said = f"image {results['img_path']}: cannot be decoded: {error}"
             if self.corrupt == "stop":
@@ -66,6 +71,11 @@ class LoadPillowImage:
             print_log(f"skipped {said}", logger="current", level=logging.ERROR)
             return None
         return results
+
+    def warn_of_depth(self, where: str, content: bytes, image: Image.Image) -> None:
+        """Warn if this is the first image of more than 8 bits, unless there is a ``value_range``."""
+        if self.value_range is None:
+            self.warn(where, content, np.asarray(image), deep_values)
 
     def decode(self, file: BinaryIO) -> Image.Image:
         """Decode an opened file; Pillow's decoders raise many types of errors."""
@@ -121,10 +131,12 @@ class PillowReader:
     def image(self, path: Path) -> np.ndarray:
         """Decode an image to (H, W), or (H, W, 3), BGR."""
         try:
-            with path.open("rb") as file:
-                return swap_colours(np.asarray(self.loader.decode(file)))
+            content = path.read_bytes()
+            image = self.loader.decode(io.BytesIO(content))
         except Exception as error:  # Pillow's decoders raise many types of errors
             raise CorruptImageError(f"cannot be decoded: {error}") from error
+        self.loader.warn_of_depth(str(path), content, image)
+        return swap_colours(np.asarray(image))
 
     def frame(self, frame: np.ndarray) -> np.ndarray:
         """Convert a frame (H, W, 3), BGR, uint8, of a video."""

@@ -49,7 +49,7 @@ class Detector:
 
         self.ids = _Ids(ann_file)
         self.results: list[dict] = []
-        self.reader = PipelineReader(cfg.test_dataloader.dataset.pipeline)
+        self.reader = PipelineReader(cfg.test_dataloader.dataset.pipeline, cfg.model)
         self.inferencer = Inferencer(cfg, through_reader(checkpoint), device=device, show_progress=False)
         self.classes = _class_names(self.inferencer, cfg, checkpoint)
         self.inferencer.visualizer.dataset_meta["classes"] = self.classes

@@ -61,7 +61,7 @@ class Segmentor:
 
             source = checkpoint
 
-        self.reader = PipelineReader(cfg.test_dataloader.dataset.pipeline)
+        self.reader = PipelineReader(cfg.test_dataloader.dataset.pipeline, cfg.model)
         self.inferencer = Inferencer(cfg, through_reader(checkpoint), device=device)
         self.inferencer.show_progress = False  # only OneDL's inferencer has an argument for it
         self.classes, palette = _meta(self.inferencer, cfg, checkpoint)
