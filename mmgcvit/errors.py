@@ -38,6 +38,10 @@ class PrepareError(MMGCViTError, ValueError):
     """A downloaded data set cannot be linked to where the configs expect it."""
 
 
+class ExportError(MMGCViTError, ValueError):
+    """A model cannot be exported, or the exported file does not agree with the model."""
+
+
 class InvalidLossError(MMGCViTError, RuntimeError):
     """The training loss is NaN or infinite."""
 

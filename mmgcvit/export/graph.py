@@ -1,0 +1,114 @@
+"""Base of the graphs that are exported, and the preprocessing in front of each of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmgcvit.errors import ExportError
+
+
+class Preprocess(nn.Module):
+    """What a model's ``data_preprocessor`` does to images at test time, as a part of the graph.
+
+    Args:
+        preprocessor: the preprocessor of mmdet, mmseg or the package's classifiers.
+        channels: channels of the images.
+
+    Attributes:
+        pad_values: values of the input that become zero, one for each channel (RGB).
+
+    Raises:
+        ExportError: the preprocessor does something that is not supported here.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocessor: Any, channels: int = 3) -> None:
+        super().__init__()
+        self.channels = channels
+        # Images come as RGB; a model that does not reverse the loader's BGR was trained on BGR.
+        self.reverse = channels >= 3 and not self._takes_rgb(preprocessor)
+        mean, std = getattr(preprocessor, "mean", None), getattr(preprocessor, "std", None)
+        mean = torch.zeros(1) if mean is None else mean.detach().float().flatten().cpu()
+        std = torch.ones(1) if std is None else std.detach().float().flatten().cpu()
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, channels):
+                raise ExportError(f"data_preprocessor.{name}: {len(values)} values; allowed: {channels}, or 1")
+            self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
+        test_cfg = getattr(preprocessor, "test_cfg", None) or {}  # of mmseg's preprocessor
+        self.divisor = int(getattr(preprocessor, "pad_size_divisor", 0) or test_cfg.get("size_divisor") or 1)
+        if test_cfg.get("size") is not None:
+            raise ExportError(
+                f"data_preprocessor.test_cfg.size={test_cfg['size']}: padding to a fixed size is not supported; "
+                "allowed: size_divisor"
+            )
+        self.pad_value = float(getattr(preprocessor, "pad_value", 0) or getattr(preprocessor, "pad_val", 0) or 0)
+        expanded = (self.mean + self.pad_value * self.std).flatten().expand(channels)
+        self.pad_values = tuple(float(value) for value in (expanded.flip(0) if self.reverse else expanded))
+
+    @staticmethod
+    def _takes_rgb(preprocessor: Any) -> bool:
+        if type(preprocessor).__name__ == "ClassificationPreprocessor":
+            return True  # Pillow's order
+        # `reverse` is that of mmgcvit's preprocessors, `_channel_conversion` mmengine's, `channel_conversion` mmseg's.
+        names = ("reverse", "_channel_conversion", "channel_conversion")
+        return any(bool(getattr(preprocessor, name, False)) for name in names)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalize and pad.
+
+        Args:
+            images: (B, C, H, W) uint8 or float32, RGB, values as in the image file.
+
+        Returns:
+            (B, C, H', W') float32, where H' and W' are multiples of the divisor.
+        """
+        x = images.float()
+        if self.reverse:
+            x = torch.cat([x[:, :3].flip(1), x[:, 3:]], dim=1) if self.channels > 3 else x.flip(1)
+        x = (x - self.mean) / self.std
+        if self.divisor > 1:
+            height, width = x.shape[-2:]
+            x = F.pad(x, (0, -width % self.divisor, 0, -height % self.divisor), value=self.pad_value)
+        return x
+
+
+class ExportGraph(nn.Module):
+    """A whole model as one graph, from images to predictions; :class:`~mmgcvit.runtime.metadata.ModelInfo` names them.
+
+    Subclasses implement ``forward(images)``, which must be traceable by ``torch.export`` with symbolic batch size,
+    height and width, must not depend on the values of tensors, and must not need custom operators.
+
+    Args:
+        model: the built model, with weights, on the CPU. It is used, not copied.
+        channels: channels of the images.
+
+    Attributes:
+        masks: what the masks of a detector cover, 'box' or 'image'; '' without masks.
+        mask_threshold: smallest probability that belongs to a mask.
+        any_size: why sizes other than the exported one are impossible; '' if they are possible.
+        any_batch: the same for the batch size.
+    """
+
+    masks = ""
+    mask_threshold = 0.5
+    any_size = ""
+    any_batch = ""
+
+    def __init__(self, model: Any, channels: int = 3) -> None:
+        super().__init__()
+        self.preprocess = Preprocess(model.data_preprocessor, channels)
+
+    @staticmethod
+    def unsupported(model: Any) -> str:
+        """Why this class cannot export a model; '' if it can. Must not run the model."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Predict on images (B, C, H, W)."""
+        raise NotImplementedError
