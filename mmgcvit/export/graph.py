@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -112,3 +113,7 @@ class ExportGraph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Predict on images (B, C, H, W)."""
         raise NotImplementedError
+
+    def translations(self) -> dict[Callable, Callable]:
+        """ONNX translations of operators of this graph that torch's exporter lacks."""
+        return {}

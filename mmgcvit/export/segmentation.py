@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmgcvit.errors import ExportError
 from mmgcvit.export.graph import ExportGraph
+from mmgcvit.export.modules import replace_modules
 
 
 class SegmentationGraph(ExportGraph):
@@ -21,6 +23,7 @@ class SegmentationGraph(ExportGraph):
 
     def __init__(self, model: Any, channels: int = 3) -> None:
         super().__init__(model, channels)
+        replace_modules(model)
         self.model = model
         self.align_corners = model.align_corners
         self.threshold = getattr(model.decode_head, "threshold", None)
@@ -55,3 +58,14 @@ class SegmentationGraph(ExportGraph):
     def logits(self, x: Tensor) -> Tensor:
         """Return the output of the decode head for normalized images, (B, classes, h, w)."""
         return self.model.decode_head(self.model.extract_feat(x))
+
+
+def segmentation_graph(model: Any, channels: int = 3) -> ExportGraph:
+    """Return the graph of a segmentor.
+
+    Raises:
+        ExportError: it cannot be exported.
+    """
+    if problem := SegmentationGraph.unsupported(model):
+        raise ExportError(problem)
+    return SegmentationGraph(model, channels)

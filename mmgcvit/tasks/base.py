@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from mmengine.config import Config
@@ -17,9 +17,25 @@ from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import UsageError
 from mmgcvit.tasks.sources import Input, Reader, Source
 
+if TYPE_CHECKING:
+    from mmgcvit.export.graph import ExportGraph
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with its weights, and the names and colours of its classes."""
+
+    model: Any
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]  # RGB
+
 
 class Predictor(Protocol):
     """A model that predicts on images and video frames, draws its predictions and writes them to files."""
+
+    @property
+    def trained(self) -> TrainedModel:
+        """The model that predicts."""
 
     @property
     def results(self) -> list[dict]:
@@ -140,6 +156,14 @@ class Task(ABC):
     def set_table(self, cfg: Config, path: str) -> bool:
         """Configure a test to write its predictions to a CSV file; returns False if no metric of the config can."""
         return False
+
+    @abstractmethod
+    def export_graph(self, model: Any, channels: int) -> ExportGraph:
+        """Return a built model as one graph, from images to predictions.
+
+        Raises:
+            ExportError: the model cannot be exported.
+        """
 
     def forward(self, model: Any, image: Tensor) -> None:
         """Run a forward pass in which every head does the maximum work possible at test time."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config
 from torch import nn
@@ -13,6 +13,9 @@ from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.base import DatasetCheck, Predictor, Split, Task
+
+if TYPE_CHECKING:
+    from mmgcvit.export.graph import ExportGraph
 
 
 class Classification(Task):
@@ -81,3 +84,9 @@ class Classification(Task):
                 metric.out_csv = path
                 return True
         return False
+
+    def export_graph(self, model: Any, channels: int) -> ExportGraph:
+        """Return the graph of a classifier."""
+        from mmgcvit.export.classification import ClassificationGraph
+
+        return ClassificationGraph(model, channels)

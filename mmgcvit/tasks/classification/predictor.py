@@ -23,6 +23,7 @@ from mmgcvit.checkpoint.reader import read_checkpoint
 from mmgcvit.datasets.pipelines import loading_arguments
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
+from mmgcvit.tasks.base import TrainedModel
 from mmgcvit.tasks.classification.dataset import class_list
 from mmgcvit.tasks.classification.transforms import LoadPillowImage, PillowReader, swap_colours
 from mmgcvit.tasks.sources import Input, Source
@@ -74,6 +75,12 @@ class ClassPredictor:
         self.batch_size = batch_size
         self.classes = _class_names(cfg, content, self.model.num_classes)
         self.results: list[dict] = []
+
+    @property
+    def trained(self) -> TrainedModel:
+        """The model, with a colour for each class."""
+        colours = np.random.default_rng(42).integers(0, 256, (len(self.classes), 3)).tolist()
+        return TrainedModel(self.model, tuple(self.classes), tuple((r, g, b) for r, g, b in colours))
 
     def validate_inputs(self, inputs: Sequence[Input]) -> None:
         """Accept all inputs."""

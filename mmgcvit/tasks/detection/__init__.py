@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config
 from torch import Tensor
@@ -13,6 +13,9 @@ from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.base import DatasetCheck, Predictor, Split, Task
+
+if TYPE_CHECKING:
+    from mmgcvit.export.graph import ExportGraph
 from mmgcvit.utils.paths import SHIPPED_CONFIGS
 
 SCALES = (0.8, 1.0, 1.2)  # multiples of the test pipeline's scale for test-time augmentation
@@ -118,3 +121,9 @@ class Detection(Task):
         from mmgcvit.tasks.detection.flops import forward
 
         forward(model, image)
+
+    def export_graph(self, model: Any, channels: int) -> ExportGraph:
+        """Return the graph of a detector."""
+        from mmgcvit.export.detection import detection_graph
+
+        return detection_graph(model, channels)

@@ -14,6 +14,7 @@ from torch import nn
 
 from mmgcvit.checkpoint.loading import through_reader
 from mmgcvit.errors import AnnotationError, UsageError
+from mmgcvit.tasks.base import TrainedModel
 from mmgcvit.tasks.detection.coco import image_file_name, read_lists
 from mmgcvit.tasks.inferencer import CheckedWeights, config_meta
 from mmgcvit.tasks.sources import Input, PipelineReader, Source
@@ -58,6 +59,17 @@ class Detector:
         self.tile, self.batch_size = tile, batch_size
         self.step = max(1, round(tile * (1 - overlap))) if tile else 0
         self.ids.name_categories(self.classes)
+
+    @property
+    def trained(self) -> TrainedModel:
+        """The model, with the colours of its drawings."""
+        from mmdet.visualization.palette import get_palette
+
+        palette, count = self.inferencer.visualizer.dataset_meta.get("palette"), len(self.classes)
+        if not isinstance(palette, str) and palette is not None and len(palette) < count:
+            palette = None
+        colours = get_palette(palette, count)[:count]
+        return TrainedModel(self.inferencer.model, self.classes, tuple((int(r), int(g), int(b)) for r, g, b in colours))
 
     def validate_inputs(self, inputs: Sequence[Input]) -> None:
         """Check that every image has an id, if the ids come from an annotation file.

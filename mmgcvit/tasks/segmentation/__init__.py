@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config
 from torch import Tensor
@@ -12,6 +12,9 @@ from mmgcvit.datasets.problems import Problem
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
 from mmgcvit.tasks.base import DatasetCheck, Predictor, Split, Task
+
+if TYPE_CHECKING:
+    from mmgcvit.export.graph import ExportGraph
 
 
 class Segmentation(Task):
@@ -100,3 +103,9 @@ class Segmentation(Task):
         shape = tuple(image.shape[2:])
         meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
         model.encode_decode(image, [meta])
+
+    def export_graph(self, model: Any, channels: int) -> ExportGraph:
+        """Return the graph of a segmentor."""
+        from mmgcvit.export.segmentation import segmentation_graph
+
+        return segmentation_graph(model, channels)

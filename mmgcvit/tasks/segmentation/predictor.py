@@ -14,6 +14,7 @@ from mmengine.registry import MODELS
 from mmgcvit.checkpoint.loading import through_reader
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
+from mmgcvit.tasks.base import TrainedModel
 from mmgcvit.tasks.inferencer import CheckedWeights, config_meta
 from mmgcvit.tasks.sources import Input, PipelineReader, Source, write_image
 from mmgcvit.utils import write_json
@@ -64,13 +65,19 @@ class Segmentor:
         self.reader = PipelineReader(cfg.test_dataloader.dataset.pipeline, cfg.model)
         self.inferencer = Inferencer(cfg, through_reader(checkpoint), device=device)
         self.inferencer.show_progress = False  # only OneDL's inferencer has an argument for it
-        self.classes, palette = _meta(self.inferencer, cfg, checkpoint)
+        self.classes, self.palette = _meta(self.inferencer, cfg, checkpoint)
         self.visualizer = self.inferencer.visualizer
-        self.visualizer.set_dataset_meta(self.classes, palette)
+        self.visualizer.set_dataset_meta(self.classes, self.palette)
         if tta:
             self.inferencer.model = MODELS.build({**cfg.tta_model, "module": self.inferencer.model})
         self.batch_size = batch_size
         self.results: list[dict] = []
+
+    @property
+    def trained(self) -> TrainedModel:
+        """The model, with the colours of its drawings."""
+        colours = tuple((int(r), int(g), int(b)) for r, g, b in self.palette)
+        return TrainedModel(self.inferencer.model, self.classes, colours)
 
     def validate_inputs(self, inputs: Sequence[Input]) -> None:
         """Check that each image, and each frame of a video, gets a label map file of its own.

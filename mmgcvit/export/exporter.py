@@ -1,0 +1,211 @@
+"""Export of a trained model to a file, with a check that the file predicts what the model predicts."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+
+from mmgcvit.apis.config import load_config
+from mmgcvit.errors import ExportError, UsageError
+from mmgcvit.export import formats
+from mmgcvit.export.graph import ExportGraph
+from mmgcvit.export.rules import InputRule, input_rule
+from mmgcvit.registry import rename_old_types, type_name
+from mmgcvit.runtime.metadata import ModelInfo
+from mmgcvit.tasks import task_of
+from mmgcvit.utils.files import require_file
+from mmgcvit.version import __version__
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A trained model as a graph, with its description."""
+
+    task: str
+    model: Any
+    graph: ExportGraph
+    info: ModelInfo
+    cfg: Config
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What :func:`export` has written.
+
+    Attributes:
+        file: the file.
+        info: its description.
+        seconds: time for capturing and writing.
+    """
+
+    file: Path
+    info: ModelInfo
+    seconds: float
+
+
+def export(
+    config: str | Path | Config,
+    checkpoint: str,
+    out: str | Path,
+    shape: tuple[int, int] | None = None,
+    dynamic: bool = False,
+    batch: int | None = 1,
+    half: bool = False,
+    int8: Sequence[str | Path] | None = None,
+    verify: Any = None,
+    cfg_options: dict | None = None,
+) -> Exported:
+    """Export a detector, segmentor or classifier, from images to predictions, to one file.
+
+    Args:
+        config: a config file, or a config, which is not changed.
+        checkpoint: file or URL.
+        out: the file: ``.onnx``, ``.xml`` (OpenVINO, with a ``.bin`` beside it) or ``.pt2`` (``torch.export.load``).
+            It appears only after it has been written and verified.
+        shape: height and width of the input.
+        dynamic: whether height and width may be any. By default they are if the config's test pipeline gives images of
+            different sizes, else the size is that of the pipeline.
+        batch: number of images of the input; None for any number.
+        half: float16 in the network (``.onnx``), or for the stored weights (``.xml``).
+        int8: images to quantize the network to 8 bits with (``.onnx``).
+        verify: called with the :class:`Exportable` and the file before it appears; raises an ExportError to refuse it.
+        cfg_options: values that override the config's, by dotted key.
+
+    Returns:
+        The file and its description.
+
+    Raises:
+        UsageError: an argument is not allowed.
+        ExportError: the model cannot be exported, or does not pass ``verify``.
+
+    Example:
+        >>> export("config.py", "work_dirs/demo/epoch_6.pth", "model.onnx", dynamic=True)
+    """
+    out = Path(out)
+    _validate(out, shape, dynamic, batch, half, int8)
+    model = open_model(config, checkpoint, shape, dynamic, batch, cfg_options)
+    calibration = None
+    if int8 is not None:
+        from mmgcvit.runtime.images import network_inputs
+
+        calibration = network_inputs(model.info, int8)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as folder:
+        target = Path(folder, out.name)
+        write(model, target, half, calibration)
+        seconds = time.perf_counter() - start
+        if verify is not None:
+            verify(model, target)
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == out.name):  # the main file last
+            shutil.move(file, out.parent / file.name)
+    return Exported(out, model.info, seconds)
+
+
+def _validate(
+    out: Path, shape: tuple[int, int] | None, dynamic: bool, batch: int | None, half: bool, int8: Any
+) -> None:
+    if out.suffix not in formats.SUFFIXES:
+        raise UsageError(f"output {str(out)!r}: suffix {out.suffix!r}; allowed: {', '.join(formats.SUFFIXES)}")
+    if shape is not None and dynamic:
+        raise UsageError(f"--shape {shape[0]} {shape[1]} and --dynamic; allowed: one of them")
+    if shape is not None and min(shape) < 32:
+        raise UsageError(f"--shape {shape[0]} {shape[1]}; allowed: at least 32 pixels in each direction")
+    if batch is not None and batch < 1:
+        raise UsageError(f"--batch {batch}; allowed: a number from 1, or 'dynamic'")
+    if half and out.suffix == ".pt2":
+        raise UsageError("--fp16 with a .pt2 file; allowed: .onnx, .xml")
+    if int8 is not None and out.suffix != ".onnx":
+        raise UsageError(f"--int8 with a {out.suffix} file; allowed: .onnx")
+    if half and int8 is not None:
+        raise UsageError("--fp16 and --int8; allowed: one of them")
+    needed = [*formats.PACKAGES[out.suffix], *(["onnxruntime"] if half or int8 is not None else [])]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"{out.suffix} files need {', '.join(missing)}: pip install 'mmgcvit[export]'")
+    if not hasattr(torch.export, "Dim") or not hasattr(torch.export.Dim, "DYNAMIC"):
+        raise UsageError(f"torch {torch.__version__} cannot export whole models; allowed: 2.7 or newer")
+
+
+def open_model(
+    config: str | Path | Config,
+    checkpoint: str,
+    shape: tuple[int, int] | None = None,
+    dynamic: bool = False,
+    batch: int | None = 1,
+    cfg_options: dict | None = None,
+) -> Exportable:
+    """Load a trained model for export; see :func:`export`.
+
+    Raises:
+        ExportError: the model cannot be exported.
+    """
+    require_file("checkpoint", checkpoint)
+    if isinstance(config, Config):
+        cfg, name = config.copy(), str(config.filename or "")
+        rename_old_types(cfg)
+        if cfg_options:
+            cfg.merge_from_dict(cfg_options)
+    else:
+        cfg, name = load_config(config, cfg_options=cfg_options), str(config)
+    task = task_of(cfg)
+    rule = input_rule(cfg.test_dataloader.dataset.pipeline)
+    channels = int((cfg.model.get("backbone") or {}).get("in_channels", 3))
+    trained = task.predictor(cfg, checkpoint, device="cpu").trained
+    model = trained.model.eval().requires_grad_(False)
+    graph = task.export_graph(model, channels).eval()
+    size = shape or (None if dynamic else rule.size)
+    if size is None and graph.any_size:
+        raise ExportError(f"{type_name(cfg.model)}: any height and width: {graph.any_size}; allowed: --shape HEIGHT WIDTH")
+    if batch is None and graph.any_batch:
+        raise ExportError(f"{type_name(cfg.model)}: any batch size: {graph.any_batch}; allowed: --batch NUMBER")
+    info = ModelInfo(
+        task=task.name,
+        classes=trained.classes,
+        palette=trained.palette,
+        channels=channels,
+        dtype=_dtype(cfg, channels),
+        shape=(batch, *(size or (None, None))),
+        resize=rule.resize,
+        pad=_pad_values(rule, graph, channels),
+        masks=graph.masks,
+        mask_threshold=graph.mask_threshold,
+        model=type_name(cfg.model),
+        source=(Path(name).name, Path(checkpoint).name),
+        version=__version__,
+    )
+    return Exportable(task.name, model, graph, info, cfg)
+
+
+def _dtype(cfg: Config, channels: int) -> str:
+    """Numbers of the input: float32 if the pipeline loads images as float32, else uint8."""
+    floats = any(step.get("to_float32") for step in cfg.test_dataloader.dataset.pipeline)
+    return "float32" if floats or channels not in (1, 3) else "uint8"
+
+
+def _pad_values(rule: InputRule, graph: ExportGraph, channels: int) -> tuple[float, ...]:
+    if rule.pad is not None:
+        return (rule.pad,) * channels
+    return tuple(round(value, 3) for value in graph.preprocess.pad_values)
+
+
+def write(model: Exportable, path: Path, half: bool = False, calibration: Any = None) -> None:
+    """Capture a model and write it to a file, in the format of its suffix; see :func:`export`."""
+    if path.suffix == ".pt2":
+        formats.write_pt2(model.graph, model.info, path)
+    elif path.suffix == ".onnx":
+        formats.write_onnx(model.graph, model.info, path, half, calibration)
+    else:
+        onnx_file = path.with_suffix(".onnx")
+        formats.write_onnx(model.graph, model.info, onnx_file)
+        formats.write_openvino(onnx_file, model.info, path, half)
+        onnx_file.unlink()
