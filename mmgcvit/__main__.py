@@ -25,6 +25,13 @@ def main(argv: list[str] | None = None) -> int:
     inspect.add_argument("file", help="file, URL, or a name from the list")
     params = commands.add_parser("params", help="list the parameter groups of a config's optimizer")
     params.add_argument("config", help="config file, or e.g. mmgcvit::detection/... for a config of the package")
+    exporter = commands.add_parser("export", help="export a trained model to ONNX, OpenVINO or torch.export")
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["export"]:  # its arguments need mmengine
+        from mmgcvit.export.commands import add_arguments, run
+
+        add_arguments(exporter)
+        return run(parser.parse_args(argv))
     args = parser.parse_args(argv)
 
     if args.command == "doctor":

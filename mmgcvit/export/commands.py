@@ -1,0 +1,186 @@
+"""The command ``mmgcvit export`` and ``tools/export.py``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import DictAction
+from rich.console import Console
+from rich.table import Table
+
+from mmgcvit.errors import CheckpointError, ExportError, UsageError
+from mmgcvit.export.exporter import Exportable, export
+from mmgcvit.export.formats import SUFFIXES
+from mmgcvit.runtime.metadata import ModelInfo
+from mmgcvit.utils.text import wide_console
+
+DATA_IMAGES = 4  # images of the test data that a file is compared on, unless others are given
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("config", help="config file, or e.g. mmgcvit::detection/... for a config of the package")
+    parser.add_argument("checkpoint", help="checkpoint file or URL")
+    parser.add_argument("out", help=f"file to write: {', '.join(SUFFIXES)} (ONNX, OpenVINO, torch.export)")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--shape", type=int, nargs=2, metavar=("H", "W"), help="height and width of the input")
+    size.add_argument(
+        "--dynamic",
+        action="store_true",
+        help="any height and width (default: if the test pipeline gives images of different sizes)",
+    )
+    parser.add_argument(
+        "--batch", type=_batch, default=1, metavar="N", help="images per batch, or 'dynamic' for any (default: 1)"
+    )
+    parser.add_argument(
+        "--fp16", action="store_true", help="float16: in the network (.onnx), or for the stored weights (.xml)"
+    )
+    parser.add_argument(
+        "--int8", nargs="+", metavar="IMAGES", help="quantize to 8 bits (.onnx), calibrated on these images or folders"
+    )
+    parser.add_argument(
+        "--verify",
+        nargs="+",
+        metavar="IMAGES",
+        help="images or folders that the file is compared with the model on; or 'val' to compute the metrics of both "
+        f"on the validation data, too (default: {DATA_IMAGES} images of the test data, else made-up images)",
+    )
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, default={}, help="override values of the config: key=value"
+    )
+
+
+def _batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a number, or 'dynamic'") from None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
+    console = wide_console()
+    try:
+        done = export(
+            args.config,
+            args.checkpoint,
+            args.out,
+            tuple(args.shape) if args.shape else None,
+            args.dynamic,
+            args.batch,
+            args.fp16,
+            args.int8,
+            Verification(args.verify, args.fp16, bool(args.int8), console),
+            args.cfg_options,
+        )
+    except (UsageError, CheckpointError, ExportError) as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 1
+    size = done.file.stat().st_size
+    if done.file.suffix == ".xml":
+        size += done.file.with_suffix(".bin").stat().st_size
+    console.print(f"{done.file}: {size / 1e6:.1f} MB, {describe(done.info)}", highlight=False)
+    if done.file.suffix != ".pt2":
+        console.print(f"Predict without PyTorch: python -m mmgcvit.runtime {done.file} IMAGES", highlight=False)
+    return 0
+
+
+def describe(info: ModelInfo) -> str:
+    """Describe input and outputs of a file in one line."""
+    batch, height, width = ("any" if size is None else str(size) for size in info.shape)
+    size = "any size" if height == width == "any" else f"{height} x {width}"
+    names = ", ".join(info.outputs)
+    return f"{info.model}: batch {batch}, {info.channels} channels, {size}, {info.dtype} -> {names}"
+
+
+class Verification:
+    """Compares a file with its model, prints the differences, and refuses a file that differs too much.
+
+    Args:
+        images: images or folders, or 'val'; None: images of the test data, else made-up ones.
+        half, quantized: whether the file has less precision than the model.
+        console: where the table is printed.
+    """
+
+    def __init__(self, images: Sequence[str] | None, half: bool, quantized: bool, console: Console) -> None:
+        self.with_metrics = bool(images) and "val" in (images or ())
+        self.images = [image for image in images or () if image != "val"]
+        self.half, self.quantized, self.console = half, quantized, console
+
+    def __call__(self, model: Exportable, file: Path) -> None:
+        """Verify a file.
+
+        Raises:
+            ExportError: it differs from the model by more than is tolerated.
+        """
+        from mmgcvit.export import verify
+        from mmgcvit.export.evaluate import evaluate
+
+        if self.with_metrics and file.suffix == ".pt2":
+            raise UsageError("--verify val with a .pt2 file; allowed: .onnx, .xml")
+        batches, source = self._batches(model)
+        found = verify.compare(model, verify.open_file(file, model.info), batches)
+        allowed = verify.HALF if self.half else verify.Tolerance()
+        sizes = ", ".join(f"{height} x {width}" for height, width in dict.fromkeys(found.sizes))
+        table = Table(title=f"{file.name} against the model: {found.images} images ({source}), {sizes}")
+        for name in ("difference", "found", "allowed"):
+            table.add_column(name)
+        for name, value, key in found.rows(model.task, bool(model.info.masks)):
+            limit = "" if self.quantized or not key else f"{1 - allowed.mask if key == 'mask' else getattr(allowed, key):g}"
+            table.add_row(name, value, limit)
+        self.console.print(table)
+        if not self.quantized:
+            verify.require_equal(found, allowed, file.name)
+        if self.with_metrics:
+            self._print_metrics(*evaluate(model, file))
+
+    def _batches(self, model: Exportable) -> tuple[Sequence[np.ndarray] | Iterator[np.ndarray], str]:
+        from mmgcvit.export.verify import made_up_images
+        from mmgcvit.runtime.images import network_inputs
+
+        if self.images:
+            return network_inputs(model.info, self.images), "given"
+        paths = list(islice(data_images(model.cfg), DATA_IMAGES))
+        if paths:
+            return network_inputs(model.info, paths), "of the test data"
+        return made_up_images(model.info), "made up; --verify IMAGES for real ones"
+
+    def _print_metrics(self, ours: dict[str, float], file: dict[str, float]) -> None:
+        table = Table(title="validation data")
+        for name in ("metric", "model", "file", "difference"):
+            table.add_column(name)
+        for name, value in ours.items():
+            table.add_row(name, f"{value:.4f}", f"{file[name]:.4f}", f"{file[name] - value:+.4f}")
+        self.console.print(table)
+
+
+def data_images(cfg: Any) -> Iterator[Path]:
+    """Yield the image files of a config's test data; none if the data is not there."""
+    from mmengine.registry import DATASETS, init_default_scope
+
+    init_default_scope(cfg.get("default_scope", "mmengine"))
+    try:
+        dataset = DATASETS.build(cfg.test_dataloader.dataset)
+        for index in range(len(dataset)):
+            path = Path(dataset.get_data_info(index)["img_path"])
+            if path.is_file():
+                yield path
+    except Exception:  # data sets raise many types of errors if their files are missing
+        return
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``tools/export.py``."""
+    parser = argparse.ArgumentParser(
+        description="Export a trained model to one file: python tools/export.py CONFIG CHECKPOINT OUT.onnx"
+    )
+    add_arguments(parser)
+    return run(parser.parse_args(argv))

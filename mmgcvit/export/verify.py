@@ -1,0 +1,226 @@
+"""Comparison of an exported file with the model that it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmgcvit.errors import ExportError
+from mmgcvit.export.exporter import Exportable
+from mmgcvit.export.reference import predict
+from mmgcvit.runtime.masks import paste
+from mmgcvit.runtime.metadata import KEY, ModelInfo
+from mmgcvit.runtime.session import open_session
+
+Outputs = dict[str, np.ndarray]  # by name, with the batch as the first dimension
+#: Sides of the images that are made up if there are no others, height and width.
+SIZES = ((224, 224), (256, 320), (300, 500), (97, 401))
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest allowed differences between a file and its model.
+
+    Attributes:
+        box: pixels.
+        score: of scores and probabilities.
+        mask: 1 - IoU of a mask.
+        labels: share of the pixels of a label map.
+        unmatched: share of the detections without a counterpart.
+    """
+
+    box: float = 0.01
+    score: float = 1e-4
+    mask: float = 0.01
+    labels: float = 1e-4
+    unmatched: float = 0.01
+
+
+#: For float16. Quantized files have no limit: their differences are stated.
+HALF = Tolerance(box=2.0, score=0.05, mask=0.1, labels=0.01, unmatched=0.1)
+
+
+@dataclass
+class Differences:
+    """Differences of all images so far: the largest, or for ``labels`` the share of pixels.
+
+    Attributes:
+        images: number of images.
+        detections: number of detections of the model, with ``unmatched`` without a counterpart in either direction.
+    """
+
+    images: int = 0
+    detections: int = 0
+    unmatched: int = 0
+    box: float = 0.0
+    score: float = 0.0
+    mask: float = 0.0
+    pixels: int = 0
+    wrong_pixels: int = 0
+    top1: int = 0  # images with the same most probable class
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def labels(self) -> float:
+        """Share of the pixels with another label."""
+        return self.wrong_pixels / max(self.pixels, 1)
+
+    def rows(self, task: str, masks: bool) -> list[tuple[str, str, str]]:
+        """Return names, values and names of the fields of :class:`Tolerance`, for a table."""
+        if task == "classification":
+            return [
+                ("largest difference of a probability", f"{self.score:.2g}", "score"),
+                ("same most probable class", f"{self.top1} of {self.images} images", ""),
+            ]
+        if task == "segmentation":
+            return [("pixels with another label", f"{100 * self.labels:.4f} %", "labels")]
+        return [
+            ("detections without a counterpart", f"{self.unmatched} of {self.detections}", "unmatched"),
+            ("largest difference of a box", f"{self.box:.2g} pixels", "box"),
+            ("largest difference of a score", f"{self.score:.2g}", "score"),
+            *([("smallest IoU of masks", f"{1 - self.mask:.4f}", "mask")] if masks else []),
+        ]
+
+    def exceeded(self, allowed: Tolerance) -> list[str]:
+        """Return the differences that are larger than allowed, in words."""
+        share = self.unmatched / max(self.detections, 1)
+        found = {"box": self.box, "score": self.score, "mask": self.mask, "labels": self.labels, "unmatched": share}
+        return [f"{name} {value:.3g} (allowed: {getattr(allowed, name):g})" for name, value in found.items()
+                if not value <= getattr(allowed, name)]  # fmt: skip
+
+
+def open_file(file: Path, info: ModelInfo) -> Callable[[np.ndarray], Outputs]:
+    """Open an exported file as a function of images (B, C, H, W)."""
+    if file.suffix != ".pt2":
+        return open_session(file)
+    extra = {KEY: ""}
+    module = torch.export.load(file, extra_files=extra).module()
+
+    def run(images: np.ndarray) -> Outputs:
+        with torch.no_grad():
+            found = module(torch.from_numpy(images))
+        return dict(zip(info.outputs, (x.numpy() for x in found), strict=True))
+
+    return run
+
+
+def compare(
+    model: Exportable, run: Callable[[np.ndarray], Outputs], batches: Iterable[np.ndarray]
+) -> Differences:
+    """Compare the predictions of a file with those of OpenMMLab's own code for the model.
+
+    Args:
+        model: the model.
+        run: the file, see :func:`open_file`.
+        batches: images (B, C, H, W) as the file takes them.
+    """
+    total = Differences()
+    for images in batches:
+        expected, found = predict(model, images), run(images)
+        total.images += len(images)
+        total.sizes.append((images.shape[2], images.shape[3]))
+        for index, reference in enumerate(expected):
+            ours = {name: values[index] for name, values in found.items()}
+            _COMPARE[model.task](reference, ours, model.info, total)
+    return total
+
+
+def _classes(reference: Outputs, found: Outputs, info: ModelInfo, total: Differences) -> None:
+    a, b = reference["probabilities"], found["probabilities"]
+    total.score = max(total.score, _largest(a - b))
+    total.top1 += int(a.argmax() == b.argmax())
+
+
+def _label_maps(reference: Outputs, found: Outputs, info: ModelInfo, total: Differences) -> None:
+    a, b = reference["labels"], found["labels"]
+    total.pixels += a.size
+    total.wrong_pixels += int((a != b).sum()) if a.shape == b.shape else a.size
+
+
+def _detections(reference: Outputs, found: Outputs, info: ModelInfo, total: Differences) -> None:
+    there = found["labels"] >= 0
+    ours = {name: values[there] for name, values in found.items()}
+    pairs = match(reference, ours)
+    total.detections += len(reference["labels"])
+    total.unmatched += len(reference["labels"]) + len(ours["labels"]) - 2 * len(pairs)
+    for i, j in pairs:
+        total.box = max(total.box, _largest(reference["boxes"][i] - ours["boxes"][j]))
+        total.score = max(total.score, _largest(reference["scores"][i] - ours["scores"][j]))
+        if info.masks:
+            height, width = reference["masks"].shape[1:]
+            if info.masks == "box":
+                region = paste(ours["masks"][j], ours["boxes"][j], height, width, info.mask_threshold)
+                mask = region.full(height, width)
+            else:
+                mask = ours["masks"][j] >= info.mask_threshold
+            union = (reference["masks"][i] | mask).sum()
+            both = (reference["masks"][i] & mask).sum()
+            if union > 16:  # the IoU of a few pixels says nothing
+                total.mask = max(total.mask, 1 - float(both / union))
+
+
+_COMPARE = {"classification": _classes, "segmentation": _label_maps, "detection": _detections}
+
+
+def match(a: Outputs, b: Outputs) -> list[tuple[int, int]]:
+    """Pair detections of the same class, best overlap first; pairs overlap by half at least.
+
+    Args:
+        a, b: ``boxes`` (N, 4) and ``labels`` (N,).
+    """
+    if not len(a["labels"]) or not len(b["labels"]):
+        return []
+    overlaps = iou(a["boxes"], b["boxes"])
+    # Of equal overlaps, the pair with the closer scores comes first.
+    closeness = overlaps - 1e-3 * np.abs(a["scores"][:, None] - b["scores"][None])
+    allowed = (overlaps >= 0.5) & (a["labels"][:, None] == b["labels"][None])
+    pairs: list[tuple[int, int]] = []
+    free_a, free_b = np.ones(len(a["labels"]), bool), np.ones(len(b["labels"]), bool)
+    rows, columns = np.nonzero(allowed)
+    for place in np.argsort(-closeness[rows, columns], kind="stable"):
+        i, j = int(rows[place]), int(columns[place])
+        if free_a[i] and free_b[j]:
+            free_a[i] = free_b[j] = False
+            pairs.append((i, j))
+    return pairs
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes (N, 4) and (M, 4), (N, M); equal boxes without an area count as 1."""
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    both = np.clip(high - low, 0, None).prod(-1)
+    areas = [np.clip(x[:, 2:] - x[:, :2], 0, None).prod(-1) for x in (a, b)]
+    union = areas[0][:, None] + areas[1][None] - both
+    same = np.abs(a[:, None] - b[None]).max(-1) < 0.1
+    return np.where(union > 0, both / np.maximum(union, 1e-9), same)
+
+
+def _largest(difference: np.ndarray) -> float:
+    """Largest absolute value; infinite if there is a NaN."""
+    value = float(np.abs(difference).max(initial=0))
+    return value if value == value else float("inf")
+
+
+def made_up_images(info: ModelInfo, sizes: Sequence[tuple[int, int]] = SIZES) -> list[np.ndarray]:
+    """Images with smooth structures and noise, (1, C, H, W), at several sizes, or at the only one."""
+    batch, height, width = info.shape
+    shapes = [(height or h, width or w) for h, w in sizes]
+    rng = np.random.default_rng(0)
+    images = []
+    for index, (h, w) in enumerate(dict.fromkeys(shapes)):
+        count = batch or 1 + index % 3
+        coarse = rng.integers(0, 256, (count, info.channels, -(-h // 32), -(-w // 32)))
+        image = coarse.repeat(32, 2).repeat(32, 3)[..., :h, :w] + rng.integers(-20, 21, (count, info.channels, h, w))
+        images.append(image.clip(0, 255).astype(info.dtype))
+    return images
+
+
+def require_equal(found: Differences, allowed: Tolerance, file: str) -> None:
+    """Raise an ExportError if a difference is larger than allowed."""
+    if problems := found.exceeded(allowed):
+        raise ExportError(f"{file}: differs from the model: {'; '.join(problems)}. The file was not kept")
