@@ -1,0 +1,108 @@
+"""mmdet's single-stage detectors as a graph: RetinaNet, ATSS, FCOS, GFL and RTMDet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmgcvit.export.boxes import (
+    activate,
+    best,
+    decode,
+    drop_small,
+    rows,
+    suppress,
+    unsupported_coder,
+    unsupported_kinds,
+    unsupported_selection,
+)
+from mmgcvit.export.graph import ExportGraph
+from mmgcvit.export.operators import NO_CANDIDATE, take, top_k
+
+HEADS = ("RetinaHead", "RetinaSepBNHead", "ATSSHead", "FCOSHead", "GFLHead", "RTMDetHead", "RTMDetSepBNHead")
+GENERATORS = ("AnchorGenerator", "MlvlPointGenerator")
+CODERS = ("DeltaXYWHBBoxCoder", "DistancePointBBoxCoder")
+
+
+class DenseGraph(ExportGraph):
+    """Preprocessing, features, dense predictions, and the best boxes.
+
+    Args:
+        model: a single-stage detector of mmdet.
+        channels: channels of the images.
+    """
+
+    detectors = ("RetinaNet", "ATSS", "FCOS", "GFL", "RTMDet", "SingleStageDetector")
+
+    def __init__(self, model: Any, channels: int = 3) -> None:
+        super().__init__(model, channels)
+        self.model = model
+        # With a distribution of distances, GFL's head predicts more than four numbers for a box.
+        self.bins = model.bbox_head.reg_max + 1 if type(model.bbox_head).__name__ == "GFLHead" else 0
+
+    @staticmethod
+    def unsupported(model: Any) -> str:
+        """Return why a detector cannot be exported."""
+        reason = unsupported_kinds([("model", model, DenseGraph.detectors)])
+        if reason:
+            return reason
+        head = model.bbox_head
+        reason = unsupported_kinds([("model.bbox_head", head, HEADS)])
+        if reason:
+            return reason
+        reason = unsupported_kinds(
+            [
+                ("model.bbox_head.anchor_generator", head.prior_generator, GENERATORS),
+                ("model.bbox_head.bbox_coder", head.bbox_coder, CODERS),
+            ]
+        )
+        reason = reason or unsupported_coder("model.bbox_head.bbox_coder", head.bbox_coder)
+        if not reason and getattr(head.loss_cls, "custom_cls_channels", False):
+            reason = (
+                f"model.bbox_head.loss_cls.type={type(head.loss_cls).__name__!r} has its own activation; "
+                "allowed: losses with sigmoid or softmax"
+            )
+        if not reason and getattr(head, "with_objectness", False):
+            reason = "model.bbox_head.with_objectness=True; allowed: False"
+        return reason or unsupported_selection("model.test_cfg", model.test_cfg, ("nms_pre", "max_per_img"), True)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return boxes (B, K, 4), scores (B, K) and labels (B, K)."""
+        head, config = self.model.bbox_head, self.model.test_cfg
+        size = images.shape[-2:]
+        logits, deltas, *factors = head(self.model.extract_feat(self.preprocess(images)))
+        sizes = [x.shape[-2:] for x in logits]
+        priors = head.prior_generator.grid_priors(sizes, device=logits[0].device)
+        all_boxes, all_scores, all_labels = [], [], []
+        for level, x in enumerate(logits):
+            scores = activate(head, rows(x, head.cls_out_channels))
+            classes = scores.shape[-1]
+            scores, indices = top_k(scores.flatten(1), config.nms_pre)
+            scores = torch.where(scores > config.get("score_thr", 0), scores, NO_CANDIDATE)
+            place = indices // classes
+            boxes = self.boxes(deltas[level], priors[level], place, level, size)
+            if factors:  # centerness
+                factor = take(rows(factors[0][level], 1), place).squeeze(-1).sigmoid()
+                scores = torch.where(scores >= 0, scores * factor, NO_CANDIDATE)
+            all_boxes.append(boxes)
+            all_scores.append(drop_small(scores, boxes, config))
+            all_labels.append(indices - place * classes)
+        boxes, scores, labels = (torch.cat(x, dim=1) for x in (all_boxes, all_scores, all_labels))
+        groups = scores[:, None]
+        if not config.nms.get("class_agnostic", False):
+            own = labels[:, None] == torch.arange(classes, device=labels.device)[:, None]
+            groups = torch.where(own, groups, NO_CANDIDATE)  # [B, classes, N]
+        scores = suppress(boxes, groups, config.nms.iou_threshold).amax(1)
+        return best(boxes, scores, labels, config.max_per_img)
+
+    def boxes(self, deltas: Tensor, priors: Tensor, place: Tensor, level: int, size: Any) -> Tensor:
+        """Decode the boxes at some places (B, K) of a level."""
+        head = self.model.bbox_head
+        priors = priors[place]
+        if not self.bins:
+            return decode(head.bbox_coder, priors, take(rows(deltas, 4), place), size)
+        distances = take(rows(deltas, 4 * self.bins), place)
+        distances = head.integral(distances).view_as(priors) * head.prior_generator.strides[level][0]
+        return decode(head.bbox_coder, (priors[..., :2] + priors[..., 2:]) / 2, distances, size)
