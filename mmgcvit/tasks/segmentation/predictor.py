@@ -15,8 +15,9 @@ from mmgcvit.checkpoint.loading import through_reader
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.inferencer import CheckedWeights, config_meta
-from mmgcvit.tasks.sources import Input, PipelineReader, Source, write_image
+from mmgcvit.tasks.sources import PipelineReader, Source, write_image
 from mmgcvit.utils import write_json
+from mmgcvit.utils.inputs import Input, tile_step
 
 
 class Segmentor:
@@ -53,7 +54,7 @@ class Segmentor:
                         if (kept := [t for t in step if type_name(t) != "LoadAnnotations"])
                     ]
         if tile is not None:
-            step = max(1, round(tile * (1 - overlap)))
+            step = tile_step(tile, overlap)
             cfg.model.test_cfg = dict(mode="slide", crop_size=(tile, tile), stride=(step, step))
 
         class Inferencer(CheckedWeights, MMSegInferencer):
