@@ -19,8 +19,9 @@ from mmgcvit.apis.tta import use_tta
 from mmgcvit.errors import CheckpointError, ClassificationDataError, CorruptImageError, UsageError
 from mmgcvit.registry import rename_old_types
 from mmgcvit.tasks import Predictor, task_of
-from mmgcvit.tasks.sources import Film, Input, Source, frames, list_inputs, read, write_image
+from mmgcvit.tasks.sources import Film, Source, frames, read, write_image
 from mmgcvit.utils.files import require_file
+from mmgcvit.utils.inputs import Input, check_options, list_inputs
 
 SAVE_EVERY = 30.0  # seconds between two writings of the results so far
 
@@ -97,12 +98,7 @@ def predict(
             not in ``ann_file``; or, after the others are done, some inputs could not be read.
     """
     require_file("checkpoint", checkpoint)
-    if batch_size < 1:
-        raise UsageError(f"batch_size={batch_size}; allowed: at least 1")
-    if tile is not None and tile < 32:
-        raise UsageError(f"tile={tile}; allowed: at least 32 pixels")
-    if not 0 <= overlap < 1:
-        raise UsageError(f"overlap={overlap}; allowed: from 0 to below 1")
+    check_options(batch_size, tile, overlap)
     entries, skipped = list_inputs(inputs, out_dir)
     for words in skipped:
         print_log(words, logger="current", level=logging.WARNING)

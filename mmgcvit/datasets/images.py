@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 from collections.abc import Callable
 
 import numpy as np
@@ -13,13 +12,8 @@ import torch
 from mmengine.logging import print_log
 from PIL import Image, ImageOps
 
-from mmgcvit.errors import CorruptImageError
-from mmgcvit.utils.images import any_image_size
+from mmgcvit.utils.images import DEEP, PNG, any_image_size, bits_per_value, has_alpha
 
-DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # Pillow's modes with one value of more than 8 bits per pixel
-ALPHA = ("LA", "PA", "La", "RGBA", "RGBa")  # Pillow's modes with an alpha channel
-PPM = re.compile(rb"P[56](?:\s|#.*\n)+\d+(?:\s|#.*\n)+\d+(?:\s|#.*\n)+(\d+)\s")  # group 1: the highest value
-PNG = b"\x89PNG"
 ORIENTATION = 0x0112  # EXIF tag
 REDUCED = "16-bit image loaded as 8 bits"  # a kind of loss
 
@@ -90,52 +84,9 @@ def decode_with_pillow(content: bytes, color_type: str) -> np.ndarray | None:
         grey = image.mode in ("1", "L") and color_type == "unchanged"
         if grey or color_type.startswith("grayscale"):
             return np.array(image.convert("L"))
-        if color_type == "unchanged" and _has_alpha(image):
+        if color_type == "unchanged" and has_alpha(image):
             return np.ascontiguousarray(np.asarray(image.convert("RGBA"))[..., [2, 1, 0, 3]])
         return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
-
-
-def reduce_depth(image: Image.Image, value_range: tuple[float, float] | None = None) -> Image.Image:
-    """Convert an image of more than 8 bits to 8 bits; any other image is returned unchanged.
-
-    Pillow's own conversion would set all values above 255 to 255.
-
-    Args:
-        image: an image of any mode.
-        value_range: the values that become 0 and 255; values outside are clipped. By default those of 16 bits, 0 and
-            65535, as with OpenCV.
-
-    Raises:
-        CorruptImageError: an image of 32-bit integers or floating-point numbers without a ``value_range``.
-    """
-    if image.mode not in DEEP:
-        return image
-    values = np.asarray(image)
-    if value_range is not None:
-        low, high = value_range
-        scaled = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
-        return Image.fromarray(np.round(255 * np.nan_to_num(scaled)).astype(np.uint8))
-    wide = image.format not in ("PNG", "PPM") and not image.mode.startswith("I;16")  # those have 16 bits in mode 'I'
-    if image.mode == "F" or wide or values.min() < 0 or values.max() > 65535:
-        raise CorruptImageError(
-            f"has values from {values.min():g} to {values.max():g} (mode {image.mode!r}); allowed: 8 or 16 bits, or "
-            "value_range=(LOW, HIGH) of the loading transform with the values that become 0 and 255"
-        )
-    return Image.fromarray((values.astype(np.uint32) >> 8).astype(np.uint8))
-
-
-def bits_per_value(content: bytes) -> int:
-    """Bits per value of a PNG, TIFF or PPM, from its header; 8 for other formats."""
-    if content.startswith(PNG):
-        return content[24] if len(content) > 24 else 8
-    if content[:4] in (b"II*\0", b"MM\0*"):
-        try:
-            with any_image_size(), Image.open(io.BytesIO(content)) as image:
-                return max(image.tag_v2.get(258, (8,)))  # BitsPerSample of a TIFF
-        except Exception:  # a kind of TIFF that Pillow does not know
-            return 8
-    header = PPM.match(content)
-    return int(header[1]).bit_length() if header else 8
 
 
 def deep_values(content: bytes) -> np.ndarray | None:
@@ -202,7 +153,7 @@ def describe_losses(content: bytes, loaded: np.ndarray, raw: np.ndarray | None, 
     try:
         with any_image_size(), Image.open(io.BytesIO(content)) as image:
             channels = 1 if loaded.ndim == 2 else loaded.shape[2]
-            if channels in (1, 3) and _has_alpha(image) and image.convert("RGBA").getextrema()[3] != (255, 255):
+            if channels in (1, 3) and has_alpha(image) and image.convert("RGBA").getextrema()[3] != (255, 255):
                 found.append(("transparency ignored", "its alpha channel is dropped"))
             if image.mode in ("P", "PA"):
                 found.append(("palette image", f"its colours are loaded, as {channels} channels"))
@@ -216,7 +167,3 @@ def describe_losses(content: bytes, loaded: np.ndarray, raw: np.ndarray | None, 
     except Exception:  # Pillow cannot read it, but OpenCV or tifffile has
         pass
     return found
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    return image.mode in ALPHA or "transparency" in image.info

@@ -71,6 +71,9 @@ class ModelInfo:
         shape: batch size, height and width of the input; None where any is allowed.
         resize: how the config's test pipeline resizes images.
         pad: value of each channel for padding to ``shape``, close to the mean.
+        exif: whether images are turned upright by their EXIF orientation.
+        value_range: for images of more than 8 bits and dtype 'uint8', the values that become 0 and 255; None: those of
+            16 bits. With dtype 'float32', images of more than 8 bits keep their values.
         masks: what the masks cover, see above; '' without masks.
         mask_threshold: smallest probability that belongs to a mask.
         model: type of the model, such as 'MaskRCNN'.
@@ -86,6 +89,8 @@ class ModelInfo:
     shape: tuple[int | None, int | None, int | None] = (None, None, None)
     resize: Resize = Resize()
     pad: tuple[float, ...] = ()
+    exif: bool = True
+    value_range: tuple[float, float] | None = None
     masks: str = ""
     mask_threshold: float = 0.5
     model: str = ""
@@ -125,11 +130,11 @@ class ModelInfo:
                 raise UsageError(f"{file}: description of format {version!r}; allowed: {FORMAT}. Update mmgcvit")
             content["resize"] = Resize(**_tuples(content["resize"]))
             info = cls(**_tuples(content))
+            info._validate(file)
         except UsageError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UsageError(f"{file}: its description of the model is damaged: {error!r}") from error
-        info._validate(file)
         return info
 
     def _validate(self, file: str) -> None:
@@ -143,6 +148,32 @@ class ModelInfo:
         for name, value, choices in allowed:
             if value not in choices:
                 raise UsageError(f"{file}: {name}={value!r}; allowed: {', '.join(map(repr, choices))}")
+        resize = self.resize
+        sizes = {
+            "shape": len(self.shape) == 3 and all(size is None or _is_size(size) for size in self.shape),
+            "channels": _is_size(self.channels),
+            "classes": len(self.classes) > 0 and all(isinstance(name, str) for name in self.classes),
+            "palette": len(self.palette) == len(self.classes) and all(len(colour) == 3 for colour in self.palette),
+            "pad": len(self.pad) in (0, self.channels),
+            "value_range": self.value_range is None or len(self.value_range) == 2,
+            "resize.size": resize.kind == "none" or _is_pair(resize.size),
+            "resize.crop": _is_pair(resize.crop) if resize.kind == "shorter_side" else _is_pair(resize.crop or (1, 1)),
+        }
+        for name, fits in sizes.items():
+            if not fits:
+                value = resize if name.startswith("resize") else self
+                raise UsageError(
+                    f"{file}: its description of the model is damaged: {name}="
+                    f"{getattr(value, name.removeprefix('resize.'))!r}"
+                )
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_size, value))
 
 
 def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,5 +183,3 @@ def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
         return tuple(map(convert, value)) if isinstance(value, list) else value
 
     return {name: convert(value) for name, value in content.items()}
-
-

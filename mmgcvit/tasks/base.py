@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from mmgcvit.datasets.problems import Problem
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import UsageError
-from mmgcvit.tasks.sources import Input, Reader, Source
+from mmgcvit.tasks.sources import Reader, Source
+from mmgcvit.utils.inputs import Input
 
 if TYPE_CHECKING:
     from mmgcvit.export.graph import ExportGraph

@@ -1,12 +1,11 @@
-"""Finding and reading of images, folders of images and videos, and writing of drawings."""
+"""Reading of images and videos, and writing of drawings."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,30 +15,8 @@ from mmgcvit.errors import CorruptImageError, UsageError
 from mmgcvit.registry import type_name
 from mmgcvit.utils import atomic_path
 from mmgcvit.utils.files import temporary_path
-from mmgcvit.utils.images import IMAGES, is_image
-
-VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
-DRAWINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")  # suffixes that OpenCV writes
-
-
-@dataclass(frozen=True)
-class Input:
-    """An image or video file."""
-
-    path: Path
-    name: str  # path relative to the folder that was given, with '/'
-
-    @property
-    def is_video(self) -> bool:
-        """Whether the suffix is that of a video."""
-        return self.path.suffix.lower() in VIDEOS
-
-    @property
-    def drawing(self) -> str:
-        """Relative path of the drawing: the name, with '.mp4' for a video and '.png' added to unusual suffixes."""
-        if self.is_video:
-            return str(PurePosixPath(self.name).with_suffix(".mp4"))
-        return self.name if self.path.suffix.lower() in DRAWINGS else f"{self.name}.png"
+from mmgcvit.utils.images import to_display
+from mmgcvit.utils.inputs import Input
 
 
 @dataclass
@@ -56,15 +33,8 @@ class Source:
 
         Values other than integers from 0 to 255 are scaled, so that the lowest 0.5 % become 0 and the highest 255.
         """
-        image = self.pixels if self.pixels.ndim == 3 else self.pixels[..., None]
-        image = image[..., 2::-1] if image.shape[2] >= 3 else image[..., [0, 0, 0]]
-        if image.dtype != np.uint8:
-            image = np.nan_to_num(image.astype(np.float64), posinf=0, neginf=0)
-            if image.min() < 0 or image.max() > 255 or (image % 1).any():
-                low, high = np.percentile(image, (0.5, 99.5))
-                image = 255 * (image - low) / max(high - low, 1e-12)
-            image = np.clip(image, 0, 255)
-        return np.array(image, np.uint8, order="C")
+        image = self.pixels
+        return to_display(image[..., 2::-1] if image.ndim == 3 and image.shape[2] >= 3 else image)
 
 
 class Reader(Protocol):
@@ -122,74 +92,6 @@ class PipelineReader:
         if wrong := wrong_channels(image, self.channels, self.load.color_type):
             raise CorruptImageError(wrong)
         return image.astype(np.float32) if self.load.to_float32 else image
-
-
-def list_inputs(sources: Sequence[str | Path], out_dir: str | Path) -> tuple[list[Input], list[str]]:
-    """List images and videos, also those in folders and in folders inside them, sorted by name.
-
-    Hidden files and folders are left out, and so is ``out_dir``. Files without a suffix count if they are images. Names
-    are relative to the folder that was given. If this makes two names equal, all names are relative to the folder that
-    the inputs have in common.
-
-    Args:
-        sources: images, videos and folders.
-        out_dir: folder for the results.
-
-    Returns:
-        The inputs, and words about each entry with the name of an image or video that is not a file.
-
-    Raises:
-        UsageError: a source does not exist, or a folder has no images and videos; or two drawings would be written to
-            the same file.
-    """
-    found: list[Input] = []
-    skipped: list[str] = []
-    for source in map(Path, sources):
-        if source.is_file():
-            found.append(Input(source, source.name))
-            continue
-        if not source.is_dir():
-            raise UsageError(f"input {str(source)!r}: no such image, video or folder")
-        results = Path(out_dir).resolve()
-        without = [results] if results != source.resolve() else [results / "vis", results / "labels"]
-        inside = sorted(_walk(source, without, skipped))
-        if not inside:
-            raise UsageError(f"input {str(source)!r}: no images in this folder; allowed: {', '.join(IMAGES + VIDEOS)}")
-        found += [Input(path, path.relative_to(source).as_posix()) for path in inside]
-    if max(Counter(entry.drawing for entry in found).values()) > 1:
-        paths = [entry.path.absolute() for entry in found]
-        common = os.path.commonpath([path.parent for path in paths])
-        found = [Input(path, path.relative_to(common).as_posix()) for path in paths]
-    first: dict[str, Input] = {}
-    for entry in found:
-        if entry.drawing in first:
-            raise UsageError(
-                f"inputs: the drawings of {str(entry.path)!r} and {str(first[entry.drawing].path)!r} would be written "
-                f"to the same file, {entry.drawing}; pass them in two calls with different --out-dir"
-            )
-        first[entry.drawing] = entry
-    return found, skipped
-
-
-def _walk(folder: Path, without: Sequence[Path], skipped: list[str]) -> Iterator[Path]:
-    seen: set[tuple[int, int]] = set()  # links may lead in circles
-    for place, folders, files in os.walk(folder, followlinks=True):
-        status = os.stat(place)
-        here = Path(place)
-        if (status.st_dev, status.st_ino) in seen or here.resolve() in without:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            path, suffix = here / name, Path(name).suffix.lower()
-            if name.startswith(".") or (suffix and suffix not in IMAGES + VIDEOS):
-                continue
-            if not path.is_file():  # opening a pipe would wait for its other end
-                kind = "a link to nothing" if path.is_symlink() and not path.exists() else "neither a file nor a folder"
-                skipped.append(f"{path}: skipped: {kind}")
-            elif suffix or is_image(path):
-                yield path
 
 
 def frames(name: str, capture: Any, reader: Reader) -> Iterator[Source]:

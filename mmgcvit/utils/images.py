@@ -1,13 +1,18 @@
-"""Image files: their suffixes, recognition by content, and Pillow's limit on their size."""
+"""Image files: their suffixes, recognition by content, depth, alpha channels, and Pillow's limit on their size."""
 
 from __future__ import annotations
 
+import io
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 
+import numpy as np
 from PIL import Image
+
+from mmgcvit.errors import CorruptImageError
 
 #: Suffixes of images that OpenCV or Pillow reads.
 IMAGES = (
@@ -19,6 +24,11 @@ OTHER_IMAGES = (
     ".heic", ".heif", ".jxl", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".psd", ".svg", ".exr",
     ".hdr", ".dcm", ".tga", ".ico", ".npy", ".npz", ".mat", ".nii",
 )  # fmt: skip
+
+DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # Pillow's modes with one value of more than 8 bits per pixel
+ALPHA = ("LA", "PA", "La", "RGBA", "RGBa")  # Pillow's modes with an alpha channel
+PPM = re.compile(rb"P[56](?:\s|#.*\n)+\d+(?:\s|#.*\n)+\d+(?:\s|#.*\n)+(\d+)\s")  # group 1: the highest value
+PNG = b"\x89PNG"
 
 _lock = threading.Lock()
 _inside = 0  # number of active blocks
@@ -57,3 +67,70 @@ def any_image_size() -> Iterator[None]:
             _inside -= 1
             if not _inside:
                 Image.MAX_IMAGE_PIXELS = _limit
+
+
+def reduce_depth(image: Image.Image, value_range: tuple[float, float] | None = None) -> Image.Image:
+    """Convert an image of more than 8 bits to 8 bits; any other image is returned unchanged.
+
+    Pillow's own conversion would set all values above 255 to 255.
+
+    Args:
+        image: an image of any mode.
+        value_range: the values that become 0 and 255; values outside are clipped. By default those of 16 bits, 0 and
+            65535, as with OpenCV.
+
+    Raises:
+        CorruptImageError: an image of 32-bit integers or floating-point numbers without a ``value_range``.
+    """
+    if image.mode not in DEEP:
+        return image
+    values = np.asarray(image)
+    if value_range is not None:
+        low, high = value_range
+        scaled = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
+        return Image.fromarray(np.round(255 * np.nan_to_num(scaled)).astype(np.uint8))
+    wide = image.format not in ("PNG", "PPM") and not image.mode.startswith("I;16")  # those have 16 bits in mode 'I'
+    if image.mode == "F" or wide or values.min() < 0 or values.max() > 65535:
+        raise CorruptImageError(
+            f"has values from {values.min():g} to {values.max():g} (mode {image.mode!r}); allowed: 8 or 16 bits, or "
+            "value_range=(LOW, HIGH) of the loading transform with the values that become 0 and 255"
+        )
+    return Image.fromarray((values.astype(np.uint32) >> 8).astype(np.uint8))
+
+
+def bits_per_value(content: bytes) -> int:
+    """Bits per value of a PNG, TIFF or PPM, from its header; 8 for other formats."""
+    if content.startswith(PNG):
+        return content[24] if len(content) > 24 else 8
+    if content[:4] in (b"II*\0", b"MM\0*"):
+        try:
+            with any_image_size(), Image.open(io.BytesIO(content)) as image:
+                return max(image.tag_v2.get(258, (8,)))  # BitsPerSample of a TIFF
+        except Exception:  # a kind of TIFF that Pillow does not know
+            return 8
+    header = PPM.match(content)
+    return int(header[1]).bit_length() if header else 8
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Whether an image has an alpha channel or a transparent colour."""
+    return image.mode in ALPHA or "transparency" in image.info
+
+
+def to_display(image: np.ndarray) -> np.ndarray:
+    """Return an image to draw on, (H, W, 3) uint8: the first three channels, or the first one three times.
+
+    Values other than integers from 0 to 255 are scaled, so that the lowest 0.5 % become 0 and the highest 255.
+
+    Args:
+        image: (H, W) or (H, W, C) of any type.
+    """
+    image = image if image.ndim == 3 else image[..., None]
+    image = image[..., :3] if image.shape[2] >= 3 else image[..., [0, 0, 0]]
+    if image.dtype != np.uint8:
+        image = np.nan_to_num(image.astype(np.float64), posinf=0, neginf=0)
+        if image.min() < 0 or image.max() > 255 or (image % 1).any():
+            low, high = np.percentile(image, (0.5, 99.5))
+            image = 255 * (image - low) / max(high - low, 1e-12)
+        image = np.clip(image, 0, 255)
+    return np.array(image, np.uint8, order="C")

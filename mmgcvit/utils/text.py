@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MIN_WIDTH = 140  # columns
 
@@ -35,4 +37,6 @@ def describe(error: BaseException) -> str:
 
 def wide_console() -> Console:
     """Return a console whose tables are never cut to fit a narrow terminal or a pipe: names must stay whole."""
+    from rich.console import Console
+
     return Console(width=max(Console().width, MIN_WIDTH))

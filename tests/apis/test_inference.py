@@ -23,8 +23,9 @@ from pycocotools.coco import COCO
 
 from mmgcvit.apis import UsageError, inference, predict
 from mmgcvit.apis.runs import use_tta
-from mmgcvit.tasks.detection.predictor import Detector, _starts
+from mmgcvit.tasks.detection.predictor import Detector
 from mmgcvit.tasks.sources import Source
+from mmgcvit.utils.inputs import tile_starts
 
 BASES = ROOT / "configs/detection/_base_"
 CLASSES = ("cat", "dog")
@@ -221,7 +222,7 @@ def test_instances_of_tiles_are_shifted_to_image_coordinates(folder: Path):
     [(10, 64, 32, [0]), (64, 64, 32, [0]), (65, 64, 32, [0, 1]), (128, 64, 64, [0, 64]), (130, 64, 48, [0, 48, 66])],
 )
 def test_tiles_cover_the_side(length: int, tile: int, step: int, starts: list[int]):
-    assert _starts(length, tile, step) == starts
+    assert tile_starts(length, tile, step) == starts
     assert {i for start in starts for i in range(start, min(start + tile, length))} == set(range(length))
 
 

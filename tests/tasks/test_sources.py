@@ -14,7 +14,8 @@ pytest.importorskip("cv2")
 import cv2
 
 from mmgcvit.errors import CorruptImageError, UsageError
-from mmgcvit.tasks.sources import Film, PipelineReader, Source, list_inputs, write_image
+from mmgcvit.tasks.sources import Film, PipelineReader, Source, write_image
+from mmgcvit.utils.inputs import list_inputs
 
 
 def image(path: Path, value: int = 90) -> Path:

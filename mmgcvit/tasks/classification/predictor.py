@@ -26,8 +26,9 @@ from mmgcvit.registry import type_name
 from mmgcvit.tasks.base import TrainedModel
 from mmgcvit.tasks.classification.dataset import class_list
 from mmgcvit.tasks.classification.transforms import LoadPillowImage, PillowReader, swap_colours
-from mmgcvit.tasks.sources import Input, Source
+from mmgcvit.tasks.sources import Source
 from mmgcvit.utils import atomic_path, write_json
+from mmgcvit.utils.inputs import Input
 
 TOP = 5  # number of classes per image in the results
 

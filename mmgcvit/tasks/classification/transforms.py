@@ -14,10 +14,10 @@ from mmengine.logging import print_log
 from PIL import Image, ImageOps
 from timm.data import create_transform
 
-from mmgcvit.datasets.images import DepthWarning, deep_values, reduce_depth
+from mmgcvit.datasets.images import DepthWarning, deep_values
 from mmgcvit.errors import CorruptImageError
 from mmgcvit.registry import TRANSFORMS
-from mmgcvit.utils.images import any_image_size
+from mmgcvit.utils.images import any_image_size, reduce_depth
 
 REMEDY = "to use this range: value_range=(LOW, HIGH) of LoadPillowImage"
 CHANNELS = {"RGB": 3, "L": 1}  # by mode of LoadPillowImage

@@ -17,9 +17,10 @@ from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.tasks.base import TrainedModel
 from mmgcvit.tasks.detection.coco import image_file_name, read_lists
 from mmgcvit.tasks.inferencer import CheckedWeights, config_meta
-from mmgcvit.tasks.sources import Input, PipelineReader, Source
+from mmgcvit.tasks.sources import PipelineReader, Source
 from mmgcvit.utils import summarize, write_json
 from mmgcvit.utils.files import require_file
+from mmgcvit.utils.inputs import Input, tile_starts, tile_step
 
 
 class Detector:
@@ -57,7 +58,7 @@ class Detector:
         if tta:
             self.inferencer.model = MODELS.build({**cfg.tta_model, "module": self.inferencer.model})
         self.tile, self.batch_size = tile, batch_size
-        self.step = max(1, round(tile * (1 - overlap))) if tile else 0
+        self.step = tile_step(tile, overlap) if tile else 0
         self.ids.name_categories(self.classes)
 
     @property
@@ -111,7 +112,7 @@ class Detector:
 
         height, width = image.shape[:2]
         tile, step = self.tile or max(height, width), self.step
-        corners = [(y, x) for y in _starts(height, tile, step) for x in _starts(width, tile, step)]
+        corners = [(y, x) for y in tile_starts(height, tile, step) for x in tile_starts(width, tile, step)]
         parts = []
         for i in range(0, len(corners), self.batch_size):
             batch = corners[i : i + self.batch_size]
@@ -270,13 +271,6 @@ class _Ids:
                 result["segmentation"] = dict(size=list(mask["size"]), counts=mask["counts"].decode())
             found.append(result)
         return found
-
-
-def _starts(length: int, tile: int, step: int) -> list[int]:
-    """Offsets of the tiles along a side; the last tile ends where the side ends."""
-    if length <= tile:
-        return [0]
-    return [*range(0, length - tile, step), length - tile]
 
 
 def _run_lengths(mask: np.ndarray, corner: tuple[int, int], shape: tuple[int, int]) -> dict:

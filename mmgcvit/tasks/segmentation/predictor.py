@@ -16,8 +16,9 @@ from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.base import TrainedModel
 from mmgcvit.tasks.inferencer import CheckedWeights, config_meta
-from mmgcvit.tasks.sources import Input, PipelineReader, Source, write_image
+from mmgcvit.tasks.sources import PipelineReader, Source, write_image
 from mmgcvit.utils import write_json
+from mmgcvit.utils.inputs import Input, tile_step
 
 
 class Segmentor:
@@ -54,7 +55,7 @@ class Segmentor:
                         if (kept := [t for t in step if type_name(t) != "LoadAnnotations"])
                     ]
         if tile is not None:
-            step = max(1, round(tile * (1 - overlap)))
+            step = tile_step(tile, overlap)
             cfg.model.test_cfg = dict(mode="slide", crop_size=(tile, tile), stride=(step, step))
 
         class Inferencer(CheckedWeights, MMSegInferencer):

@@ -1,0 +1,163 @@
+"""Drawings of predictions, with Pillow: boxes, masks, label maps, and the most probable classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mmgcvit.runtime.predictions import Classification, Detections, Prediction, Segmentation
+from mmgcvit.utils.images import to_display
+
+SMALL = 512  # images with a longer side below this are enlarged
+OTHER_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
+LEGEND = 40  # most classes in a legend
+Colour = tuple[int, ...]
+
+
+def draw(
+    image: np.ndarray, prediction: Prediction, palette: Sequence[Colour], score_thr: float = 0.3, top: int = 5
+) -> Image.Image:
+    """Draw a prediction on its image. Small images are enlarged, so that text and lines are readable.
+
+    Args:
+        image: (H, W) or (H, W, C), RGB.
+        prediction: its prediction.
+        palette: RGB colour of each class.
+        score_thr: boxes with a lower score are not drawn.
+        top: number of classes of a classifier.
+    """
+    zoom = max(1, round(SMALL / max(image.shape[:2])))
+    pixels = to_display(image).repeat(zoom, axis=0).repeat(zoom, axis=1)
+    if isinstance(prediction, Detections):
+        return _objects(pixels, prediction, palette, score_thr, zoom)
+    if isinstance(prediction, Segmentation):
+        return _label_map(pixels, prediction, palette, zoom)
+    assert isinstance(prediction, Classification)
+    lines = [(f"{name}  {value:.2f}", None) for name, value in prediction.top(top)]
+    return _with_panel(Image.fromarray(pixels), lines)
+
+
+def _objects(
+    pixels: np.ndarray, found: Detections, palette: Sequence[Colour], score_thr: float, zoom: int
+) -> Image.Image:
+    """Draw masks, boxes, and labels with scores."""
+    shown = found.select(found.scores >= score_thr)
+    order = range(len(shown))
+    for i in reversed(order):  # the highest score on top
+        if shown.regions is not None:
+            region = shown.regions[i]
+            mask = region.mask.repeat(zoom, axis=0).repeat(zoom, axis=1)
+            y, x = region.y * zoom, region.x * zoom
+            part = pixels[y : y + mask.shape[0], x : x + mask.shape[1]]
+            part[mask] = (0.55 * part[mask] + 0.45 * np.array(palette[shown.labels[i]])).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    pen = ImageDraw.Draw(image)
+    size = _text_size(image)
+    line = max(2, size // 8)
+    for i in reversed(order):
+        x1, y1, x2, y2 = (float(value) * zoom for value in shown.boxes[i])
+        pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=palette[shown.labels[i]], width=line)
+    taken: list[tuple[float, float, float, float]] = []
+    for i in order:
+        text = _fitted(f"{shown.names[i]} {shown.scores[i]:.2f}", size, image.width)
+        _label(pen, image, shown.boxes[i] * zoom, text, palette[shown.labels[i]], size, taken)
+    return image
+
+
+def _label(
+    pen: ImageDraw.ImageDraw,
+    image: Image.Image,
+    box: np.ndarray,
+    text: str,
+    colour: Colour,
+    size: int,
+    taken: list[tuple[float, float, float, float]],
+) -> None:
+    """Write the label of a box where no other label is: above it, in it, below it; else above it."""
+    font = _font(size, text.isascii())
+    x1, y1, _, y2 = map(float, box)
+    width, height = font.getlength(text) + size // 2, size * 1.3
+    x = min(max(0.0, x1), max(0.0, image.width - width))
+    places = [y1 - height, y1, y2 - height, y2]
+    inside = [y for y in places if 0 <= y <= image.height - height] or [max(0.0, min(y1, image.height - height))]
+    free = [y for y in inside if not any(_overlap((x, y, x + width, y + height), other) for other in taken)]
+    y = (free or inside)[0]
+    taken.append((x, y, x + width, y + height))
+    pen.rectangle((x, y, x + width, y + height), fill=colour)
+    pen.text((x + size // 4, y + height / 2), text, fill=_contrast(colour), font=font, anchor="lm")
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _label_map(pixels: np.ndarray, found: Segmentation, palette: Sequence[Colour], zoom: int) -> Image.Image:
+    """Blend the colours of the classes with the image; a legend below names them, with their shares of the image."""
+    colours = np.array(palette, np.uint8)
+    for y in range(0, found.height, 64):  # rows, to save memory
+        labels = found.labels[y : y + 64].repeat(zoom, axis=0).repeat(zoom, axis=1)
+        part = pixels[y * zoom : (y + 64) * zoom]
+        part[:] = (part.astype(np.uint16) + colours[labels]) // 2
+    counts = np.bincount(found.labels.ravel(), minlength=len(found.classes))
+    order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
+    lines: list[tuple[str, Colour | None]] = [
+        (f"{found.classes[i]}  {100 * counts[i] / found.labels.size:.1f} %", palette[i]) for i in order[:LEGEND]
+    ]
+    if len(order) > LEGEND:
+        lines.append((f"and {len(order) - LEGEND} more", None))
+    return _with_panel(Image.fromarray(pixels), lines)
+
+
+def _with_panel(image: Image.Image, lines: Sequence[tuple[str, Colour | None]]) -> Image.Image:
+    """Add lines of text below an image, in columns, with the colours that they explain."""
+    size = _text_size(image)
+    swatch = int(size * 1.4) if any(colour is not None for _, colour in lines) else 0
+    width = max(image.width, size * 16)
+    texts = [_fitted(text, size, width - swatch - size) for text, _ in lines]
+    column = swatch + size + max((_font(size, text.isascii()).getlength(text) for text in texts), default=0)
+    columns = max(1, int(width // column)) if swatch else 1
+    rows = -(-len(lines) // columns)
+    step = int(size * 1.5)
+    canvas = Image.new("RGB", (width, image.height + rows * step + size // 2), (24, 24, 24))
+    canvas.paste(image, (0, 0))
+    pen = ImageDraw.Draw(canvas)
+    for i, (text, (_, colour)) in enumerate(zip(texts, lines, strict=True)):
+        x, y = size // 2 + i // rows * column, image.height + size // 4 + i % rows * step
+        if colour is not None:
+            pen.rectangle((x, y + size // 4, x + size, y + size // 4 + size), fill=colour)
+        pen.text((x + swatch, y + step / 2), text, fill=(255, 255, 255), font=_font(size, text.isascii()), anchor="lm")
+    return canvas
+
+
+def _text_size(image: Image.Image) -> int:
+    return min(64, max(14, round((image.width * image.height) ** 0.5 / 45)))
+
+
+def _fitted(text: str, size: int, width: float) -> str:
+    """Shorten a text to a width in pixels."""
+    font, short = _font(size, text.isascii()), text
+    while short and font.getlength(short) > width - size // 2:
+        text = text[:-1]
+        short = f"{text}..." if text else ""
+    return short
+
+
+@cache
+def _font(size: int, ascii_only: bool) -> Any:
+    """Pillow's own font; for other letters one of the system, if there is one with them."""
+    for name in () if ascii_only else OTHER_FONTS:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return ImageFont.load_default(size)
+
+
+def _contrast(colour: Colour) -> Colour:
+    """Black on a light colour, white on a dark one."""
+    red, green, blue = colour
+    return (0, 0, 0) if 0.3 * red + 0.59 * green + 0.11 * blue > 140 else (255, 255, 255)
