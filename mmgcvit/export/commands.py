@@ -134,7 +134,9 @@ class Verification:
         for name in ("difference", "found", "allowed"):
             table.add_column(name)
         for name, value, key in found.rows(model.task, bool(model.info.masks)):
-            limit = "" if self.quantized or not key else f"{1 - allowed.mask if key == 'mask' else getattr(allowed, key):g}"
+            limit = (
+                "" if self.quantized or not key else f"{1 - allowed.mask if key == 'mask' else getattr(allowed, key):g}"
+            )
             table.add_row(name, value, limit)
         self.console.print(table)
         if not self.quantized:
@@ -143,8 +145,7 @@ class Verification:
             self._print_metrics(*evaluate(model, file))
 
     def _batches(self, model: Exportable) -> tuple[Sequence[np.ndarray] | Iterator[np.ndarray], str]:
-        from mmgcvit.export.verify import made_up_images
-        from mmgcvit.runtime.images import network_inputs
+        from mmgcvit.export.inputs import made_up_images, network_inputs
 
         if self.images:
             return network_inputs(model.info, self.images), "given"

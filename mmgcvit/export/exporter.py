@@ -15,9 +15,11 @@ import torch
 from mmengine.config import Config
 
 from mmgcvit.apis.config import load_config
+from mmgcvit.datasets.pipelines import loading_arguments
 from mmgcvit.errors import ExportError, UsageError
 from mmgcvit.export import formats
 from mmgcvit.export.graph import ExportGraph
+from mmgcvit.export.inputs import network_inputs
 from mmgcvit.export.rules import InputRule, input_rule
 from mmgcvit.registry import rename_old_types, type_name
 from mmgcvit.runtime.metadata import ModelInfo
@@ -95,9 +97,7 @@ def export(
     model = open_model(config, checkpoint, shape, dynamic, batch, cfg_options)
     calibration = None
     if int8 is not None:
-        from mmgcvit.runtime.images import network_inputs
-
-        calibration = network_inputs(model.info, int8)
+        calibration = list(network_inputs(model.info, int8))
     out.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as folder:
@@ -165,9 +165,12 @@ def open_model(
     graph = task.export_graph(model, channels).eval()
     size = shape or (None if dynamic else rule.size)
     if size is None and graph.any_size:
-        raise ExportError(f"{type_name(cfg.model)}: any height and width: {graph.any_size}; allowed: --shape HEIGHT WIDTH")
+        raise ExportError(
+            f"{type_name(cfg.model)}: any height and width: {graph.any_size}; allowed: --shape HEIGHT WIDTH"
+        )
     if batch is None and graph.any_batch:
         raise ExportError(f"{type_name(cfg.model)}: any batch size: {graph.any_batch}; allowed: --batch NUMBER")
+    loading = loading_arguments(cfg.test_dataloader.dataset.pipeline)
     info = ModelInfo(
         task=task.name,
         classes=trained.classes,
@@ -177,6 +180,8 @@ def open_model(
         shape=(batch, *(size or (None, None))),
         resize=rule.resize,
         pad=_pad_values(rule, graph, channels),
+        exif=not str(loading.get("color_type", "")).endswith("ignore_orientation"),
+        value_range=None if (values := loading.get("value_range")) is None else (float(values[0]), float(values[1])),
         masks=graph.masks,
         mask_threshold=graph.mask_threshold,
         model=type_name(cfg.model),

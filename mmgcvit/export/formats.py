@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,9 +31,7 @@ def example_input(info: ModelInfo) -> tuple[torch.Tensor, dict[int, Any]]:
     default = (2, 160, 224)
     shape = [given or free for given, free in zip(info.shape, default, strict=True)]
     dynamic = {
-        place: torch.export.Dim.DYNAMIC
-        for place, given in zip((0, 2, 3), info.shape, strict=True)
-        if given is None
+        place: torch.export.Dim.DYNAMIC for place, given in zip((0, 2, 3), info.shape, strict=True) if given is None
     }
     images = torch.randint(0, 256, (shape[0], info.channels, *shape[1:]), generator=torch.Generator().manual_seed(0))
     return images.to(getattr(torch, info.dtype)), dynamic
@@ -199,6 +198,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _short(error: BaseException) -> str:
-    """The first lines of an error of torch, which may be pages long."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: " + " ".join(lines[:3])[:600]
+    """The first lines of an error of torch, which may be pages long, and of its cause."""
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    text = f"{type(root).__name__}: {root}"
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if line.strip()]
+    return " ".join(lines[:3])[:600]

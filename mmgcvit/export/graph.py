@@ -42,7 +42,8 @@ class Preprocess(nn.Module):
                 raise ExportError(f"data_preprocessor.{name}: {len(values)} values; allowed: {channels}, or 1")
             self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
         test_cfg = getattr(preprocessor, "test_cfg", None) or {}  # of mmseg's preprocessor
-        self.divisor = int(getattr(preprocessor, "pad_size_divisor", 0) or test_cfg.get("size_divisor") or 1)
+        divisors = test_cfg.get("size_divisor"), getattr(preprocessor, "pad_size_divisor", None)
+        self.divisor = max(int(divisor or 1) for divisor in divisors)
         if test_cfg.get("size") is not None:
             raise ExportError(
                 f"data_preprocessor.test_cfg.size={test_cfg['size']}: padding to a fixed size is not supported; "
@@ -56,9 +57,8 @@ class Preprocess(nn.Module):
     def _takes_rgb(preprocessor: Any) -> bool:
         if type(preprocessor).__name__ == "ClassificationPreprocessor":
             return True  # Pillow's order
-        # `reverse` is that of mmgcvit's preprocessors, `_channel_conversion` mmengine's, `channel_conversion` mmseg's.
-        names = ("reverse", "_channel_conversion", "channel_conversion")
-        return any(bool(getattr(preprocessor, name, False)) for name in names)
+        # `reverse` is that of the package's own preprocessors, `_channel_conversion` that of mmengine's and mmseg's.
+        return any(bool(getattr(preprocessor, name, False)) for name in ("reverse", "_channel_conversion"))
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalize and pad.
@@ -115,5 +115,7 @@ class ExportGraph(nn.Module):
         raise NotImplementedError
 
     def translations(self) -> dict[Callable, Callable]:
-        """ONNX translations of operators of this graph that torch's exporter lacks."""
-        return {}
+        """Return ONNX translations of operators of this graph that torch's exporter lacks."""
+        from mmgcvit.export.operators import translation_table
+
+        return translation_table()

@@ -66,7 +66,7 @@ def _pad(transform: Mapping[str, Any], rule: InputRule) -> InputRule:
     value = value.get("img", 0) if isinstance(value, Mapping) else value
     if size is None and transform.get("pad_to_square") and rule.resize.size:
         size = (max(rule.resize.size),) * 2
-    if size is None or not isinstance(value, (int, float)) and len(set(value)) > 1:
+    if size is None or (not isinstance(value, (int, float)) and len(set(value)) > 1):
         raise ExportError(f"Pad of the test pipeline: {dict(transform)}; allowed: size, and one value for all channels")
     width, height = size
     return InputRule(rule.resize, (height, width), float(value if isinstance(value, (int, float)) else value[0]))

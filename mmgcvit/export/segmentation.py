@@ -49,10 +49,7 @@ class SegmentationGraph(ExportGraph):
         logits = self.logits(x)
         logits = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=self.align_corners)
         logits = logits[..., :height, :width]
-        if logits.shape[1] == 1:
-            labels = (logits.sigmoid() > self.threshold).squeeze(1)
-        else:
-            labels = logits.argmax(dim=1)
+        labels = (logits.sigmoid() > self.threshold).squeeze(1) if logits.shape[1] == 1 else logits.argmax(dim=1)
         return (labels.to(torch.uint8 if self.small else torch.int32),)
 
     def logits(self, x: Tensor) -> Tensor:

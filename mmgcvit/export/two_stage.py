@@ -131,7 +131,9 @@ class TwoStageGraph(ExportGraph):
             logits.append(scores)
             deltas = deltas.unflatten(-1, (-1, 4))  # [B, P, classes or 1, 4]
             if stage < len(heads) - 1:
-                chosen = scores[..., :-1].argmax(-1) if deltas.shape[2] > 1 else torch.zeros_like(used, dtype=torch.long)
+                chosen = (
+                    scores[..., :-1].argmax(-1) if deltas.shape[2] > 1 else torch.zeros_like(used, dtype=torch.long)
+                )
                 deltas = take(deltas.flatten(0, 1), chosen.reshape(-1, 1)).view_as(boxes)
                 boxes = decode(box_head.bbox_coder, boxes, deltas, size)
         probabilities = (sum(logits) / len(logits)).softmax(-1)[..., :-1]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +17,6 @@ from mmgcvit.runtime.metadata import KEY, ModelInfo
 from mmgcvit.runtime.session import open_session
 
 Outputs = dict[str, np.ndarray]  # by name, with the batch as the first dimension
-#: Sides of the images that are made up if there are no others, height and width.
-SIZES = ((224, 224), (256, 320), (300, 500), (97, 401))
 
 
 @dataclass(frozen=True)
@@ -109,9 +106,7 @@ def open_file(file: Path, info: ModelInfo) -> Callable[[np.ndarray], Outputs]:
     return run
 
 
-def compare(
-    model: Exportable, run: Callable[[np.ndarray], Outputs], batches: Iterable[np.ndarray]
-) -> Differences:
+def compare(model: Exportable, run: Callable[[np.ndarray], Outputs], batches: Iterable[np.ndarray]) -> Differences:
     """Compare the predictions of a file with those of OpenMMLab's own code for the model.
 
     Args:
@@ -204,20 +199,6 @@ def _largest(difference: np.ndarray) -> float:
     """Largest absolute value; infinite if there is a NaN."""
     value = float(np.abs(difference).max(initial=0))
     return value if value == value else float("inf")
-
-
-def made_up_images(info: ModelInfo, sizes: Sequence[tuple[int, int]] = SIZES) -> list[np.ndarray]:
-    """Images with smooth structures and noise, (1, C, H, W), at several sizes, or at the only one."""
-    batch, height, width = info.shape
-    shapes = [(height or h, width or w) for h, w in sizes]
-    rng = np.random.default_rng(0)
-    images = []
-    for index, (h, w) in enumerate(dict.fromkeys(shapes)):
-        count = batch or 1 + index % 3
-        coarse = rng.integers(0, 256, (count, info.channels, -(-h // 32), -(-w // 32)))
-        image = coarse.repeat(32, 2).repeat(32, 3)[..., :h, :w] + rng.integers(-20, 21, (count, info.channels, h, w))
-        images.append(image.clip(0, 255).astype(info.dtype))
-    return images
 
 
 def require_equal(found: Differences, allowed: Tolerance, file: str) -> None:

@@ -1,0 +1,103 @@
+"""The comparison of a file with its model must find every kind of difference."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mmgcvit.errors import ExportError
+from mmgcvit.export import verify
+from mmgcvit.export.inputs import made_up_images
+from mmgcvit.runtime.metadata import ModelInfo
+
+INFO = ModelInfo("detection", ("a", "b"), ((1, 2, 3), (4, 5, 6)), masks="image")
+BOXES = np.array([[10, 10, 40, 50], [60, 20, 90, 45], [5, 60, 25, 90]], np.float32)
+
+
+def detections() -> dict[str, np.ndarray]:
+    masks = np.zeros((3, 100, 100), np.float32)
+    for mask, (x1, y1, x2, y2) in zip(masks, BOXES.astype(int), strict=True):
+        mask[y1:y2, x1:x2] = 0.9
+    return dict(
+        boxes=BOXES.copy(), scores=np.array([0.9, 0.7, 0.4], np.float32), labels=np.array([0, 1, 1]), masks=masks
+    )
+
+
+def compare(monkeypatch, task: str, reference: dict, found: dict, info: ModelInfo = INFO) -> verify.Differences:
+    monkeypatch.setattr(verify, "predict", lambda model, images: [reference])
+    batched = {name: values[None] for name, values in found.items()}
+    model = SimpleNamespace(task=task, info=info)
+    return verify.compare(model, lambda images: batched, [np.zeros((1, 3, 100, 100), np.uint8)])
+
+
+def test_equal_detections(monkeypatch):
+    reference, found = detections(), detections()
+    reference["masks"] = reference["masks"] > 0.5
+    # The order does not matter, and places with label -1 are unused.
+    found = {name: np.concatenate([values[::-1], values[:1] * 0]) for name, values in found.items()}
+    found["labels"][-1] = -1
+    result = compare(monkeypatch, "detection", reference, found)
+    assert (result.detections, result.unmatched, result.box, result.score, result.mask) == (3, 0, 0, 0, 0)
+    verify.require_equal(result, verify.Tolerance(), "file")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: found["boxes"].__setitem__((1, 2), 90.5), r"box 0.5 \(allowed: 0.01\)"),
+        (lambda found: found["scores"].__setitem__(2, 0.41), "score 0.01"),
+        (lambda found: found["scores"].__setitem__(2, np.nan), "score inf"),
+        (lambda found: found["labels"].__setitem__(0, 1), "unmatched 0.667"),
+        (lambda found: found["labels"].__setitem__(0, -1), "unmatched 0.333"),
+        (lambda found: found["boxes"].__iadd__(50), "unmatched 2"),
+        (lambda found: found["masks"][0, 10:20].fill(0), "mask 0.25"),
+    ],
+)
+def test_other_detections(monkeypatch, change, message):
+    reference, found = detections(), detections()
+    reference["masks"] = reference["masks"] > 0.5
+    change(found)
+    result = compare(monkeypatch, "detection", reference, found)
+    with pytest.raises(ExportError, match=f"file: differs from the model: .*{message}"):
+        verify.require_equal(result, verify.Tolerance(), "file")
+
+
+def test_label_maps(monkeypatch):
+    reference = np.random.default_rng(0).integers(0, 5, (100, 100))
+    found = reference.astype(np.uint8)
+    assert compare(monkeypatch, "segmentation", dict(labels=reference), dict(labels=found)).labels == 0
+    found[0, :3] = 7
+    result = compare(monkeypatch, "segmentation", dict(labels=reference), dict(labels=found))
+    assert result.labels == pytest.approx(3e-4)
+    with pytest.raises(ExportError, match="labels 0.0003"):
+        verify.require_equal(result, verify.Tolerance(), "file")
+    assert compare(monkeypatch, "segmentation", dict(labels=reference), dict(labels=found[1:])).labels == 1
+
+
+def test_probabilities(monkeypatch):
+    reference = np.array([0.5, 0.3, 0.2], np.float32)
+    result = compare(
+        monkeypatch, "classification", dict(probabilities=reference), dict(probabilities=reference[[1, 0, 2]])
+    )
+    assert result.score == pytest.approx(0.2)
+    assert result.top1 == 0
+    with pytest.raises(ExportError, match="score 0.2"):
+        verify.require_equal(result, verify.Tolerance(), "file")
+
+
+def test_match_prefers_the_better_overlap_and_keeps_classes_apart():
+    a = dict(boxes=BOXES[[0, 0]], scores=np.array([0.9, 0.8]), labels=np.array([0, 1]))
+    b = dict(boxes=BOXES[[0, 0, 0]] + [[0], [1], [0]], scores=np.array([0.8, 0.9, 0.9]), labels=np.array([1, 0, 0]))
+    assert sorted(verify.match(a, b)) == [(0, 2), (1, 0)]
+    none = dict(boxes=np.zeros((0, 4)), scores=np.zeros(0), labels=np.zeros(0, int))
+    assert verify.match(a, none) == []
+
+
+@pytest.mark.parametrize("shape", [(None, None, None), (2, 64, 96)])
+def test_made_up_images(shape):
+    images = made_up_images(ModelInfo("detection", ("a",), ((1, 2, 3),), channels=4, shape=shape))
+    for image in images:
+        assert image.dtype == np.uint8
+        assert image.std() > 30
+        assert all(fixed in (None, size) for fixed, size in zip(shape, (len(image), *image.shape[2:]), strict=True))
+    assert len({image.shape for image in images}) == (4 if shape[1] is None else 1)
