@@ -19,7 +19,7 @@ from mmgcvit.export.boxes import (
     unsupported_selection,
 )
 from mmgcvit.export.graph import ExportGraph
-from mmgcvit.export.operators import NO_CANDIDATE, take, top_k
+from mmgcvit.export.operators import NO_CANDIDATE, features, take, top_k
 
 HEADS = ("RetinaHead", "RetinaSepBNHead", "ATSSHead", "FCOSHead", "GFLHead", "RTMDetHead", "RTMDetSepBNHead")
 GENERATORS = ("AnchorGenerator", "MlvlPointGenerator")
@@ -72,7 +72,7 @@ class DenseGraph(ExportGraph):
         """Return boxes (B, K, 4), scores (B, K) and labels (B, K)."""
         head, config = self.model.bbox_head, self.model.test_cfg
         size = images.shape[-2:]
-        logits, deltas, *factors = head(self.model.extract_feat(self.preprocess(images)))
+        logits, deltas, *factors = head(features(self.model, self.preprocess(images)))
         sizes = [x.shape[-2:] for x in logits]
         priors = head.prior_generator.grid_priors(sizes, device=logits[0].device)
         all_boxes, all_scores, all_labels = [], [], []

@@ -75,7 +75,9 @@ class Preprocess(nn.Module):
         x = (x - self.mean) / self.std
         if self.divisor > 1:
             height, width = x.shape[-2:]
-            x = F.pad(x, (0, -width % self.divisor, 0, -height % self.divisor), value=self.pad_value)
+            # Written so that torch knows the padded sizes to be multiples, which simplifies all sizes that follow.
+            right, bottom = ((n + self.divisor - 1) // self.divisor * self.divisor - n for n in (width, height))
+            x = F.pad(x, (0, right, 0, bottom), value=self.pad_value)
         return x
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 #: Score of a place without a candidate. Real scores are probabilities.
 NO_CANDIDATE = -1.0
@@ -96,6 +97,33 @@ def translation_table() -> dict[Callable, Callable]:
         return op.Cast(op.ScatterND(op.Cast(empty, to=7), kept, marks), to=9)
 
     return {_nms_operator(): translate}
+
+
+class AnySize(TorchFunctionMode):
+    """Replaces, while it is active, operations of mmdet's modules that would fix the size of a captured graph.
+
+    torch's max-pooling makes a graph depend on whether the size is odd. With kernel size 1, as an FPN uses it for its
+    extra levels, it is a selection of pixels.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation or its replacement."""
+        kwargs = kwargs or {}
+        if func in (F.max_pool2d, torch.max_pool2d):
+            settings = dict(zip(("input", "kernel_size", "stride", "padding", "dilation"), args, strict=False)) | kwargs
+            x, stride, padding = settings["input"], settings.get("stride"), settings.get("padding", 0)
+            if settings["kernel_size"] == 1 and isinstance(stride, int) and padding == 0:
+                for axis in (2, 3):
+                    places = stride * torch.arange((x.shape[axis] - 1) // stride + 1, device=x.device)
+                    x = x.index_select(axis, places)
+                return x
+        return func(*args, **kwargs)
+
+
+def features(model: Any, x: Tensor) -> Sequence[Tensor]:
+    """Return the maps of a detector's backbone and neck for normalized images."""
+    with AnySize():
+        return model.extract_feat(x)
 
 
 def roi_align(extractor: Any, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmgcvit.export.boxes import clip, unsupported_kinds
 from mmgcvit.export.graph import ExportGraph
-from mmgcvit.export.operators import take
+from mmgcvit.export.operators import features, take
 
 Sizes = Sequence[tuple[int, int]]  # heights and widths of the feature maps
 
@@ -65,7 +65,7 @@ class QueryGraph(ExportGraph):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return boxes (B, K, 4), scores (B, K) and labels (B, K)."""
         model = self.model
-        maps = model.extract_feat(self.preprocess(images))
+        maps = features(model, self.preprocess(images))
         sizes = [tuple(x.shape[-2:]) for x in maps]
         memory = self.encode(maps, sizes)
         query, boxes = self.decode(memory, sizes)

@@ -21,7 +21,7 @@ from mmgcvit.export.boxes import (
     unsupported_selection,
 )
 from mmgcvit.export.graph import ExportGraph
-from mmgcvit.export.operators import NO_CANDIDATE, roi_align, take, top_k
+from mmgcvit.export.operators import NO_CANDIDATE, features, roi_align, take, top_k
 
 ROI_HEADS = ("StandardRoIHead", "CascadeRoIHead")
 BOX_HEADS = ("BBoxHead", "ConvFCBBoxHead", "Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead")
@@ -91,7 +91,7 @@ class TwoStageGraph(ExportGraph):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return boxes (B, K, 4), scores (B, K), labels (B, K) and masks (B, K, h, w), if any."""
         size = images.shape[-2:]
-        maps = self.model.extract_feat(self.preprocess(images))
+        maps = features(self.model, self.preprocess(images))
         proposals, used = self.propose(maps, size)
         boxes, scores, labels = self.detect(maps, proposals, used, size)
         if not self.masks:
