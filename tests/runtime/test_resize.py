@@ -42,7 +42,7 @@ def test_equals_opencv(size: tuple[int, int], target: tuple[int, int], interpola
             assert not errors.any()
         elif image.dtype == np.uint8:
             assert errors.max() <= 1
-            assert errors.mean() < (0.05 if interpolation == "bicubic" else 0.01)
+            assert errors.mean() < (0.1 if interpolation == "bicubic" else 0.01)
         else:
             assert errors.max() <= 1e-4 * image.max()
 
