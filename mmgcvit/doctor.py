@@ -183,7 +183,7 @@ def _asked(distribution: str, stack: str) -> str:
 def _requirements(distribution: str, stack: str) -> list[Requirement]:
     """Requirements of a distribution, including this stack's extras; [] if they cannot be read."""
     # The version bounds between the mm packages are in the extras 'mim' (OpenMMLab) and 'mminstall' (OneDL).
-    extras = ("", stack, "mim", "mminstall")
+    extras = ("", "backbone", stack, "mim", "mminstall")
     requirements: list[Requirement] = []
     try:
         from packaging.requirements import Requirement

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -99,6 +101,35 @@ def test_doctor_and_tools_run_from_the_installed_wheel(python: Path, tmp_path: P
         assert "usage:" in run(python, tools / tool, "--help", cwd=tmp_path).stdout
     for script in ("dist_train.sh", "dist_test.sh", "slurm_train.sh", "slurm_test.sh"):
         assert os.access(tools / script, os.X_OK)
+
+
+@pytest.mark.slow
+def test_exported_models_run_in_an_environment_without_torch(wheel: Path, tmp_path: Path):
+    """``pip install mmgcvit[runtime]`` in a new environment: no torch, and predictions from the command line."""
+    pytest.importorskip("onnx")
+    from onnx_models import scene, write_model
+    from PIL import Image
+
+    run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv/bin/python"
+    command = [python, "-m", "pip", "install", "-q", f"mmgcvit[runtime] @ {wheel.as_uri()}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    unreachable = ("Failed to establish", "No matching distribution", "Temporary failure", "Connection", "HTTPError")
+    if done.returncode and any(words in done.stderr for words in unreachable):
+        pytest.skip(f"the package index cannot be reached: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    installed = run(python, "-m", "pip", "list", "--format", "freeze", cwd=tmp_path).stdout.lower()
+    assert {"mmgcvit", "onnxruntime", "numpy", "pillow"} <= set(re.findall(r"^[\w-]+", installed, re.MULTILINE))
+    assert not re.search(r"^(torch|timm|(onedl-)?mm(engine|cv|det|seg).*|opencv.*)[= @]", installed, re.MULTILINE)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(scene(97, 401, (10, 20, 100, 50))).save(tmp_path / "images/a.png")
+    Image.fromarray(scene(64, 64, (5, 6, 30, 40))).save(tmp_path / "images/b.png")
+    write_model(tmp_path / "model.onnx", masks="box")
+    command = [python, "-m", "mmgcvit.runtime", "model.onnx", "images", "--out-dir", "out"]
+    assert run(*command, cwd=tmp_path).stdout.startswith("2 images, 2 objects: predictions in out/predictions.json")
+    results = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [result["bbox"] for result in results] == [[10, 20, 90, 30], [5, 6, 25, 34]]
+    assert sorted(path.name for path in (tmp_path / "out/vis").iterdir()) == ["a.png", "b.png"]
 
 
 def test_mim_trains_from_the_installed_wheel(python: Path, tmp_path: Path):

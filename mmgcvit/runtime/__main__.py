@@ -77,7 +77,7 @@ def predict(
 
     count, written, due = 0, "", time.monotonic() + SAVE_EVERY
     try:
-        for source, found in predictor.run(readable(entries)):
+        for source, found in predictor.run(readable(entries), lambda error: failures.append(str(error))):
             results.add(found)
             count += 1
             if draw_images:

@@ -16,6 +16,7 @@ SMALL = 512  # images with a longer side below this are enlarged
 OTHER_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
 LEGEND = 40  # most classes in a legend
 Colour = tuple[int, ...]
+Area = tuple[float, float, float, float]  # x1, y1, x2, y2
 
 
 def draw(
@@ -61,37 +62,31 @@ def _objects(
     for i in reversed(order):
         x1, y1, x2, y2 = (float(value) * zoom for value in shown.boxes[i])
         pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=palette[shown.labels[i]], width=line)
-    taken: list[tuple[float, float, float, float]] = []
+    labels: list[tuple[Area, str, Colour]] = []
     for i in order:
         text = _fitted(f"{shown.names[i]} {shown.scores[i]:.2f}", size, image.width)
-        _label(pen, image, shown.boxes[i] * zoom, text, palette[shown.labels[i]], size, taken)
+        area = _place(image, shown.boxes[i] * zoom, text, size, [area for area, *_ in labels])
+        labels.append((area, text, palette[shown.labels[i]]))
+    for (x1, y1, x2, y2), text, colour in reversed(labels):
+        pen.rectangle((x1, y1, x2, y2), fill=colour)
+        font = _font(size, text.isascii())
+        pen.text((x1 + size // 4, (y1 + y2) / 2), text, fill=_contrast(colour), font=font, anchor="lm")
     return image
 
 
-def _label(
-    pen: ImageDraw.ImageDraw,
-    image: Image.Image,
-    box: np.ndarray,
-    text: str,
-    colour: Colour,
-    size: int,
-    taken: list[tuple[float, float, float, float]],
-) -> None:
-    """Write the label of a box where no other label is: above it, in it, below it; else above it."""
-    font = _font(size, text.isascii())
+def _place(image: Image.Image, box: np.ndarray, text: str, size: int, taken: Sequence[Area]) -> Area:
+    """Find a place for the label of a box where no other label is: above the box, in it, below it; else above it."""
     x1, y1, _, y2 = map(float, box)
-    width, height = font.getlength(text) + size // 2, size * 1.3
+    width, height = _font(size, text.isascii()).getlength(text) + size // 2, size * 1.3
     x = min(max(0.0, x1), max(0.0, image.width - width))
     places = [y1 - height, y1, y2 - height, y2]
     inside = [y for y in places if 0 <= y <= image.height - height] or [max(0.0, min(y1, image.height - height))]
     free = [y for y in inside if not any(_overlap((x, y, x + width, y + height), other) for other in taken)]
     y = (free or inside)[0]
-    taken.append((x, y, x + width, y + height))
-    pen.rectangle((x, y, x + width, y + height), fill=colour)
-    pen.text((x + size // 4, y + height / 2), text, fill=_contrast(colour), font=font, anchor="lm")
+    return x, y, x + width, y + height
 
 
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+def _overlap(a: Area, b: Area) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
@@ -128,7 +123,7 @@ def _with_panel(image: Image.Image, lines: Sequence[tuple[str, Colour | None]]) 
     for i, (text, (_, colour)) in enumerate(zip(texts, lines, strict=True)):
         x, y = size // 2 + i // rows * column, image.height + size // 4 + i % rows * step
         if colour is not None:
-            pen.rectangle((x, y + size // 4, x + size, y + size // 4 + size), fill=colour)
+            pen.rectangle((x, y + size // 4, x + size, y + size // 4 + size), fill=colour, outline=(128, 128, 128))
         pen.text((x + swatch, y + step / 2), text, fill=(255, 255, 255), font=_font(size, text.isascii()), anchor="lm")
     return canvas
 

@@ -74,6 +74,8 @@ class Loader:
         def decode() -> np.ndarray:
             content = entry.path.read_bytes()
             with any_image_size(), Image.open(io.BytesIO(content)) as image:
+                if self.info.channels == 1 and self.info.task != "classification":
+                    image.draft("L", image.size)  # the luminance in a JPEG, as OpenCV
                 image.load()
                 return self._convert(image, bits_per_value(content), where)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,16 @@ class Predictor:
         (source,) = self.load.sources(image)
         return draw(source.pixels, prediction, self.info.palette, score_thr)
 
-    def run(self, sources: Iterable[Source]) -> Iterator[tuple[Source, Prediction]]:
-        """Yield each image with its prediction; images that are run together are read before the first is yielded."""
+    def run(
+        self, sources: Iterable[Source], failed: Callable[[UsageError], None] | None = None
+    ) -> Iterator[tuple[Source, Prediction]]:
+        """Yield each image with its prediction; images that are run together are read before the first is yielded.
+
+        Args:
+            sources: the images.
+            failed: called with the error for an image that does not suit the model, which is then left out; by default
+                the error is raised.
+        """
         if self.tile is not None:
             tiled = self._detect_tiles if self.info.task == "detection" else self._segment_tiles
             for source in sources:
@@ -111,8 +119,16 @@ class Predictor:
 
         def prepared() -> Iterator[NetworkImage]:
             for source in sources:
+                try:
+                    image = prepare(source.pixels, self.info)
+                except UsageError as error:
+                    error = UsageError(f"image {source.name!r}: {error}")
+                    if failed is None:
+                        raise error from None
+                    failed(error)
+                    continue
                 waiting.append(source)
-                yield self._prepare(source)
+                yield image
 
         finish = {"detection": self._detections, "segmentation": self._segmentation}.get(
             self.info.task, self._classification
@@ -120,12 +136,6 @@ class Predictor:
         for image, outputs in self._forward(prepared()):
             source = waiting.popleft()
             yield source, finish(source.name, image, outputs)
-
-    def _prepare(self, source: Source) -> NetworkImage:
-        try:
-            return prepare(source.pixels, self.info)
-        except UsageError as error:
-            raise UsageError(f"{source.name}: {error}") from error
 
     def _forward(self, images: Iterable[NetworkImage]) -> Iterator[tuple[NetworkImage, Outputs]]:
         """Yield each image with its outputs; images of the same size are run together."""
@@ -145,7 +155,8 @@ class Predictor:
     def _detections(self, name: str, image: NetworkImage, outputs: Outputs) -> Detections:
         height, width = image.original
         (across, down), classes = image.scale, self.info.classes
-        boxes, labels = outputs["boxes"].astype(np.float32), outputs["labels"].astype(np.int64)
+        boxes: np.ndarray = outputs["boxes"].astype(np.float32)
+        labels = outputs["labels"].astype(np.int64)
         if len(labels) and labels.max() >= len(classes):
             raise UsageError(
                 f"{self.session.file}: predicts class {labels.max()}; it names only {len(classes)} classes"
@@ -153,13 +164,13 @@ class Predictor:
         # Places with label -1 are unused. Objects may be found in the padding.
         there = (labels >= 0) & (boxes[:, 0] < image.width) & (boxes[:, 1] < image.height)
         boxes = boxes[there] / np.array([across, down, across, down], np.float32)
-        boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
-        regions = None
+        np.clip(boxes, 0, np.array([width, height, width, height], np.float32), out=boxes)
+        regions: list[Region] | None = None
         if self.info.masks:
-            regions = [self._region(mask, box, image) for mask, box in zip(outputs["masks"][there], boxes, strict=True)]
-            for box, region in zip(boxes, regions, strict=True):
-                if not (box[2:] > box[:2]).all():  # of a detector without boxes, such as SOLO
-                    box[:] = region.box()
+            regions = [self._region(mask, boxes[i], image) for i, mask in enumerate(outputs["masks"][there])]
+            for i, region in enumerate(regions):
+                if not (boxes[i, 2:] > boxes[i, :2]).all():  # of a detector without boxes, such as SOLO
+                    boxes[i] = region.box()
         scores = outputs["scores"].astype(np.float32)[there]
         return Detections(name, height, width, classes, boxes, scores, labels[there], regions)
 
@@ -200,7 +211,7 @@ class Predictor:
         """Detect on tiles of the original image."""
         height, width = source.pixels.shape[:2]
         corners = [(y, x) for y in tile_starts(height, tile, self.step) for x in tile_starts(width, tile, self.step)]
-        images = (self._prepare(Source(source.name, source.pixels[y : y + tile, x : x + tile])) for y, x in corners)
+        images = (prepare(source.pixels[y : y + tile, x : x + tile], self.info) for y, x in corners)
         parts = []
         for (y, x), (image, outputs) in zip(corners, self._forward(images), strict=True):
             part = self._detections(source.name, image, outputs)
@@ -231,5 +242,5 @@ class Predictor:
 def _cells(length: int, tile: int, step: int) -> list[tuple[int, int, int]]:
     """Start of each tile along a side, and the range of pixels that are taken from it."""
     starts = tile_starts(length, tile, step)
-    borders = [0, *((low + high + tile) // 2 for low, high in zip(starts, starts[1:], strict=False)), length]
-    return [(start, low, high) for start, low, high in zip(starts, borders, borders[1:], strict=False)]
+    borders = [0, *((low + high + tile) // 2 for low, high in pairwise(starts)), length]
+    return [(start, low, high) for start, (low, high) in zip(starts, pairwise(borders), strict=True)]

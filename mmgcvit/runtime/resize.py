@@ -161,10 +161,12 @@ def _neighbours(length: int, size: int, interpolation: str) -> tuple[np.ndarray,
     first = np.floor(position).astype(np.int64)
     part = position - first.astype(np.float32)
     if interpolation == "bilinear":
-        offsets, weights = (0, 1), np.stack([1 - part, part])
-    else:  # Keys' kernel with a = -0.75
-        offsets, a = (-1, 0, 1, 2), -0.75
-        far, near = lambda x: a * (((x - 5) * x + 8) * x - 4), lambda x: ((a + 2) * x - (a + 3)) * x * x + 1  # noqa: E731
-        weights = np.stack([far(part + 1), near(part), near(1 - part)])
-        weights = np.concatenate([weights, 1 - weights.sum(0, keepdims=True)])
-    return np.clip(first + np.array(offsets)[:, None], 0, length - 1), weights.astype(np.float32)
+        offsets = np.array([0, 1])
+        weights = np.stack([1 - part, part])
+    else:  # cubic convolution with OpenCV's a = -0.75
+        offsets, a = np.array([-1, 0, 1, 2]), -0.75
+        distance = np.abs(part - offsets[:, None])
+        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+        far = a * (((distance - 5) * distance + 8) * distance - 4)
+        weights = np.where(distance <= 1, near, far)
+    return np.clip(first + offsets[:, None], 0, length - 1), weights.astype(np.float32)

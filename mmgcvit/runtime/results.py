@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mmgcvit.errors import UsageError
-from mmgcvit.runtime.predictions import Classification, Detections, Prediction, Segmentation
+from mmgcvit.runtime.predictions import Classification, Detections, Segmentation
 from mmgcvit.utils import atomic_path, write_json
 from mmgcvit.utils.inputs import Input
 

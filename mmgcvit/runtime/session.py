@@ -62,14 +62,14 @@ class Session(ABC):
         wanted: Shape = (info.shape[0], info.channels, *info.shape[1:])
         if [(port.dtype, port.shape) for port in inputs] != [(info.dtype, wanted)]:
             raise UsageError(
-                f"{self.file}: has the inputs {_listed(inputs)}, which its description does not fit; allowed: one input, "
-                f"{_listed([Port('images', info.dtype, wanted)])}"
+                f"{self.file}: has the inputs {_listed(inputs)}, which its description does not fit; allowed: one "
+                f"input, {_listed([Port('images', info.dtype, wanted)])}"
             )
         names = tuple(port.name or name for port, name in zip(outputs, info.outputs, strict=False))
         if len(outputs) != len(info.outputs) or names != info.outputs:
             raise UsageError(
-                f"{self.file}: has the outputs {', '.join(port.name or '?' for port in outputs)}, which its description "
-                f"does not fit; allowed: {', '.join(info.outputs)}"
+                f"{self.file}: has the outputs {', '.join(port.name or '?' for port in outputs)}, which its "
+                f"description does not fit; allowed: {', '.join(info.outputs)}"
             )
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:

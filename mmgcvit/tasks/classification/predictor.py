@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -23,14 +22,12 @@ from mmgcvit.checkpoint.reader import read_checkpoint
 from mmgcvit.datasets.pipelines import loading_arguments
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
+from mmgcvit.runtime.results import TOP, class_result, write_classes
 from mmgcvit.tasks.base import TrainedModel
 from mmgcvit.tasks.classification.dataset import class_list
 from mmgcvit.tasks.classification.transforms import LoadPillowImage, PillowReader, swap_colours
 from mmgcvit.tasks.sources import Source
-from mmgcvit.utils import atomic_path, write_json
 from mmgcvit.utils.inputs import Input
-
-TOP = 5  # number of classes per image in the results
 
 
 class ClassPredictor:
@@ -111,9 +108,7 @@ class ClassPredictor:
 
     def keep(self, source: Source, found: list[tuple[str, float]], _: Path) -> int:
         """Add the classes to the results; returns 0, as there are no objects."""
-        result: dict[str, Any] = dict(
-            file_name=source.name, classes=[dict(name=name, probability=round(value, 6)) for name, value in found]
-        )
+        result = class_result(source.name, found)
         if source.frame is not None:
             result["frame"] = source.frame
         self.results.append(result)
@@ -121,16 +116,7 @@ class ClassPredictor:
 
     def write(self, folder: Path) -> Path:
         """Write the classes of all images, as JSON and as a table."""
-        count = max((len(result["classes"]) for result in self.results), default=0)
-        ranks = [f"{kind}{rank}" for rank in range(1, count + 1) for kind in ("class_", "probability_")]
-        with atomic_path(folder / "classes.csv") as temporary, temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["image", "frame", *ranks])
-            for result in self.results:
-                pairs = [value for c in result["classes"] for value in (c["name"], c["probability"])]
-                writer.writerow([result["file_name"], result.get("frame", ""), *pairs])
-        write_json(folder / "classes.json", dict(images=self.results))
-        return folder / "classes.json"
+        return write_classes(folder, self.results)
 
 
 def _class_names(cfg: Config, checkpoint: Any, count: int) -> list[str]:

@@ -14,11 +14,12 @@ from torch import nn
 
 from mmgcvit.checkpoint.loading import through_reader
 from mmgcvit.errors import AnnotationError, UsageError
+from mmgcvit.runtime.results import coco_result, numbered_categories, write_coco
 from mmgcvit.tasks.base import TrainedModel
 from mmgcvit.tasks.detection.coco import image_file_name, read_lists
 from mmgcvit.tasks.inferencer import CheckedWeights, config_meta
 from mmgcvit.tasks.sources import PipelineReader, Source
-from mmgcvit.utils import summarize, write_json
+from mmgcvit.utils import summarize
 from mmgcvit.utils.files import require_file
 from mmgcvit.utils.inputs import Input, tile_starts, tile_step
 
@@ -161,9 +162,7 @@ class Detector:
 
     def write(self, folder: Path) -> Path:
         """Write the results, and the images and categories with their ids."""
-        write_json(folder / "images.json", dict(images=self.ids.images, annotations=[], categories=self.ids.categories))
-        write_json(folder / "predictions.json", self.results)
-        return folder / "predictions.json"
+        return write_coco(folder, self.results, self.ids.images, self.ids.categories)
 
 
 def _class_names(inferencer: Any, cfg: Config, checkpoint: str) -> tuple[str, ...]:
@@ -211,7 +210,7 @@ class _Ids:
 
     def name_categories(self, classes: Sequence[str]) -> None:
         if self.file is None:
-            self.categories = [dict(id=i + 1, name=name) for i, name in enumerate(classes)]
+            self.categories = numbered_categories(classes)
         by_name = {category["name"]: category["id"] for category in self.categories}
         missing = [name for name in classes if name not in by_name]
         if missing:
@@ -258,12 +257,7 @@ class _Ids:
         found = []
         boxes, scores, labels = instances.bboxes.tolist(), instances.scores.tolist(), instances.labels.tolist()
         for i, (x1, y1, x2, y2) in enumerate(boxes):
-            result = dict(
-                image_id=image["id"],
-                category_id=self.category_ids[labels[i]],
-                bbox=[round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
-                score=round(scores[i], 5),
-            )
+            result = coco_result(image["id"], self.category_ids[labels[i]], (x1, y1, x2, y2), scores[i])
             if "masks" in instances:
                 mask = instances.masks[i]
                 if x2 <= x1 or y2 <= y1:  # a detector without boxes, such as SOLO, returns zeros

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,10 @@ from mmengine.registry import MODELS
 from mmgcvit.checkpoint.loading import through_reader
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
+from mmgcvit.runtime.results import areas_of, check_label_map_names, label_map_name, write_areas
 from mmgcvit.tasks.base import TrainedModel
 from mmgcvit.tasks.inferencer import CheckedWeights, config_meta
 from mmgcvit.tasks.sources import PipelineReader, Source, write_image
-from mmgcvit.utils import write_json
 from mmgcvit.utils.inputs import Input, tile_step
 
 
@@ -86,16 +86,7 @@ class Segmentor:
         Raises:
             UsageError: two file names differ only in the suffix, or a video and a folder have the same name.
         """
-        first: dict[str, Input] = {}
-        for entry in inputs:
-            target = _label_map(entry.name, 0 if entry.is_video else None)
-            if target in first:
-                raise UsageError(
-                    f"inputs: the label maps of {str(entry.path)!r} and {str(first[target].path)!r} would be written "
-                    f"to the same file, {target.removeprefix('labels/')}; pass them in two calls with different "
-                    "--out-dir"
-                )
-            first[target] = entry
+        check_label_map_names(inputs)
 
     def __call__(self, sources: Iterator[Source]) -> Iterator[tuple[Source, np.ndarray]]:
         """Yield each source with its label map (H, W), uint8, in the size of the source."""
@@ -123,16 +114,9 @@ class Segmentor:
 
     def keep(self, source: Source, labels: np.ndarray, folder: Path) -> int:
         """Write the label map and add its areas to the results; returns 0, as there are no objects."""
-        name = _label_map(source.name, source.frame)
+        name = label_map_name(source.name, source.frame)
         write_image(folder / name, labels)
-        height, width = labels.shape
-        counts = np.bincount(labels.ravel(), minlength=len(self.classes))
-        areas = {
-            label: dict(pixels=int(count), share=round(count / labels.size, 5))
-            for label, count in zip(self.classes, counts, strict=True)
-            if count
-        }
-        image: dict[str, Any] = dict(file_name=source.name, width=width, height=height, label_map=name, areas=areas)
+        image = areas_of(source.name, name, labels, self.classes)
         if source.frame is not None:
             image["frame"] = source.frame
         self.results.append(image)
@@ -140,14 +124,7 @@ class Segmentor:
 
     def write(self, folder: Path) -> Path:
         """Write the class of each label value, and the areas."""
-        write_json(folder / "areas.json", dict(values=dict(enumerate(self.classes)), images=self.results))
-        return folder / "areas.json"
-
-
-def _label_map(name: str, frame: int | None) -> str:
-    """Relative path of the label map of an image, or of a frame of a video."""
-    target = PurePosixPath("labels", name).with_suffix("")
-    return f"{target}.png" if frame is None else f"{target}/{frame:06d}.png"
+        return write_areas(folder, self.results, self.classes)
 
 
 def _meta(inferencer: Any, cfg: Config, checkpoint: str) -> tuple[tuple[str, ...], Any]:
