@@ -23,6 +23,24 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def measure_files(args: argparse.Namespace) -> None:
+    """Measure exported files and print a table."""
+    from rich.console import Console
+
+    from mmgcvit.errors import MMGCViTError
+    from mmgcvit.export import latency
+
+    if not args.images:
+        sys.exit("benchmark: --export without --images; allowed: with images or folders")
+    try:
+        results = latency.measure(
+            args.export, args.images, args.config, args.checkpoint, args.compile, args.rounds, args.threads
+        )
+    except MMGCViTError as error:
+        sys.exit(f"benchmark: {error}")
+    Console().print(latency.table(results))
+
+
 def main() -> None:
     """Parse the command line, run the benchmark, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -51,7 +69,15 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=positive)
     parser.add_argument("--out", type=Path, metavar="FILE.json")
+    files = parser.add_argument_group("exported files (in place of --models)")
+    files.add_argument("--export", nargs="+", metavar="FILE", help="measure files of tools/export.py, image by image")
+    files.add_argument("--images", nargs="+", help="images or folders")
+    files.add_argument("--config", help="config of their model, to measure it in PyTorch, too")
+    files.add_argument("--checkpoint", help="its checkpoint")
     args = parser.parse_args()
+    if args.export:
+        measure_files(args)
+        return
     baseline = args.baseline or (args.models[0] if args.ablate else args.models[-1])
     if baseline not in args.models:
         sys.exit(f"benchmark: --baseline {baseline}; allowed: one of --models, {', '.join(args.models)}")

@@ -130,12 +130,17 @@ class Predictor:
                 waiting.append(source)
                 yield image
 
-        finish = {"detection": self._detections, "segmentation": self._segmentation}.get(
-            self.info.task, self._classification
-        )
         for image, outputs in self._forward(prepared()):
             source = waiting.popleft()
-            yield source, finish(source.name, image, outputs)
+            yield source, self.finish(source.name, image, outputs)
+
+    def finish(self, name: str, image: NetworkImage, outputs: Outputs) -> Prediction:
+        """Convert the outputs for one image to a prediction in pixels of the original image."""
+        if self.info.task == "detection":
+            return self._detections(name, image, outputs)
+        if self.info.task == "segmentation":
+            return self._segmentation(name, image, outputs)
+        return self._classification(name, image, outputs)
 
     def _forward(self, images: Iterable[NetworkImage]) -> Iterator[tuple[NetworkImage, Outputs]]:
         """Yield each image with its outputs; images of the same size are run together."""

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
 
-from conftest import ROOT
 from mmgcvit.errors import ExportError
 from mmgcvit.export.rules import input_rule
 from mmgcvit.runtime.metadata import ModelInfo, Resize
