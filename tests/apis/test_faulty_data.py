@@ -148,12 +148,12 @@ def break_(contents: dict[str, dict], fault: tuple[str, str, int, str, Any]) -> 
     elif what == "twice":
         entries.append(copy.deepcopy(entries[index]))
     elif what == "entry":
-        entries[index] = value
+        entries[index] = copy.deepcopy(value)
     elif isinstance(entries[index], dict):
         if value is ...:
             entries[index].pop(what, None)
         else:
-            entries[index][what] = value
+            entries[index][what] = copy.deepcopy(value)
 
 
 def check(found: list[tuple[str, str, int, str, Any]]) -> str:
