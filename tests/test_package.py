@@ -126,7 +126,11 @@ def test_exported_models_run_in_an_environment_without_torch(wheel: Path, tmp_pa
     Image.fromarray(scene(64, 64, (5, 6, 30, 40))).save(tmp_path / "images/b.png")
     write_model(tmp_path / "model.onnx", masks="box")
     command = [python, "-m", "mmgcvit.runtime", "model.onnx", "images", "--out-dir", "out"]
-    assert run(*command, cwd=tmp_path).stdout.startswith("2 images, 2 objects: predictions in out/predictions.json")
+    code = "import mmgcvit; print(mmgcvit.__file__)"
+    assert run(python, "-c", code, cwd=tmp_path, PYTHONPATH="").stdout.startswith(str(tmp_path / "venv"))
+    assert run(*command, cwd=tmp_path, PYTHONPATH="").stdout.startswith(
+        "2 images, 2 objects: predictions in out/predictions.json"
+    )
     results = json.loads((tmp_path / "out/predictions.json").read_text())
     assert [result["bbox"] for result in results] == [[10, 20, 90, 30], [5, 6, 25, 34]]
     assert sorted(path.name for path in (tmp_path / "out/vis").iterdir()) == ["a.png", "b.png"]

@@ -12,9 +12,8 @@ import torch
 from mmengine.logging import print_log
 from PIL import Image, ImageOps
 
-from mmgcvit.utils.images import DEEP, PNG, any_image_size, bits_per_value, has_alpha
+from mmgcvit.utils.images import DEEP, PNG, any_image_size, bits_per_value, exif_orientation, has_alpha
 
-ORIENTATION = 0x0112  # EXIF tag
 REDUCED = "16-bit image loaded as 8 bits"  # a kind of loss
 
 
@@ -50,20 +49,9 @@ def orientation(content: bytes) -> int:
         return 1  # Pillow would decode the whole image to look for it
     try:
         with any_image_size(), Image.open(io.BytesIO(content)) as image:
-            return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # not an image for Pillow, or damaged EXIF data
+            return exif_orientation(image)
+    except Exception:  # not an image for Pillow
         return 1
-
-
-def turn_upright(image: np.ndarray, tag: int) -> np.ndarray:
-    """Turn or mirror an image (H, W) or (H, W, C) as its EXIF orientation says."""
-    if tag in (5, 6, 7, 8):
-        image = image.swapaxes(0, 1)
-    if tag in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    if tag in (3, 4, 7, 8):
-        image = image[::-1]
-    return np.ascontiguousarray(image)
 
 
 def decode_with_pillow(content: bytes, color_type: str) -> np.ndarray | None:

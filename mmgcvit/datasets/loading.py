@@ -24,14 +24,13 @@ from mmgcvit.datasets.images import (
     decode_with_pillow,
     describe_losses,
     orientation,
-    turn_upright,
     unreadable,
 )
 from mmgcvit.datasets.pipelines import image_loaders, loading_arguments
 from mmgcvit.datasets.problems import Problem
 from mmgcvit.errors import AnnotationError, CorruptImageError, UsageError
 from mmgcvit.registry import TRANSFORMS, type_name
-from mmgcvit.utils.images import any_image_size
+from mmgcvit.utils.images import any_image_size, turn_upright
 
 TAIL = 1024  # an intact file has its end mark in this many bytes at its end
 ENDS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND"))  # first bytes and end marks: JPEG, PNG

@@ -10,11 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mmgcvit.errors import UsageError
 from mmgcvit.runtime.metadata import ModelInfo
-from mmgcvit.utils.images import DEEP, any_image_size, bits_per_value, has_alpha, reduce_depth
+from mmgcvit.utils.images import (
+    DEEP,
+    any_image_size,
+    bits_per_value,
+    exif_orientation,
+    has_alpha,
+    reduce_depth,
+    turn_upright,
+)
 from mmgcvit.utils.inputs import Input, list_inputs
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by number of channels
@@ -54,7 +62,7 @@ class Loader:
         """
         for i, item in enumerate(_items(images)):
             if isinstance(item, (str, Path)):
-                found, skipped = list_inputs([item], "", videos=False)
+                found, skipped = list_inputs([item], None, videos=False)
                 for words in skipped:
                     logger.warning(words)
                 yield from map(self.file, found)
@@ -97,6 +105,7 @@ class Loader:
             raise UsageError(f"an image file; allowed: arrays (H, W, {info.channels})")
         if info.channels == 4 and not has_alpha(image):
             raise UsageError(f"no alpha channel (mode {image.mode!r}); allowed: 4 channels")
+        tag = exif_orientation(image) if info.exif else 1
         if info.dtype == "float32" and image.mode in DEEP:
             if info.channels != 1:
                 raise UsageError(f"1 channel (mode {image.mode!r}); allowed: {info.channels} channels")
@@ -110,11 +119,11 @@ class Loader:
                 self.warned = True
                 logger.warning(f"{where}: {max(bits, 16)} bits per value, loaded as 8 bits (the first such image)")
             image = reduce_depth(image, info.value_range)
-        image = ImageOps.exif_transpose(image) if info.exif else image
         if image.mode not in DEEP:
             image = image.convert(MODES[info.channels])
         pixels = np.asarray(image, info.dtype)
-        return pixels[..., None] if pixels.ndim == 2 else pixels
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        return turn_upright(pixels, tag)  # ImageOps.exif_transpose fails if other EXIF data are damaged
 
     def _array(self, image: Any, where: str) -> np.ndarray:
         """Check an array (H, W) or (H, W, C)."""

@@ -63,7 +63,8 @@ class Predictor:
             raise UsageError(f"batch_size={batch_size}; allowed by {file}: {fixed}, which it was exported with")
         if tile is not None and info.task == "classification":
             raise UsageError(f"tile={tile}: not supported for classifiers; omit it")
-        if tile is not None and info.task == "segmentation" and any(side and tile > side for side in sides):
+        cut = info.task == "segmentation" or info.resize.kind == "none"  # tiles are not resized
+        if tile is not None and cut and any(side and tile > side for side in sides):
             raise UsageError(f"tile={tile}; allowed by {file}: at most {min(side for side in sides if side)} pixels")
         self.batch_size = fixed or batch_size
         self.tile, self.step = tile, tile_step(tile, overlap) if tile else 0
@@ -97,8 +98,14 @@ class Predictor:
             prediction: its prediction.
             score_thr: boxes with a lower score are not drawn.
         """
-        (source,) = self.load.sources(image)
-        return draw(source.pixels, prediction, self.info.palette, score_thr)
+        images = [source.pixels for source in islice(self.load.sources(image), 2)]
+        if [pixels.shape[:2] for pixels in images] != [(prediction.height, prediction.width)]:
+            sizes = " and ".join(f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in images)
+            raise UsageError(
+                f"image: of {sizes} pixels; allowed: one image of {prediction.width} x {prediction.height}, as the "
+                "prediction"
+            )
+        return draw(images[0], prediction, self.info.palette, score_thr)
 
     def run(
         self, sources: Iterable[Source], failed: Callable[[UsageError], None] | None = None
@@ -166,6 +173,8 @@ class Predictor:
             raise UsageError(
                 f"{self.session.file}: predicts class {labels.max()}; it names only {len(classes)} classes"
             )
+        scores = outputs["scores"].astype(np.float32)
+        self._require_finite(boxes, scores)
         # Places with label -1 are unused. Objects may be found in the padding.
         there = (labels >= 0) & (boxes[:, 0] < image.width) & (boxes[:, 1] < image.height)
         boxes = boxes[there] / np.array([across, down, across, down], np.float32)
@@ -176,8 +185,11 @@ class Predictor:
             for i, region in enumerate(regions):
                 if not (boxes[i, 2:] > boxes[i, :2]).all():  # of a detector without boxes, such as SOLO
                     boxes[i] = region.box()
-        scores = outputs["scores"].astype(np.float32)[there]
-        return Detections(name, height, width, classes, boxes, scores, labels[there], regions)
+        return Detections(name, height, width, classes, boxes, scores[there], labels[there], regions)
+
+    def _require_finite(self, *values: np.ndarray) -> None:
+        if not all(np.isfinite(part).all() for part in values):
+            raise UsageError(f"{self.session.file}: predicts NaN or infinite values; was it exported with NaN weights?")
 
     def _region(self, mask: np.ndarray, box: np.ndarray, image: NetworkImage) -> Region:
         height, width = image.original
@@ -210,6 +222,7 @@ class Predictor:
             raise UsageError(
                 f"{self.session.file}: predicts {values.size} probabilities; it names {len(self.info.classes)} classes"
             )
+        self._require_finite(values)
         return Classification(name, *image.original, self.info.classes, values)
 
     def _detect_tiles(self, source: Source, tile: int) -> Detections:

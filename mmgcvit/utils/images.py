@@ -29,6 +29,7 @@ DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # Pillow's modes with one 
 ALPHA = ("LA", "PA", "La", "RGBA", "RGBa")  # Pillow's modes with an alpha channel
 PPM = re.compile(rb"P[56](?:\s|#.*\n)+\d+(?:\s|#.*\n)+\d+(?:\s|#.*\n)+(\d+)\s")  # group 1: the highest value
 PNG = b"\x89PNG"
+ORIENTATION = 0x0112  # EXIF tag
 
 _lock = threading.Lock()
 _inside = 0  # number of active blocks
@@ -67,6 +68,25 @@ def any_image_size() -> Iterator[None]:
             _inside -= 1
             if not _inside:
                 Image.MAX_IMAGE_PIXELS = _limit
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """EXIF orientation of an image, from 1 (upright) to 8; 1 if it has none, or damaged EXIF data."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # Pillow raises errors of many types
+        return 1
+
+
+def turn_upright(image: np.ndarray, tag: int) -> np.ndarray:
+    """Turn or mirror an image (H, W) or (H, W, C) as its EXIF orientation says."""
+    if tag in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    if tag in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if tag in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
 
 
 def reduce_depth(image: Image.Image, value_range: tuple[float, float] | None = None) -> Image.Image:

@@ -36,7 +36,7 @@ class Input:
 
 
 def list_inputs(
-    sources: Sequence[str | Path], out_dir: str | Path, videos: bool = True
+    sources: Sequence[str | Path], out_dir: str | Path | None, videos: bool = True
 ) -> tuple[list[Input], list[str]]:
     """List images and videos, also those in folders and in folders inside them, sorted by name.
 
@@ -46,7 +46,7 @@ def list_inputs(
 
     Args:
         sources: images, videos and folders.
-        out_dir: folder for the results.
+        out_dir: folder for the results; None if there is none.
         videos: whether videos can be read.
 
     Returns:
@@ -66,8 +66,10 @@ def list_inputs(
             continue
         if not source.is_dir():
             raise UsageError(f"input {str(source)!r}: no such image, video or folder")
-        results = Path(out_dir).resolve()
-        without = [results] if results != source.resolve() else [results / "vis", results / "labels"]
+        without: list[Path] = []
+        if out_dir is not None:
+            results = Path(out_dir).resolve()
+            without = [results] if results != source.resolve() else [results / "vis", results / "labels"]
         inside = [Input(path, path.relative_to(source).as_posix()) for path in sorted(_walk(source, without, skipped))]
         if not videos:
             skipped += [f"{entry.path}: skipped: a video" for entry in inside if entry.is_video]

@@ -14,11 +14,11 @@ pytest.importorskip("mmcv")
 import cv2
 import mmcv
 
-from mmgcvit.datasets.images import decode_with_pillow, turn_upright
+from mmgcvit.datasets.images import decode_with_pillow
 from mmgcvit.datasets.loading import ImageChecker, LoadCheckedImage
 from mmgcvit.datasets.pipelines import use_checked_loading
 from mmgcvit.errors import CorruptImageError, UsageError
-from mmgcvit.utils.images import bits_per_value
+from mmgcvit.utils.images import bits_per_value, turn_upright
 
 RNG = np.random.default_rng(0)
 COLOURS = cv2.resize(RNG.integers(0, 255, (4, 6, 3), np.uint8), (66, 40), interpolation=cv2.INTER_NEAREST)

@@ -163,6 +163,8 @@ def test_detector_in_tiles(tmp_path: Path, kind: str, batch_size: int):
 def test_tiles_of_a_file_with_a_fixed_size(tmp_path: Path):
     model = predictor(tmp_path, shape=(1, 128, 128), options=dict(tile=128))
     np.testing.assert_array_equal(model(scene(97, 401, (10, 20, 60, 50)))[0].boxes, [[10, 20, 60, 50]])
+    with pytest.raises(UsageError, match=r"tile=200; allowed by .*: at most 128 pixels"):
+        predictor(tmp_path, shape=(1, 128, 128), options=dict(tile=200))
 
 
 def test_suppression_equals_mmcv():
@@ -228,6 +230,31 @@ def test_options(tmp_path: Path):
     ):
         with pytest.raises(UsageError, match=words):
             predictor(tmp_path, options=options)
+
+
+def test_drawing_of_another_image(tmp_path: Path):
+    model = predictor(tmp_path)
+    (found,) = model(IMAGES[0])
+    assert model.draw(IMAGES[0], found).size == (401, 97)
+    for wrong in (IMAGES[1], IMAGES[:2]):
+        with pytest.raises(UsageError, match=r"image: of .* pixels; allowed: one image of 401 x 97"):
+            model.draw(wrong, found)
+
+
+def test_values_that_are_not_finite(tmp_path: Path):
+    for task, name in (("detection", "boxes"), ("detection", "scores"), ("classification", "probabilities")):
+        model = predictor(tmp_path, task)
+        run = model.session._run
+        index = model.info.outputs.index(name)
+
+        def broken(images: np.ndarray, run=run, index=index):
+            outputs = [np.array(values) for values in run(images)]
+            outputs[index][0, 0] = np.nan
+            return outputs
+
+        model.session._run = broken
+        with pytest.raises(UsageError, match=r"model\.onnx: predicts NaN or infinite values"):
+            model(IMAGES[0])
 
 
 def test_stream_is_lazy(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,8 @@ def files(folder: Path) -> list[Path]:
         exif[0x0112] = tag
         colour.save(folder / f"turned{tag}.png", exif=exif)
         colour.save(folder / f"turned{tag}.jpg", exif=exif, quality=95)
+        colour.save(folder / f"turned{tag}.tif", exif=exif)
+        colour.save(folder / f"turned{tag}.webp", exif=exif, lossless=True)
     Image.fromarray(noise(97, 41, 4)).save(folder / "alpha.png")
     colour.quantize(20).save(folder / "palette.png")
     colour.convert("CMYK").save(folder / "cmyk.tif")
@@ -82,6 +85,26 @@ def test_orientation(tmp_path: Path):
     np.testing.assert_array_equal(load(tmp_path / "a.png", exif=False)[0], image)
     with Image.open(tmp_path / "a.png") as opened:
         np.testing.assert_array_equal(load(opened)[0], np.rot90(image, -1))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("kind", ["offset", "division by zero", "cut off"])
+def test_damaged_exif(tmp_path: Path, kind: str):
+    """The orientation is used if it can be read; what else is damaged does not matter. As in Pillow #8605."""
+    loading = pytest.importorskip("mmgcvit.datasets.loading")
+    header, entry = b"Exif\0\0", struct.pack("<HHII", 0x0112, 3, 1, 6)
+    resolution = struct.pack("<HHII", 0x011A, 5, 1, 38) + struct.pack("<I", 0)
+    good = b"II*\0\x08\0\0\0" + struct.pack("<H", 2) + entry + resolution + struct.pack("<II", 1, 0)
+    exif = {
+        "offset": header + b"II*\0\xff\xff\xff\xff",
+        "division by zero": header + good,
+        "cut off": header + good[:30],
+    }[kind]
+    for name in ("a.jpg", "a.png"):
+        Image.fromarray(noise(20, 30)).save(tmp_path / name, exif=exif)
+        wanted = loading.LoadCheckedImage().decode((tmp_path / name).read_bytes())[..., ::-1]
+        np.testing.assert_array_equal(load(tmp_path / name)[0], wanted, name)
+        assert wanted.shape == ((20, 30, 3) if kind == "offset" else (30, 20, 3)), name
 
 
 def test_deep_images(tmp_path: Path, caplog):
@@ -177,7 +200,7 @@ def test_unreadable_files(tmp_path: Path):
         load(tmp_path / "film.mp4")
 
 
-def test_folders(tmp_path: Path, caplog):
+def test_folders(tmp_path: Path, caplog, monkeypatch):
     (tmp_path / "b").mkdir()
     for name in ("c.png", "b/a.png", "a.png"):
         Image.fromarray(noise(20, 30)).save(tmp_path / name)
@@ -185,5 +208,8 @@ def test_folders(tmp_path: Path, caplog):
     with caplog.at_level(logging.WARNING, "mmgcvit.runtime"):
         assert [source.name for source in loader().sources(tmp_path)] == ["a.png", "b/a.png", "c.png"]
     assert "film.mp4: skipped: a video" in caplog.text
+    with monkeypatch.context() as inside:  # the working directory is not the folder for results
+        inside.chdir(tmp_path / "b")
+        assert len(load(tmp_path)) == 3
     names = [source.name for source in loader().sources([str(tmp_path / "c.png"), noise(20, 30), tmp_path / "b"])]
     assert names == ["c.png", "1", "a.png"]
