@@ -176,7 +176,7 @@ def open_model(
         classes=trained.classes,
         palette=trained.palette,
         channels=channels,
-        dtype=_dtype(cfg, channels),
+        dtype=_dtype(loading),
         shape=(batch, *(size or (None, None))),
         resize=rule.resize,
         pad=_pad_values(rule, graph, channels),
@@ -191,10 +191,9 @@ def open_model(
     return Exportable(task.name, model, graph, info, cfg)
 
 
-def _dtype(cfg: Config, channels: int) -> str:
-    """Numbers of the input: float32 if the pipeline loads images as float32, else uint8."""
-    floats = any(step.get("to_float32") for step in cfg.test_dataloader.dataset.pipeline)
-    return "float32" if floats or channels not in (1, 3) else "uint8"
+def _dtype(loading: dict[str, Any]) -> str:
+    """Numbers of the input: float32 if images are loaded with all their bits, else uint8."""
+    return "float32" if loading.get("to_float32") or loading.get("imdecode_backend") == "tifffile" else "uint8"
 
 
 def _pad_values(rule: InputRule, graph: ExportGraph, channels: int) -> tuple[float, ...]:
