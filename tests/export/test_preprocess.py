@@ -85,5 +85,5 @@ def test_wrong_number_of_channels():
 
 
 def test_fixed_padding_is_refused():
-    with pytest.raises(ExportError, match="test_cfg.size="):
+    with pytest.raises(ExportError, match=r"test_cfg\.size="):
         Preprocess(segmentation(test_cfg=dict(size=(64, 64))))

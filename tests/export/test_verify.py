@@ -69,7 +69,7 @@ def test_label_maps(monkeypatch):
     found[0, :3] = 7
     result = compare(monkeypatch, "segmentation", dict(labels=reference), dict(labels=found))
     assert result.labels == pytest.approx(3e-4)
-    with pytest.raises(ExportError, match="labels 0.0003"):
+    with pytest.raises(ExportError, match=r"labels 0\.0003"):
         verify.require_equal(result, verify.Tolerance(), "file")
     assert compare(monkeypatch, "segmentation", dict(labels=reference), dict(labels=found[1:])).labels == 1
 
@@ -81,7 +81,7 @@ def test_probabilities(monkeypatch):
     )
     assert result.score == pytest.approx(0.2)
     assert result.top1 == 0
-    with pytest.raises(ExportError, match="score 0.2"):
+    with pytest.raises(ExportError, match=r"score 0\.2"):
         verify.require_equal(result, verify.Tolerance(), "file")
 
 

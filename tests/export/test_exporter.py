@@ -1,0 +1,157 @@
+"""Exporting a classifier to a file: arguments, files, descriptions, verification."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, randomise
+from mmengine.config import Config
+
+from mmgcvit.__main__ import main
+from mmgcvit.errors import ExportError, UsageError
+from mmgcvit.export import verify
+from mmgcvit.export.exporter import export, open_model
+from mmgcvit.export.inputs import made_up_images
+
+SIZE = 32  # of the config's images
+CLASSES = ("ant", "bee", "cat", "dog", "eel")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Config, str]:
+    """Config and checkpoint of a tiny classifier."""
+    from mmengine.registry import MODELS
+
+    cfg = Config.fromfile(ROOT / "configs/classification/gcvit-nano_digits.py")
+    cfg.model.backbone = dict(type="GCViT", arch={**TINY, "depths": (1, 1, 1, 1)}, pad="window")
+    cfg.model.num_classes = len(CLASSES)
+    cfg.test_dataloader.dataset.classes = list(CLASSES)
+    model = randomise(MODELS.build(cfg.model))
+    file = tmp_path_factory.mktemp("trained") / "last.pth"
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=CLASSES))), file)
+    return cfg, str(file)
+
+
+def compare(model, file: Path) -> verify.Differences:
+    return verify.compare(model, verify.open_file(file, model.info), made_up_images(model.info))
+
+
+@pytest.mark.parametrize(("batch", "dynamic"), [(None, True), pytest.param(1, False, marks=pytest.mark.slow)])
+def test_onnx(trained, tmp_path, batch, dynamic):
+    pytest.importorskip("onnxscript")
+    ort = pytest.importorskip("onnxruntime")
+    seen = []
+    done = export(
+        *trained, tmp_path / "sub" / "model.onnx", dynamic=dynamic, batch=batch,
+        verify=lambda model, file: seen.append(compare(model, file)),
+    )  # fmt: skip
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["model.onnx"]
+    assert seen[0].score < 1e-5
+    assert seen[0].top1 == seen[0].images >= 1
+    session = ort.InferenceSession(str(done.file))
+    free = (lambda name: name) if dynamic else lambda name: SIZE
+    assert session.get_inputs()[0].shape == [batch or "batch", 3, free("height"), free("width")]
+    assert [output.name for output in session.get_outputs()] == ["probabilities"]
+    description = json.loads(session.get_modelmeta().custom_metadata_map["mmgcvit"])
+    assert description["classes"] == list(CLASSES)
+    assert description["shape"] == [batch, *((None, None) if dynamic else (SIZE, SIZE))]
+    assert description["resize"]["kind"] == "fixed"
+
+
+def test_pt2(trained, tmp_path):
+    done = export(*trained, tmp_path / "model.pt2", batch=None)
+    extra = {"mmgcvit": ""}
+    module = torch.export.load(done.file, extra_files=extra).module()
+    assert json.loads(extra["mmgcvit"])["classes"] == list(CLASSES)
+    images = torch.randint(0, 256, (3, 3, SIZE, SIZE), dtype=torch.uint8)
+    model = open_model(*trained)
+    torch.testing.assert_close(module(images)[0], model.model.test_step(dict(inputs=images)).detach())
+
+
+@pytest.mark.slow
+def test_half_and_int8(trained, tmp_path):
+    """One export each."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from PIL import Image
+
+    for index in range(4):
+        pixels = np.random.default_rng(index).integers(0, 256, (80, 70, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    found = {}
+    for name, options in (("full", {}), ("half", dict(half=True)), ("int8", dict(int8=[tmp_path]))):
+        done = export(*trained, tmp_path / f"{name}.onnx", **options)
+        found[name] = compare(open_model(*trained), done.file)
+        kinds = {node.op_type for node in onnx.load(done.file).graph.node}
+        weights = {onnx.TensorProto.DataType.Name(w.data_type) for w in onnx.load(done.file).graph.initializer}
+        assert ("QuantizeLinear" in kinds) == (name == "int8")
+        assert ("FLOAT16" in weights) == (name == "half")
+    assert found["full"].score < 1e-5 < found["half"].score < 0.05
+    assert found["int8"].score < 0.2
+
+
+def test_a_file_that_differs_is_not_kept(trained, tmp_path):
+    pytest.importorskip("onnxscript")
+
+    def refuse(model, file):
+        assert file.is_file()
+        raise ExportError("differs")
+
+    (tmp_path / "model.onnx").write_text("an older file")
+    with pytest.raises(ExportError, match="differs"):
+        export(*trained, tmp_path / "model.onnx", verify=refuse)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_text() == "an older file"
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "message"),
+    [
+        ("model.tflite", {}, r"suffix '.tflite'; allowed: .onnx, .xml, .pt2"),
+        ("model.onnx", dict(shape=(64, 64), dynamic=True), "--shape 64 64 and --dynamic; allowed: one of them"),
+        ("model.onnx", dict(shape=(16, 64)), "at least 32 pixels"),
+        ("model.onnx", dict(batch=0), "--batch 0; allowed"),
+        ("model.pt2", dict(half=True), r"--fp16 with a .pt2 file"),
+        ("model.xml", dict(int8=["a.jpg"]), r"--int8 with a .xml file"),
+        ("model.onnx", dict(int8=["a.jpg"], half=True), "--fp16 and --int8"),
+        ("model.onnx", dict(int8=["missing.jpg"]), "'missing.jpg': no such image"),
+    ],
+)
+def test_wrong_arguments(trained, tmp_path, out, options, message):
+    with pytest.raises(UsageError, match=message):
+        export(*trained, tmp_path / out, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_package(trained, tmp_path, monkeypatch):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnxscript" else find(name, *a))
+    with pytest.raises(UsageError, match=r"need onnxscript: pip install 'mmgcvit\[export\]'"):
+        export(*trained, tmp_path / "model.onnx")
+
+
+def test_command(trained, tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    cfg, checkpoint = trained
+    cfg.dump(tmp_path / "config.py")
+    out = tmp_path / "model.onnx"
+    assert main(["export", str(tmp_path / "config.py"), checkpoint, str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "model.onnx against the model" in printed
+    assert "same most probable class" in printed
+    assert "GCViTClassifier: batch 1, 3 channels, 32 x 32, uint8 -> probabilities" in printed
+    assert out.is_file()
+
+
+def test_command_with_a_wrong_checkpoint(trained, tmp_path, capsys):
+    cfg, _ = trained
+    cfg.dump(tmp_path / "config.py")
+    torch.save({}, tmp_path / "empty.pth")
+    assert main(["export", str(tmp_path / "config.py"), str(tmp_path / "empty.pth"), str(tmp_path / "model.onnx")]) == 1
+    assert capsys.readouterr().err.startswith("export: ")
+    assert not (tmp_path / "model.onnx").exists()
