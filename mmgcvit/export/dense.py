@@ -12,6 +12,7 @@ from mmgcvit.export.boxes import (
     best,
     decode,
     drop_small,
+    kind,
     rows,
     suppress,
     unsupported_coder,
@@ -40,7 +41,13 @@ class DenseGraph(ExportGraph):
         super().__init__(model, channels)
         self.model = model
         # With a distribution of distances, GFL's head predicts more than four numbers for a box.
-        self.bins = model.bbox_head.reg_max + 1 if type(model.bbox_head).__name__ == "GFLHead" else 0
+        self.bins = model.bbox_head.reg_max + 1 if kind(model.bbox_head) == "GFLHead" else 0
+        stride = max(max(strides) for strides in model.bbox_head.prior_generator.strides)
+        if kind(getattr(model, "neck", None)) == "CSPNeXtPAFPN" and self.preprocess.divisor % stride:
+            self.any_size = (
+                f"model.neck.type='CSPNeXtPAFPN' takes multiples of {stride} only; add --cfg-options "
+                f"model.data_preprocessor.pad_size_divisor={stride} for any size"
+            )
 
     @staticmethod
     def unsupported(model: Any) -> str:
@@ -61,7 +68,7 @@ class DenseGraph(ExportGraph):
         reason = reason or unsupported_coder("model.bbox_head.bbox_coder", head.bbox_coder)
         if not reason and getattr(head.loss_cls, "custom_cls_channels", False):
             reason = (
-                f"model.bbox_head.loss_cls.type={type(head.loss_cls).__name__!r} has its own activation; "
+                f"model.bbox_head.loss_cls.type={kind(head.loss_cls)!r} has its own activation; "
                 "allowed: losses with sigmoid or softmax"
             )
         if not reason and getattr(head, "with_objectness", False):
