@@ -16,6 +16,7 @@ CLASSES = 5
 SIZES = ((1, 224, 224), (3, 256, 320), (1, 300, 500), (3, 97, 401))  # batch, height, width
 WIDTH = 16
 FOCAL = dict(type="FocalLoss", use_sigmoid=True)
+GROUPS = dict(type="GN", num_groups=4)
 GIOU = dict(type="GIoULoss")
 CENTERNESS = dict(type="CrossEntropyLoss", use_sigmoid=True)
 ANCHORS = dict(
@@ -25,9 +26,9 @@ DELTAS = dict(type="DeltaXYWHBBoxCoder", target_stds=[0.1, 0.1, 0.2, 0.2])
 DISTANCES = dict(type="DistancePointBBoxCoder")
 #: Heads of single-stage detectors, in addition to the RetinaNet of the configs.
 DENSE: dict[str, dict[str, Any]] = {
-    "ATSS": dict(type="ATSSHead", anchor_generator=ANCHORS, bbox_coder=DELTAS, loss_centerness=CENTERNESS),
-    "FCOS": dict(type="FCOSHead", strides=[8, 16, 32, 64, 128], loss_centerness=CENTERNESS),
-    "GFL": dict(type="GFLHead", anchor_generator=ANCHORS, reg_max=8),
+    "ATSS": dict(type="ATSSHead", norm_cfg=GROUPS, anchor_generator=ANCHORS, bbox_coder=DELTAS, loss_centerness=CENTERNESS),
+    "FCOS": dict(type="FCOSHead", norm_cfg=GROUPS, strides=[8, 16, 32, 64, 128], loss_centerness=CENTERNESS),
+    "GFL": dict(type="GFLHead", norm_cfg=GROUPS, anchor_generator=ANCHORS, reg_max=8),
     "RTMDet": dict(
         type="RTMDetSepBNHead",
         anchor_generator=dict(type="MlvlPointGenerator", offset=0, strides=[8, 16, 32]),
@@ -98,7 +99,7 @@ def dino(base: Any) -> Any:
     model = Config.fromfile(ROOT / "configs/detection/dino-4scale_gcvit-tiny_8xb2-12e_coco.py").model
     width = 32
     model.backbone, model.num_queries = base.backbone, 60
-    model.neck.update(in_channels=[32, 64, 128], out_channels=width, norm_cfg=dict(type="GN", num_groups=4))
+    model.neck.update(in_channels=[32, 64, 128], out_channels=width, norm_cfg=GROUPS)
     for part in (model.encoder, model.decoder):
         part.num_layers = 2
         for key in ("self_attn_cfg", "cross_attn_cfg", "ffn_cfg"):
@@ -113,7 +114,16 @@ def dino(base: Any) -> Any:
 
 def build(model: Any) -> nn.Module:
     """Build a detector with random values everywhere, so that there are many detections."""
-    return randomise(MODELS.build(model)).eval()
+    torch.manual_seed(0)
+    detector = randomise(MODELS.build(model)).eval()
+    norms = [layer for layer in detector.modules() if isinstance(layer, nn.BatchNorm2d)]
+    if norms:  # without suitable statistics, the features would be the same everywhere
+        for layer in norms:
+            layer.train().momentum = 1.0
+        with torch.no_grad():
+            detector.bbox_head(detector.extract_feat(torch.randn(2, 3, 224, 224)))
+        detector.eval()
+    return detector
 
 
 def images(batch: int, height: int, width: int) -> Tensor:
@@ -144,7 +154,8 @@ def reference(model: nn.Module, batch: Tensor) -> list[tuple[Tensor, ...]]:
         else:
             stages = [head._mask_forward(maps, rois)]
         masks = torch.stack([stage["mask_preds"].sigmoid() for stage in stages]).mean(0)
-        masks = masks[torch.arange(len(rois)), torch.cat([x.labels for x in found])]
+        labels = torch.cat([x.labels for x in found])
+        masks = masks[torch.arange(len(rois)), labels.clamp(max=masks.shape[1] - 1)]
         parts = masks.split([len(x) for x in found])
         results = [(*result, part) for result, part in zip(results, parts, strict=True)]
     return results
