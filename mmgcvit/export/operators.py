@@ -86,15 +86,16 @@ def _nms_operator() -> Callable[..., Tensor]:
 
 def translation_table() -> dict[Callable, Callable]:
     """Return ``custom_translation_table`` of ``torch.onnx.export`` for the operators of this module."""
-    from onnxscript import opset18 as op
+    import onnxscript
+
+    op: Any = onnxscript.opset18
 
     def translate(boxes: Any, scores: Any, iou_threshold: float) -> Any:
-        every = 2**63 - 1
-        # Rows of (group, class, box).
-        kept = op.NonMaxSuppression(boxes, scores, every, iou_threshold, SMALLEST)
-        marks = op.Expand(1, op.Slice(op.Shape(kept), [0], [1]))
-        empty = op.ConstantOfShape(op.Shape(scores))
-        return op.Cast(op.ScatterND(op.Cast(empty, to=7), kept, marks), to=9)
+        # Rows of (group, class, box), at most as many as there are.
+        kept = op.NonMaxSuppression(boxes, scores, 2**63 - 1, iou_threshold, SMALLEST)
+        ones = op.Expand(1.0, op.Slice(op.Shape(kept), [0], [1]))
+        marks = op.ScatterND(op.ConstantOfShape(op.Shape(scores)), kept, ones)
+        return op.Greater(marks, 0.0)
 
     return {_nms_operator(): translate}
 

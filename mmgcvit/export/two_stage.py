@@ -131,10 +131,11 @@ class TwoStageGraph(ExportGraph):
             logits.append(scores)
             deltas = deltas.unflatten(-1, (-1, 4))  # [B, P, classes or 1, 4]
             if stage < len(heads) - 1:
-                chosen = scores[..., :-1].argmax(-1) if deltas.shape[2] > 1 else torch.zeros_like(used, dtype=torch.long)
-                deltas = take(deltas.flatten(0, 1), chosen.reshape(-1, 1)).view_as(boxes)
+                label = scores[..., :-1].argmax(-1) if deltas.shape[2] > 1 else used.long() * 0
+                deltas = take(deltas.flatten(0, 1), label.reshape(-1, 1)).view_as(boxes)
                 boxes = decode(box_head.bbox_coder, boxes, deltas, size)
-        probabilities = (sum(logits) / len(logits)).softmax(-1)[..., :-1]
+        total: Any = sum(logits)
+        probabilities = (total / len(logits)).softmax(-1)[..., :-1]
         boxes = decode(heads[-1].bbox_coder, boxes[:, :, None], deltas, size)
         return self._select(boxes, torch.where(used[..., None], probabilities, NO_CANDIDATE))
 

@@ -26,7 +26,9 @@ DELTAS = dict(type="DeltaXYWHBBoxCoder", target_stds=[0.1, 0.1, 0.2, 0.2])
 DISTANCES = dict(type="DistancePointBBoxCoder")
 #: Heads of single-stage detectors, in addition to the RetinaNet of the configs.
 DENSE: dict[str, dict[str, Any]] = {
-    "ATSS": dict(type="ATSSHead", norm_cfg=GROUPS, anchor_generator=ANCHORS, bbox_coder=DELTAS, loss_centerness=CENTERNESS),
+    "ATSS": dict(
+        type="ATSSHead", norm_cfg=GROUPS, anchor_generator=ANCHORS, bbox_coder=DELTAS, loss_centerness=CENTERNESS
+    ),
     "FCOS": dict(type="FCOSHead", norm_cfg=GROUPS, strides=[8, 16, 32, 64, 128], loss_centerness=CENTERNESS),
     "GFL": dict(type="GFLHead", norm_cfg=GROUPS, anchor_generator=ANCHORS, reg_max=8),
     "RTMDet": dict(
@@ -86,7 +88,11 @@ def config(name: str) -> Any:
         model.neck.update(add_extra_convs="on_output", num_outs=5)
     if name == "RTMDet":
         model.neck = dict(
-            type="CSPNeXtPAFPN", in_channels=[32, 64, 128], out_channels=WIDTH, num_csp_blocks=1, norm_cfg=dict(type="BN")
+            type="CSPNeXtPAFPN",
+            in_channels=[32, 64, 128],
+            out_channels=WIDTH,
+            num_csp_blocks=1,
+            norm_cfg=dict(type="BN"),
         )
         model.test_cfg.score_thr = 0.001
     if name == "DINO":
@@ -128,7 +134,9 @@ def build(model: Any) -> nn.Module:
 
 def images(batch: int, height: int, width: int) -> Tensor:
     """Return random images, RGB."""
-    return torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 @torch.no_grad()
@@ -175,7 +183,8 @@ def assert_same(got: Sequence[Any], wanted: Sequence[Any], pixels: float = 0.01,
     found, expected = ([torch.as_tensor(x) for x in values] for values in (got, wanted))
     used, real = int((found[2] >= 0).sum()), int((expected[2] >= 0).sum())
     assert used == real
-    assert (found[2][used:] == -1).all() and (found[1][used:] == 0).all()
+    assert (found[2][used:] == -1).all()
+    assert (found[1][used:] == 0).all()
     torch.testing.assert_close(found[1][:used], expected[1][:used], rtol=0, atol=tolerance)
     if not used:
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("mmcv._ext")
 pytest.importorskip("mmdet")
 
-from detectors import CLASSES, DENSE, SIZES, assert_same, build, config, images, reference, split
+from detectors import DENSE, SIZES, assert_same, build, config, images, reference, split
 from torch import Tensor
 
 from mmgcvit.errors import ExportError
@@ -23,7 +23,7 @@ from mmgcvit.export.graph import ExportGraph
 TWO_STAGE = ("faster-rcnn", "mask-rcnn", "cascade-mask-rcnn")
 ALL = (*TWO_STAGE, "retinanet", *DENSE, "DINO")
 # The neck of RTMDet takes multiples of 32 only, as the preprocessor of the nano configs produces them.
-DYNAMIC = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
+DYNAMIC = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
 
 
 @cache
@@ -51,7 +51,9 @@ def test_predictions_are_those_of_mmdet(name):
             assert_same(got, expected)
 
 
-@pytest.mark.parametrize("change", ["class-specific cascade", "class-agnostic NMS", "dense class-agnostic NMS", "softmax"])
+@pytest.mark.parametrize(
+    "change", ["class-specific cascade", "class-agnostic NMS", "dense class-agnostic NMS", "softmax"]
+)
 def test_other_settings(change):
     """Settings that the configs do not have."""
     if change == "class-specific cascade":
@@ -82,8 +84,11 @@ def test_nothing_found(name):
     model = config(name)
     (model.test_cfg.rcnn if "rcnn" in name else model.test_cfg).score_thr = 1.0
     boxes, scores, labels, *masks = detection_graph(build(model))(images(2, 64, 96))
-    assert boxes.shape == (2, 40, 4) and scores.shape == labels.shape == (2, 40)
-    assert not boxes.any() and not scores.any() and (labels == -1).all()
+    assert boxes.shape == (2, 40, 4)
+    assert scores.shape == labels.shape == (2, 40)
+    assert not boxes.any()
+    assert not scores.any()
+    assert (labels == -1).all()
     assert all(mask.shape == (2, 40, 28, 28) and mask.isfinite().all() for mask in masks)
 
 
@@ -94,7 +99,7 @@ def test_masks_of_a_graph():
 
 
 @pytest.fixture(scope="session")
-def onnx_files(tmp_path_factory) -> Iterator[Any]:
+def onnx_files(tmp_path_factory) -> Callable[[str], Path]:
     """Exports a detector to ONNX once, with any batch size, height and width, from one image."""
     pytest.importorskip("onnxscript")
     folder = tmp_path_factory.mktemp("onnx")
@@ -116,7 +121,7 @@ def onnx_files(tmp_path_factory) -> Iterator[Any]:
             program.save(file)
         return file
 
-    yield export
+    return export
 
 
 @pytest.mark.parametrize(
@@ -156,10 +161,9 @@ def test_torch_export(tmp_path, name):
     program = torch.export.export(graph(name), (images(2, 224, 224),), dynamic_shapes=(DYNAMIC,), strict=False)
     torch.export.save(program, tmp_path / "model.pt2")
     loaded = torch.export.load(tmp_path / "model.pt2")
-    operators = {str(node.target) for node in loaded.graph.nodes if node.op == "call_function" and "::" in str(node.target)}
     targets = [node.target for node in loaded.graph.nodes if node.op == "call_function"]
-    spaces = {target.namespace for target in targets if isinstance(target, torch._ops.OpOverload)}
-    assert not operators and spaces <= {"aten", "torchvision"}
+    spaces = {target.namespace for target in targets if hasattr(target, "namespace")}
+    assert spaces <= {"aten", "torchvision"}
     module = loaded.module()
     for size in SIZES:
         batch = images(*size)
