@@ -69,10 +69,15 @@ def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     group = candidates // count
     box = group // classes * count + candidates - group * count
     # In float32, the distances between the groups would cost digits of the boxes.
-    corners = boxes.flatten(0, 1).index_select(0, box).double()
-    corners = corners + (group * (boxes.max() - boxes.min() + 1).double())[:, None]
-    kept = candidates.index_select(0, suppress(corners, flat.index_select(0, candidates).double(), iou_threshold))
-    return torch.zeros_like(flat, dtype=torch.bool).index_fill(0, kept, True).view_as(scores)
+    low, high = boxes.min().double(), boxes.max().double()
+    corners = boxes.flatten(0, 1).index_select(0, box).double() + (group * (high - low + 1))[:, None]
+    # Two more boxes, beside all others, always remain: torchvision promises torch.export at least two.
+    corners = torch.cat([corners, low - corners.new_tensor([[4, 4, 3, 3], [2, 2, 1, 1]])])
+    rank = F.pad(flat.index_select(0, candidates), (0, 2), value=NO_CANDIDATE)
+    places = torch.cat([candidates, flat.shape[0] + torch.arange(2, device=flat.device)])
+    kept = places.index_select(0, suppress(corners, rank.double(), iou_threshold))
+    marks = torch.zeros(flat.shape[0] + 2, dtype=torch.bool, device=flat.device).index_fill(0, kept, True)
+    return marks[: flat.shape[0]].view_as(scores)
 
 
 @cache

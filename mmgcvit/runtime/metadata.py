@@ -152,5 +152,3 @@ def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
         return tuple(map(convert, value)) if isinstance(value, list) else value
 
     return {name: convert(value) for name, value in content.items()}
-
-

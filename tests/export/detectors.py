@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from conftest import ROOT, randomise
 from mmengine.config import Config
@@ -42,6 +43,13 @@ DENSE: dict[str, dict[str, Any]] = {
         norm_cfg=dict(type="BN"),
     ),
 }
+
+
+def dynamic(*axes: int) -> dict[int, Any]:
+    """Return the ``dynamic_shapes`` of a tensor with any size along some axes; skips the test if torch is too old."""
+    if not hasattr(getattr(torch.export, "Dim", None), "DYNAMIC"):
+        pytest.skip("needs torch.export.Dim.DYNAMIC")
+    return dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
 
 
 def config(name: str) -> Any:

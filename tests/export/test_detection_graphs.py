@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("mmcv._ext")
 pytest.importorskip("mmdet")
 
-from detectors import DENSE, SIZES, assert_same, build, config, images, reference, split
+from detectors import DENSE, SIZES, assert_same, build, config, dynamic, images, reference, split
 from torch import Tensor
 
 from mmgcvit.errors import ExportError
@@ -23,7 +23,6 @@ from mmgcvit.export.graph import ExportGraph
 TWO_STAGE = ("faster-rcnn", "mask-rcnn", "cascade-mask-rcnn")
 ALL = (*TWO_STAGE, "retinanet", *DENSE, "DINO")
 # The neck of RTMDet takes multiples of 32 only, as the preprocessor of the nano configs produces them.
-DYNAMIC = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
 
 
 @cache
@@ -114,7 +113,7 @@ def onnx_files(tmp_path_factory) -> Callable[[str], Path]:
                 (images(1, 224, 224),),
                 dynamo=True,
                 custom_translation_table=translation_table(),
-                dynamic_shapes=(DYNAMIC,),
+                dynamic_shapes=(dynamic(0, 2, 3),),
                 input_names=["images"],
                 verbose=False,
             )
@@ -158,7 +157,7 @@ def test_openvino(onnx_files, name):
 @pytest.mark.parametrize("name", ALL)
 def test_torch_export(tmp_path, name):
     """A .pt2 file needs torch and torchvision only, and holds for all sizes."""
-    program = torch.export.export(graph(name), (images(2, 224, 224),), dynamic_shapes=(DYNAMIC,), strict=False)
+    program = torch.export.export(graph(name), (images(2, 224, 224),), dynamic_shapes=(dynamic(0, 2, 3),), strict=False)
     torch.export.save(program, tmp_path / "model.pt2")
     loaded = torch.export.load(tmp_path / "model.pt2")
     targets = [node.target for node in loaded.graph.nodes if node.op == "call_function"]
