@@ -104,15 +104,15 @@ class TwoStageGraph(ExportGraph):
         config = head.test_cfg
         logits, deltas = head(maps)
         anchors = head.prior_generator.grid_priors([x.shape[-2:] for x in logits], device=logits[0].device)
-        level_scores, level_boxes = [], []
+        chosen: list[tuple[Tensor, Tensor, Tensor]] = []
         for x, delta, priors in zip(logits, deltas, anchors, strict=True):
             scores = activate(head, rows(x, head.cls_out_channels)).squeeze(-1)
             scores, indices = top_k(scores, config.nms_pre)
-            boxes = decode(head.bbox_coder, priors[indices], take(rows(delta, 4), indices), size)
-            level_scores.append(drop_small(scores, boxes, config))
-            level_boxes.append(boxes)
+            chosen.append((scores, priors[indices], take(rows(delta, 4), indices)))
+        scores, priors, delta = (torch.stack(x, dim=1) for x in zip(*chosen, strict=True))  # [B, levels, K, ...]
+        boxes = decode(head.bbox_coder, priors, delta, size)
+        scores = drop_small(scores, boxes, config)
         # Each level of each image is a group.
-        boxes, scores = torch.stack(level_boxes, 1), torch.stack(level_scores, 1)
         scores = suppress(boxes.flatten(0, 1), scores.flatten(0, 1)[:, None], config.nms.iou_threshold)
         scores, indices = top_k(scores.reshape(boxes.shape[0], -1), config.max_per_img)
         used = scores >= 0

@@ -97,27 +97,32 @@ def test_masks_of_a_graph():
     assert graph("retinanet").masks == graph("DINO").masks == graph("faster-rcnn").masks == ""
 
 
+def to_onnx(module: ExportGraph, file: Path) -> None:
+    """Export from one image, for any batch size, height and width."""
+    from mmgcvit.export.operators import translation_table
+
+    program = torch.onnx.export(
+        module,
+        (images(1, 224, 224),),
+        dynamo=True,
+        custom_translation_table=translation_table(),
+        dynamic_shapes=(dynamic(0, 2, 3),),
+        input_names=["images"],
+        verbose=False,
+    )
+    program.save(file)
+
+
 @pytest.fixture(scope="session")
 def onnx_files(tmp_path_factory) -> Callable[[str], Path]:
-    """Exports a detector to ONNX once, with any batch size, height and width, from one image."""
+    """Exports a detector to ONNX once."""
     pytest.importorskip("onnxscript")
     folder = tmp_path_factory.mktemp("onnx")
 
     def export(name: str) -> Path:
-        from mmgcvit.export.operators import translation_table
-
         file = folder / f"{name}.onnx"
         if not file.exists():
-            program = torch.onnx.export(
-                graph(name),
-                (images(1, 224, 224),),
-                dynamo=True,
-                custom_translation_table=translation_table(),
-                dynamic_shapes=(dynamic(0, 2, 3),),
-                input_names=["images"],
-                verbose=False,
-            )
-            program.save(file)
+            to_onnx(graph(name), file)
         return file
 
     return export
@@ -136,6 +141,25 @@ def test_onnx(onnx_files, name):
         batch = images(*size)
         found = split(session.run(None, {"images": batch.numpy()}))
         for got, expected in zip(found, run(graph(name), batch), strict=True):
+            assert_same(got, expected)
+
+
+@pytest.mark.slow
+def test_onnx_where_nothing_is_found(tmp_path):
+    """An image without detections beside one with some, and images with detections after it in the same session."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    module = detection_graph(build(config("mask-rcnn"))).eval()
+    batch = images(2, 224, 224)
+    batch[1] = batch[1] // 4  # a darker image, with other scores
+    best = torch.stack([scores[0] for _, scores, *_ in run(module, batch)])
+    module.model.roi_head.test_cfg.score_thr = float(best.mean())
+    to_onnx(module, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for part in (batch, batch[best.argmin()][None], batch.flip(0), batch[best.argmax()][None]):
+        found, wanted = split(session.run(None, {"images": part.numpy()})), run(module, part)
+        counts = [int((labels >= 0).sum()) for _, _, labels, _ in wanted]
+        assert len(part) == 1 or (min(counts) == 0 and max(counts) > 0)
+        for got, expected in zip(found, wanted, strict=True):
             assert_same(got, expected)
 
 
