@@ -79,8 +79,6 @@ class TwoStageGraph(ExportGraph):
             reason = reason or _unsupported_box_head(box_head)
         for mask_head in stages(head.mask_head) if head.with_mask else []:
             reason = reason or unsupported_kinds([("model.roi_head.mask_head", mask_head, ("FCNMaskHead",))])
-            if not reason and mask_head.upsample_method == "carafe":
-                reason = "model.roi_head.mask_head.upsample_cfg.type='carafe'; allowed: 'deconv', 'nearest', 'bilinear'"
         if not reason and head.with_mask and model.test_cfg.rcnn.mask_thr_binary < 0:
             reason = f"model.test_cfg.rcnn.mask_thr_binary={model.test_cfg.rcnn.mask_thr_binary}; allowed: 0 to 1"
         reason = reason or unsupported_selection(

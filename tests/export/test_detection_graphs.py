@@ -212,6 +212,7 @@ SOFT_NMS = dict(type="soft_nms", iou_threshold=0.5)
         ("retinanet", "test_cfg.nms", dict(type="nms", iou_threshold=0.5, max_num=9), "model.test_cfg.nms.max_num=9"),
         ("retinanet", "test_cfg.max_per_img", 0, "model.test_cfg.max_per_img=0; allowed: a positive number"),
         ("retinanet", "type", "PAA", "model.type='PAA' cannot be exported; allowed: "),
+        ("FCOS", "bbox_head.dcn_on_last_conv", True, "type='ModulatedDeformConv2dPack', an operator of mmcv; allowed:"),
         ("DINO", "data_preprocessor.pad_size_divisor", 32, "data_preprocessor.pad_size_divisor=32"),
     ],
 )
