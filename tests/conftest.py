@@ -29,7 +29,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
                 parameter.copy_(0.5 + 0.2 * noise)
             elif "norm" in name and name.endswith("weight"):
                 parameter.copy_(1 + 0.2 * noise)
-            elif parameter.ndim == 1 or "bias_table" in name:
+            elif parameter.ndim <= 1 or "bias_table" in name:
                 parameter.copy_(0.3 * noise)
             else:
                 fan_in = parameter[0].numel()

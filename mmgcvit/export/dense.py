@@ -12,6 +12,7 @@ from mmgcvit.export.boxes import (
     best,
     decode,
     drop_small,
+    kind,
     rows,
     suppress,
     unsupported_coder,
@@ -40,7 +41,13 @@ class DenseGraph(ExportGraph):
         super().__init__(model, channels)
         self.model = model
         # With a distribution of distances, GFL's head predicts more than four numbers for a box.
-        self.bins = model.bbox_head.reg_max + 1 if type(model.bbox_head).__name__ == "GFLHead" else 0
+        self.bins = model.bbox_head.reg_max + 1 if kind(model.bbox_head) == "GFLHead" else 0
+        stride = max(max(strides) for strides in model.bbox_head.prior_generator.strides)
+        if kind(getattr(model, "neck", None)) == "CSPNeXtPAFPN" and self.preprocess.divisor % stride:
+            self.any_size = (
+                f"model.neck.type='CSPNeXtPAFPN' takes multiples of {stride} only; add --cfg-options "
+                f"model.data_preprocessor.pad_size_divisor={stride} for any size"
+            )
 
     @staticmethod
     def unsupported(model: Any) -> str:
@@ -61,7 +68,7 @@ class DenseGraph(ExportGraph):
         reason = reason or unsupported_coder("model.bbox_head.bbox_coder", head.bbox_coder)
         if not reason and getattr(head.loss_cls, "custom_cls_channels", False):
             reason = (
-                f"model.bbox_head.loss_cls.type={type(head.loss_cls).__name__!r} has its own activation; "
+                f"model.bbox_head.loss_cls.type={kind(head.loss_cls)!r} has its own activation; "
                 "allowed: losses with sigmoid or softmax"
             )
         if not reason and getattr(head, "with_objectness", False):
@@ -75,21 +82,23 @@ class DenseGraph(ExportGraph):
         logits, deltas, *factors = head(features(self.model, self.preprocess(images)))
         sizes = [x.shape[-2:] for x in logits]
         priors = head.prior_generator.grid_priors(sizes, device=logits[0].device)
-        all_boxes, all_scores, all_labels = [], [], []
+        chosen: list[tuple[Tensor, ...]] = []
         for level, x in enumerate(logits):
             scores = activate(head, rows(x, head.cls_out_channels))
             classes = scores.shape[-1]
             scores, indices = top_k(scores.flatten(1), config.nms_pre)
             scores = torch.where(scores > config.get("score_thr", 0), scores, NO_CANDIDATE)
             place = indices // classes
-            boxes = self.boxes(deltas[level], priors[level], place, level, size)
             if factors:  # centerness
                 factor = take(rows(factors[0][level], 1), place).squeeze(-1).sigmoid()
                 scores = torch.where(scores >= 0, scores * factor, NO_CANDIDATE)
-            all_boxes.append(boxes)
-            all_scores.append(drop_small(scores, boxes, config))
-            all_labels.append(indices - place * classes)
-        boxes, scores, labels = (torch.cat(x, dim=1) for x in (all_boxes, all_scores, all_labels))
+            delta = self.deltas(deltas[level], place, level)
+            chosen.append((scores, indices - place * classes, priors[level][place], delta))
+        scores, labels, prior, delta = (torch.cat(x, dim=1) for x in zip(*chosen, strict=True))
+        if self.bins:
+            prior = (prior[..., :2] + prior[..., 2:]) / 2
+        boxes = decode(head.bbox_coder, prior, delta, size)
+        scores = drop_small(scores, boxes, config)
         groups = scores[:, None]
         if not config.nms.get("class_agnostic", False):
             own = labels[:, None] == torch.arange(classes, device=labels.device)[:, None]
@@ -97,12 +106,10 @@ class DenseGraph(ExportGraph):
         scores = suppress(boxes, groups, config.nms.iou_threshold).amax(1)
         return best(boxes, scores, labels, config.max_per_img)
 
-    def boxes(self, deltas: Tensor, priors: Tensor, place: Tensor, level: int, size: Any) -> Tensor:
-        """Decode the boxes at some places (B, K) of a level."""
-        head = self.model.bbox_head
-        priors = priors[place]
+    def deltas(self, deltas: Tensor, place: Tensor, level: int) -> Tensor:
+        """Return what the head predicts for the boxes at some places (B, K) of a level, (B, K, 4)."""
         if not self.bins:
-            return decode(head.bbox_coder, priors, take(rows(deltas, 4), place), size)
-        distances = take(rows(deltas, 4 * self.bins), place)
-        distances = head.integral(distances).view_as(priors) * head.prior_generator.strides[level][0]
-        return decode(head.bbox_coder, (priors[..., :2] + priors[..., 2:]) / 2, distances, size)
+            return take(rows(deltas, 4), place)
+        head = self.model.bbox_head
+        distances = head.integral(take(rows(deltas, 4 * self.bins), place)).reshape(*place.shape, 4)
+        return distances * head.prior_generator.strides[level][0]

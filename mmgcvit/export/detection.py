@@ -15,6 +15,8 @@ GRAPHS: dict[str, type[ExportGraph]] = {
     **dict.fromkeys(DenseGraph.detectors, DenseGraph),
     **dict.fromkeys(QueryGraph.detectors, QueryGraph),
 }
+#: Operators of mmcv that have a replacement.
+OPERATORS = ("RoIAlign", "MultiScaleDeformableAttention")
 
 
 def detection_graph(model: Any, channels: int = 3) -> ExportGraph:
@@ -31,6 +33,9 @@ def detection_graph(model: Any, channels: int = 3) -> ExportGraph:
     if name not in GRAPHS:
         raise ExportError(f"model.type={name!r} cannot be exported; allowed: {', '.join(GRAPHS)}")
     reason = GRAPHS[name].unsupported(model)
+    for path, part in () if reason else model.named_modules():
+        if type(part).__module__.startswith("mmcv.ops.") and type(part).__name__ not in OPERATORS:
+            reason = f"model.{path}.type={type(part).__name__!r}, an operator of mmcv; allowed: {', '.join(OPERATORS)}"
     if reason:
         raise ExportError(f"{name} cannot be exported: {reason}")
     return GRAPHS[name](model, channels)

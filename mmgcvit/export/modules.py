@@ -74,7 +74,7 @@ def replace_modules(model: nn.Module) -> None:
 
 def _replacement(module: Any) -> nn.Module | None:
     if type(module) is nn.AdaptiveAvgPool2d:
-        size = module.output_size
+        size: Any = module.output_size
         height, width = (size, size) if isinstance(size, int) else size
         if height is not None and width is not None:
             return MatrixPool((height, width))

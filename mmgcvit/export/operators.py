@@ -69,10 +69,15 @@ def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     group = candidates // count
     box = group // classes * count + candidates - group * count
     # In float32, the distances between the groups would cost digits of the boxes.
-    corners = boxes.flatten(0, 1).index_select(0, box).double()
-    corners = corners + (group * (boxes.max() - boxes.min() + 1).double())[:, None]
-    kept = candidates.index_select(0, suppress(corners, flat.index_select(0, candidates).double(), iou_threshold))
-    return torch.zeros_like(flat, dtype=torch.bool).index_fill(0, kept, True).view_as(scores)
+    low, high = boxes.min().double(), boxes.max().double()
+    corners = boxes.flatten(0, 1).index_select(0, box).double() + (group * (high - low + 1))[:, None]
+    # Two more boxes, beside all others, always remain: torchvision promises torch.export at least two.
+    corners = torch.cat([corners, low - corners.new_tensor([[4, 4, 3, 3], [2, 2, 1, 1]])])
+    rank = F.pad(flat.index_select(0, candidates), (0, 2), value=NO_CANDIDATE)
+    places = torch.cat([candidates, flat.shape[0] + torch.arange(2, device=flat.device)])
+    kept = places.index_select(0, suppress(corners, rank.double(), iou_threshold))
+    marks = torch.zeros(flat.shape[0] + 2, dtype=torch.bool, device=flat.device).index_fill(0, kept, True)
+    return marks[: flat.shape[0]].view_as(scores)
 
 
 @cache
@@ -86,15 +91,16 @@ def _nms_operator() -> Callable[..., Tensor]:
 
 def translation_table() -> dict[Callable, Callable]:
     """Return ``custom_translation_table`` of ``torch.onnx.export`` for the operators of this module."""
-    from onnxscript import opset18 as op
+    import onnxscript
+
+    op: Any = onnxscript.opset18
 
     def translate(boxes: Any, scores: Any, iou_threshold: float) -> Any:
-        every = 2**63 - 1
-        # Rows of (group, class, box).
-        kept = op.NonMaxSuppression(boxes, scores, every, iou_threshold, SMALLEST)
-        marks = op.Expand(1, op.Slice(op.Shape(kept), [0], [1]))
-        empty = op.ConstantOfShape(op.Shape(scores))
-        return op.Cast(op.ScatterND(op.Cast(empty, to=7), kept, marks), to=9)
+        # Rows of (group, class, box), at most as many as there are.
+        kept = op.NonMaxSuppression(boxes, scores, 2**63 - 1, iou_threshold, SMALLEST)
+        ones = op.Expand(1.0, op.Slice(op.Shape(kept), [0], [1]))
+        marks = op.ScatterND(op.ConstantOfShape(op.Shape(scores)), kept, ones)
+        return op.Greater(marks, 0.0)
 
     return {_nms_operator(): translate}
 

@@ -66,7 +66,7 @@ class QueryGraph(ExportGraph):
         """Return boxes (B, K, 4), scores (B, K) and labels (B, K)."""
         model = self.model
         maps = features(model, self.preprocess(images))
-        sizes = [tuple(x.shape[-2:]) for x in maps]
+        sizes = [(x.shape[-2], x.shape[-1]) for x in maps]
         memory = self.encode(maps, sizes)
         query, boxes = self.decode(memory, sizes)
         return self.select(query, boxes, images.shape[-2:])

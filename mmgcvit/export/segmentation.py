@@ -26,7 +26,7 @@ class SegmentationGraph(ExportGraph):
         replace_modules(model)
         self.model = model
         self.align_corners = model.align_corners
-        self.threshold = getattr(model.decode_head, "threshold", None)
+        self.threshold = float(getattr(model.decode_head, "threshold", None) or 0)  # of heads with one output
         self.small = model.out_channels <= 256
 
     @staticmethod

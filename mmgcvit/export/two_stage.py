@@ -79,8 +79,6 @@ class TwoStageGraph(ExportGraph):
             reason = reason or _unsupported_box_head(box_head)
         for mask_head in stages(head.mask_head) if head.with_mask else []:
             reason = reason or unsupported_kinds([("model.roi_head.mask_head", mask_head, ("FCNMaskHead",))])
-            if not reason and mask_head.upsample_method == "carafe":
-                reason = "model.roi_head.mask_head.upsample_cfg.type='carafe'; allowed: 'deconv', 'nearest', 'bilinear'"
         if not reason and head.with_mask and model.test_cfg.rcnn.mask_thr_binary < 0:
             reason = f"model.test_cfg.rcnn.mask_thr_binary={model.test_cfg.rcnn.mask_thr_binary}; allowed: 0 to 1"
         reason = reason or unsupported_selection(
@@ -104,15 +102,15 @@ class TwoStageGraph(ExportGraph):
         config = head.test_cfg
         logits, deltas = head(maps)
         anchors = head.prior_generator.grid_priors([x.shape[-2:] for x in logits], device=logits[0].device)
-        level_scores, level_boxes = [], []
+        chosen: list[tuple[Tensor, Tensor, Tensor]] = []
         for x, delta, priors in zip(logits, deltas, anchors, strict=True):
             scores = activate(head, rows(x, head.cls_out_channels)).squeeze(-1)
             scores, indices = top_k(scores, config.nms_pre)
-            boxes = decode(head.bbox_coder, priors[indices], take(rows(delta, 4), indices), size)
-            level_scores.append(drop_small(scores, boxes, config))
-            level_boxes.append(boxes)
+            chosen.append((scores, priors[indices], take(rows(delta, 4), indices)))
+        scores, priors, delta = (torch.stack(x, dim=1) for x in zip(*chosen, strict=True))  # [B, levels, K, ...]
+        boxes = decode(head.bbox_coder, priors, delta, size)
+        scores = drop_small(scores, boxes, config)
         # Each level of each image is a group.
-        boxes, scores = torch.stack(level_boxes, 1), torch.stack(level_scores, 1)
         scores = suppress(boxes.flatten(0, 1), scores.flatten(0, 1)[:, None], config.nms.iou_threshold)
         scores, indices = top_k(scores.reshape(boxes.shape[0], -1), config.max_per_img)
         used = scores >= 0
@@ -131,12 +129,11 @@ class TwoStageGraph(ExportGraph):
             logits.append(scores)
             deltas = deltas.unflatten(-1, (-1, 4))  # [B, P, classes or 1, 4]
             if stage < len(heads) - 1:
-                chosen = (
-                    scores[..., :-1].argmax(-1) if deltas.shape[2] > 1 else torch.zeros_like(used, dtype=torch.long)
-                )
-                deltas = take(deltas.flatten(0, 1), chosen.reshape(-1, 1)).view_as(boxes)
+                label = scores[..., :-1].argmax(-1) if deltas.shape[2] > 1 else used.long() * 0
+                deltas = take(deltas.flatten(0, 1), label.reshape(-1, 1)).view_as(boxes)
                 boxes = decode(box_head.bbox_coder, boxes, deltas, size)
-        probabilities = (sum(logits) / len(logits)).softmax(-1)[..., :-1]
+        total: Any = sum(logits)
+        probabilities = (total / len(logits)).softmax(-1)[..., :-1]
         boxes = decode(heads[-1].bbox_coder, boxes[:, :, None], deltas, size)
         return self._select(boxes, torch.where(used[..., None], probabilities, NO_CANDIDATE))
 
