@@ -116,7 +116,10 @@ class PaddedLayout(WindowLayout):
         b, i, j = (torch.arange(n, device=self.device) for n in (self.batch, height, width))
         rows = (b[:, None] * region.grid_h + i // window)[:, :, None] * region.grid_w + j // window
         rows = (rows * window + (i % window)[:, None]) * window + j % window
-        return packs[0].index_select(0, rows.flatten()).unflatten(0, (self.batch, height, width))
+        x = packs[0].index_select(0, rows.flatten())
+        return x.reshape(
+            self.batch, height, width, self.channels
+        )  # TorchScript's ONNX exporter fixes an unflatten's sizes
 
     def expand_query(self, query: Tensor) -> list[Tensor]:
         """Expand the global query: (B, heads, window * window, d) -> (B * windows, heads, window * window, d)."""
