@@ -57,8 +57,15 @@ def compile_units(model: nn.Module, unit: str, backend: str, **options: Any) -> 
 
 @dynamic
 @pytest.mark.parametrize("backend", ["aot_eager", inductor])
-@pytest.mark.parametrize("options", [dict(dynamic=True), pytest.param({}, marks=slow)])
-@pytest.mark.parametrize("unit", [pytest.param("model", marks=slow), pytest.param("stage", marks=slow), "block"])
+@pytest.mark.parametrize(
+    ("unit", "options"),
+    [
+        ("block", dict(dynamic=True)),
+        pytest.param("stage", dict(dynamic=True), marks=slow),
+        pytest.param("model", dict(dynamic=True), marks=slow),
+        pytest.param("model", {}, marks=slow),
+    ],
+)
 @pytest.mark.parametrize("pad", PAD_MODES)
 def test_few_graphs_for_all_sizes(tiny_model, pad: str, unit: str, options: dict, backend: str):
     """At most three graphs for each model, stage or block: one image, several, and, by default, the first size."""
