@@ -65,6 +65,11 @@ GLOBAL_HOOKS = tuple(
 )
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calling a module runs a compiled function (``module.compile()``, ``torch.compile(module)``)."""
+    return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+
+
 def is_built_from(module: nn.Module, kinds: tuple[type[nn.Module], ...], package: str) -> bool:
     """Whether a module and its parts are of known classes, and calling one is just running its class's ``forward``.
 

@@ -189,3 +189,11 @@ def test_is_built_from():
     assert compat.is_built_from(module, (), "torch.nn.")
     module[0].forward = module[0].forward  # replaced on the instance
     assert not compat.is_built_from(module, kinds, "mmgcvit.")
+
+
+def test_is_compiled():
+    module = nn.Linear(2, 2)
+    assert not compat.is_compiled(module)
+    assert compat.is_compiled(torch.compile(module, backend="eager"))
+    module.compile(backend="eager")
+    assert compat.is_compiled(module)

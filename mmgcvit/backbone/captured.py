@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmgcvit.backbone.windows import Pack, Region, Span, WindowLayout, round_up
-from mmgcvit.utils.capture import is_dynamic
+from mmgcvit.utils.capture import is_dynamic, is_eager
 
 
 def max_pool(x: Tensor) -> Tensor:
@@ -77,7 +77,8 @@ class PaddedLayout(WindowLayout):
     """Packing by the same operations for every map size, for captured graphs (compile, export, trace).
 
     The map is zero-padded to full windows, and padding tokens are computed like all others. Nothing depends on whether
-    there is padding, so one graph serves all sizes.
+    there is padding, so one graph serves all sizes. In eager mode this is the layout for blocks that are compiled one
+    by one.
 
     Args:
         shape: (B, H, W, C) of the map.
@@ -100,7 +101,7 @@ class PaddedLayout(WindowLayout):
         i, j = row * window + y, column * window + x
         self.tokens = (b * self.height + i.clamp(max=self.height - 1)) * self.width + j.clamp(max=self.width - 1)
         mask = None
-        if is_dynamic(self.height, self.width) or self.height % window or self.width % window:
+        if is_eager() or is_dynamic(self.height, self.width) or self.height % window or self.width % window:
             mask = ((i < self.height) & (j < self.width))[:, None]
         self.packs = (
             Pack((Span(0, self.regions[0], 0, 0, self.batch * grid_h * grid_w, window * window),), token_mask=mask),
@@ -116,7 +117,10 @@ class PaddedLayout(WindowLayout):
         b, i, j = (torch.arange(n, device=self.device) for n in (self.batch, height, width))
         rows = (b[:, None] * region.grid_h + i // window)[:, :, None] * region.grid_w + j // window
         rows = (rows * window + (i % window)[:, None]) * window + j % window
-        return packs[0].index_select(0, rows.flatten()).unflatten(0, (self.batch, height, width))
+        x = packs[0].index_select(0, rows.flatten())
+        return x.reshape(
+            self.batch, height, width, self.channels
+        )  # TorchScript's ONNX exporter fixes an unflatten's sizes
 
     def expand_query(self, query: Tensor) -> list[Tensor]:
         """Expand the global query: (B, heads, window * window, d) -> (B * windows, heads, window * window, d)."""

@@ -22,7 +22,7 @@ from mmgcvit.backbone.checks import STAGES, check_choice, check_four, check_inte
 from mmgcvit.backbone.layers import Downsample, GlobalQuery, Mlp, PointwiseConv, Stem, layer_norm
 from mmgcvit.backbone.pretrained_init import SafePretrainedInit, adapt_state_dict
 from mmgcvit.backbone.windows import PAD_MODES, Pack, WindowLayout, pad_to_multiple, window_layout
-from mmgcvit.compat import add_load_state_dict_pre_hook, compute_dtype
+from mmgcvit.compat import add_load_state_dict_pre_hook, compute_dtype, is_compiled
 from mmgcvit.utils.capture import cached, is_dynamic, is_eager
 
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -155,7 +155,7 @@ class Stage(nn.Module):
         height, width = x.shape[1:3]
         if self.pad == "stage":
             x = pad_to_multiple(x, self.window)
-        if is_eager():
+        if is_eager() and not is_compiled(self.blocks[0]):
             layout = window_layout(tuple(x.shape), self.window, x.device, kernels.max_pack(x))
         else:
             layout = captured.PaddedLayout(tuple(x.shape), self.window, x.device)
@@ -177,9 +177,9 @@ class Stage(nn.Module):
         """Position biases of each block and region.
 
         The biases of all blocks are computed together. If any block was modified, each block computes its own instead,
-        as its weights may be available only while it is called (sharding, offloading).
+        as its weights may be available only while it is called (sharding, offloading), or as it is compiled.
         """
-        if kernels.REFERENCE in ops and not isinstance(layout, captured.PaddedLayout):
+        if kernels.REFERENCE in ops and is_eager():
             return [None] * len(ops)
         tables = [block.attn.relative_position_bias_table for block in self.blocks]
         return ops[0].position_biases(tables, layout.sizes, self.window, dtype)

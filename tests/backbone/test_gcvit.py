@@ -188,53 +188,6 @@ def test_drop_path_is_sampled_per_image(rate: float):
     assert ((scale[1] == 0).double().mean(1) - rate).abs().max() < 0.03
 
 
-@pytest.mark.skipif(TORCH < (2, 2), reason="torch 2.1 cannot trace a checkpointed block")
-def test_compile_training_step_with_cp(tiny_model):
-    model = tiny_model(with_cp=True).train()
-    images = torch.randn(2, 3, 64, 64)
-    torch._dynamo.reset()
-    loss_of(torch.compile(model, fullgraph=True, backend="aot_eager")(images)).backward()
-    got = {n: p.grad.clone() for n, p in model.named_parameters()}
-    model.zero_grad()
-    loss_of(model(images)).backward()
-    for name, parameter in model.named_parameters():
-        assert relative_error(got[name], parameter.grad) < 1e-4, name
-
-
-@pytest.mark.skipif(TORCH < (2, 6), reason="older compilers fix more sizes than they must")
-@pytest.mark.parametrize("pad", PAD_MODES)
-def test_compile_with_dynamic_sizes(tiny_model, pad: str):
-    """Ten sizes need at most three compilations."""
-    model, compilations = tiny_model(pad=pad, arch={**TINY, "depths": (1, 2, 1, 1)}), 0
-
-    def count(graph, inputs):
-        nonlocal compilations
-        compilations += 1
-        return graph.forward
-
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=count)
-    with torch.no_grad():
-        for i in range(10):
-            images = torch.randn(2, 3, 100 + 37 * i, 300 - 13 * i)
-            for got, wanted in zip(compiled(images), model(images), strict=True):
-                assert relative_error(got, wanted) < 1e-5
-    assert 1 <= compilations <= 3
-
-
-@pytest.mark.skipif(TORCH < (2, 6), reason="older compilers fix more sizes than they must")
-def test_compile_each_block(tiny_model):
-    model, images = tiny_model(pad="window"), torch.randn(2, 3, 100, 132)
-    with torch.no_grad():
-        wanted = model(images)
-        torch._dynamo.reset()
-        for stage in model.stages:
-            for block in stage.blocks:
-                block.compile(backend="aot_eager")
-        for a, b in zip(model(images), wanted, strict=True):
-            assert relative_error(a, b) < 1e-5
-
-
 def test_weights_available_only_during_block_call(tiny_model):
     """With offloading, a block may use its weights only while it is called."""
     model, images = tiny_model(pad="window"), torch.randn(2, 3, 50, 70)
@@ -282,16 +235,6 @@ def test_sharded_blocks(tiny_model, tmp_path):
             assert relative_error(gradient, wanted[name]) < 1e-5, name
     finally:
         torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_compile_with_inductor(tiny_model):
-    model = tiny_model()
-    images = torch.randn(2, 3, 64, 128)
-    torch._dynamo.reset()
-    with torch.no_grad():
-        for got, wanted in zip(torch.compile(model, fullgraph=True)(images), model(images), strict=True):
-            assert relative_error(got, wanted) < 1e-4
 
 
 def test_own_weights_load_into_other_window_sizes(tiny_model, log):
@@ -446,3 +389,14 @@ def test_model_built_on_meta_device(initialise: str):
     before = model.state_dict()["stem.conv.weight"].clone()
     model.init_weights()  # only once
     assert torch.equal(before, model.state_dict()["stem.conv.weight"])
+
+
+def test_unsupported_tracers_raise_errors(tiny_model):
+    """Control flow that depends on sizes: ``torch.export`` and ``torch.jit.trace`` are the alternatives."""
+    model = tiny_model()
+    feature_extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    for trace in (torch.fx.symbolic_trace, lambda m: feature_extraction.create_feature_extractor(m, ["stages.2"])):
+        with pytest.raises(torch.fx.proxy.TraceError, match="control flow"):
+            trace(model)
+    with pytest.raises(RuntimeError):
+        torch.jit.script(model)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from checkpoint_fixtures import Detector, assert_loaded, unchanged
-from conftest import TINY, randomise
+from conftest import TINY, randomise, relative_error
 from torch import nn
 
 from mmgcvit import GCViT, GCViTClassifier, load_pretrained
@@ -383,3 +385,39 @@ def test_adapters(logged):
     assert torch.equal(model.state_dict()[name], value)
     assert len(keys.missing_keys) == len(model.state_dict()) - 1
     assert keys.unexpected_keys == logged == []
+
+
+def test_adapters_of_peft(tmp_path, logged):
+    """LoRA: saved, loaded into the same network, and merged into its weights."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["qkv", "kv", "proj"], r=2, init_lora_weights=False)
+    base = randomise(GCViT(TINY)).eval()
+    trained = peft.get_peft_model(copy.deepcopy(base), config).eval()
+    trained.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+    images = torch.randn(2, 3, 50, 70)
+    with torch.no_grad():
+        wanted = trained(images)
+        assert not torch.allclose(wanted[0], base(images)[0], rtol=1e-2)
+        for got, w in zip(loaded(images), wanted, strict=True):
+            assert torch.equal(got, w)
+        for got, w in zip(loaded.merge_and_unload()(images), wanted, strict=True):
+            assert relative_error(got, w) < 1e-4
+    assert logged == []
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_distributed_checkpoint_without_frozen_parameters(tmp_path):
+    state_dict = pytest.importorskip("torch.distributed.checkpoint.state_dict")
+    from torch.distributed import checkpoint
+
+    trained, model = (randomise(GCViT(TINY, frozen_stages=2), seed=seed) for seed in (0, 1))
+    options = state_dict.StateDictOptions(ignore_frozen_params=True, strict=False)
+    checkpoint.save(state_dict.get_model_state_dict(trained, options=options), checkpoint_id=tmp_path, no_dist=True)
+    state = {name: torch.zeros_like(value) for name, value in model.named_parameters() if value.requires_grad}
+    checkpoint.load(state, checkpoint_id=tmp_path, no_dist=True)
+    frozen = {name: value.clone() for name, value in model.named_parameters() if not value.requires_grad}
+    assert frozen
+    state_dict.set_model_state_dict(model, state, options=options)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, frozen[name] if name in frozen else trained.state_dict()[name]), name
