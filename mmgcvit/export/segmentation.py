@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -23,9 +24,11 @@ class SegmentationGraph(ExportGraph):
 
     def __init__(self, model: Any, channels: int = 3) -> None:
         super().__init__(model, channels)
-        replace_modules(model)
-        self.model = model
+        self.model = copy.deepcopy(model)
+        replace_modules(self.model)
         self.align_corners = model.align_corners
+        if model.align_corners:  # mmseg compares sizes as numbers
+            self.any_size = "model.decode_head.align_corners=True"
         self.threshold = float(getattr(model.decode_head, "threshold", None) or 0)  # of heads with one output
         self.small = model.out_channels <= 256
 
@@ -63,6 +66,10 @@ def segmentation_graph(model: Any, channels: int = 3) -> ExportGraph:
     Raises:
         ExportError: it cannot be exported.
     """
-    if problem := SegmentationGraph.unsupported(model):
-        raise ExportError(problem)
-    return SegmentationGraph(model, channels)
+    from mmgcvit.export.mask2former import Mask2FormerGraph
+
+    mask2former = any(kind.__name__ == "Mask2FormerHead" for kind in type(model.decode_head).__mro__)
+    graph = Mask2FormerGraph if mask2former else SegmentationGraph
+    if reason := graph.unsupported(model):
+        raise ExportError(f"{type(model).__name__} cannot be exported: {reason}")
+    return graph(model, channels)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, randomise
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
@@ -17,19 +17,55 @@ from mmgcvit.export.modules import MatrixPool, replace_modules
 from mmgcvit.export.segmentation import segmentation_graph
 from mmgcvit.runtime.metadata import ModelInfo
 
-HEADS = ("fpn", "segformer", "upernet")
+HEADS = ("fpn", "segformer", "upernet", "mask2former")
 SHAPES = ((1, 3, 224, 224), (3, 3, 256, 320), (1, 3, 300, 500), (3, 3, 97, 401))
+
+
+def mask2former() -> ConfigDict:
+    """The decode head of the Mask2Former config with few and narrow layers."""
+    import mmdet.models  # noqa: F401
+
+    head = Config.fromfile(ROOT / "configs/segmentation/_base_/mask2former_gcvit-tiny.py").model.decode_head
+    width, position = 32, dict(num_feats=16, normalize=True)
+    head.update(in_channels=[32, 64, 128, 256], feat_channels=width, out_channels=width, num_classes=6, num_queries=20)
+    head.positional_encoding = position
+    head.loss_cls.class_weight = [1.0] * 6 + [0.1]
+    encoder, decoder = head.pixel_decoder.encoder, head.transformer_decoder
+    head.pixel_decoder.positional_encoding = position
+    head.pixel_decoder.norm_cfg.num_groups = 8
+    encoder.num_layers, decoder.num_layers = 2, 4
+    for layer in (encoder.layer_cfg, decoder.layer_cfg):
+        for name in ("self_attn_cfg", "cross_attn_cfg", "ffn_cfg"):
+            if name in layer:
+                layer[name].embed_dims = width
+        layer.ffn_cfg.feedforward_channels = 64
+    return head
 
 
 def build(head: str, **changes):
     """A nano segmentor with one block per stage and random values everywhere."""
-    cfg = Config.fromfile(ROOT / f"configs/segmentation/_base_/{head}_gcvit-nano.py").model
+    base = "fpn" if head == "mask2former" else head
+    config = Config.fromfile(ROOT / f"configs/segmentation/_base_/{base}_gcvit-nano.py")
+    config.merge_from_dict({f"model.{name}": value for name, value in changes.items()})
+    cfg = config.model
     init_default_scope("mmseg")
     import mmseg.models  # noqa: F401
 
     cfg.backbone.arch.depths = (1, 1, 1, 1)
-    cfg.merge_from_dict(changes)
-    return randomise(revert_sync_batchnorm(MODELS.build(cfg))).eval()
+    if head == "mask2former":
+        cfg.pop("neck", None)
+        cfg.pop("auxiliary_head", None)
+        cfg.decode_head = mask2former()
+    model = randomise(revert_sync_batchnorm(MODELS.build(cfg))).eval()
+    torch.manual_seed(0)
+    if head == "mask2former":  # so that the queries have different classes, and masks with different borders
+        decode_head = model.decode_head
+        decode_head.cls_embed.weight.data *= 50
+        with torch.no_grad():
+            classes, masks = decode_head(model.extract_feat(torch.randn(1, 3, 96, 160)), [])
+            decode_head.cls_embed.bias -= classes[-1].mean((0, 1))
+            decode_head.mask_embed[-1].weight *= 4 / masks[-1].std()
+    return model
 
 
 def exportable(model, shape=(None, None, None)):
@@ -61,7 +97,11 @@ def test_as_mmseg(head):
 
 def test_one_output_with_a_threshold():
     changes = {"decode_head.num_classes": 2, "decode_head.out_channels": 1, "decode_head.threshold": 0.4}
-    ours = exportable(build("fpn", **changes))
+    model = build("fpn", **changes)
+    with torch.no_grad():  # half of the pixels are above the threshold
+        logits = model.decode_head(model.extract_feat(torch.randn(1, 3, 96, 160)))
+        model.decode_head.conv_seg.bias -= logits.median() - np.log(0.4 / 0.6)
+    ours = exportable(model)
     found = verify.compare(ours, eager(ours), [images(SHAPES[3])])
     assert found.labels == 0
     assert set(np.unique(eager(ours)(images(SHAPES[3]))["labels"])) == {0, 1}
