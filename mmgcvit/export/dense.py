@@ -111,5 +111,6 @@ class DenseGraph(ExportGraph):
         if not self.bins:
             return take(rows(deltas, 4), place)
         head = self.model.bbox_head
-        distances = head.integral(take(rows(deltas, 4 * self.bins), place)).reshape(*place.shape, 4)
-        return distances * head.prior_generator.strides[level][0]
+        bins = take(rows(deltas, 4 * self.bins), place).unflatten(-1, (4, self.bins)).softmax(-1)
+        # What `head.integral` computes, whose `type_as` the ONNX exporter cannot translate.
+        return bins @ head.integral.project * head.prior_generator.strides[level][0]
