@@ -56,15 +56,13 @@ def build(head: str, **changes):
         cfg.pop("neck", None)
         cfg.pop("auxiliary_head", None)
         cfg.decode_head = mask2former()
-    model = randomise(revert_sync_batchnorm(MODELS.build(cfg))).eval()
     torch.manual_seed(0)
-    if head == "mask2former":  # so that the queries have different classes, and masks with different borders
-        decode_head = model.decode_head
-        decode_head.cls_embed.weight.data *= 50
-        with torch.no_grad():
-            classes, masks = decode_head(model.extract_feat(torch.randn(1, 3, 96, 160)), [])
-            decode_head.cls_embed.bias -= classes[-1].mean((0, 1))
-            decode_head.mask_embed[-1].weight *= 4 / masks[-1].std()
+    model = revert_sync_batchnorm(MODELS.build(cfg)).eval()
+    if head != "mask2former":
+        return randomise(model)
+    randomise(model.backbone)  # random norms would make its queries equal
+    model.decode_head.cls_embed.weight.data *= 50
+    model.decode_head.mask_embed[-1].weight.data *= 50
     return model
 
 
