@@ -117,10 +117,8 @@ class PaddedLayout(WindowLayout):
         b, i, j = (torch.arange(n, device=self.device) for n in (self.batch, height, width))
         rows = (b[:, None] * region.grid_h + i // window)[:, :, None] * region.grid_w + j // window
         rows = (rows * window + (i % window)[:, None]) * window + j % window
-        x = packs[0].index_select(0, rows.flatten())
-        return x.reshape(
-            self.batch, height, width, self.channels
-        )  # TorchScript's ONNX exporter fixes an unflatten's sizes
+        # TorchScript's ONNX exporter would write the traced sizes of an unflatten into the file.
+        return packs[0].index_select(0, rows.flatten()).reshape(self.batch, height, width, self.channels)
 
     def expand_query(self, query: Tensor) -> list[Tensor]:
         """Expand the global query: (B, heads, window * window, d) -> (B * windows, heads, window * window, d)."""
