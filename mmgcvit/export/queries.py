@@ -46,6 +46,10 @@ class QueryGraph(ExportGraph):
         )
         if reason:
             return reason
+        for layer in model.decoder.layers:
+            reason = reason or unsupported_kinds(
+                [("model.decoder: self_attn", layer.self_attn, ("MultiheadAttention",))]
+            )
         for name, layers in (("encoder", model.encoder.layers), ("decoder", model.decoder.layers)):
             for layer in layers:
                 attention = layer.self_attn if name == "encoder" else layer.cross_attn
@@ -98,8 +102,7 @@ class QueryGraph(ExportGraph):
         query = model.query_embedding.weight.expand(memory.shape[0], -1, -1)
         for index, layer in enumerate(model.decoder.layers):
             position = model.decoder.ref_point_head(coordinate_to_encoding(boxes, num_feats=query.shape[2]))
-            query = layer.self_attn(query=query, key=query, value=query, query_pos=position, key_pos=position)
-            query = layer.norms[0](query)
+            query = layer.norms[0](attend_self(layer.self_attn, query, position))
             points = boxes[:, :, None].expand(-1, -1, len(sizes), -1)
             query = layer.norms[1](attend(layer.cross_attn, query, position, memory, points, sizes))
             query = layer.norms[2](layer.ffn(query))
@@ -150,6 +153,27 @@ def centers(size: tuple[int, int], device: torch.device) -> Tensor:
     height, width = size
     y, x = ((torch.arange(n, device=device, dtype=torch.float32) + 0.5) / n for n in (height, width))
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1).flatten(0, 1)
+
+
+def attend_self(module: Any, query: Tensor, position: Tensor) -> Tensor:
+    """Apply mmcv's MultiheadAttention to queries (B, Q, C); torch's own would fix the batch size of a graph.
+
+    Args:
+        module: the attention.
+        query: (B, Q, C).
+        position: positional encoding of the queries, (B, Q, C).
+
+    Returns:
+        (B, Q, C), including the residual.
+    """
+    attention = module.attn
+    weights = attention.in_proj_weight.chunk(3)
+    biases = (None,) * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
+    moved = query + position
+    parts = [F.linear(x, w, b) for x, w, b in zip((moved, moved, query), weights, biases, strict=True)]
+    q, k, v = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in parts)
+    found = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return attention.out_proj(found) + query
 
 
 def attend(module: Any, query: Tensor, position: Tensor, value: Tensor, points: Tensor, sizes: Sizes) -> Tensor:
