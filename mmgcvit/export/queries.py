@@ -78,12 +78,9 @@ class QueryGraph(ExportGraph):
     def encode(self, maps: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Return the output of the encoder, (B, points of all levels, C)."""
         model = self.model
+        encoding = model.positional_encoding
         positions = torch.cat(
-            [
-                model.positional_encoding(None, input=x).flatten(2).transpose(1, 2) + level
-                for x, level in zip(maps, model.level_embed, strict=True)
-            ],
-            dim=1,
+            [encode_places(encoding, size) + level for size, level in zip(sizes, model.level_embed, strict=True)]
         )
         query = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
         points = torch.cat([centers(size, query.device) for size in sizes])
@@ -153,6 +150,25 @@ def centers(size: tuple[int, int], device: torch.device) -> Tensor:
     height, width = size
     y, x = ((torch.arange(n, device=device, dtype=torch.float32) + 0.5) / n for n in (height, width))
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1).flatten(0, 1)
+
+
+def encode_places(encoding: Any, size: tuple[int, int]) -> Tensor:
+    """Compute what mmdet's SinePositionalEncoding returns for a map without padding, (height * width, C).
+
+    mmdet's own infers a size of a view, from which torch.export derives a wrong expression for other batch sizes.
+    """
+    index = torch.arange(encoding.num_feats, dtype=torch.float32)
+    period = encoding.temperature ** (2 * (index // 2) / encoding.num_feats)
+    axes = []
+    for length in size:
+        place = torch.arange(1, length + 1, dtype=torch.float32)
+        if encoding.normalize:
+            place = (place + encoding.offset) / (place[-1:] + encoding.eps) * encoding.scale
+        phase = place[:, None] / period
+        axes.append(torch.stack([phase[:, 0::2].sin(), phase[:, 1::2].cos()], dim=-1).flatten(1))
+    y, x = axes
+    height, width = size
+    return torch.cat([y[:, None].expand(-1, width, -1), x[None].expand(height, -1, -1)], dim=-1).flatten(0, 1)
 
 
 def attend_self(module: Any, query: Tensor, position: Tensor) -> Tensor:
