@@ -172,7 +172,7 @@ def encode_places(encoding: Any, size: tuple[int, int]) -> Tensor:
 
 
 def attend_self(module: Any, query: Tensor, position: Tensor) -> Tensor:
-    """Apply mmcv's MultiheadAttention to queries (B, Q, C); torch's own would fix the batch size of a graph.
+    """Apply mmcv's MultiheadAttention, in operations that any batch size takes.
 
     Args:
         module: the attention.
