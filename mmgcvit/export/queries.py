@@ -46,6 +46,10 @@ class QueryGraph(ExportGraph):
         )
         if reason:
             return reason
+        for layer in model.decoder.layers:
+            reason = reason or unsupported_kinds(
+                [("model.decoder: self_attn", layer.self_attn, ("MultiheadAttention",))]
+            )
         for name, layers in (("encoder", model.encoder.layers), ("decoder", model.decoder.layers)):
             for layer in layers:
                 attention = layer.self_attn if name == "encoder" else layer.cross_attn
@@ -74,12 +78,9 @@ class QueryGraph(ExportGraph):
     def encode(self, maps: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Return the output of the encoder, (B, points of all levels, C)."""
         model = self.model
+        encoding = model.positional_encoding
         positions = torch.cat(
-            [
-                model.positional_encoding(None, input=x).flatten(2).transpose(1, 2) + level
-                for x, level in zip(maps, model.level_embed, strict=True)
-            ],
-            dim=1,
+            [encode_places(encoding, size) + level for size, level in zip(sizes, model.level_embed, strict=True)]
         )
         query = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
         points = torch.cat([centers(size, query.device) for size in sizes])
@@ -98,8 +99,7 @@ class QueryGraph(ExportGraph):
         query = model.query_embedding.weight.expand(memory.shape[0], -1, -1)
         for index, layer in enumerate(model.decoder.layers):
             position = model.decoder.ref_point_head(coordinate_to_encoding(boxes, num_feats=query.shape[2]))
-            query = layer.self_attn(query=query, key=query, value=query, query_pos=position, key_pos=position)
-            query = layer.norms[0](query)
+            query = layer.norms[0](attend_self(layer.self_attn, query, position))
             points = boxes[:, :, None].expand(-1, -1, len(sizes), -1)
             query = layer.norms[1](attend(layer.cross_attn, query, position, memory, points, sizes))
             query = layer.norms[2](layer.ffn(query))
@@ -150,6 +150,46 @@ def centers(size: tuple[int, int], device: torch.device) -> Tensor:
     height, width = size
     y, x = ((torch.arange(n, device=device, dtype=torch.float32) + 0.5) / n for n in (height, width))
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1).flatten(0, 1)
+
+
+def encode_places(encoding: Any, size: tuple[int, int]) -> Tensor:
+    """Compute what mmdet's SinePositionalEncoding returns for a map without padding, (height * width, C).
+
+    mmdet's own infers a size of a view, from which torch.export derives a wrong expression for other batch sizes.
+    """
+    index = torch.arange(encoding.num_feats, dtype=torch.float32)
+    period = encoding.temperature ** (2 * (index // 2) / encoding.num_feats)
+    axes = []
+    for length in size:
+        place = torch.arange(1, length + 1, dtype=torch.float32)
+        if encoding.normalize:
+            place = (place + encoding.offset) / (place[-1:] + encoding.eps) * encoding.scale
+        phase = place[:, None] / period
+        axes.append(torch.stack([phase[:, 0::2].sin(), phase[:, 1::2].cos()], dim=-1).flatten(1))
+    y, x = axes
+    height, width = size
+    return torch.cat([y[:, None].expand(-1, width, -1), x[None].expand(height, -1, -1)], dim=-1).flatten(0, 1)
+
+
+def attend_self(module: Any, query: Tensor, position: Tensor) -> Tensor:
+    """Apply mmcv's MultiheadAttention, in operations that any batch size takes.
+
+    Args:
+        module: the attention.
+        query: (B, Q, C).
+        position: positional encoding of the queries, (B, Q, C).
+
+    Returns:
+        (B, Q, C), including the residual.
+    """
+    attention = module.attn
+    weights = attention.in_proj_weight.chunk(3)
+    biases = (None,) * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
+    moved = query + position
+    parts = [F.linear(x, w, b) for x, w, b in zip((moved, moved, query), weights, biases, strict=True)]
+    q, k, v = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in parts)
+    found = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return attention.out_proj(found) + query
 
 
 def attend(module: Any, query: Tensor, position: Tensor, value: Tensor, points: Tensor, sizes: Sizes) -> Tensor:
