@@ -130,7 +130,10 @@ class Verification:
         found = verify.compare(model, verify.open_file(file, model.info), batches)
         allowed = verify.HALF if self.half else verify.Tolerance()
         sizes = ", ".join(f"{height} x {width}" for height, width in dict.fromkeys(found.sizes))
-        table = Table(title=f"{file.name} against the model: {found.images} images ({source}), {sizes}")
+        self.console.print(
+            f"{file.name} against the model, {found.images} images ({source}), {sizes}:", highlight=False
+        )
+        table = Table()
         for name in ("difference", "found", "allowed"):
             table.add_column(name)
         for name, value, key in found.rows(model.task, bool(model.info.masks)):
@@ -155,7 +158,8 @@ class Verification:
         return made_up_images(model.info), "made up; --verify IMAGES for real ones"
 
     def _print_metrics(self, ours: dict[str, float], file: dict[str, float]) -> None:
-        table = Table(title="validation data")
+        self.console.print("Validation data:")
+        table = Table()
         for name in ("metric", "model", "file", "difference"):
             table.add_column(name)
         for name, value in ours.items():

@@ -16,10 +16,11 @@ SIZES = ((224, 224), (256, 320), (300, 500), (97, 401))
 
 
 def network_inputs(info: ModelInfo, images: Sequence[str | Path]) -> Iterator[np.ndarray]:
-    """Yield images (B, C, H, W) as a file takes them.
+    """Yield two batches (B, C, H, W) for each image, as a file takes them.
 
-    If it takes any size, a part of each image follows it, so that several sizes are compared even if all images have
-    the same one.
+    If the file takes any size, the second one has a part of the image, so that several sizes are compared even if all
+    images have the same one. If it takes any batch size, the second one has three images. The images of a batch are the
+    same one, mirrored in several ways.
 
     Args:
         info: description of the file.
@@ -30,12 +31,17 @@ def network_inputs(info: ModelInfo, images: Sequence[str | Path]) -> Iterator[np
     """
     for source in Loader(info).sources(images):
         pixels = prepare(source.pixels, info).pixels
-        parts = [pixels]
-        if info.shape[1] is None:
+        yield _batch(pixels, info.shape[0] or 1)
+        if None in info.shape:
             height, width = pixels.shape[:2]
-            parts.append(pixels[: max(32, 2 * height // 3), : max(32, 3 * width // 4)])
-        for part in parts:
-            yield np.repeat(np.ascontiguousarray(part.transpose(2, 0, 1))[None], info.shape[0] or 1, axis=0)
+            part = pixels[: max(32, 2 * height // 3), : max(32, 3 * width // 4)] if info.shape[1] is None else pixels
+            yield _batch(part, info.shape[0] or 3)
+
+
+def _batch(pixels: np.ndarray, count: int) -> np.ndarray:
+    """Return (count, C, H, W): an image (H, W, C), mirrored in several ways."""
+    views = [pixels, pixels[:, ::-1], pixels[::-1], pixels[::-1, ::-1]]
+    return np.ascontiguousarray(np.stack([views[i % 4] for i in range(count)]).transpose(0, 3, 1, 2))
 
 
 def made_up_images(info: ModelInfo, sizes: Sequence[tuple[int, int]] = SIZES) -> list[np.ndarray]:

@@ -7,7 +7,6 @@ import pytest
 
 from mmgcvit.errors import ExportError
 from mmgcvit.export import verify
-from mmgcvit.export.inputs import made_up_images
 from mmgcvit.runtime.metadata import ModelInfo
 
 INFO = ModelInfo("detection", ("a", "b"), ((1, 2, 3), (4, 5, 6)), masks="image")
@@ -91,13 +90,3 @@ def test_match_prefers_the_better_overlap_and_keeps_classes_apart():
     assert sorted(verify.match(a, b)) == [(0, 2), (1, 0)]
     none = dict(boxes=np.zeros((0, 4)), scores=np.zeros(0), labels=np.zeros(0, int))
     assert verify.match(a, none) == []
-
-
-@pytest.mark.parametrize("shape", [(None, None, None), (2, 64, 96)])
-def test_made_up_images(shape):
-    images = made_up_images(ModelInfo("detection", ("a",), ((1, 2, 3),), channels=4, shape=shape))
-    for image in images:
-        assert image.dtype == np.uint8
-        assert image.std() > 30
-        assert all(fixed in (None, size) for fixed, size in zip(shape, (len(image), *image.shape[2:]), strict=True))
-    assert len({image.shape for image in images}) == (4 if shape[1] is None else 1)
