@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmgcvit.datasets.problems import inner_datasets
 from mmgcvit.report import plots
-from mmgcvit.report.evaluate import GALLERY, Model, TaskReport, infos, picture
+from mmgcvit.report.evaluate import GALLERY, Model, TaskReport, enlarged, infos, picture
 from mmgcvit.report.numbers import Calibration, ScoreCurves, ratio, shown, worst_and_typical
 from mmgcvit.report.page import Figure, Note, Section, Table
 from mmgcvit.report.parts import (
@@ -23,8 +23,7 @@ from mmgcvit.report.parts import (
     score_figures,
     size_figure,
 )
-from mmgcvit.runtime.drawing import Colour, draw
-from mmgcvit.runtime.predictions import Classification
+from mmgcvit.runtime.drawing import Colour
 from mmgcvit.utils.images import to_display
 
 MAX_CURVES = 1000  # classes for which curves are computed
@@ -66,26 +65,21 @@ class ClassificationReport(TaskReport):
         right = scores[np.arange(len(labels)), labels]
         gallery = Section("gallery", "Images")
         worst, typical = worst_and_typical(right, GALLERY)
+        about = {"worst": "with the lowest probability of the true class: look for wrong labels", "typical":
+                 "next to the median of the probability of the true class"}  # fmt: skip
         for kind, chosen in (("worst", worst), ("typical", typical)):
-            if not chosen:
-                gallery.add(Note("There are too few validation images to show typical ones besides the worst ones."))
+            pictures = []
             for place, row in enumerate(chosen):
                 index = int(indices[row])
-                name = model.dataset.name(index)
                 true, predicted = self.classes[labels[row]], self.classes[found[row]]
-                drawn = self._drawn(model, index, scores[row])
-                alt = f"{name}: true {true}, predicted {predicted}"
-                gallery.add(
-                    Figure(
-                        f"{kind.capitalize()} {place + 1}: {name}",
-                        [picture(f"{kind}_{place}", drawn, alt)],
-                        f"True class: {true}. Predicted: {predicted} ({scores[row].max():.2f}). "
-                        f"Probability of the true class: {right[row]:.2f}.",
-                    )
-                )
-        if gallery.items:
-            note = "The worst images are those with the lowest probability of the true class; look for wrong labels "
-            gallery.items.insert(0, Note(f"{note}among them. The typical ones are next to the median."))
+                text = f"true: {true} ({right[row]:.2f}), predicted: {predicted} ({scores[row].max():.2f})"
+                name = model.dataset.name(index)
+                pictures.append(picture(f"{kind}_{place}", self._read(model, index), name, f"{text} {name}"))
+            if pictures:
+                title = f"{kind.capitalize()} images"
+                gallery.add(Figure(title, pictures, f"Images {about[kind]}. In brackets: probabilities.", wide=True))
+            else:
+                gallery.add(Note(f"There are too few validation images to show {kind} ones."))
         return [results, errors, gallery]
 
     def _results(self, section: Section, matrix: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> None:
@@ -118,12 +112,11 @@ class ClassificationReport(TaskReport):
             )
         )
 
-    def _drawn(self, model: Model, index: int, scores: np.ndarray) -> Image.Image:
+    def _read(self, model: Model, index: int) -> Image.Image:
         file, _ = model.dataset.open(index)
         with file:
-            image = np.asarray(model.predictor.reader.loader.decode(file))  # type: ignore[attr-defined]  # PillowReader
-        height, width = image.shape[:2]
-        return draw(image, Classification("", height, width, self.classes, scores), self.palette, top=3)
+            decoded = model.predictor.reader.loader.decode(file)  # type: ignore[attr-defined]  # PillowReader
+        return enlarged(to_display(np.asarray(decoded)))
 
     def count(self, section: Section, train: Any) -> None:
         """Add the images of each class."""
@@ -131,20 +124,17 @@ class ClassificationReport(TaskReport):
         sizes: dict[str, np.ndarray] = {}
         if train is not None:
             inside = list(inner_datasets(train))
-            counts["training"] = sum(_counts(inner.labels, len(self.classes)) for inner in inside)
+            counts["training"] = _counts([y for inner in inside for y in inner.labels], len(self.classes))
             sizes["training"] = _image_sizes(inside[0])
         counts["validation"] = _counts(self.labels, len(self.classes))
         section.add(class_counts(counts, self.classes, "images"))
         section.add(size_figure(sizes, "images", "side of a square with the area of the image (pixels)"))
 
-    def draw_sample(self, sample: Any) -> Image.Image:
-        """Draw an image and its class."""
+    def draw_sample(self, sample: Any) -> tuple[Image.Image, str]:
+        """Return an image and its class."""
         pixels = sample["inputs"]
         array = pixels.numpy() if isinstance(pixels, torch.Tensor) else np.asarray(pixels)
-        image = to_display(array.transpose(1, 2, 0))
-        name = self.classes[int(sample["targets"])]
-        scores = np.eye(len(self.classes), dtype=np.float32)[int(sample["targets"])]
-        return draw(image, Classification(name, *image.shape[:2], self.classes, scores), self.palette, top=1)
+        return enlarged(to_display(array.transpose(1, 2, 0))), self.classes[int(sample["targets"])]
 
 
 def confusion(labels: np.ndarray, found: np.ndarray, count: int) -> np.ndarray:

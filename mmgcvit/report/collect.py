@@ -79,7 +79,9 @@ def collect(work_dir: str | Path, checkpoint: str | None = None) -> Run:
     configs += sorted(folder.glob("*.py"), key=lambda path: -path.stat().st_mtime)
     file = next((path for path in configs if path.is_file()), None)
     if file is None:
-        raise UsageError(f"work directory {str(work_dir)!r}: has no config; allowed: a folder that tools/train.py wrote")
+        raise UsageError(
+            f"work directory {str(work_dir)!r}: has no config; allowed: a folder that tools/train.py wrote"
+        )
     try:
         cfg = rename_old_types(Config.fromfile(str(file)))
     except Exception as error:  # a config is code, and may raise anything

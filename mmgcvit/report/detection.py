@@ -32,16 +32,17 @@ from mmgcvit.runtime.drawing import Colour, draw
 from mmgcvit.runtime.masks import Region
 from mmgcvit.runtime.predictions import Detections
 from mmgcvit.tasks.sources import Source
+from mmgcvit.utils import summarize
 
 BACKGROUND = "background"
 LOWEST = 0.05  # predictions with a lower score do not count for calibration
 MEANING = {
-    "class": "at the right place, with the wrong class",
-    "localisation": "right class, but inaccurate",
-    "class and localisation": "near an object of another class",
-    "duplicate": "a second box for an object that was found",
-    "background": "where there is no object",
-    "missed": "an object without any prediction",
+    "class": f"IoU of at least {RIGHT} with an object of another class",
+    "localisation": f"IoU from {NEAR} to {RIGHT} with an object of its class",
+    "class and localisation": f"IoU from {NEAR} to {RIGHT} with an object of another class only",
+    "duplicate": f"IoU of at least {RIGHT} with an object of its class that another prediction has found",
+    "background": f"IoU below {NEAR} with every object",
+    "missed": "an object that no right prediction, nor one of the first two kinds, belongs to",
 }
 
 
@@ -86,17 +87,15 @@ class DetectionReport(TaskReport):
         threshold = reduce(add, boxes.curves).best[0]
         if np.isnan(threshold):
             threshold = 0.5
-        pairs = [
-            compare(truth, found, count, threshold) for truth, found in zip(self.truth, self.found, strict=True)
-        ]
+        pairs = [compare(truth, found, count, threshold) for truth, found in zip(self.truth, self.found, strict=True)]
         matrix = np.zeros((count + 1, count + 1), np.int64)
         for true, predicted in (pair for image in pairs for pair in image.pairs):
             matrix[true, predicted] += 1
         names = (*self.classes, BACKGROUND)
         errors.add(
             Note(
-                f"Counted at the best score threshold for all classes together, {threshold:.2f}, and an IoU of {RIGHT}. "
-                f"In the row '{BACKGROUND}' are predictions without an object, in its column objects that were missed."
+                f"Counted at the best score threshold for all classes together, {threshold:.2f}, and an IoU of "
+                f"{RIGHT}. Row '{BACKGROUND}': predictions without an object; column: objects that were missed."
             )
         )
         errors.add(*confusion_items(matrix, names, names, "objects"))
@@ -114,11 +113,8 @@ class DetectionReport(TaskReport):
         names, colours = [self.classes[i] for i in order], [self.palette[i] for i in order]
         content = plots.bars(names, series, "AP (%)", colours, 1, 100.0)
         few = [name for name, curve in zip(self.classes, boxes.curves, strict=True) if 0 < curve.total < FEW]
-        note = f" Classes with fewer than {FEW} objects vary a lot: {', '.join(few[:8])}" if few else ""
-        caption = (
-            f"Average precision over IoU 0.5 to 0.95, as COCO defines it{words}. 'none': the class has no objects.{note}"
-            f"{' ...' if len(few) > 8 else ''}"
-        )
+        note = f" Classes with fewer than {FEW} objects vary a lot: {summarize(few)}." if few else ""
+        caption = f"Average precision over IoU 0.5 to 0.95, as COCO defines it{words}. 'none': no objects.{note}"
         section.add(Figure.plot("ap", "AP of each class", content, caption))
         section.add(*score_figures(boxes.curves, self.classes, self.palette, "score"))
         header = ["class", "objects", "box AP (%)", "box AP50 (%)", "best F1", "best threshold"]
@@ -129,13 +125,13 @@ class DetectionReport(TaskReport):
             rows.append([*row, shown(best, 2), *([] if masks is None else [shown(100 * masks.ap[i], 1)])])
         header += [] if masks is None else ["mask AP (%)"]
         section.add(
-            Table("Classes", header, rows, f"The best threshold is the score from which on the F1 of a class is highest, "
+            Table("Classes", header, rows, "The best threshold is the score with the highest F1 of the class, "
                   f"at an IoU of {RIGHT}.")
         )  # fmt: skip
 
     def _gallery(self, model: Model, images: Sequence[Any], threshold: float) -> Section:
         gallery = Section("gallery", "Images")
-        gallery.add(Note("The worst images are those with the lowest F1; the typical ones are next to the median. Left: "
+        gallery.add(Note("The worst images have the lowest F1; the typical ones are next to the median. Left: "
                          f"ground truth, right: predictions with a score of at least {threshold:.2f}."))  # fmt: skip
         worst, typical = worst_and_typical(np.array([image.f1 for image in images]), GALLERY)
         for kind, chosen in (("worst", worst), ("typical", typical)):
@@ -183,14 +179,14 @@ class DetectionReport(TaskReport):
         section.add(class_counts(counts, self.classes, "objects"))
         section.add(size_figure(sides, "objects", "side of a square with the area of the box (pixels)"))
         if any(row.max(initial=0) for row in numbers.values()):
-            most = int(max(row.max(initial=0) for row in numbers.values()))
-            bins = np.arange(-0.5, most + 1) if most <= 40 else 20
+            most, least = (int(pick([pick(row) for row in numbers.values() if len(row)])) for pick in (max, min))
+            bins = np.arange(least - 0.5, most + 1) if most - least <= 40 else 20
             content = plots.histogram(numbers, "objects per image", "images", bins)
             empty = ", ".join(f"{int((row == 0).sum()):,} of {len(row):,} ({name})" for name, row in numbers.items())
             caption = f"Images without objects: {empty}. They teach the model what is no object."
             section.add(Figure.plot("objects_per_image", "Objects per image", content, caption))
 
-    def draw_sample(self, sample: Any) -> Image.Image:
+    def draw_sample(self, sample: Any) -> tuple[Image.Image, str]:
         """Draw an image with its boxes and masks."""
         pixels, instances = tensor_image(sample["inputs"]), sample["data_samples"].gt_instances
         height, width = pixels.shape[:2]
@@ -200,7 +196,8 @@ class DetectionReport(TaskReport):
         if "masks" in instances:
             regions = [Region(mask.astype(bool), 0, 0) for mask in instances.masks.to_ndarray()]
         labels, scores = instances.labels.numpy(), np.full(count, np.nan)
-        return draw(pixels, Detections("", height, width, self.classes, boxes, scores, labels, regions), self.palette)
+        found = Detections("", height, width, self.classes, boxes, scores, labels, regions)
+        return draw(pixels, found, self.palette), ""
 
 
 def true_objects(info: dict, height: int, width: int) -> Objects:
@@ -222,7 +219,9 @@ def _predicted(instances: Any, height: int, width: int) -> Objects:
 
     masks = None
     if "masks" in instances:
-        masks = [m if isinstance(m, dict) else coco_mask.encode(np.asfortranarray(m, np.uint8)) for m in instances.masks]
+        masks = [
+            m if isinstance(m, dict) else coco_mask.encode(np.asfortranarray(m, np.uint8)) for m in instances.masks
+        ]
     boxes, scores = instances.bboxes.numpy().astype(float), instances.scores.numpy().astype(float)
     return Objects(boxes, instances.labels.numpy(), scores, np.zeros(len(boxes), bool), masks, height, width)
 
@@ -243,10 +242,7 @@ def _kinds(errors: Counter[str], images: Sequence[Any]) -> list[Any]:
     predictions = sum(image.predictions for image in images)
     words = (
         f"{hits:,} of {objects:,} objects were found; {predictions - hits:,} of {predictions:,} predictions are wrong. "
-        "Kinds of errors as in TIDE (Bolya et al., 2020): a wrong prediction is of the first kind that fits, "
-        f"'localisation' (IoU {NEAR} to {RIGHT} with an object of its class), 'class' (IoU from {RIGHT} on with another "
-        f"class), 'duplicate', 'background' (IoU below {NEAR} with everything), or the rest. Objects that such a "
-        "prediction of class or localisation is meant for do not count as missed."
+        "The kinds are those of TIDE (Bolya et al., 2020)."
     )
     if not sum(errors.values()):
         return [Note(f"There are no errors. {words}")]
@@ -254,5 +250,5 @@ def _kinds(errors: Counter[str], images: Sequence[Any]) -> list[Any]:
     rows = [(kind, MEANING[kind], errors[kind]) for kind in ERRORS]
     return [
         Figure.plot("errors", "Kinds of errors", content, words),
-        Table("What the kinds mean", ("kind", "meaning", "errors"), rows),
+        Table("What the kinds mean", ("kind", "meaning", "errors"), rows, words=2),
     ]

@@ -27,7 +27,7 @@ from mmgcvit.runtime.drawing import Colour
 from mmgcvit.tasks import Predictor, task_of
 
 GALLERY = 6  # images of each kind in a gallery
-MOSAIC = 8  # training images that are shown
+MOSAIC = 6  # training images that are shown
 COUNTED = 20_000  # images of a data set that are counted
 SIDE = 640  # longest side of an image in a gallery, in pixels
 
@@ -84,8 +84,8 @@ class TaskReport(ABC):
         """
 
     @abstractmethod
-    def draw_sample(self, sample: Any) -> Image.Image:
-        """Draw an image with its ground truth as the training pipeline returns them."""
+    def draw_sample(self, sample: Any) -> tuple[Image.Image, str]:
+        """Draw an image with its ground truth as the training pipeline returns them; also a text to show below it."""
 
 
 def load_model(cfg: Config, checkpoint: str, device: str | None = None) -> Model:
@@ -155,18 +155,27 @@ def mosaic(report: TaskReport, train: Any) -> Figure | Note:
     if not drawn:
         return Note("There are no training images.")
     text = "Check that the labels fit, and that augmentation has not destroyed what the model is to learn."
-    pictures = [picture(f"train_{i}", image, "training image with its labels") for i, image in enumerate(drawn)]
+    pictures = [
+        picture(f"train_{i}", image, label or "training image with its labels", label)
+        for i, (image, label) in enumerate(drawn)
+    ]
     return Figure(
         f"{len(drawn)} of {len(train):,} training images as the network gets them", pictures,
         f"After augmentation, with their labels. {text}", wide=True,
     )  # fmt: skip
 
 
-def picture(name: str, image: Image.Image, alt: str) -> Picture:
-    """Encode an image of a gallery as JPEG."""
+def picture(name: str, image: Image.Image, alt: str, label: str = "") -> Picture:
+    """Encode an image of a gallery as JPEG, with a text below it."""
     if max(image.size) > SIDE:
         scale = SIDE / max(image.size)
         image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     file = io.BytesIO()
     image.convert("RGB").save(file, "JPEG", quality=85)
-    return Picture(f"{name}.jpg", file.getvalue(), alt)
+    return Picture(f"{name}.jpg", file.getvalue(), alt, label)
+
+
+def enlarged(image: np.ndarray) -> Image.Image:
+    """Repeat the pixels of a small image (H, W, 3), so that a browser does not blur them."""
+    zoom = max(1, round(SIDE / 2 / max(image.shape[:2])))
+    return Image.fromarray(image.repeat(zoom, axis=0).repeat(zoom, axis=1))

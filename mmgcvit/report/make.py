@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.dist import get_rank
 from mmengine.logging import print_log
+from torch import distributed as dist
 
 from mmgcvit.errors import (
     AnnotationError,
@@ -74,9 +76,17 @@ def make_report(
 def report_after_training(work_dir: str | Path) -> Path | None:
     """Write the report of a finished run; a failure is logged as a warning and stops nothing.
 
+    Of several processes only the first one does so. The process group is left before, as the evaluation would wait for
+    the others.
+
     Returns:
-        The file; None if it could not be written.
+        The file; None if it could not be written, and in the other processes.
     """
+    rank = get_rank()
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+    if rank:
+        return None
     try:
         path = make_report(work_dir)
     except Exception as error:  # the run has succeeded, whatever happens here
@@ -125,9 +135,9 @@ def _evaluated(run: Run, required: bool, device: str | None) -> tuple[list[Secti
     rows = [(name, f"{value:.4g}") for name, value in metrics.items() if np.isfinite(value) and value >= 0]
     count = len(model.dataset)
     results.add(
-        Table("Metrics", ("metric", "value"), rows, f"Of {run.checkpoint} on {count:,} validation images, by the metrics "
-              f"of the config. Evaluation and drawing took {seconds:.0f} s, {1000 * seconds / max(count, 1):.0f} ms per "
-              "image.")
+        Table("Metrics", ("metric", "value"), rows, f"Of {run.checkpoint} on {count:,} validation images, by the "
+              f"metrics of the config. The evaluation took {seconds:.0f} s, {1000 * seconds / max(count, 1):.0f} ms "
+              "per image.")
     )  # fmt: skip
     chosen = [name for name in _headline(run, list(metrics)) if np.isfinite(metrics[name])]
     headline = [(name, f"{metrics[name]:.4g}") for name in chosen]
@@ -148,8 +158,16 @@ def _task_report(cfg: Config) -> Callable[..., Any]:
 
 def _headline(run: Run, names: Sequence[str]) -> list[str]:
     best = run.best_metric
-    wanted = ["coco/bbox_mAP", "coco/bbox_mAP_50", "coco/segm_mAP", "mIoU", "aAcc", "accuracy/top1", "accuracy/mean_class"]
-    chosen = [name for name in dict.fromkeys([best, *wanted]) if name in names]
+    wanted = [
+        "coco/bbox_mAP",
+        "coco/bbox_mAP_50",
+        "coco/segm_mAP",
+        "mIoU",
+        "aAcc",
+        "accuracy/top1",
+        "accuracy/mean_class",
+    ]
+    chosen = [name for name in dict.fromkeys([best or "", *wanted]) if name in names]
     return (chosen or list(names))[:4]
 
 
@@ -166,10 +184,11 @@ def _learning(run: Run) -> Section:
     if losses:
         values = [value for _, y in losses.values() for value in y if value > 0]
         log = bool(values) and all(min(y) > 0 for _, y in losses.values()) and max(values) > 30 * min(values)
+        scale = " The scale is logarithmic." if log else ""
         left = f" {len(names) - LOSSES} more are left out." if len(names) > LOSSES else ""
         caption = (
-            "Losses of the training, each a mean over the last iterations. They should fall and then flatten; a loss that "
-            f"still falls at the end means that a longer run may help.{' The scale is logarithmic.' if log else ''}{left}"
+            "Losses of the training, each a mean over the last iterations. They should fall and then flatten. A loss "
+            f"that still falls at the end means that a longer run may help.{scale}{left}"
         )
         content = plots.curves(losses, "iteration", "loss", log=log)
         section.add(Figure.plot("losses", "Losses", content, caption))
@@ -230,14 +249,14 @@ def _time(run: Run) -> Section:
         rows.append(("GPU memory (largest)", f"{max(memory):,.0f} MB"))
     for number, (begin, end) in enumerate(run.starts):
         label = "start and last line of the log" + (f", start {number + 1}" if len(run.starts) > 1 else "")
-        rows.append((label, f"{begin:%Y-%m-%d %H:%M} to {end:%H:%M}, {str(end - begin)} h"))
+        rows.append((label, f"{begin:%Y-%m-%d %H:%M} to {end:%H:%M}, {end - begin} h"))
     if rows:
         memory_note = "" if memory else " Memory is logged for GPUs only."
         section.add(Table("Run", ("what", "value"), rows, f"As logged by the run.{memory_note}"))
     if len(times[0]) > 2:
         lines = {"total": times} | ({"waiting for data": waiting} if len(waiting[0]) > 2 else {})
         caption = (
-            "If waiting for data is a large part of the time, use more workers or smaller image files. Single peaks are "
+            "If waiting for data is a large part of the time, use more workers or smaller image files. Peaks are "
             "validations, checkpoints, or other programs on the machine."
         )
         content = plots.curves(lines, "iteration", "seconds per iteration")

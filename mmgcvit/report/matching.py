@@ -196,7 +196,7 @@ def compare(truth: Objects, found: Objects, count: int, threshold: float) -> Ima
     same = part.labels[:, None] == truth.labels[None]
     hits, taken = _greedy(overlap, same & real)
     other, other_taken = _closest(overlap * ~same, np.isin(np.arange(len(part)), list(hits)), taken | ~real)
-    covered = (overlap[:, truth.ignored] >= RIGHT).any(axis=1) if truth.ignored.any() else np.zeros(len(part), bool)
+    covered = np.atleast_1d((overlap[:, truth.ignored] >= RIGHT).any(axis=1))
     counts = [i for i in range(len(part)) if i in hits or i in other or not covered[i]]
     matched = {**hits, **other}
     pairs = [(int(truth.labels[matched[i]]) if i in matched else count, int(part.labels[i])) for i in counts]

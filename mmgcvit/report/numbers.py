@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 #: Score thresholds at which precision, recall and F1 are computed.
 THRESHOLDS = np.linspace(0, 1, 101)
 
 
-def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def ratio(part: ArrayLike, whole: ArrayLike) -> np.ndarray:
     """Divide; NaN where the divisor is zero."""
     part, whole = np.asarray(part, float), np.asarray(whole, float)
     return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole > 0)
@@ -91,7 +92,7 @@ class ScoreCurves:
 
     @property
     def best(self) -> tuple[float, float]:
-        """The threshold with the highest F1, the middle one of several; and this F1. NaN if there is nothing to find."""
+        """The threshold with the highest F1, the middle one of several; and this F1. NaN if nothing is to be found."""
         if not self.total or not self.hits.any():
             return float("nan"), float("nan") if not self.total else 0.0
         f1 = self.f1

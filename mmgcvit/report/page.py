@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,19 +22,21 @@ class Note:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; numbers are aligned on the right.
+    """A table.
 
     Attributes:
         title: heading above the table.
         header: names of the columns.
         rows: one tuple per row, as long as the header.
         caption: what the table shows.
+        words: number of columns on the left that contain words; the others contain numbers, aligned on the right.
     """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
     caption: str = ""
+    words: int = 1
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,13 @@ class Picture:
         name: file name in the folder ``report``, with the suffix ``.png`` or ``.jpg``.
         content: content of the file.
         alt: description for readers who do not see it.
+        label: text below the image.
     """
 
     name: str
     content: bytes
     alt: str
+    label: str = ""
 
     @property
     def uri(self) -> str:
@@ -128,16 +131,10 @@ def render(title: str, subtitle: str, headline: Sequence[tuple[str, str]], secti
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.tests["number"] = is_number
     environment.filters["kind"] = lambda item: type(item).__name__
     shown = [section for section in sections if section.items]
     template = environment.get_template(TEMPLATE)
     return template.render(title=title, subtitle=subtitle, headline=headline, sections=shown)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a cell of a table is a number or stands for a missing one."""
-    return isinstance(value, (int, float)) or bool(re.fullmatch(r"-?[\d.,]+( ?%)?|-|", str(value)))
 
 
 def write(path: Path, page: str, sections: Sequence[Section]) -> None:
@@ -153,7 +150,11 @@ def write(path: Path, page: str, sections: Sequence[Section]) -> None:
         for name in listed.read_text(encoding="utf-8").splitlines():
             (folder / Path(name).name).unlink(missing_ok=True)
     pictures = [
-        picture for section in sections for item in section.items if isinstance(item, Figure) for picture in item.pictures
+        picture
+        for section in sections
+        for item in section.items
+        if isinstance(item, Figure)
+        for picture in item.pictures
     ]
     for picture in pictures:
         with atomic_path(folder / picture.name) as temporary:

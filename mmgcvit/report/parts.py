@@ -28,19 +28,27 @@ def ranked(values: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def class_counts(counts: Mapping[str, np.ndarray], classes: Sequence[str], unit: str, percent: bool = False) -> Figure:
-    """Bar plot of how many objects, images or pixels of each class each split has."""
+    """Bar plot of how many objects, images or pixels of each class each split has; with ``percent`` without counts."""
     first = next(iter(counts.values()))
-    order, words = np.arange(len(classes)), ""
+    order: Any = range(len(classes))
+    words = ""
     if len(classes) > plots.MAX_BARS:
         by_count, half = np.argsort(-np.asarray(first), kind="stable"), plots.MAX_BARS // 2
         order = np.concatenate([by_count[:half], by_count[-half:]])
         words = f" The {half} most frequent and the {half} rarest of {len(classes)} classes are shown."
-    shown = {name: np.asarray(row, float)[order] for name, row in counts.items()}
-    label = f"share of {unit} (%)" if percent else unit
-    content = plots.bars([classes[i] for i in order], shown, label, digits=2 if percent else 0)
+    shown, texts = {}, {}
+    for name, row in counts.items():
+        shown[name] = 100 * np.asarray(row, float)[list(order)] / max(np.sum(row), 1)
+        texts[name] = [
+            f"{value:.2f} %" if percent else f"{value:,}" for value in (shown[name] if percent else row[list(order)])
+        ]
+    content = plots.bars([classes[i] for i in order], shown, f"share of the {unit} of a split (%)", texts=texts)
     missing = [classes[i] for i in range(len(classes)) if not all(row[i] for row in counts.values())]
-    note = f" Without any in one of the splits: {', '.join(missing[:8])}{' ...' * (len(missing) > 8)}." if missing else ""
-    caption = f"Rare classes are usually learned worse, and their results vary more.{words}{note}"
+    note = (
+        f" Without any in one of the splits: {', '.join(missing[:8])}{' ...' * (len(missing) > 8)}." if missing else ""
+    )
+    numbers = "" if percent else " The numbers are counts."
+    caption = f"Rare classes are usually learned worse, and their results vary more.{numbers}{words}{note}"
     return Figure.plot("classes", f"{unit.capitalize()} of each class", content, caption)
 
 
@@ -51,6 +59,8 @@ def size_figure(sizes: Mapping[str, np.ndarray], unit: str, label: str) -> Figur
         return Note(f"There are no sizes of {unit} to show.")
     values = np.concatenate(list(found.values()))
     low, high = values.min(), values.max()
+    if high - low < 1:
+        return Note(f"All {unit} have the same size: {label} is {low:.0f}.")
     bins = np.linspace(low * 0.95, high * 1.05, 21)
     content = plots.histogram(found, label, unit, bins)
     middle = ", ".join(f"{np.median(row):.0f} px ({name})" for name, row in found.items())
@@ -86,11 +96,12 @@ def score_figures(
         Figure.plot(
             "precision_recall", "Precision and recall", pr,
             "Each line goes through all score thresholds: precision is the share of predictions that are right, recall "
-            f"the share of what there is that is found. The closer to the upper right corner, the better. {circle}{words}",
+            "the share of what there is that is found. The closer to the upper right corner, the better. "
+            f"{circle}{words}",
         ),
         Figure.plot(
             "f1", "F1 over the score threshold", f1,
-            "F1 is the harmonic mean of precision and recall. A flat top means that the threshold does not matter much. "
+            "F1 is the harmonic mean of precision and recall. With a flat top, the threshold does not matter much. "
             f"{circle} There F1 is {best:.3f}.{words}",
         ),
     ]  # fmt: skip
@@ -121,7 +132,9 @@ def confusion_items(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[s
         items.append(Note("Nothing was confused."))
         return items
     header = ("true", "predicted", unit, "share of true")
-    items.append(Table("Most frequent confusions", header, listed, "The entries beside the diagonal with most counts."))
+    items.append(
+        Table("Most frequent confusions", header, listed, "The entries beside the diagonal with most counts.", 2)
+    )
     return items
 
 
@@ -137,8 +150,8 @@ def calibration_figure(calibration: Calibration, right: str, unit: str) -> Figur
     tendency = "too confident" if mean > share else "not confident enough"
     caption = (
         f"Predictions are grouped by confidence; the line shows the share of {right}. Below the dotted line, the model "
-        f"is too confident. Expected calibration error (ECE): {calibration.error:.3f}, the mean distance from the dotted "
-        f"line over {total:,.0f} {unit}. On average the model is {tendency}: its confidence is {mean:.2f}, {share:.2f} "
+        f"is too confident. Expected calibration error (ECE): {calibration.error:.3f}, the mean distance from the "
+        f"dotted line over {total:,.0f} {unit}. The model is {tendency}: its confidence is {mean:.2f}, {share:.2f} "
         "are right."
     )
     return Figure.plot("calibration", "Calibration", content, caption)

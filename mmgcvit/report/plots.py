@@ -14,7 +14,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MAX_BARS = 30  # classes in a bar plot
 MAX_LEGEND = 12  # classes in a legend
 WIDTH = 5.0  # inches; narrow, so that the text is readable on a phone
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 11, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#e3e7ea", "grid.linewidth": 0.8, "axes.axisbelow": True, "axes.edgecolor": "#56616a",
     "legend.frameon": False, "legend.fontsize": 10, "lines.linewidth": 1.8, "figure.facecolor": "white",
@@ -76,6 +76,7 @@ def bars(
     colours: Sequence[Colour] | None = None,
     digits: int = 0,
     limit: float | None = None,
+    texts: Mapping[str, Sequence[str]] | None = None,
 ) -> bytes:
     """Draw horizontal bars: one group per class, one bar per series.
 
@@ -86,6 +87,7 @@ def bars(
         colours: one per class, for a single series.
         digits: decimal places of the numbers at the bars.
         limit: end of the axis.
+        texts: texts at the bars instead of the values.
     """
     count = len(values)
     with Plot(1.0 + (0.24 * count + 0.1) * max(len(names), 2)) as plot:
@@ -98,12 +100,16 @@ def bars(
             axes.barh(places, np.nan_to_num(row), thickness * 0.92, color=fill, label=series, edgecolor="#56616a",
                       linewidth=0.4)  # fmt: skip
             for place, value in zip(places, row, strict=True):
-                text = f"{value:,.{digits}f}" if np.isfinite(value) else "none"
+                if texts is not None:
+                    text = texts[series][round(place - (i - (count - 1) / 2) * thickness)]
+                else:
+                    text = f"{value:,.{digits}f}" if np.isfinite(value) else "none"
                 axes.text(np.nan_to_num(value) + 0.01 * (limit or largest), place, text, va="center", fontsize=9)
         axes.set(yticks=range(len(names)), yticklabels=[shorten(name) for name in names], xlabel=label)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlim(0, (limit or largest) * 1.16)
         axes.grid(axis="y", visible=False)
+        axes.xaxis.get_major_locator().set_params(integer=not digits)
         if count > 1:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=count)
     return plot.content
@@ -149,7 +155,9 @@ def curves(
             if best and name in best:
                 at = best[name]
                 axes.plot(x[at], y[at], marker="*", markersize=15, color=style["color"], markeredgecolor="black")
-                axes.annotate(f"{y[at]:.4g}", (x[at], y[at]), (0, 8), textcoords="offset points", ha="center", fontsize=9)
+                axes.annotate(
+                    f"{y[at]:.4g}", (x[at], y[at]), (0, 8), textcoords="offset points", ha="center", fontsize=9
+                )
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.margins(y=0.12)
         if log:

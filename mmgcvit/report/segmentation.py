@@ -14,7 +14,7 @@ from PIL import Image
 from mmgcvit.datasets.problems import inner_datasets
 from mmgcvit.registry import type_name
 from mmgcvit.report import plots
-from mmgcvit.report.evaluate import GALLERY, Model, TaskReport, infos, picture
+from mmgcvit.report.evaluate import GALLERY, Model, TaskReport, enlarged, infos, picture
 from mmgcvit.report.numbers import Calibration, ratio, shown, worst_and_typical
 from mmgcvit.report.page import Figure, Note, Section, Table
 from mmgcvit.report.parts import calibration_figure, class_counts, confusion_items, ranked, size_figure
@@ -86,10 +86,15 @@ class SegmentationReport(TaskReport):
         ious = 100 * iou(self.matrix)
         order, words = ranked(ious)
         content = plots.bars(
-            [self.classes[i] for i in order], {"IoU": ious[order]}, "IoU (%)", [self.palette[i] for i in order], 1, 100.0
+            [self.classes[i] for i in order],
+            {"IoU": ious[order]},
+            "IoU (%)",
+            [self.palette[i] for i in order],
+            1,
+            100.0,
         )
         caption = (
-            f"Intersection over union: pixels that are right, of all pixels that are or were predicted as the class{words}. "
+            f"Intersection over union: right pixels, of all that are or were predicted as the class{words}. "
             f"'none': the class occurs neither in label maps nor in predictions. Mean: {np.nanmean(ious):.2f} %."
         )
         results.add(Figure.plot("iou", "IoU of each class", content, caption))
@@ -128,14 +133,14 @@ class SegmentationReport(TaskReport):
                          f"{100 * errors / wrong:.1f}" if wrong else "-"))  # fmt: skip
         return Table(
             "Where errors are", ("place", "share of pixels (%)", "wrong there (%)", "share of errors (%)"), rows,
-            f"Borders are pixels at most {BORDER} pixels from another class. Errors at borders are inaccurate outlines; "
+            f"Borders are pixels at most {BORDER} pixels from another class. Errors there are inaccurate outlines, "
             "errors elsewhere are regions that were confused or missed.",
         )  # fmt: skip
 
     def _gallery(self, model: Model) -> Section:
         gallery = Section("gallery", "Images")
         cap = f" Images after the first {KEPT:,} are not considered." if len(self.quality) > KEPT else ""
-        gallery.add(Note("The worst images are those with the lowest mean IoU; the typical ones are next to the median. "
+        gallery.add(Note("The worst images have the lowest mean IoU; the typical ones are next to the median. "
                          f"Left: ground truth, middle: prediction, right: wrong pixels in red.{cap}"))  # fmt: skip
         worst, typical = worst_and_typical(np.array(self.quality[:KEPT]), GALLERY)
         for kind, chosen in (("worst", worst), ("typical", typical)):
@@ -153,13 +158,15 @@ class SegmentationReport(TaskReport):
                     picture(f"{kind}_{place}_{i}", view, text)
                     for i, (view, text) in enumerate(zip(views, texts, strict=True))
                 ]
-                caption = f"Mean IoU {100 * self.quality[row]:.1f} %, {100 * wrong.mean():.1f} % of the pixels are wrong."
+                caption = (
+                    f"Mean IoU {100 * self.quality[row]:.1f} %, {100 * wrong.mean():.1f} % of the pixels are wrong."
+                )
                 gallery.add(Figure(f"{kind.capitalize()} {place + 1}: {name}", pictures, caption, wide=True))
         return gallery
 
     def _drawn(self, image: np.ndarray, labels: np.ndarray) -> Image.Image:
         names, palette = (*self.classes, UNLABELLED), (*self.palette, (0, 0, 0))
-        return draw(image, Segmentation("", *labels.shape, names, labels), palette)
+        return draw(image, Segmentation("", labels.shape[0], labels.shape[1], names, labels), palette)
 
     def count(self, section: Section, train: Any) -> None:
         """Add the pixels of each class."""
@@ -174,17 +181,19 @@ class SegmentationReport(TaskReport):
             counts["training"] = 100 * pixels / max(pixels.sum(), 1)
             total = sum(len(inner) for inner in inner_datasets(train))
             if images < total:
-                section.add(Note(f"The classes of the training data are counted in {images:,} of {total:,} label maps."))
+                section.add(
+                    Note(f"The classes of the training data are counted in {images:,} of {total:,} label maps.")
+                )
         found = self.matrix.sum(axis=1)
         counts["validation"] = 100 * found / max(found.sum(), 1)
         section.add(class_counts(counts, self.classes, "labelled pixels", percent=True))
         label = "side of a square with the area of the image (pixels)"
         section.add(size_figure({"validation": np.array(self.sizes)}, "images", label))
 
-    def draw_sample(self, sample: Any) -> Image.Image:
+    def draw_sample(self, sample: Any) -> tuple[Image.Image, str]:
         """Draw an image and its label map."""
         labels = sample["data_samples"].gt_sem_seg.data[0].numpy()
-        return self._drawn(tensor_image(sample["inputs"]), np.minimum(labels, len(self.classes)))
+        return self._drawn(tensor_image(sample["inputs"]), np.minimum(labels, len(self.classes))), ""
 
 
 def iou(matrix: np.ndarray) -> np.ndarray:
@@ -207,10 +216,9 @@ def tensor_image(inputs: torch.Tensor) -> np.ndarray:
 
 
 def _marked(image: np.ndarray, wrong: np.ndarray) -> Image.Image:
-    zoom = max(1, round(512 / max(image.shape[:2])))
     grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
     grey[wrong] = 0.25 * grey[wrong] + 0.75 * np.array((230, 0, 0))
-    return Image.fromarray(grey.astype(np.uint8).repeat(zoom, axis=0).repeat(zoom, axis=1))
+    return enlarged(grey.astype(np.uint8))
 
 
 def _png(labels: np.ndarray) -> bytes:
@@ -218,4 +226,4 @@ def _png(labels: np.ndarray) -> bytes:
 
 
 def _labels(content: bytes) -> np.ndarray:
-    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED).astype(np.int64)
+    return np.asarray(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED), np.int64)
