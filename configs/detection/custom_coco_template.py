@@ -79,7 +79,9 @@ if keep_best:
 custom_hooks = []
 if early_stopping is not None:
     custom_hooks.append(
-        dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP', rule='greater', min_delta=0.001, patience=early_stopping)
+        dict(
+            type='EarlyStoppingHook', monitor='coco/bbox_mAP', rule='greater', min_delta=0.001, patience=early_stopping
+        )
     )
 if ema is not None:
     custom_hooks.append(dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=ema))

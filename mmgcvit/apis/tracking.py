@@ -34,8 +34,8 @@ def use_tracker(cfg: Config, name: str) -> None:
         importlib.import_module(module)
     except ImportError as error:
         raise UsageError(f"--track {name} needs a package that cannot be imported: pip install {package}") from error
-    visualizer = cfg.setdefault("visualizer", dict(type="Visualizer"))
+    visualizer = dict(cfg.get("visualizer") or dict(type="Visualizer"))
     backends = list(visualizer.get("vis_backends") or [dict(type="LocalVisBackend")])
     if backend not in map(type_name, backends):
         backends.append(dict(type=backend))
-    visualizer["vis_backends"] = backends
+    cfg.visualizer = dict(visualizer, vis_backends=backends)

@@ -177,5 +177,5 @@ def picture(name: str, image: Image.Image, alt: str, label: str = "") -> Picture
 
 def enlarged(image: np.ndarray) -> Image.Image:
     """Repeat the pixels of a small image (H, W, 3), so that a browser does not blur them."""
-    zoom = max(1, round(SIDE / 2 / max(image.shape[:2])))
+    zoom = max(1, round(512 / max(image.shape[:2])))
     return Image.fromarray(image.repeat(zoom, axis=0).repeat(zoom, axis=1))

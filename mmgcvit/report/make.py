@@ -27,9 +27,10 @@ from mmgcvit.errors import (
 from mmgcvit.report import page
 from mmgcvit.report.collect import Run, collect, higher_is_better, metric_names, series
 from mmgcvit.report.page import Details, Figure, Note, Section, Table
+from mmgcvit.version import __version__
 
 PACKAGES = {"matplotlib": "matplotlib", "jinja2": "jinja2", "sklearn": "scikit-learn"}
-STACK = ("mmgcvit", "torch", "timm", "mmengine", "onedl-mmengine", "mmcv", "onedl-mmcv", "mmdet",
+STACK = ("torch", "timm", "mmengine", "onedl-mmengine", "mmcv", "onedl-mmcv", "mmdet",
          "onedl-mmdetection", "mmsegmentation", "onedl-mmsegmentation", "numpy")  # fmt: skip
 EXPECTED = (AnnotationError, CheckpointError, ClassificationDataError, CorruptImageError, UsageError, OSError)
 LOSSES = 8  # lines in the plot of losses
@@ -214,21 +215,16 @@ def _validations(run: Run) -> list[Any]:
         shown = ", ".join(f"{name} {y[0]:.4g}" for name, (_, y) in lines.items())
         at = next(iter(lines.values()))[0][0]
         return [Note(f"The run was validated once, at iteration {at:.0f}: {shown}.")]
-    best = {name: _best(name, y) for name, (_, y) in lines.items()}
     main = run.best_metric if run.best_metric in lines else next(iter(lines))
     x, y = lines[main]
-    at = best[main]
+    at = int(np.argmax(y) if higher_is_better(main) else np.argmin(y))
     late = " It is the last one: a longer run may help." if at == len(y) - 1 else ""
     caption = (
-        f"Metrics of each validation; stars mark the best values. {main} was best at iteration {x[at]:.0f}, "
-        f"{y[at]:.4g}.{late} Metrics that fall again while the losses still fall mean overfitting."
+        f"Metrics of each validation. The star marks the best value of {main}: {y[at]:.4g}, at iteration {x[at]:.0f}."
+        f"{late} Metrics that fall again while the losses still fall mean overfitting."
     )
-    content = plots.curves(lines, "iteration", "metric", best)
+    content = plots.curves(lines, "iteration", "metric", {main: at})
     return [Figure.plot("metrics", "Metrics", content, caption)]
-
-
-def _best(name: str, values: Sequence[float]) -> int:
-    return int(np.argmax(values) if higher_is_better(name) else np.argmin(values))
 
 
 def _time(run: Run) -> Section:
@@ -237,7 +233,7 @@ def _time(run: Run) -> Section:
 
     section = Section("time", "Time and memory")
     times, waiting = series(run.training, "time"), series(run.training, "data_time")
-    rows = [("iterations", f"{run.training[-1]['iter']:,.0f}")] if run.training else []
+    rows = [("iterations", f"{run.training[-1]['iter']:,.0f}{_planned(run)}")] if run.training else []
     if times[1]:
         middle = statistics.median(times[1])
         rows.append(("time per iteration (median)", f"{middle:.3g} s"))
@@ -264,6 +260,14 @@ def _time(run: Run) -> Section:
     return section
 
 
+def _planned(run: Run) -> str:
+    """Words on the length of the run in the config, after the number of its iterations."""
+    plan, last = run.cfg.get("train_cfg") or {}, run.training[-1]
+    if plan.get("max_iters"):
+        return f" of {plan['max_iters']:,}"
+    return f" (epoch {last['epoch']:.0f} of {plan['max_epochs']})" if plan.get("max_epochs") and "epoch" in last else ""
+
+
 def _reproduce(run: Run) -> Section:
     """Command, versions and config."""
     section = Section("reproduce", "To run it again")
@@ -272,7 +276,7 @@ def _reproduce(run: Run) -> Section:
         section.add(Note("The run was started with the first command. The second one uses the config as it was used."))
     again = f"python tools/train.py {shlex.quote(str(run.config_file))} --work-dir NEW_FOLDER"
     section.add(Details("Commands", f"{command}\n{again}" if command else again))
-    rows = []
+    rows = [("mmgcvit", __version__)]
     for name in STACK:
         try:
             rows.append((name, metadata.version(name)))

@@ -151,7 +151,7 @@ def calibration_figure(calibration: Calibration, right: str, unit: str) -> Figur
     caption = (
         f"Predictions are grouped by confidence; the line shows the share of {right}. Below the dotted line, the model "
         f"is too confident. Expected calibration error (ECE): {calibration.error:.3f}, the mean distance from the "
-        f"dotted line over {total:,.0f} {unit}. The model is {tendency}: its confidence is {mean:.2f}, {share:.2f} "
-        "are right."
+        f"dotted line over {total:,.0f} {unit}. The model is {tendency}: its mean confidence is {mean:.2f}, "
+        f"and a share of {share:.2f} is right."
     )
     return Figure.plot("calibration", "Calibration", content, caption)

@@ -41,7 +41,9 @@ def training(*iterations: int, loss: float = 1.0) -> list[dict]:
 def test_resumed_run_replaces_what_was_repeated(tmp_path: Path) -> None:
     """The first start went on until iteration 60 after the checkpoint of iteration 30; both validated at 60."""
     metric = dict(mIoU=50.0, step=0)
-    start(tmp_path, "20260101_000000", [*training(20), *training(30), metric, *training(40, 60), {**metric, "mIoU": 1.0}])
+    start(
+        tmp_path, "20260101_000000", [*training(20), *training(30), metric, *training(40, 60), {**metric, "mIoU": 1.0}]
+    )
     start(tmp_path, "20260102_000000", [*training(40, 60, loss=2.0), {**metric, "mIoU": 60.0}, *training(80, loss=2.0)])
     run = collect(tmp_path)
     assert series(run.training, "loss") == ([20, 30, 40, 60, 80], [1, 1, 2, 2, 2])
@@ -59,7 +61,12 @@ def test_validations_without_a_step_are_at_multiples_of_the_interval(tmp_path: P
 
 
 def test_validations_of_epochs_are_at_the_last_iteration(tmp_path: Path) -> None:
-    rows = [*training(20, 42), {"accuracy/top1": 40.0, "step": 1}, *training(62, 84), {"accuracy/top1": 30.0, "step": 2}]
+    rows = [
+        *training(20, 42),
+        {"accuracy/top1": 40.0, "step": 1},
+        *training(62, 84),
+        {"accuracy/top1": 30.0, "step": 2},
+    ]
     start(tmp_path, "20260101_000000", rows, "train_cfg = dict(by_epoch=True, max_epochs=2, val_interval=1)")
     assert series(collect(tmp_path).validations, "accuracy/top1") == ([42, 84], [40, 30])
 
@@ -100,5 +107,5 @@ def test_folders_that_are_no_runs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"broken\.py.*cannot be loaded"):
         collect(tmp_path)
     (tmp_path / "broken.py").write_text("model = dict()")
-    with pytest.raises(UsageError, match="checkpoint 'absent.pth': no such file"):
+    with pytest.raises(UsageError, match=r"checkpoint 'absent\.pth': no such file"):
         collect(tmp_path, "absent.pth")

@@ -73,7 +73,7 @@ def test_images_without_objects_or_predictions() -> None:
 
 
 def test_ap_and_counts_by_hand() -> None:
-    """Two objects of class 0, one found exactly (0.9), one at an IoU of 0.6 (0.8), with one box on the background (0.7).
+    """Two objects of class 0, one found exactly (0.9), one at an IoU of 0.6 (0.8); one box on the background (0.7).
 
     AP50 is 1; at IoU 0.65 and above one of two is found with precision 1: 51 of the 101 recalls. Class 1 has one object
     that is not found, class 2 none.

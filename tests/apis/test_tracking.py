@@ -1,0 +1,47 @@
+"""Experiment trackers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from classification_run import config, make_tree
+from mmengine.config import Config
+
+from mmgcvit import apis
+from mmgcvit.apis.tracking import TRACKERS, use_tracker
+from mmgcvit.errors import UsageError
+
+
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, (_, module, package) in TRACKERS.items():
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(UsageError, match=f"--track {name} needs .*pip install {package}"):
+            use_tracker(Config(), name)
+    with pytest.raises(UsageError, match="track='excel'; allowed: tensorboard, wandb, mlflow, clearml"):
+        use_tracker(Config(), "excel")
+
+
+def test_backends_are_added_once_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", object())
+    cfg = Config()
+    use_tracker(cfg, "wandb")
+    assert [backend["type"] for backend in cfg.visualizer.vis_backends] == ["LocalVisBackend", "WandbVisBackend"]
+    own = dict(type="WandbVisBackend", init_kwargs=dict(project="mine"))
+    cfg = Config(dict(visualizer=dict(type="Visualizer", vis_backends=[own])))
+    use_tracker(cfg, "wandb")
+    assert cfg.visualizer.vis_backends == [own]
+
+
+def test_tensorboard_gets_losses_and_metrics(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    cfg = config(make_tree(tmp_path / "tree"), tmp_path / "work", epochs=1, workers=0)
+    cfg.default_hooks = dict(logger=dict(type="LoggerHook", interval=2))
+    apis.train(cfg, track="tensorboard")
+    (events,) = tmp_path.glob("work/*/vis_data/events.out.tfevents.*")
+    found = EventAccumulator(str(events)).Reload()
+    assert {"loss", "lr", "accuracy/top1"} <= set(found.Tags()["scalars"])
+    assert [event.step for event in found.Scalars("loss")] == [2, 4, 6]
