@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mmgcvit.datasets.problems import inner_datasets
+from mmgcvit.errors import UsageError
 from mmgcvit.report import plots
 from mmgcvit.report.evaluate import COUNTED, GALLERY, Model, TaskReport, infos, picture
 from mmgcvit.report.matching import ERRORS, NEAR, RIGHT, Found, Objects, compare, evaluate_objects
@@ -54,11 +55,13 @@ class DetectionReport(TaskReport):
         self.truth: list[Objects] = []
         self.found: list[Objects] = []
         self.paths: list[str] = []
-        self.places: dict[Any, int] | None = None  # index in the data set by image id
+        self.places: dict[Any, int] | None = None  # index in the data set by path and by id
 
     def add(self, data: dict, outputs: Sequence[Any], dataset: Any) -> None:
         """Keep the predictions of a batch, with masks as run lengths, and what the annotations say of its images."""
         for sample in outputs:
+            if "pred_instances" not in sample:
+                raise UsageError("the model predicts no instances (panoptic segmentation)")
             info = dataset.get_data_info(self._index(sample, dataset))
             height, width = sample.ori_shape[:2]
             self.truth.append(true_objects(info, height, width))
@@ -67,9 +70,12 @@ class DetectionReport(TaskReport):
 
     def _index(self, sample: Any, dataset: Any) -> int:
         if self.places is None:
-            ids = [dataset.get_data_info(i).get("img_id", i) for i in range(len(dataset))]
-            self.places = {number: i for i, number in enumerate(ids)}
-        return self.places[sample.metainfo.get("img_id", len(self.truth))]
+            self.places = {}
+            for index in range(len(dataset)):
+                info = dataset.get_data_info(index)
+                self.places |= {info.get("img_id", index): index, info["img_path"]: index}
+        meta = sample.metainfo  # ids of several data sets may be equal
+        return self.places[meta["img_path"] if meta.get("img_path") in self.places else meta["img_id"]]
 
     def sections(self, model: Model) -> list[Section]:
         """Return the results and the gallery."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from mmgcvit.report.numbers import spread
 from mmgcvit.report.page import Figure, Note, Picture, Section
 from mmgcvit.runtime.drawing import Colour
 from mmgcvit.tasks import Predictor, task_of
+from mmgcvit.utils.text import describe
 
 GALLERY = 6  # images of each kind in a gallery
 MOSAIC = 6  # training images that are shown
@@ -110,20 +112,34 @@ def load_model(cfg: Config, checkpoint: str, device: str | None = None) -> Model
     return Model(cfg, predictor, build_loader(cfg), trained.classes, trained.palette)
 
 
-def run_model(model: Model, report: TaskReport) -> tuple[dict[str, float], float]:
-    """Predict on the validation data; returns the metrics of the config, and the seconds that it took."""
+def run_model(model: Model, report: TaskReport) -> tuple[dict[str, float], float, str]:
+    """Predict on the validation data.
+
+    Returns:
+        The metrics of the config, the seconds that it took, and why the metrics could not be computed, or ''.
+    """
     network = model.predictor.trained.model.eval()
     print_log(f"report: evaluating on {len(model.dataset)} images", logger="current")
 
+    seen = 0
+
     def step(data: dict) -> Sequence[Any]:
+        nonlocal seen
         outputs = network.test_step(data)
         report.add(data, outputs, model.dataset)
+        seen += len(outputs)
         return outputs
 
     begin = time.perf_counter()
-    with torch.no_grad():
-        metrics = evaluate(model.cfg, model.loader, step)
-    return metrics, time.perf_counter() - begin
+    metrics, failure = {}, ""
+    try:
+        with torch.no_grad():
+            metrics = evaluate(model.cfg, model.loader, step)
+    except Exception as error:  # of a metric, after all predictions: the report can do without it
+        if seen < len(model.dataset):
+            raise
+        failure = describe(error)
+    return metrics, time.perf_counter() - begin, failure
 
 
 def training_data(cfg: Config) -> Any:
@@ -146,12 +162,14 @@ def infos(dataset: Any, limit: int = COUNTED) -> Iterator[tuple[Any, dict]]:
 
 def mosaic(report: TaskReport, train: Any) -> Figure | Note:
     """Draw training images after augmentation with their labels, as the network gets them."""
-    state = np.random.get_state()
+    states = random.getstate(), np.random.get_state()
+    random.seed(0)
     np.random.seed(0)
     try:
         drawn = [report.draw_sample(train[index]) for index in spread(MOSAIC, len(train))]
     finally:
-        np.random.set_state(state)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
     if not drawn:
         return Note("There are no training images.")
     text = "Check that the labels fit, and that augmentation has not destroyed what the model is to learn."

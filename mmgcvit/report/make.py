@@ -6,13 +6,12 @@ import importlib
 import logging
 import shlex
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config
 from mmengine.dist import get_rank
 from mmengine.logging import print_log
 from torch import distributed as dist
@@ -27,6 +26,7 @@ from mmgcvit.errors import (
 from mmgcvit.report import page
 from mmgcvit.report.collect import Run, collect, higher_is_better, metric_names, series
 from mmgcvit.report.page import Details, Figure, Note, Section, Table
+from mmgcvit.tasks import task_of
 from mmgcvit.version import __version__
 
 PACKAGES = {"matplotlib": "matplotlib", "jinja2": "jinja2", "sklearn": "scikit-learn"}
@@ -118,8 +118,8 @@ def _evaluated(run: Run, required: bool, device: str | None) -> tuple[list[Secti
 
     try:
         model = load_model(run.cfg, run.checkpoint, device)
-        report = _task_report(run.cfg)(model.classes, model.palette, model.predictor.trained.model)
-        metrics, seconds = run_model(model, report)
+        report = task_of(run.cfg).report(model.predictor.trained)
+        metrics, seconds, failure = run_model(model, report)
     except EXPECTED as error:
         if required and isinstance(error, (UsageError, CheckpointError)):
             raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
@@ -133,6 +133,8 @@ def _evaluated(run: Run, required: bool, device: str | None) -> tuple[list[Secti
         drawn = Note(f"The training data cannot be shown: {error}")
     report.count(data, train)
     data.add(drawn)
+    if failure:
+        results.add(Note(f"The metrics of the config cannot be computed: {failure}"))
     rows = [(name, f"{value:.4g}") for name, value in metrics.items() if np.isfinite(value) and value >= 0]
     count = len(model.dataset)
     results.add(
@@ -143,18 +145,6 @@ def _evaluated(run: Run, required: bool, device: str | None) -> tuple[list[Secti
     chosen = [name for name in _headline(run, list(metrics)) if np.isfinite(metrics[name])]
     headline = [(name, f"{metrics[name]:.4g}") for name in chosen]
     return [data, results, *report.sections(model)], headline
-
-
-def _task_report(cfg: Config) -> Callable[..., Any]:
-    from mmgcvit.report.classification import ClassificationReport
-    from mmgcvit.report.detection import DetectionReport
-    from mmgcvit.report.segmentation import SegmentationReport
-    from mmgcvit.tasks import task_of
-
-    kinds: dict[str, Callable[..., Any]] = {
-        "classification": ClassificationReport, "detection": DetectionReport, "segmentation": SegmentationReport
-    }  # fmt: skip
-    return kinds[task_of(cfg).name]
 
 
 def _headline(run: Run, names: Sequence[str]) -> list[str]:

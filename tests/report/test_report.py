@@ -20,11 +20,13 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from mmgcvit import apis
+from mmgcvit.classification import TopKAccuracy
 from mmgcvit.errors import UsageError
 from mmgcvit.report import make, make_report, report_after_training
 from mmgcvit.report.matching import Objects
 from mmgcvit.report.page import Figure, Section, Table, render
 
+COLOURS = ("blue", "green", "red")
 VOID = {"meta", "img", "br"}
 
 
@@ -204,7 +206,7 @@ def test_segmentor_page_equals_the_metrics(tmp_path: Path, scenes: Path) -> None
 
 def test_run_without_checkpoint_validation_data_or_iterations(tmp_path: Path) -> None:
     cfg = config(make_tree(tmp_path / "tree"), tmp_path / "work")
-    run = write_run(tmp_path / "work", cfg, ("blue", "green", "red"))
+    run = write_run(tmp_path / "work", cfg, COLOURS)
     (run / "iter_3.pth").rename(tmp_path / "kept.pth")
     page = Page(make_report(run))
     assert "left no checkpoint" in page.text
@@ -294,10 +296,17 @@ def test_only_the_first_process_makes_it(tmp_path: Path, monkeypatch: pytest.Mon
     assert report_after_training(tmp_path) is None
 
 
+def test_failing_metric_leaves_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metric may need a package, or annotations that are not there."""
+    run = write_run(tmp_path / "work", config(make_tree(tmp_path / "tree"), tmp_path / "work", workers=0), COLOURS)
+    monkeypatch.setattr(TopKAccuracy, "compute_metrics", lambda *_: 1 / 0)
+    page = Page(make_report(run))
+    assert "The metrics of the config cannot be computed: division by zero" in page.text
+    assert [row[1] for row in page.tables["Classes"][1:]] == ["3", "3", "3"]
+
+
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    run = write_run(
-        tmp_path / "work", config(make_tree(tmp_path / "tree"), tmp_path / "work"), ("blue", "green", "red")
-    )
+    run = write_run(tmp_path / "work", config(make_tree(tmp_path / "tree"), tmp_path / "work"), COLOURS)
     torch.save(dict(state_dict=dict(weight=torch.zeros(2))), tmp_path / "other.pth")
     with pytest.raises(UsageError, match=r"other\.pth"):
         make_report(run, str(tmp_path / "other.pth"))
