@@ -43,7 +43,7 @@ MEANING = {
     "class and localisation": f"IoU from {NEAR} to {RIGHT} with an object of another class only",
     "duplicate": f"IoU of at least {RIGHT} with an object of its class that another prediction has found",
     "background": f"IoU below {NEAR} with every object",
-    "missed": "an object that no right prediction, nor one of the first two kinds, belongs to",
+    "missed": "an object without a right prediction, and without one of the first two kinds",
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 #: Colours of Okabe and Ito, which readers with any kind of colour vision can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+LINES = ("-", "--", "-.", ":")  # as colours of classes may be alike
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MAX_BARS = 30  # classes in a bar plot
 MAX_LEGEND = 12  # classes in a legend
@@ -192,7 +193,8 @@ def class_curves(
         (axes,) = plot.axes
         for i, (name, y, colour) in enumerate(zip(names, rows, rgb(colours), strict=True)):
             places = x if isinstance(x, np.ndarray) else x[i]
-            axes.plot(places, y, color=colour, linewidth=1.2, label=shorten(name, 14) if named else None)
+            label = shorten(name, 14) if named else None
+            axes.plot(places, y, color=colour, linestyle=LINES[i % len(LINES)], linewidth=1.3, label=label)
         if mean is not None:
             axes.plot(*mean, color="black", linewidth=2.6, label="all classes")
         if mark is not None:

@@ -132,9 +132,10 @@ class SegmentationReport(TaskReport):
             rows.append((name, f"{100 * pixels / total:.1f}", f"{100 * ratio(errors, pixels):.2f}",
                          f"{100 * errors / wrong:.1f}" if wrong else "-"))  # fmt: skip
         return Table(
-            "Where errors are", ("place", "share of pixels (%)", "wrong there (%)", "share of errors (%)"), rows,
-            f"Borders are pixels at most {BORDER} pixels from another class. Errors there are inaccurate outlines, "
-            "errors elsewhere are regions that were confused or missed.",
+            "Where errors are", ("place", "pixels (%)", "wrong (%)", "errors (%)"), rows,
+            f"Shares of all pixels, of the pixels there, and of all errors. Borders are pixels at most {BORDER} pixels "
+            "from another class. Errors there are inaccurate outlines, errors "
+            "elsewhere are regions that were confused or missed.",
         )  # fmt: skip
 
     def _gallery(self, model: Model) -> Section:

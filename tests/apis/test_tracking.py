@@ -45,3 +45,27 @@ def test_tensorboard_gets_losses_and_metrics(tmp_path: Path) -> None:
     found = EventAccumulator(str(events)).Reload()
     assert {"loss", "lr", "accuracy/top1"} <= set(found.Tags()["scalars"])
     assert [event.step for event in found.Scalars("loss")] == [2, 4, 6]
+
+
+def test_mlflow_gets_losses_and_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a database in the work directory: MLflow 3 refuses folders, mmengine's default."""
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    cfg = config(make_tree(tmp_path / "tree"), tmp_path / "work", epochs=1, workers=0)
+    apis.train(cfg, track="mlflow")
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    mlflow.end_run()
+    assert {"loss", "lr", "accuracy/top1"} <= set(run.data.metrics)
+    assert mlflow.get_tracking_uri() == f"sqlite:///{tmp_path / 'work' / 'mlflow.db'}"
+    assert {path.name for path in tmp_path.iterdir()} == {"tree", "work"}
+
+
+def test_mlflow_server_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", object())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:1")
+    cfg = Config(dict(work_dir="work"))
+    use_tracker(cfg, "mlflow")
+    assert cfg.visualizer.vis_backends[1] == dict(
+        type="MLflowVisBackend", exp_name="work", tracking_uri="http://localhost:1"
+    )

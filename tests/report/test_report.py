@@ -120,6 +120,7 @@ def digits(task: str, name: str, scenes: Path) -> Config:
 
 def test_classifier_from_training_to_page(tmp_path: Path) -> None:
     cfg = config(make_tree(tmp_path / "tree"), tmp_path / "work", workers=0)
+    cfg.train_cfg.val_interval = 1
     apis.train(cfg)
     path = report_after_training(tmp_path / "work")
     assert path == tmp_path / "work" / "report.html"
@@ -137,6 +138,7 @@ def test_classifier_from_training_to_page(tmp_path: Path) -> None:
         page.headings
     )
     assert "type='GCViTClassifier'" in page.text  # the config
+    assert "The star marks the best value of accuracy/top1" in page.text
     files = {file.name for file in (tmp_path / "work" / "report").iterdir()}
     assert len(files) == len(page.images) + 1
     assert {"confusion.png", "accuracy.png", "worst_0.jpg", "files.txt"} <= files
