@@ -70,7 +70,7 @@ def test_wheel_contains_configs_and_tools_like_openmmlab_packages(wheel: Path):
     assert len(files) > 10
     for name in [*files, "model-index.yml"]:  # install.sh is only for source checkouts
         assert (f"mmgcvit/.mim/{name}" in names) == (name != "tools/install.sh"), name
-    assert "mmgcvit/py.typed" in names
+    assert {"mmgcvit/py.typed", "mmgcvit/report/page.html.j2"} <= names
     assert not any("__pycache__" in n or n.startswith("tests") for n in names)
 
 

@@ -59,7 +59,7 @@ flock -u 9
 pip install -q --no-deps "$wheels/$key"/*.whl
 
 say "Installing the rest of the stack and mmgcvit (editable)"
-extras=$stack,digits,test
+extras=$stack,digits,report,test
 # With the OpenMMLab stack, mim requires a setuptools that cannot build mmcv, and torch cannot export to ONNX.
 [ "$stack" != onedl ] || extras+=,dev,mim,export
 pip install -q --no-build-isolation -c "$pins" -e ".[$extras]"

@@ -1,9 +1,12 @@
 """Train the model of a config for any task: python tools/train.py CONFIG [--work-dir DIR] ..."""
 
 import argparse
+import shlex
 import sys
 
 from mmgcvit import apis
+from mmgcvit.apis.tracking import TRACKERS
+from mmgcvit.report import report_after_training
 
 
 def main() -> None:
@@ -37,12 +40,18 @@ def main() -> None:
         choices=("stop", "skip"),
         help="stop at an image that cannot be decoded, or skip and count it (default: the config's setting, or stop)",
     )
+    parser.add_argument("--track", choices=tuple(TRACKERS), help="send the logged values to an experiment tracker, too")
+    parser.add_argument("--no-report", action="store_true", help="write no report.html at the end of the run")
     args = parser.parse_args()
     scale = args.auto_scale_lr or None  # None: scale only with one process
     try:
-        apis.train(apis.config_from_arguments(args), args.resume, args.amp, scale, args.corrupt)
+        cfg = apis.config_from_arguments(args)
+        cfg.command = shlex.join(["python", *sys.argv])  # for the report
+        apis.train(cfg, args.resume, args.amp, scale, args.corrupt, args.track)
     except apis.UsageError as error:
         sys.exit(f"train: {error}")
+    if not args.no_report:
+        report_after_training(cfg.work_dir)
 
 
 if __name__ == "__main__":

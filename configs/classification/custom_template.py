@@ -20,6 +20,10 @@ scale = (0.5, 1.0)  # area of a random training crop, relative to the image
 flips = dict(hflip=0.5, vflip=0.0)  # flip probabilities; use vflip=0.5 for aerial images
 batch_size = 16
 max_epochs = 60
+validations = 3  # number of validations in a run of the nano models; early stopping needs more of them
+keep_best = True  # also keep the best checkpoint, best_*.pth
+early_stopping = None  # stop after this many validations in a row without a better result, e.g. 5
+ema = None  # use a moving average of the weights; the weight of an iteration, e.g. 0.01; too small a weight keeps the initial weights
 class_weight = None  # weight of each class in the loss, e.g. [1.0, 4.0] if there are 4 times as many cats as dogs
 balance = None  # repeat images of classes that are less frequent than this, e.g. 0.5 for half of the images
 load = None
@@ -44,8 +48,15 @@ val_evaluator = dict(classwise=True)  # also recall and precision of each class,
 test_evaluator = val_evaluator
 warmup = min(max(max_epochs // 15, 1), max_epochs - 1)
 param_scheduler = dict(warmup=warmup, T_max=max_epochs, end=max_epochs)
-train_cfg = dict(max_epochs=max_epochs, val_interval=max(max_epochs // 3, 1))
-custom_hooks = [dict(type='mmgcvit.ClassificationHook')]  # no EMA: over few steps it stays close to the initial weights
+train_cfg = dict(max_epochs=max_epochs, val_interval=max(max_epochs // validations, 1))
+default_hooks = dict(checkpoint=dict(save_best='accuracy/top1' if keep_best else None))
+custom_hooks = [dict(type='mmgcvit.ClassificationHook')]
+if early_stopping is not None:
+    custom_hooks.append(
+        dict(type='EarlyStoppingHook', monitor='accuracy/top1', rule='greater', min_delta=0.1, patience=early_stopping)
+    )
+if ema is not None:
+    custom_hooks.append(dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=ema))
 if _base_.default_hooks.checkpoint.by_epoch:  # the nano model, whose learning rate suits small batches
     auto_scale_lr = dict(base_batch_size=batch_size)
-    default_hooks = dict(checkpoint=dict(interval=max(max_epochs // 3, 1)))
+    default_hooks['checkpoint']['interval'] = max(max_epochs // 3, 1)

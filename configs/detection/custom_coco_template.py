@@ -21,6 +21,10 @@ classes = ('cat', 'dog')  # categories in the order of train.json; a single clas
 
 scale = (480, 320)  # images are resized to fit within (long side, short side), in pixels
 max_iters = 600  # for the nano models; increase it for several hundred images (the others count epochs)
+validations = 3  # number of validations in a run of the nano models; early stopping needs more of them
+keep_best = True  # also keep the best checkpoint, best_*.pth
+early_stopping = None  # stop after this many validations in a row without a better result, e.g. 5
+ema = None  # use a moving average of the weights; the weight of an iteration, e.g. 0.01 for the nano models
 
 # No changes are needed below. All heads get the right number of classes.
 model = _base_.model
@@ -68,5 +72,16 @@ val_evaluator = dict(ann_file=data_root.rstrip('/') + '/val.json', classwise=Tru
 test_evaluator = val_evaluator
 
 if 'max_iters' in _base_.train_cfg:
-    train_cfg = dict(max_iters=max_iters, val_interval=max(max_iters // 3, 1))
+    train_cfg = dict(max_iters=max_iters, val_interval=max(max_iters // validations, 1))
 del max_iters
+if keep_best:
+    default_hooks = dict(checkpoint=dict(save_best='coco/bbox_mAP', rule='greater'))
+custom_hooks = []
+if early_stopping is not None:
+    custom_hooks.append(
+        dict(
+            type='EarlyStoppingHook', monitor='coco/bbox_mAP', rule='greater', min_delta=0.001, patience=early_stopping
+        )
+    )
+if ema is not None:
+    custom_hooks.append(dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=ema))

@@ -33,6 +33,10 @@ flips = ['horizontal']
 # images its mIoU is 0.825 with 0 and 0.794 with 0.3.
 grey = 0.3
 max_iters = 1200  # for the nano models; increase it for several hundred images (the others keep their own)
+validations = 2  # number of validations in a run of the nano models; early stopping needs more of them
+keep_best = True  # also keep the best checkpoint, best_*.pth
+early_stopping = None  # stop after this many validations in a row without a better result, e.g. 5
+ema = None  # use a moving average of the weights; the weight of an iteration, e.g. 0.01 for the nano models
 
 # No changes are needed below. All heads get the right number of classes.
 model = _base_.model
@@ -103,7 +107,15 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 del data
 
+default_hooks = dict(checkpoint=dict(save_best='mIoU' if keep_best else None, rule='greater'))
 if _base_.train_cfg.max_iters < 10000:
-    train_cfg = dict(max_iters=max_iters, val_interval=max(max_iters // 2, 1))
-    default_hooks = dict(checkpoint=dict(interval=max(max_iters // 2, 1)))
+    train_cfg = dict(max_iters=max_iters, val_interval=max(max_iters // validations, 1))
+    default_hooks['checkpoint']['interval'] = max(max_iters // 2, 1)
 del max_iters
+custom_hooks = []
+if early_stopping is not None:
+    custom_hooks.append(
+        dict(type='EarlyStoppingHook', monitor='mIoU', rule='greater', min_delta=0.1, patience=early_stopping)
+    )
+if ema is not None:
+    custom_hooks.append(dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=ema))

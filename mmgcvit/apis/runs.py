@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 
 from mmgcvit.apis.checkpoints import newest_checkpoint
 from mmgcvit.apis.launch import build_runner
+from mmgcvit.apis.tracking import use_tracker
 from mmgcvit.apis.tta import use_tta
 from mmgcvit.checkpoint.loading import through_reader
 from mmgcvit.datasets.consistency import check_config
@@ -43,6 +44,7 @@ def train(
     amp: str | bool = False,
     auto_scale_lr: bool | None = None,
     corrupt: str | None = None,
+    track: str | None = None,
 ) -> Runner:
     """Train the config's model.
 
@@ -63,6 +65,8 @@ def train(
             ``enable``; False prevents this.
         corrupt: handling of images that cannot be decoded: 'stop' stops the run and names the image; 'skip' names and
             counts the image and replaces it by another one. Default: the setting in the config, else 'stop'.
+        track: experiment tracker for the logged values, 'tensorboard', 'wandb', 'mlflow' or 'clearml'
+            (:func:`~mmgcvit.apis.tracking.use_tracker`).
 
     Raises:
         UsageError: ``amp`` is used without a GPU; the learning rate is to be scaled but the config has no
@@ -74,6 +78,8 @@ def train(
     if corrupt is not None and corrupt not in CORRUPT:
         raise UsageError(f"corrupt={corrupt!r}; allowed: {', '.join(CORRUPT)}")
     cfg = rename_old_types(copy.deepcopy(cfg))
+    if track is not None:
+        use_tracker(cfg, track)
     if amp:
         _use_mixed_precision(cfg, "fp16" if amp is True else amp)
     elif type_name(cfg.get("optim_wrapper") or {}) in FLOAT32 and get_device() == "cpu":

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from mmengine.evaluator import Evaluator
-from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
 
-from mmgcvit.datasets.pipelines import use_checked_loading
+from mmgcvit.engine.evaluation import Step, build_loader
+from mmgcvit.engine.evaluation import evaluate as evaluate_on
 from mmgcvit.errors import ExportError, UsageError
 from mmgcvit.runtime.predictor import Predictor
 
 if TYPE_CHECKING:
     from mmgcvit.export.exporter import Exportable
-
-Step = Callable[[dict], Sequence[Any]]
 
 
 def evaluate(model: Exportable, file: Path) -> tuple[dict[str, float], dict[str, float]]:
@@ -47,19 +42,8 @@ def evaluate(model: Exportable, file: Path) -> tuple[dict[str, float], dict[str,
 
 
 def _metrics(model: Exportable, step: Step) -> dict[str, float]:
-    cfg = copy.deepcopy(model.cfg)
-    init_default_scope(cfg.get("default_scope", "mmengine"))
-    use_checked_loading(cfg.val_dataloader)
-    loader = Runner.build_dataloader(cfg.val_dataloader, seed=0)
-    evaluator = Evaluator(cfg.val_evaluator)
-    evaluator.dataset_meta = getattr(loader.dataset, "metainfo", None)
-    for metric in evaluator.metrics:
-        if hasattr(metric, "dataset"):
-            metric.dataset = loader.dataset
-    for data in loader:
-        evaluator.process(data_samples=list(step(data)), data_batch=data)
     try:
-        return {name: float(value) for name, value in evaluator.evaluate(len(loader.dataset)).items()}
+        return evaluate_on(model.cfg, build_loader(model.cfg), step)
     except (TypeError, ValueError) as error:
         raise ExportError(f"--verify val: the metrics of the config cannot be computed: {error}") from error
 

@@ -45,8 +45,8 @@ def draw(
 def _objects(
     pixels: np.ndarray, found: Detections, palette: Sequence[Colour], score_thr: float, zoom: int
 ) -> Image.Image:
-    """Draw masks, boxes, and labels with scores."""
-    shown = found.select(found.scores >= score_thr)
+    """Draw masks, boxes, and labels with scores. Objects of the ground truth have no score (NaN)."""
+    shown = found.select(~(found.scores < score_thr))
     order = range(len(shown))
     for i in reversed(order):  # the highest score on top
         if shown.regions is not None:
@@ -64,7 +64,8 @@ def _objects(
         pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=palette[shown.labels[i]], width=line)
     labels: list[tuple[Area, str, Colour]] = []
     for i in order:
-        text = _fitted(f"{shown.names[i]} {shown.scores[i]:.2f}", size, image.width)
+        score = "" if np.isnan(shown.scores[i]) else f" {shown.scores[i]:.2f}"
+        text = _fitted(f"{shown.names[i]}{score}", size, image.width)
         area = _place(image, shown.boxes[i] * zoom, text, size, [area for area, *_ in labels])
         labels.append((area, text, palette[shown.labels[i]]))
     for (x1, y1, x2, y2), text, colour in reversed(labels):

@@ -20,6 +20,7 @@ from mmgcvit.utils.inputs import Input
 
 if TYPE_CHECKING:
     from mmgcvit.export.graph import ExportGraph
+    from mmgcvit.report.evaluate import TaskReport
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,10 @@ class Task(ABC):
         Raises:
             ExportError: the model cannot be exported.
         """
+
+    @abstractmethod
+    def report(self, model: TrainedModel) -> TaskReport:
+        """Return what collects the predictions of a model for a report of its run."""
 
     def forward(self, model: Any, image: Tensor) -> None:
         """Run a forward pass in which every head does the maximum work possible at test time."""

@@ -341,3 +341,20 @@ def test_template_applies_everywhere(tmp_path: Path, base: str, checkpoint: str 
     assert "my_data" not in cfg.pretty_text
     assert not re.search("EMAHook", cfg.pretty_text)
     build_on_meta(cfg)
+
+
+def test_template_stops_early_keeps_the_best_and_averages(tmp_path: Path) -> None:
+    cfg = copy_template(tmp_path, "_base_/gcvit-nano.py")
+    assert cfg.default_hooks.checkpoint.save_best == "accuracy/top1"
+    assert [hook.type for hook in cfg.custom_hooks] == ["mmgcvit.ClassificationHook"]
+    text = (tmp_path / "mine.py").read_text()
+    for old, new in (("early_stopping = None", "early_stopping = 5"), ("ema = None", "ema = 0.01"),
+                     ("keep_best = True", "keep_best = False")):  # fmt: skip
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "mine.py").write_text(text)
+    cfg = Config.fromfile(str(tmp_path / "mine.py"))
+    assert cfg.default_hooks.checkpoint.save_best is None
+    _, stopping, ema = cfg.custom_hooks
+    assert (stopping.monitor, stopping.patience, stopping.min_delta) == ("accuracy/top1", 5, 0.1)
+    assert ema.momentum == 0.01

@@ -21,7 +21,7 @@ mmdet_testing = pytest.importorskip("mmdet.testing")
 
 from mmengine.config import Config  # noqa: E402
 from mmengine.optim import build_optim_wrapper  # noqa: E402
-from mmengine.registry import DATASETS, MODELS, init_default_scope  # noqa: E402
+from mmengine.registry import DATASETS, HOOKS, MODELS, init_default_scope  # noqa: E402
 from mmengine.structures import PixelData  # noqa: E402
 
 from mmgcvit.analysis import PUBLISHED  # noqa: E402
@@ -499,3 +499,25 @@ def test_every_config_can_be_inherited_by_name(tmp_path: Path, config: str) -> N
     if "segmentation/" in config and "voc" not in config:  # ConcatDataset of VOC reads its files on construction
         for loader in (cfg.train_dataloader, cfg.val_dataloader):
             DATASETS.build({**loader.dataset, "lazy_init": True})
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "delta"), [("detection", "coco/bbox_mAP", 0.001), ("segmentation", "mIoU", 0.1)]
+)
+def test_template_stops_early_keeps_the_best_and_averages(tmp_path: Path, task: str, metric: str, delta: float) -> None:
+    """One line each; mmengine's default for the smallest improvement, 0.1, would stop a detector that improves."""
+    cfg = Config.fromfile(str(copy_template(tmp_path, task=task)))
+    assert cfg.default_hooks.checkpoint.save_best == metric
+    assert cfg.custom_hooks == []
+    assert cfg.train_cfg.max_iters // cfg.train_cfg.val_interval == cfg.validations
+    changes = {
+        "early_stopping = None": "early_stopping = 5",
+        "ema = None": "ema = 0.01",
+        "keep_best = True": "keep_best = False",
+    }
+    cfg = Config.fromfile(str(copy_template(tmp_path, task=task, **changes)))
+    assert cfg.default_hooks.checkpoint.get("save_best") is None
+    stopping, ema = (HOOKS.build(hook) for hook in cfg.custom_hooks)
+    assert (stopping.monitor, stopping.rule, stopping.min_delta, stopping.patience) == (metric, "greater", delta, 5)
+    assert type(ema).__name__ == "EMAHook"
+    assert ema.ema_cfg["momentum"] == 0.01

@@ -126,3 +126,13 @@ def test_raw_and_averaged_weights_are_evaluated(tmp_path: Path, tree: Path):
 
     found, _ = metrics(custom_hooks=[dict(type="mmgcvit.ClassificationHook")])
     assert {"accuracy/top1", "accuracy/top2"} == {key for key in found if "top" in key}
+
+
+def test_stops_early(tmp_path: Path, tree: Path):
+    """An improvement by 1000 % is impossible: the run ends after the first validation that does not bring it."""
+    stopping = dict(type="EarlyStoppingHook", monitor="accuracy/top1", rule="greater", min_delta=1000, patience=1)
+    cfg = config(tree, tmp_path / "work", epochs=4, workers=0)
+    cfg.train_cfg.val_interval = 1
+    cfg.custom_hooks = [*cfg.custom_hooks, stopping]
+    runner = apis.train(cfg)
+    assert runner.epoch == 2

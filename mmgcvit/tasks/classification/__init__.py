@@ -12,10 +12,11 @@ from mmgcvit.datasets.problems import Problem, metrics_of
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.registry import type_name
-from mmgcvit.tasks.base import DatasetCheck, Predictor, Split, Task
+from mmgcvit.tasks.base import DatasetCheck, Predictor, Split, Task, TrainedModel
 
 if TYPE_CHECKING:
     from mmgcvit.export.graph import ExportGraph
+    from mmgcvit.report.evaluate import TaskReport
 
 
 class Classification(Task):
@@ -90,3 +91,9 @@ class Classification(Task):
         from mmgcvit.export.classification import ClassificationGraph
 
         return ClassificationGraph(model, channels)
+
+    def report(self, model: TrainedModel) -> TaskReport:
+        """Return the collector of the predictions for a report."""
+        from mmgcvit.report.classification import ClassificationReport
+
+        return ClassificationReport(model.classes, model.palette, model.model)

@@ -12,10 +12,11 @@ from mmgcvit.datasets.problems import Problem, refuse
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.registry import type_name
-from mmgcvit.tasks.base import DatasetCheck, Predictor, Split, Task
+from mmgcvit.tasks.base import DatasetCheck, Predictor, Split, Task, TrainedModel
 
 if TYPE_CHECKING:
     from mmgcvit.export.graph import ExportGraph
+    from mmgcvit.report.evaluate import TaskReport
 from mmgcvit.utils.paths import SHIPPED_CONFIGS
 
 SCALES = (0.8, 1.0, 1.2)  # multiples of the test pipeline's scale for test-time augmentation
@@ -127,3 +128,9 @@ class Detection(Task):
         from mmgcvit.export.detection import detection_graph
 
         return detection_graph(model, channels)
+
+    def report(self, model: TrainedModel) -> TaskReport:
+        """Return the collector of the predictions for a report."""
+        from mmgcvit.report.detection import DetectionReport
+
+        return DetectionReport(model.classes, model.palette, model.model)

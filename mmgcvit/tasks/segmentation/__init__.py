@@ -11,10 +11,11 @@ from torch import Tensor
 from mmgcvit.datasets.problems import Problem
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
-from mmgcvit.tasks.base import DatasetCheck, Predictor, Split, Task
+from mmgcvit.tasks.base import DatasetCheck, Predictor, Split, Task, TrainedModel
 
 if TYPE_CHECKING:
     from mmgcvit.export.graph import ExportGraph
+    from mmgcvit.report.evaluate import TaskReport
 
 
 class Segmentation(Task):
@@ -109,3 +110,9 @@ class Segmentation(Task):
         from mmgcvit.export.segmentation import segmentation_graph
 
         return segmentation_graph(model, channels)
+
+    def report(self, model: TrainedModel) -> TaskReport:
+        """Return the collector of the predictions for a report."""
+        from mmgcvit.report.segmentation import SegmentationReport
+
+        return SegmentationReport(model.classes, model.palette, model.model)

@@ -1,0 +1,25 @@
+"""Write the report of a run, a page to be opened in a browser: python tools/report.py WORK_DIR [--checkpoint ...]."""
+
+import argparse
+import sys
+
+from mmgcvit import apis
+from mmgcvit.report import make_report
+
+
+def main() -> None:
+    """Parse the command line and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("work_dir", help="folder of a run of tools/train.py, also of an unfinished one")
+    parser.add_argument("--checkpoint", help="checkpoint to evaluate (default: the best one, else the last one)")
+    parser.add_argument("--out", help="file to write (default: report.html in the folder of the run)")
+    parser.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU if there is one)")
+    args = parser.parse_args()
+    try:
+        print(make_report(args.work_dir, args.checkpoint, args.out, args.device))
+    except apis.UsageError as error:
+        sys.exit(f"report: {error}")
+
+
+if __name__ == "__main__":
+    main()
