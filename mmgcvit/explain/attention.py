@@ -68,8 +68,7 @@ class AttentionMap:
         Raises:
             UsageError: the token is outside the map.
         """
-        self._require("row", row, self.height)
-        self._require("column", column, self.width)
+        self.window_of(row, column)
         parts = []
         for weights, r in self._parts():
             part = torch.zeros_like(weights[:, :, :, 0, : r.height * r.width])
@@ -80,6 +79,19 @@ class AttentionMap:
                 part[:, window] = weights[:, window, :, token, : r.height * r.width]
             parts.append(part)
         return self._map(parts)
+
+    def window_of(self, row: int, column: int) -> tuple[slice, slice]:
+        """Return the rows and columns of the map that are in the window of a token.
+
+        Raises:
+            UsageError: the token is outside the map.
+        """
+        for name, value, size in (("row", row, self.height), ("column", column, self.width)):
+            if not 0 <= value < size:
+                raise UsageError(f"{name}={value}; allowed for a map of {self.height} x {self.width}: 0 to {size - 1}")
+        window = self.regions[0].window
+        top, left = row // window * window, column // window * window
+        return slice(top, min(top + window, self.height)), slice(left, min(left + window, self.width))
 
     def outside(self) -> Tensor:
         """Return the share of each token's attention that goes to padding of any kind, (B, heads, H, W)."""
@@ -99,10 +111,6 @@ class AttentionMap:
 
     def _parts(self) -> Iterator[tuple[Tensor, Region]]:
         return zip(self.weights, self.regions, strict=True)
-
-    def _require(self, name: str, value: int, size: int) -> None:
-        if not 0 <= value < size:
-            raise UsageError(f"{name}={value}; allowed for a map of {self.height} x {self.width}: 0 to {size - 1}")
 
     def _map(self, parts: Sequence[Tensor]) -> Tensor:
         """Assemble values of tokens, (B, windows, heads, tokens) per region, to a map (B, heads, H, W)."""

@@ -31,7 +31,7 @@ def draw(
         score_thr: boxes with a lower score are not drawn.
         top: number of classes of a classifier.
     """
-    zoom = max(1, round(SMALL / max(image.shape[:2])))
+    zoom = zoom_of(image.shape)
     pixels = to_display(image).repeat(zoom, axis=0).repeat(zoom, axis=1)
     if isinstance(prediction, Detections):
         return _objects(pixels, prediction, palette, score_thr, zoom)
@@ -57,19 +57,19 @@ def _objects(
             part[mask] = (0.55 * part[mask] + 0.45 * np.array(palette[shown.labels[i]])).astype(np.uint8)
     image = Image.fromarray(pixels)
     pen = ImageDraw.Draw(image)
-    size = _text_size(image)
+    size = text_size(image)
     line = max(2, size // 8)
     for i in reversed(order):
         x1, y1, x2, y2 = (float(value) * zoom for value in shown.boxes[i])
         pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=palette[shown.labels[i]], width=line)
     labels: list[tuple[Area, str, Colour]] = []
     for i in order:
-        text = _fitted(f"{shown.names[i]} {shown.scores[i]:.2f}", size, image.width)
+        text = fitted(f"{shown.names[i]} {shown.scores[i]:.2f}", size, image.width)
         area = _place(image, shown.boxes[i] * zoom, text, size, [area for area, *_ in labels])
         labels.append((area, text, palette[shown.labels[i]]))
     for (x1, y1, x2, y2), text, colour in reversed(labels):
         pen.rectangle((x1, y1, x2, y2), fill=colour)
-        font = _font(size, text.isascii())
+        font = load_font(size, text.isascii())
         pen.text((x1 + size // 4, (y1 + y2) / 2), text, fill=_contrast(colour), font=font, anchor="lm")
     return image
 
@@ -77,7 +77,7 @@ def _objects(
 def _place(image: Image.Image, box: np.ndarray, text: str, size: int, taken: Sequence[Area]) -> Area:
     """Find a place for the label of a box where no other label is: above the box, in it, below it; else above it."""
     x1, y1, _, y2 = map(float, box)
-    width, height = _font(size, text.isascii()).getlength(text) + size // 2, size * 1.3
+    width, height = load_font(size, text.isascii()).getlength(text) + size // 2, size * 1.3
     x = min(max(0.0, x1), max(0.0, image.width - width))
     places = [y1 - height, y1, y2 - height, y2]
     inside = [y for y in places if 0 <= y <= image.height - height] or [max(0.0, min(y1, image.height - height))]
@@ -109,11 +109,11 @@ def _label_map(pixels: np.ndarray, found: Segmentation, palette: Sequence[Colour
 
 def _with_panel(image: Image.Image, lines: Sequence[tuple[str, Colour | None]]) -> Image.Image:
     """Add lines of text below an image, in columns, with the colours that they explain."""
-    size = _text_size(image)
+    size = text_size(image)
     swatch = int(size * 1.4) if any(colour is not None for _, colour in lines) else 0
     width = max(image.width, size * 16)
-    texts = [_fitted(text, size, width - swatch - size) for text, _ in lines]
-    column = swatch + size + max((_font(size, text.isascii()).getlength(text) for text in texts), default=0)
+    texts = [fitted(text, size, width - swatch - size) for text, _ in lines]
+    column = swatch + size + max((load_font(size, text.isascii()).getlength(text) for text in texts), default=0)
     columns = max(1, int(width // column)) if swatch else 1
     rows = -(-len(lines) // columns)
     step = int(size * 1.5)
@@ -124,17 +124,23 @@ def _with_panel(image: Image.Image, lines: Sequence[tuple[str, Colour | None]]) 
         x, y = size // 2 + i // rows * column, image.height + size // 4 + i % rows * step
         if colour is not None:
             pen.rectangle((x, y + size // 4, x + size, y + size // 4 + size), fill=colour, outline=(128, 128, 128))
-        pen.text((x + swatch, y + step / 2), text, fill=(255, 255, 255), font=_font(size, text.isascii()), anchor="lm")
+        pen.text((x + swatch, y + step / 2), text, fill=(255, 255, 255), font=load_font(size, text.isascii()), anchor="lm")
     return canvas
 
 
-def _text_size(image: Image.Image) -> int:
+def zoom_of(size: Sequence[int]) -> int:
+    """Factor by which an image of this height and width is enlarged, so that text and lines are readable."""
+    return max(1, round(SMALL / max(size[:2])))
+
+
+def text_size(image: Image.Image) -> int:
+    """Height of the text on an image, in pixels."""
     return min(64, max(14, round((image.width * image.height) ** 0.5 / 45)))
 
 
-def _fitted(text: str, size: int, width: float) -> str:
+def fitted(text: str, size: int, width: float) -> str:
     """Shorten a text to a width in pixels."""
-    font, short = _font(size, text.isascii()), text
+    font, short = load_font(size, text.isascii()), text
     while short and font.getlength(short) > width - size // 2:
         text = text[:-1]
         short = f"{text}..." if text else ""
@@ -142,7 +148,7 @@ def _fitted(text: str, size: int, width: float) -> str:
 
 
 @cache
-def _font(size: int, ascii_only: bool) -> Any:
+def load_font(size: int, ascii_only: bool) -> Any:
     """Pillow's own font; for other letters one of the system, if there is one with them."""
     for name in () if ascii_only else OTHER_FONTS:
         try:

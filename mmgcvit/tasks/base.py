@@ -19,6 +19,7 @@ from mmgcvit.tasks.sources import Reader, Source
 from mmgcvit.utils.inputs import Input
 
 if TYPE_CHECKING:
+    from mmgcvit.explain.targets import CamTarget
     from mmgcvit.export.graph import ExportGraph
 
 
@@ -29,6 +30,29 @@ class TrainedModel:
     model: Any
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]  # RGB
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """An image as the network gets it, and where its pixels are in it.
+
+    Attributes:
+        image: (1, C, H, W), normalized and padded.
+        scale: factor of the resizing, horizontal and vertical.
+        offset: pixel (x, y) of the input at which the resized image begins; negative if it is cropped.
+        size: height and width of the part that the image fills, from the top left; the rest is padding.
+        samples: mmdet's or mmseg's data samples with the meta information of the image; none for a classifier.
+    """
+
+    image: Tensor
+    size: tuple[int, int]
+    scale: tuple[float, float] = (1.0, 1.0)
+    offset: tuple[float, float] = (0.0, 0.0)
+    samples: Sequence[Any] = ()
+
+    def place_of(self, x: float, y: float) -> tuple[float, float]:
+        """Return where a place (x, y) of the original image is in the input, both in pixels."""
+        return x * self.scale[0] + self.offset[0], y * self.scale[1] + self.offset[1]
 
 
 class Predictor(Protocol):
@@ -51,6 +75,9 @@ class Predictor(Protocol):
 
     def __call__(self, sources: Iterator[Source]) -> Iterator[tuple[Source, Any]]:
         """Yield each source with its prediction."""
+
+    def network_input(self, source: Source) -> NetworkInput:
+        """Return an image as the network gets it, resized and normalized as in a test."""
 
     def draw(self, source: Source, found: Any, score_thr: float) -> np.ndarray:
         """Return the image (H, W, 3), RGB, with a prediction drawn on it."""
@@ -164,6 +191,19 @@ class Task(ABC):
 
         Raises:
             ExportError: the model cannot be exported.
+        """
+
+    @abstractmethod
+    def cam_target(self, trained: TrainedModel, image: NetworkInput, at: tuple[float, float] | None) -> CamTarget:
+        """Return what a class activation map explains: one number of a prediction.
+
+        Args:
+            trained: the model.
+            image: the input.
+            at: place (x, y) in the original image; None for the most certain, or largest, part of the prediction.
+
+        Raises:
+            UsageError: nothing is predicted, or nothing at this place.
         """
 
     def forward(self, model: Any, image: Tensor) -> None:

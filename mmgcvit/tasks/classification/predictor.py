@@ -21,9 +21,11 @@ from mmgcvit.checkpoint.loading import resolve_source
 from mmgcvit.checkpoint.reader import read_checkpoint
 from mmgcvit.datasets.pipelines import loading_arguments
 from mmgcvit.errors import UsageError
+from mmgcvit.export.rules import input_rule
 from mmgcvit.registry import type_name
+from mmgcvit.runtime.resize import crop_offset, resized_size
 from mmgcvit.runtime.results import TOP, class_result, write_classes
-from mmgcvit.tasks.base import TrainedModel
+from mmgcvit.tasks.base import NetworkInput, TrainedModel
 from mmgcvit.tasks.classification.dataset import class_list
 from mmgcvit.tasks.classification.transforms import LoadPillowImage, PillowReader, swap_colours
 from mmgcvit.tasks.sources import Source
@@ -68,6 +70,7 @@ class ClassPredictor:
             compare_classes(trained, names, checkpoint)
         self.model.to(device or get_device()).eval()
         pipeline = cfg.test_dataloader.dataset.pipeline
+        self.pipeline = pipeline
         self.transform = Compose([step for step in pipeline if type_name(step) != "LoadPillowImage"])
         self.reader = PillowReader(LoadPillowImage(**loading_arguments(pipeline)))
         self.batch_size = batch_size
@@ -96,6 +99,21 @@ class ClassPredictor:
     def _transformed(self, source: Source) -> torch.Tensor:
         image = Image.fromarray(swap_colours(source.pixels))
         return self.transform(dict(img=image, img_path=source.name, targets=0, sample_idx=0))["inputs"]
+
+    @torch.no_grad()
+    def network_input(self, source: Source) -> NetworkInput:
+        """Return an image as the network gets it.
+
+        Raises:
+            ExportError: the test pipeline changes images in a way that cannot be traced back.
+        """
+        rule = input_rule(self.pipeline).resize
+        size = source.pixels.shape[:2]
+        height, width = resized_size(size, rule)
+        top, left = (0, 0) if rule.crop is None else crop_offset((height, width), rule.crop)
+        batch = self.model.data_preprocessor(dict(inputs=self._transformed(source)[None]), False)
+        inputs = batch["inputs"]
+        return NetworkInput(inputs, tuple(inputs.shape[2:]), (width / size[1], height / size[0]), (-left, -top))
 
     def draw(self, source: Source, found: list[tuple[str, float]], score_thr: float) -> np.ndarray:
         """Draw the most probable classes as text on the image (RGB)."""

@@ -12,9 +12,10 @@ from mmgcvit.datasets.problems import Problem, refuse
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.registry import type_name
-from mmgcvit.tasks.base import DatasetCheck, Predictor, Split, Task
+from mmgcvit.tasks.base import DatasetCheck, NetworkInput, Predictor, Split, Task, TrainedModel
 
 if TYPE_CHECKING:
+    from mmgcvit.explain.targets import CamTarget
     from mmgcvit.export.graph import ExportGraph
 from mmgcvit.utils.paths import SHIPPED_CONFIGS
 
@@ -127,3 +128,9 @@ class Detection(Task):
         from mmgcvit.export.detection import detection_graph
 
         return detection_graph(model, channels)
+
+    def cam_target(self, trained: TrainedModel, image: NetworkInput, at: tuple[float, float] | None) -> CamTarget:
+        """Return the score of one box."""
+        from mmgcvit.explain.targets import box_target
+
+        return box_target(trained, image, at)

@@ -15,9 +15,9 @@ from torch import nn
 from mmgcvit.checkpoint.loading import through_reader
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.runtime.results import coco_result, numbered_categories, write_coco
-from mmgcvit.tasks.base import TrainedModel
+from mmgcvit.tasks.base import NetworkInput, TrainedModel
 from mmgcvit.tasks.detection.coco import image_file_name, read_lists
-from mmgcvit.tasks.inferencer import CheckedWeights, config_meta
+from mmgcvit.tasks.inferencer import CheckedWeights, config_meta, network_input
 from mmgcvit.tasks.sources import PipelineReader, Source
 from mmgcvit.utils import summarize
 from mmgcvit.utils.files import require_file
@@ -133,6 +133,10 @@ class Detector:
                 _run_lengths(coco_mask.decode(mask), corner, (height, width)) for mask, corner in merged.masks
             ]
         return merged
+
+    def network_input(self, source: Source) -> NetworkInput:
+        """Return an image as the network gets it."""
+        return network_input(self.inferencer, source.pixels)
 
     def draw(self, source: Source, instances: Any, score_thr: float) -> np.ndarray:
         """Draw the instances with at least this score on the image (RGB)."""

@@ -11,9 +11,10 @@ from torch import Tensor
 from mmgcvit.datasets.problems import Problem
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
-from mmgcvit.tasks.base import DatasetCheck, Predictor, Split, Task
+from mmgcvit.tasks.base import DatasetCheck, NetworkInput, Predictor, Split, Task, TrainedModel
 
 if TYPE_CHECKING:
+    from mmgcvit.explain.targets import CamTarget
     from mmgcvit.export.graph import ExportGraph
 
 
@@ -109,3 +110,9 @@ class Segmentation(Task):
         from mmgcvit.export.segmentation import segmentation_graph
 
         return segmentation_graph(model, channels)
+
+    def cam_target(self, trained: TrainedModel, image: NetworkInput, at: tuple[float, float] | None) -> CamTarget:
+        """Return the scores of a class, summed over the pixels that have it."""
+        from mmgcvit.explain.targets import area_target
+
+        return area_target(trained, image, at)

@@ -15,8 +15,8 @@ from mmgcvit.checkpoint.loading import through_reader
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
 from mmgcvit.runtime.results import areas_of, check_label_map_names, label_map_name, write_areas
-from mmgcvit.tasks.base import TrainedModel
-from mmgcvit.tasks.inferencer import CheckedWeights, config_meta
+from mmgcvit.tasks.base import NetworkInput, TrainedModel
+from mmgcvit.tasks.inferencer import CheckedWeights, config_meta, network_input
 from mmgcvit.tasks.sources import PipelineReader, Source, write_image
 from mmgcvit.utils.inputs import Input, tile_step
 
@@ -101,6 +101,10 @@ class Segmentor:
                     maps[i] = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
             for i, source in enumerate(chunk):
                 yield source, maps[i]
+
+    def network_input(self, source: Source) -> NetworkInput:
+        """Return an image as the network gets it."""
+        return network_input(self.inferencer, source.pixels)
 
     def draw(self, source: Source, labels: np.ndarray, _: float) -> np.ndarray:
         """Draw the label map on the image (RGB), with the colours and names of the classes."""
