@@ -21,7 +21,11 @@ def main() -> None:
         help="attention of the global query (mean, or by heads), local attention of a point, features of the stages, "
         "class activation maps (default: those that suit the task; CAMs need mmgcvit[explain])",
     )
-    parser.add_argument("--stage", type=int, help="stage, from 0 (default: 2 for attention, for CAMs the one that changes the prediction most)")
+    parser.add_argument(
+        "--stage",
+        type=int,
+        help="stage, from 0 (default: 2 for attention, for CAMs the one that changes the prediction most)",
+    )
     parser.add_argument(
         "--at",
         nargs=2,

@@ -18,7 +18,7 @@ from mmgcvit.backbone import GCViT
 from mmgcvit.errors import CheckpointError, ClassificationDataError, ExportError, UsageError
 from mmgcvit.explain.attention import AttentionMap, attention_maps, check_index, find_backbone
 from mmgcvit.explain.drawing import Canvas, sheet
-from mmgcvit.explain.maps import CAMS, cam, feature_maps, main_stage, pca_colours
+from mmgcvit.explain.maps import CAMS, cam, feature_maps, main_stage, pca_colours, stage_with_places
 from mmgcvit.registry import rename_old_types
 from mmgcvit.runtime.results import write_drawing
 from mmgcvit.tasks import task_of
@@ -59,7 +59,9 @@ class Scene:
         Raises:
             UsageError: the stage has no such block.
         """
-        stage = min(ATTENTION_STAGE, len(self.backbone.stages) - 1) if self.stage is None else self.stage
+        stage = self.stage
+        if stage is None:
+            stage = stage_with_places(self.place.image, min(ATTENTION_STAGE, len(self.backbone.stages) - 1))
         depth = len(self.backbone.stages[stage].blocks)
         blocks = [block for block in range(depth) if (block % 2 == 1) == is_global]
         if not blocks:
@@ -171,7 +173,8 @@ def explain(
         out_dir: folder to write to: ``IMAGE_METHOD.png``, and ``sheet.png`` with a row per image.
         methods: keys of :data:`METHODS`; by default :func:`default_methods`.
         stage: index of the stage, from 0. By default attention is that of stage 2, class activation maps are those of
-            the map that changes the prediction most, and features are those of all stages.
+            the map that changes the prediction most, and features are those of all stages; earlier ones for images so
+            small that these maps have fewer than 4 x 4 tokens.
         at: x and y in pixels of the image: the token whose local attention is shown, the box of a detector, the class
             of a segmentor. By default the centre of the image, the box with the highest score, the largest class.
         device: 'cpu', 'cuda:0', ...; by default a GPU if there is one.

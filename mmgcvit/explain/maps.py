@@ -122,7 +122,7 @@ def cam(model: nn.Module, image: Tensor, target: CamTarget, method: str, stage: 
 def main_stage(model: nn.Module, image: Tensor, target: CamTarget) -> int:
     """Return the stage whose output changes a target most: the largest sum of |gradient x activation| over positions.
 
-    If its map has fewer than 4 x 4 tokens, which show no place, it is the last stage before with as many.
+    See also :func:`stage_with_places`.
 
     Args:
         model: model with a GC ViT.
@@ -145,12 +145,16 @@ def main_stage(model: nn.Module, image: Tensor, target: CamTarget) -> int:
         for handle in handles:
             handle.remove()
     shares = {
-        stage: 0.0 if gradient is None else float((gradient * x).sum(-1).abs().sum())
+        stage: 0.0 if gradient is None else float((gradient * x.detach()).sum(-1).abs().sum())
         for (stage, x), gradient in zip(maps.items(), gradients, strict=True)
     }
     if not any(shares.values()):
         raise UsageError(f"the gradient of {target.title!r} is zero; allowed: another point or method")
-    stage = max(shares, key=lambda stage: shares[stage])
+    return stage_with_places(image, max(shares, key=lambda stage: shares[stage]))
+
+
+def stage_with_places(image: Tensor, stage: int) -> int:
+    """Return the stage, or the last one before it whose map has at least 4 x 4 tokens for an image (B, C, H, W)."""
     while stage and min(image.shape[2:]) <= 3 * 4 * 2**stage:
         stage -= 1
     return stage

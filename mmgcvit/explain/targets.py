@@ -35,13 +35,11 @@ class CamTarget:
 
 def class_target(trained: TrainedModel, image: NetworkInput, _: Point | None) -> CamTarget:
     """Return the score of a classifier's most probable class, before the softmax."""
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
     with torch.no_grad():
         probabilities = trained.model(image.image, mode="predict")[0]
     label = int(probabilities.argmax())
     title = f"{trained.classes[label]} {probabilities[label]:.2f}"
-    return CamTarget(lambda x: trained.model(x, mode="tensor"), ClassifierOutputTarget(label), title)
+    return CamTarget(lambda x: trained.model(x, mode="tensor"), lambda logits: logits[label], title)
 
 
 def area_target(trained: TrainedModel, image: NetworkInput, at: Point | None) -> CamTarget:
