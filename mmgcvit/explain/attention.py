@@ -134,9 +134,7 @@ def find_backbone(model: nn.Module) -> GCViT:
     if len(found) == 1:
         return next(iter(found.values()))
     kind, count = type(model).__name__, f"{len(found)} GC ViTs ({', '.join(found)})" if found else "no GC ViT"
-    raise UsageError(
-        f"model {kind}: has {count}; allowed: models with a GC ViT, as their backbone if there are several"
-    )
+    raise UsageError(f"model {kind}: has {count}; allowed: models with a GC ViT (as backbone, if several)")
 
 
 def check_index(name: str, value: int, count: int) -> int:

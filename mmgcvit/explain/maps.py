@@ -176,7 +176,9 @@ def _cam_class(method: str) -> Any:
     """Return grad-cam's class, with the extent of the map in pixels and, for EigenCAM, a definite sign."""
     import pytorch_grad_cam
 
-    class Cam(getattr(pytorch_grad_cam, CAMS[method].replace("-", ""))):
+    base: Any = getattr(pytorch_grad_cam, CAMS[method].replace("-", ""))
+
+    class Cam(base):
         """A map covers whole tokens, which may reach beyond the image."""
 
         extent: tuple[int, int]

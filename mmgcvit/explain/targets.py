@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,13 @@ class CamTarget:
     """One number of a prediction.
 
     Attributes:
-        forward: image (1, C, H, W) -> a list with the output for it.
+        forward: image (1, C, H, W) -> a sequence, or a tensor, with the output for it.
         score: output -> the number, a tensor without axes.
         title: what the number is, for people.
         box: x1, y1, x2, y2 in the original image, of a detector's target.
     """
 
-    forward: Callable[[Tensor], Sequence[Any]]
+    forward: Callable[[Tensor], Any]
     score: Callable[[Any], Tensor]
     title: str
     box: tuple[float, ...] | None = None

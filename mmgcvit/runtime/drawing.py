@@ -124,9 +124,8 @@ def _with_panel(image: Image.Image, lines: Sequence[tuple[str, Colour | None]]) 
         x, y = size // 2 + i // rows * column, image.height + size // 4 + i % rows * step
         if colour is not None:
             pen.rectangle((x, y + size // 4, x + size, y + size // 4 + size), fill=colour, outline=(128, 128, 128))
-        pen.text(
-            (x + swatch, y + step / 2), text, fill=(255, 255, 255), font=load_font(size, text.isascii()), anchor="lm"
-        )
+        font = load_font(size, text.isascii())
+        pen.text((x + swatch, y + step / 2), text, fill=(255, 255, 255), font=font, anchor="lm")
     return canvas
 
 

@@ -106,7 +106,7 @@ def resized_size(size: tuple[int, ...], how: Resize, limit: Limit = (None, None)
 
 
 def crop_offset(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
-    """Return the row and column at which the central crop of an image of this size begins; negative if it is smaller."""
+    """Return row and column at which the central crop of an image of this size begins; negative if it is smaller."""
     offsets = []
     for there, wanted in zip(size, crop, strict=True):
         missing = max(0, wanted - there)

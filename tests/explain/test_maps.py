@@ -23,9 +23,8 @@ def images(*shape: int) -> torch.Tensor:
 
 @pytest.fixture
 def target(classifier: GCViTClassifier) -> CamTarget:
-    return class_target(
-        TrainedModel(classifier, tuple("abcde"), ()), NetworkInput(images(1, 3, 97, 135), (97, 135)), None
-    )
+    place = NetworkInput(images(1, 3, 97, 135), (97, 135))
+    return class_target(TrainedModel(classifier, tuple("abcde"), ()), place, None)
 
 
 def test_maps_of_all_stages(tiny_model, classifier: GCViTClassifier):
