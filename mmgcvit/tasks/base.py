@@ -209,3 +209,9 @@ class Task(ABC):
     def forward(self, model: Any, image: Tensor) -> None:
         """Run a forward pass in which every head does the maximum work possible at test time."""
         model(image, [], mode="tensor")
+
+
+def pair_visualizer(visualizer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a :class:`~mmgcvit.tasks.visualizer.PairVisualizer` in the place of mmdet's or mmseg's."""
+    kept = {key: visualizer[key] for key in ("name", "vis_backends") if key in visualizer}
+    return dict(type="mmgcvit.PairVisualizer", **kept)

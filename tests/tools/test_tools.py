@@ -80,7 +80,7 @@ def test_test_draws_ground_truth_next_to_prediction(trained: Path):
     assert "coco/bbox_mAP_50" in done.stdout
     images = sorted((trained / "images").iterdir())
     assert len(images) == 2
-    assert Image.open(images[0]).size == (256, 128)  # two images of 128 x 128 side by side
+    assert Image.open(images[0]).size == (2 * 512 + 8, 512)  # two images of 128 x 128 side by side, enlarged
 
 
 def test_image_demo_on_a_folder(trained: Path):
@@ -206,7 +206,8 @@ def test_segmentor(trained: Path):
     assert re.search(r"mIoU: +\d", done.stdout)
     images = sorted((trained / "maps").iterdir())
     assert [path.name[:15] for path in images] == ["test_000000.jpg", "test_000001.jpg"]
-    assert Image.open(images[0]).size == (256, 128)  # two images of 128 x 128 side by side
+    width, height = Image.open(images[0]).size
+    assert (width, height > 512) == (2 * 512 + 8, True)  # two images of 128 x 128, enlarged, with their legends
     done = run(
         "image_demo.py", "data/digit_scenes/images/val", config, "seg/iter_4.pth", "--batch-size", "2", cwd=trained
     )

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.device import get_device
 from mmengine.registry import MODELS, init_default_scope
-from PIL import Image, ImageDraw
+from PIL import Image
 from timm.data import ImageNetInfo
 
 from mmgcvit.checkpoint.complete import class_names, compare_classes, load_complete
@@ -23,6 +23,8 @@ from mmgcvit.datasets.pipelines import loading_arguments
 from mmgcvit.errors import UsageError
 from mmgcvit.export.rules import input_rule
 from mmgcvit.registry import type_name
+from mmgcvit.runtime.drawing import default_palette, draw
+from mmgcvit.runtime.predictions import Classification
 from mmgcvit.runtime.resize import crop_offset, resized_size
 from mmgcvit.runtime.results import TOP, class_result, write_classes
 from mmgcvit.tasks.base import NetworkInput, TrainedModel
@@ -80,8 +82,7 @@ class ClassPredictor:
     @property
     def trained(self) -> TrainedModel:
         """The model, with a colour for each class."""
-        colours = np.random.default_rng(42).integers(0, 256, (len(self.classes), 3)).tolist()
-        return TrainedModel(self.model, tuple(self.classes), tuple((r, g, b) for r, g, b in colours))
+        return TrainedModel(self.model, tuple(self.classes), default_palette(self.classes))
 
     def validate_inputs(self, inputs: Sequence[Input]) -> None:
         """Accept all inputs."""
@@ -116,13 +117,10 @@ class ClassPredictor:
         return NetworkInput(inputs, tuple(inputs.shape[2:]), (width / size[1], height / size[0]), (-left, -top))
 
     def draw(self, source: Source, found: list[tuple[str, float]], score_thr: float) -> np.ndarray:
-        """Draw the most probable classes as text on the image (RGB)."""
-        image = Image.fromarray(source.display)
-        text = "\n".join(f"{name}: {value:.2f}" for name, value in found)
-        pen = ImageDraw.Draw(image)
-        pen.rectangle(pen.multiline_textbbox((4, 4), text), fill=(0, 0, 0))
-        pen.multiline_text((4, 4), text, fill=(255, 255, 255))
-        return np.array(image)
+        """Write the most probable classes below the image (RGB)."""
+        names, values = zip(*found, strict=True)
+        shown = Classification(source.name, *source.pixels.shape[:2], names, np.array(values, np.float32))
+        return np.asarray(draw(source.display, shown, ()))
 
     def keep(self, source: Source, found: list[tuple[str, float]], _: Path) -> int:
         """Add the classes to the results; returns 0, as there are no objects."""
