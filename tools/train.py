@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from mmengine.dist import is_main_process
+
 from mmgcvit import apis
 
 
@@ -37,12 +39,17 @@ def main() -> None:
         choices=("stop", "skip"),
         help="stop at an image that cannot be decoded, or skip and count it (default: the config's setting, or stop)",
     )
+    parser.add_argument("--verbose", action="store_true", help="show everything that is written to the log file")
     args = parser.parse_args()
     scale = args.auto_scale_lr or None  # None: scale only with one process
     try:
-        apis.train(apis.config_from_arguments(args), args.resume, args.amp, scale, args.corrupt)
+        with apis.short_output(args.verbose):
+            cfg = apis.config_from_arguments(args)
+            apis.train(cfg, args.resume, args.amp, scale, args.corrupt)
     except apis.UsageError as error:
         sys.exit(f"train: {error}")
+    if is_main_process():
+        print(apis.end_of_run(cfg.work_dir, args.config))
 
 
 if __name__ == "__main__":
