@@ -64,15 +64,15 @@ def test_resume_from_newest_checkpoint(trained: Path, tmp_path: Path):
     longer += ["param_scheduler.1.end=4"]  # the schedule of the checkpoint
     done = run("train.py", CONFIG, "--work-dir", "work", "--resume", *longer, cwd=tmp_path)
     assert "resumed epoch: 0, iter: 4" in done.stdout
-    assert "Iter(train) [5/6]" in done.stdout
-    assert "Iter(train) [4/6]" not in done.stdout
+    assert "iter 5/6  loss" in done.stdout
+    assert "iter 4/6  loss" not in done.stdout
     assert (tmp_path / "work/iter_6.pth").is_file()
 
 
 def test_resume_from_a_named_checkpoint(trained: Path):
     done = run("train.py", CONFIG, "--work-dir", "named", "--resume", "work/iter_2.pth", *SHORT, cwd=trained)
-    assert "Iter(train) [3/4]" in done.stdout
-    assert "Iter(train) [2/4]" not in done.stdout
+    assert "iter 3/4  loss" in done.stdout
+    assert "iter 2/4  loss" not in done.stdout
 
 
 def test_test_draws_ground_truth_next_to_prediction(trained: Path):
