@@ -284,7 +284,7 @@ def _status(runner: Runner, window: int) -> str:
 
 def _values(metrics: Mapping[str, Any] | None) -> str:
     """Metrics that are known, as text."""
-    known = {name: value for name, value in (metrics or {}).items() if not value == UNKNOWN}
+    known = {name: value for name, value in (metrics or {}).items() if value != UNKNOWN}
     return "  ".join(f"{k}: {v:.4f}" if isinstance(v, float) else f"{k}: {v}" for k, v in known.items())
 
 

@@ -143,9 +143,9 @@ def _label_map(
     order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
     if is_frame:
         order = list(range(len(counts)))
+    shares = [f"  {100 * count / found.labels.size:.1f} %" for count in counts]
     lines: list[tuple[str, Colour | None]] = [
-        (found.classes[i] if is_frame else f"{found.classes[i]}  {100 * counts[i] / found.labels.size:.1f} %", palette[i])
-        for i in order[:LEGEND]
+        (found.classes[i] + ("" if is_frame else shares[i]), palette[i]) for i in order[:LEGEND]
     ]
     if len(order) > LEGEND:
         lines.append((f"and {len(order) - LEGEND} more", None))

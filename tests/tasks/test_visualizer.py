@@ -112,7 +112,9 @@ def test_colours_of_other_classes_are_not_used():
     assert palette_of(dict(palette="random"), ("a", "b")) == palette_of({}, ("a", "b")) == DISTINCT[:2]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("detection", "DetLocalVisualizer"), ("segmentation", "SegLocalVisualizer")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("detection", "DetLocalVisualizer"), ("segmentation", "SegLocalVisualizer")]
+)
 def test_show_dir_uses_it(name: str, kind: str):
     task = next(task for task in TASKS if task.name == name)
     cfg = Config(dict(model={}, visualizer=dict(type=kind, name="visualizer", alpha=0.5, vis_backends=[])))
