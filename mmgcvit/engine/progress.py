@@ -52,6 +52,7 @@ HIDDEN_PRINTS = (
     r"running per image evaluation",
     r"evaluate annotation type",
     r"accumulating evaluation results",
+    r"average (precision|recall)",
     r"could not import onedl",
     r"loads checkpoint by",
 )
@@ -168,7 +169,7 @@ def short_output(verbose: bool = False) -> Iterator[None]:
     with warnings.catch_warnings():
         for message in HIDDEN_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
-        sys.stdout = output  # type: ignore[assignment]  # a stream of text, too
+        sys.stdout = output
         try:
             yield
         finally:

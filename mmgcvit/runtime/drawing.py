@@ -16,7 +16,7 @@ from mmgcvit.utils.images import to_display
 SMALL = 512  # images with a longer side below this are enlarged
 OTHER_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
 LEGEND = 40  # most classes in a legend
-Colour = tuple[int, ...]
+Colour = tuple[int, int, int]
 Area = tuple[float, float, float, float]  # x1, y1, x2, y2
 
 

@@ -108,8 +108,9 @@ class PairVisualizer(Visualizer):
                 found = detections(name, image.shape, classes, getattr(data_sample, instances))
                 parts.append(draw(image, found, palette, pred_score_thr, with_scores=kind == "pred"))
             elif wanted and labels in data_sample:
-                label_map = _array(getattr(data_sample, labels).data).reshape(image.shape[:2])
-                parts.append(draw(image, Segmentation(name, *image.shape[:2], classes, label_map), palette))
+                height, width = image.shape[:2]
+                label_map = _array(getattr(data_sample, labels).data).reshape(height, width)
+                parts.append(draw(image, Segmentation(name, height, width, classes, label_map), palette))
         drawn = np.asarray(_side_by_side(parts or [Image.fromarray(image)]))
         self.set_image(drawn)
         if show:

@@ -119,7 +119,8 @@ class ClassPredictor:
     def draw(self, source: Source, found: list[tuple[str, float]], score_thr: float) -> np.ndarray:
         """Write the most probable classes below the image (RGB)."""
         names, values = zip(*found, strict=True)
-        shown = Classification(source.name, *source.pixels.shape[:2], names, np.array(values, np.float32))
+        height, width = source.pixels.shape[:2]
+        shown = Classification(source.name, height, width, names, np.array(values, np.float32))
         return np.asarray(draw(source.display, shown, ()))
 
     def keep(self, source: Source, found: list[tuple[str, float]], _: Path) -> int:

@@ -108,7 +108,8 @@ class Segmentor:
 
     def draw(self, source: Source, labels: np.ndarray, _: float) -> np.ndarray:
         """Draw the label map on the image (RGB), with a legend of the classes."""
-        found = Segmentation(source.name, *labels.shape, self.classes, labels)
+        height, width = labels.shape
+        found = Segmentation(source.name, height, width, self.classes, labels)
         return np.asarray(draw(source.display, found, self.palette, is_frame=source.frame is not None))
 
     def keep(self, source: Source, labels: np.ndarray, folder: Path) -> int:
