@@ -23,6 +23,7 @@ LAZY = {
     "CheckLabels": "mmgcvit.tasks.segmentation.transforms",
     "DetDataPreprocessor": "mmgcvit.tasks.detection.preprocessor",
     "LoadCheckedImage": "mmgcvit.datasets.loading",
+    "PairVisualizer": "mmgcvit.tasks.visualizer",
     "SegDataPreProcessor": "mmgcvit.tasks.segmentation.preprocessor",
 }
 
@@ -49,6 +50,7 @@ MODELS = _child(root.MODELS)
 OPTIM_WRAPPERS = _child(root.OPTIM_WRAPPERS)
 PARAM_SCHEDULERS = _child(root.PARAM_SCHEDULERS)
 TRANSFORMS = _child(root.TRANSFORMS)
+VISUALIZERS = _child(root.VISUALIZERS)
 
 #: Type names of earlier releases, from mmengine's root registries. They are supported for one more release.
 OLD_TYPES = {

@@ -14,9 +14,11 @@ def main() -> None:
     parser.add_argument("--show-dir", help="folder for images: ground truth on the left, prediction on the right")
     parser.add_argument("--tta", action="store_true", help="merge predictions of several scales and mirrored images")
     parser.add_argument("--out", metavar="FILE.csv", help="write a table of a classifier's predictions")
+    parser.add_argument("--verbose", action="store_true", help="show everything that is written to the log file")
     args = parser.parse_args()
     try:
-        apis.test(apis.config_from_arguments(args), args.checkpoint, args.show_dir, args.tta, args.out)
+        with apis.short_output(args.verbose):
+            apis.test(apis.config_from_arguments(args), args.checkpoint, args.show_dir, args.tta, args.out)
     except apis.UsageError as error:
         sys.exit(f"test: {error}")
 

@@ -4,6 +4,8 @@ import argparse
 import shlex
 import sys
 
+from mmengine.dist import is_main_process
+
 from mmgcvit import apis
 from mmgcvit.apis.tracking import TRACKERS
 from mmgcvit.report import report_after_training
@@ -42,16 +44,20 @@ def main() -> None:
     )
     parser.add_argument("--track", choices=tuple(TRACKERS), help="send the logged values to an experiment tracker, too")
     parser.add_argument("--no-report", action="store_true", help="write no report.html at the end of the run")
+    parser.add_argument("--verbose", action="store_true", help="show everything that is written to the log file")
     args = parser.parse_args()
     scale = args.auto_scale_lr or None  # None: scale only with one process
     try:
-        cfg = apis.config_from_arguments(args)
-        cfg.command = shlex.join(["python", *sys.argv])  # for the report
-        apis.train(cfg, args.resume, args.amp, scale, args.corrupt, args.track)
+        with apis.short_output(args.verbose):
+            cfg = apis.config_from_arguments(args)
+            cfg.command = shlex.join(["python", *sys.argv])  # for the report
+            apis.train(cfg, args.resume, args.amp, scale, args.corrupt, args.track)
+            if not args.no_report:
+                report_after_training(cfg.work_dir)
     except apis.UsageError as error:
         sys.exit(f"train: {error}")
-    if not args.no_report:
-        report_after_training(cfg.work_dir)
+    if is_main_process():
+        print(apis.end_of_run(cfg.work_dir, args.config))
 
 
 if __name__ == "__main__":

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import distributed as dist
 from torch import nn
 
 from mmgcvit.checkpoint.loading import accept_bare_network
+from mmgcvit.engine.progress import Output, ProgressHook
 from mmgcvit.errors import UsageError
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build mmengine's runner for a config; several processes on a CPU are connected by gloo."""
+    """Build mmengine's runner for a config; several processes on a CPU are connected by gloo.
+
+    Inside :func:`~mmgcvit.engine.progress.short_output`, the runner shows its progress in short lines.
+    """
     if cfg.launcher in ("pytorch", "slurm") and get_device() == "cpu":
         # mmengine would assign a GPU to each process. It reuses an existing process group, and the arguments of the
         # wrapper in the config take precedence over its defaults.
@@ -30,6 +36,8 @@ def build_runner(cfg: Config) -> Runner:
             "find_unused_parameters": cfg.get("find_unused_parameters", False),
             **cfg.get("model_wrapper_cfg", {}), "device_ids": None}  # fmt: skip
     runner = Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
+    if isinstance(sys.stdout, Output) and is_main_process():
+        runner.register_hook(ProgressHook(sys.stdout))
     if isinstance(runner.model, nn.Module):  # FlexibleRunner builds it later
         accept_bare_network(runner.model)
     return runner

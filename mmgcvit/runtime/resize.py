@@ -81,24 +81,37 @@ def resize(image: np.ndarray, how: Resize, limit: Limit = (None, None)) -> np.nd
         how: the rule.
         limit: largest height and width of the result, for 'keep_ratio'.
     """
-    height, width = image.shape[:2]
+    target = resized_size(image.shape[:2], how, limit)
+    if target != image.shape[:2]:
+        scaled = _pillow if how.antialias else _opencv
+        image = scaled(image, target, how.interpolation)
+    return image if how.crop is None else center_crop(image, how.crop)
+
+
+def resized_size(size: tuple[int, ...], how: Resize, limit: Limit = (None, None)) -> tuple[int, int]:
+    """Return height and width of an image of this size after resizing, before the crop."""
+    height, width = size
     if how.kind == "keep_ratio" and how.size is not None:
         # as mmcv.rescale_size
         scale = min(max(how.size) / max(height, width), min(how.size) / min(height, width))
         scale = min([scale, *(most / size for most, size in zip(limit, (height, width), strict=True) if most)])
-        target = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-    elif how.kind == "shorter_side" and how.size is not None:
+        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    if how.kind == "shorter_side" and how.size is not None:
         # as torchvision's Resize of one number
         short, long = how.size[0], int(how.size[0] * max(height, width) / min(height, width))
-        target = (short, long) if height <= width else (long, short)
-    elif how.kind == "fixed" and how.size is not None:
-        target = how.size
-    else:
-        target = height, width
-    if target != (height, width):
-        scaled = _pillow if how.antialias else _opencv
-        image = scaled(image, target, how.interpolation)
-    return image if how.crop is None else center_crop(image, how.crop)
+        return (short, long) if height <= width else (long, short)
+    if how.kind == "fixed" and how.size is not None:
+        return how.size
+    return height, width
+
+
+def crop_offset(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
+    """Return row and column at which the central crop of an image of this size begins; negative if it is smaller."""
+    offsets = []
+    for there, wanted in zip(size, crop, strict=True):
+        missing = max(0, wanted - there)
+        offsets.append(round((there + missing - wanted) / 2) - missing // 2)
+    return offsets[0], offsets[1]
 
 
 def center_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -19,6 +19,7 @@ from mmgcvit.tasks.sources import Reader, Source
 from mmgcvit.utils.inputs import Input
 
 if TYPE_CHECKING:
+    from mmgcvit.explain.targets import CamTarget
     from mmgcvit.export.graph import ExportGraph
     from mmgcvit.report.evaluate import TaskReport
 
@@ -30,6 +31,29 @@ class TrainedModel:
     model: Any
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]  # RGB
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """An image as the network gets it, and where its pixels are in it.
+
+    Attributes:
+        image: (1, C, H, W), normalized and padded.
+        scale: factor of the resizing, horizontal and vertical.
+        offset: pixel (x, y) of the input at which the resized image begins; negative if it is cropped.
+        size: height and width of the part that the image fills, from the top left; the rest is padding.
+        samples: mmdet's or mmseg's data samples with the meta information of the image; none for a classifier.
+    """
+
+    image: Tensor
+    size: tuple[int, int]
+    scale: tuple[float, float] = (1.0, 1.0)
+    offset: tuple[float, float] = (0.0, 0.0)
+    samples: Sequence[Any] = ()
+
+    def place_of(self, x: float, y: float) -> tuple[float, float]:
+        """Return where a place (x, y) of the original image is in the input, both in pixels."""
+        return x * self.scale[0] + self.offset[0], y * self.scale[1] + self.offset[1]
 
 
 class Predictor(Protocol):
@@ -52,6 +76,9 @@ class Predictor(Protocol):
 
     def __call__(self, sources: Iterator[Source]) -> Iterator[tuple[Source, Any]]:
         """Yield each source with its prediction."""
+
+    def network_input(self, source: Source) -> NetworkInput:
+        """Return an image as the network gets it, resized and normalized as in a test."""
 
     def draw(self, source: Source, found: Any, score_thr: float) -> np.ndarray:
         """Return the image (H, W, 3), RGB, with a prediction drawn on it."""
@@ -171,6 +198,25 @@ class Task(ABC):
     def report(self, model: TrainedModel) -> TaskReport:
         """Return what collects the predictions of a model for a report of its run."""
 
+    @abstractmethod
+    def cam_target(self, trained: TrainedModel, image: NetworkInput, at: tuple[float, float] | None) -> CamTarget:
+        """Return what a class activation map explains: one number of a prediction.
+
+        Args:
+            trained: the model.
+            image: the input.
+            at: place (x, y) in the original image; None for the most certain, or largest, part of the prediction.
+
+        Raises:
+            UsageError: nothing is predicted, or nothing at this place.
+        """
+
     def forward(self, model: Any, image: Tensor) -> None:
         """Run a forward pass in which every head does the maximum work possible at test time."""
         model(image, [], mode="tensor")
+
+
+def pair_visualizer(visualizer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a :class:`~mmgcvit.tasks.visualizer.PairVisualizer` in the place of mmdet's or mmseg's."""
+    kept = {key: visualizer[key] for key in ("name", "vis_backends") if key in visualizer}
+    return dict(type="mmgcvit.PairVisualizer", **kept)

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
-from torch import nn
+from torch import nn, no_grad
 
 from mmgcvit import compat
 from mmgcvit.checkpoint.complete import class_names, compare_classes, require_complete
 from mmgcvit.checkpoint.loading import accept_bare_network
 from mmgcvit.datasets.problems import data_sets, dataset_class
+from mmgcvit.errors import UsageError
+from mmgcvit.tasks.base import NetworkInput
 
 
 class CheckedWeights:
@@ -40,6 +42,21 @@ class CheckedWeights:
             compare_classes(trained, given, self.source)
         self.has_names = bool(trained)
         super()._load_weights_to_model(model, checkpoint, cfg)  # type: ignore[misc]  # of the inferencer
+
+
+@no_grad()
+def network_input(inferencer: Any, pixels: Any) -> NetworkInput:
+    """Return an image (H, W, C) as the model of an inferencer gets it."""
+    batch = next(iter(inferencer.preprocess([pixels], batch_size=1)))
+    batch = batch if isinstance(batch, Mapping) else batch[1]  # mmdet's inferencer yields the original images, too
+    batch = inferencer.model.data_preprocessor(batch, False)
+    meta = batch["data_samples"][0].metainfo
+    if meta.get("flip"):
+        raise UsageError("the test pipeline of the config flips images; allowed: a pipeline without flips")
+    x, y = meta.get("scale_factor", (1.0, 1.0))[:2]
+    image, (height, width) = batch["inputs"], pixels.shape[:2]
+    size = min(image.shape[2], round(height * y)), min(image.shape[3], round(width * x))
+    return NetworkInput(image, size, (float(x), float(y)), samples=batch["data_samples"])
 
 
 def config_meta(cfg: Config) -> Mapping[str, Any]:

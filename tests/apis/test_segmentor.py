@@ -126,7 +126,10 @@ def test_folder_in_batches(folder: Path, tmp_path: Path, kind: str):
             assert image["areas"].get(label, dict(pixels=0))["pixels"] == count
             assert count == 0 or image["areas"][label]["share"] == round(count / labels.size, 5)
         seen |= set(np.unique(labels))
-        assert cv2.imread(str(tmp_path / "two/vis" / name)).shape == (*shape, 3)
+        drawn = cv2.imread(str(tmp_path / "two/vis" / name)).shape
+        zoom = round(512 / max(shape))  # small images are enlarged; the legend is below
+        assert drawn[1] == zoom * shape[1]
+        assert drawn[0] > zoom * shape[0]
     assert len(seen) > 1
 
 
@@ -147,8 +150,14 @@ def test_drawing_uses_class_colours(folder: Path):
     labels[:, 150:] = 2
     grey = Source("a.jpg", np.full((300, 300, 3), 100, np.uint8))
     drawn = segmentor.draw(grey, labels, 0.3)
-    np.testing.assert_array_equal(drawn[250, 50], [50, 50, 50])
-    np.testing.assert_array_equal(drawn[250, 250], [50, 50, 177])  # RGB
+    np.testing.assert_array_equal(drawn[500, 100], [50, 50, 50])
+    np.testing.assert_array_equal(drawn[500, 500], [50, 50, 177])  # RGB, enlarged twice
+    assert segmentor.trained.palette == tuple(map(tuple, PALETTE))
+    assert (drawn[600:] == (0, 0, 255)).all(-1).sum() > 100  # in the legend
+    assert not (drawn[600:] == (255, 0, 0)).all(-1).any()  # this class is not in the image
+    # frames of a video all have the same size, whatever is in them
+    frames = [segmentor.draw(Source("a", grey.pixels, 0), (labels * value).astype(np.uint8), 0.3) for value in (0, 1)]
+    assert frames[0].shape == frames[1].shape
 
 
 def test_checkpoint_without_class_names(folder: Path, tmp_path: Path):

@@ -64,15 +64,15 @@ def test_resume_from_newest_checkpoint(trained: Path, tmp_path: Path):
     longer += ["param_scheduler.1.end=4"]  # the schedule of the checkpoint
     done = run("train.py", CONFIG, "--work-dir", "work", "--resume", *longer, cwd=tmp_path)
     assert "resumed epoch: 0, iter: 4" in done.stdout
-    assert "Iter(train) [5/6]" in done.stdout
-    assert "Iter(train) [4/6]" not in done.stdout
+    assert "iter 5/6  loss" in done.stdout
+    assert "iter 4/6  loss" not in done.stdout
     assert (tmp_path / "work/iter_6.pth").is_file()
 
 
 def test_resume_from_a_named_checkpoint(trained: Path):
     done = run("train.py", CONFIG, "--work-dir", "named", "--resume", "work/iter_2.pth", *SHORT, cwd=trained)
-    assert "Iter(train) [3/4]" in done.stdout
-    assert "Iter(train) [2/4]" not in done.stdout
+    assert "iter 3/4  loss" in done.stdout
+    assert "iter 2/4  loss" not in done.stdout
 
 
 def test_test_draws_ground_truth_next_to_prediction(trained: Path):
@@ -80,7 +80,7 @@ def test_test_draws_ground_truth_next_to_prediction(trained: Path):
     assert "coco/bbox_mAP_50" in done.stdout
     images = sorted((trained / "images").iterdir())
     assert len(images) == 2
-    assert Image.open(images[0]).size == (256, 128)  # two images of 128 x 128 side by side
+    assert Image.open(images[0]).size == (2 * 512 + 8, 512)  # two images of 128 x 128 side by side, enlarged
 
 
 def test_image_demo_on_a_folder(trained: Path):
@@ -206,7 +206,8 @@ def test_segmentor(trained: Path):
     assert re.search(r"mIoU: +\d", done.stdout)
     images = sorted((trained / "maps").iterdir())
     assert [path.name[:15] for path in images] == ["test_000000.jpg", "test_000001.jpg"]
-    assert Image.open(images[0]).size == (256, 128)  # two images of 128 x 128 side by side
+    width, height = Image.open(images[0]).size
+    assert (width, height > 512) == (2 * 512 + 8, True)  # two images of 128 x 128, enlarged, with their legends
     done = run(
         "image_demo.py", "data/digit_scenes/images/val", config, "seg/iter_4.pth", "--batch-size", "2", cwd=trained
     )

@@ -12,9 +12,10 @@ from mmgcvit.datasets.problems import Problem, metrics_of
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.registry import type_name
-from mmgcvit.tasks.base import DatasetCheck, Predictor, Split, Task, TrainedModel
+from mmgcvit.tasks.base import DatasetCheck, NetworkInput, Predictor, Split, Task, TrainedModel
 
 if TYPE_CHECKING:
+    from mmgcvit.explain.targets import CamTarget
     from mmgcvit.export.graph import ExportGraph
     from mmgcvit.report.evaluate import TaskReport
 
@@ -97,3 +98,9 @@ class Classification(Task):
         from mmgcvit.report.classification import ClassificationReport
 
         return ClassificationReport(model.classes, model.palette, model.model)
+
+    def cam_target(self, trained: TrainedModel, image: NetworkInput, at: tuple[float, float] | None) -> CamTarget:
+        """Return the score of the most probable class; a classifier predicts nothing at a place."""
+        from mmgcvit.explain.targets import class_target
+
+        return class_target(trained, image, at)

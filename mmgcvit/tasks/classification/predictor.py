@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.device import get_device
 from mmengine.registry import MODELS, init_default_scope
-from PIL import Image, ImageDraw
+from PIL import Image
 from timm.data import ImageNetInfo
 
 from mmgcvit.checkpoint.complete import class_names, compare_classes, load_complete
@@ -21,9 +21,13 @@ from mmgcvit.checkpoint.loading import resolve_source
 from mmgcvit.checkpoint.reader import read_checkpoint
 from mmgcvit.datasets.pipelines import loading_arguments
 from mmgcvit.errors import UsageError
+from mmgcvit.export.rules import input_rule
 from mmgcvit.registry import type_name
+from mmgcvit.runtime.drawing import default_palette, draw
+from mmgcvit.runtime.predictions import Classification
+from mmgcvit.runtime.resize import crop_offset, resized_size
 from mmgcvit.runtime.results import TOP, class_result, write_classes
-from mmgcvit.tasks.base import TrainedModel
+from mmgcvit.tasks.base import NetworkInput, TrainedModel
 from mmgcvit.tasks.classification.dataset import class_list
 from mmgcvit.tasks.classification.transforms import LoadPillowImage, PillowReader, swap_colours
 from mmgcvit.tasks.sources import Source
@@ -68,6 +72,7 @@ class ClassPredictor:
             compare_classes(trained, names, checkpoint)
         self.model.to(device or get_device()).eval()
         pipeline = cfg.test_dataloader.dataset.pipeline
+        self.pipeline = pipeline
         self.transform = Compose([step for step in pipeline if type_name(step) != "LoadPillowImage"])
         self.reader = PillowReader(LoadPillowImage(**loading_arguments(pipeline)))
         self.batch_size = batch_size
@@ -77,8 +82,7 @@ class ClassPredictor:
     @property
     def trained(self) -> TrainedModel:
         """The model, with a colour for each class."""
-        colours = np.random.default_rng(42).integers(0, 256, (len(self.classes), 3)).tolist()
-        return TrainedModel(self.model, tuple(self.classes), tuple((r, g, b) for r, g, b in colours))
+        return TrainedModel(self.model, tuple(self.classes), default_palette(self.classes))
 
     def validate_inputs(self, inputs: Sequence[Input]) -> None:
         """Accept all inputs."""
@@ -97,14 +101,27 @@ class ClassPredictor:
         image = Image.fromarray(swap_colours(source.pixels))
         return self.transform(dict(img=image, img_path=source.name, targets=0, sample_idx=0))["inputs"]
 
+    @torch.no_grad()
+    def network_input(self, source: Source) -> NetworkInput:
+        """Return an image as the network gets it.
+
+        Raises:
+            ExportError: the test pipeline changes images in a way that cannot be traced back.
+        """
+        rule = input_rule(self.pipeline).resize
+        size = source.pixels.shape[:2]
+        height, width = resized_size(size, rule)
+        top, left = (0, 0) if rule.crop is None else crop_offset((height, width), rule.crop)
+        batch = self.model.data_preprocessor(dict(inputs=self._transformed(source)[None]), False)
+        inputs = batch["inputs"]
+        return NetworkInput(inputs, tuple(inputs.shape[2:]), (width / size[1], height / size[0]), (-left, -top))
+
     def draw(self, source: Source, found: list[tuple[str, float]], score_thr: float) -> np.ndarray:
-        """Draw the most probable classes as text on the image (RGB)."""
-        image = Image.fromarray(source.display)
-        text = "\n".join(f"{name}: {value:.2f}" for name, value in found)
-        pen = ImageDraw.Draw(image)
-        pen.rectangle(pen.multiline_textbbox((4, 4), text), fill=(0, 0, 0))
-        pen.multiline_text((4, 4), text, fill=(255, 255, 255))
-        return np.array(image)
+        """Write the most probable classes below the image (RGB)."""
+        names, values = zip(*found, strict=True)
+        height, width = source.pixels.shape[:2]
+        shown = Classification(source.name, height, width, names, np.array(values, np.float32))
+        return np.asarray(draw(source.display, shown, ()))
 
     def keep(self, source: Source, found: list[tuple[str, float]], _: Path) -> int:
         """Add the classes to the results; returns 0, as there are no objects."""

@@ -12,9 +12,10 @@ from mmgcvit.datasets.problems import Problem, refuse
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.registry import type_name
-from mmgcvit.tasks.base import DatasetCheck, Predictor, Split, Task, TrainedModel
+from mmgcvit.tasks.base import DatasetCheck, NetworkInput, Predictor, Split, Task, TrainedModel, pair_visualizer
 
 if TYPE_CHECKING:
+    from mmgcvit.explain.targets import CamTarget
     from mmgcvit.export.graph import ExportGraph
     from mmgcvit.report.evaluate import TaskReport
 from mmgcvit.utils.paths import SHIPPED_CONFIGS
@@ -114,8 +115,11 @@ class Detection(Task):
         cfg.tta_model, cfg.tta_pipeline = base.tta_model, [*pipeline[: places[0]], views]
 
     def show_in(self, cfg: Config, hook: Any, folder: str) -> None:
-        """Set the output folder of mmdet's hook."""
+        """Set the output folder of mmdet's hook, and draw instances as everywhere."""
         hook.test_out_dir = folder
+        panoptic = any(part in cfg.model for part in ("panoptic_head", "panoptic_fusion_head"))
+        if type_name(cfg.get("visualizer")) == "DetLocalVisualizer" and not panoptic:
+            cfg.visualizer = pair_visualizer(cfg.visualizer)
 
     def forward(self, model: Any, image: Tensor) -> None:
         """Run all heads; those of a two-stage detector on the maximum number of proposals."""
@@ -134,3 +138,9 @@ class Detection(Task):
         from mmgcvit.report.detection import DetectionReport
 
         return DetectionReport(model.classes, model.palette, model.model)
+
+    def cam_target(self, trained: TrainedModel, image: NetworkInput, at: tuple[float, float] | None) -> CamTarget:
+        """Return the score of one box."""
+        from mmgcvit.explain.targets import box_target
+
+        return box_target(trained, image, at)

@@ -14,11 +14,13 @@ from torch import nn
 
 from mmgcvit.checkpoint.loading import through_reader
 from mmgcvit.errors import AnnotationError, UsageError
+from mmgcvit.runtime.drawing import draw
 from mmgcvit.runtime.results import coco_result, numbered_categories, write_coco
-from mmgcvit.tasks.base import TrainedModel
+from mmgcvit.tasks.base import NetworkInput, TrainedModel
 from mmgcvit.tasks.detection.coco import image_file_name, read_lists
-from mmgcvit.tasks.inferencer import CheckedWeights, config_meta
+from mmgcvit.tasks.inferencer import CheckedWeights, config_meta, network_input
 from mmgcvit.tasks.sources import PipelineReader, Source
+from mmgcvit.tasks.visualizer import detections, palette_of
 from mmgcvit.utils import summarize
 from mmgcvit.utils.files import require_file
 from mmgcvit.utils.inputs import Input, tile_starts, tile_step
@@ -55,7 +57,7 @@ class Detector:
         self.reader = PipelineReader(cfg.test_dataloader.dataset.pipeline, cfg.model)
         self.inferencer = Inferencer(cfg, through_reader(checkpoint), device=device, show_progress=False)
         self.classes = _class_names(self.inferencer, cfg, checkpoint)
-        self.inferencer.visualizer.dataset_meta["classes"] = self.classes
+        self.palette = palette_of(self.inferencer.visualizer.dataset_meta, self.classes)
         if tta:
             self.inferencer.model = MODELS.build({**cfg.tta_model, "module": self.inferencer.model})
         self.tile, self.batch_size = tile, batch_size
@@ -65,13 +67,7 @@ class Detector:
     @property
     def trained(self) -> TrainedModel:
         """The model, with the colours of its drawings."""
-        from mmdet.visualization.palette import get_palette
-
-        palette, count = self.inferencer.visualizer.dataset_meta.get("palette"), len(self.classes)
-        if not isinstance(palette, str) and palette is not None and len(palette) < count:
-            palette = None
-        colours = get_palette(palette, count)[:count]
-        return TrainedModel(self.inferencer.model, self.classes, tuple((int(r), int(g), int(b)) for r, g, b in colours))
+        return TrainedModel(self.inferencer.model, self.classes, self.palette)
 
     def validate_inputs(self, inputs: Sequence[Input]) -> None:
         """Check that every image has an id, if the ids come from an annotation file.
@@ -134,25 +130,15 @@ class Detector:
             ]
         return merged
 
+    def network_input(self, source: Source) -> NetworkInput:
+        """Return an image as the network gets it."""
+        return network_input(self.inferencer, source.pixels)
+
     def draw(self, source: Source, instances: Any, score_thr: float) -> np.ndarray:
         """Draw the instances with at least this score on the image (RGB)."""
-        from mmdet.structures import DetDataSample
-        from pycocotools import mask as coco_mask
-
         shown = instances[instances.scores >= score_thr]
-        if "masks" in shown:
-            masks = [coco_mask.decode(mask) for mask in shown.masks]
-            height, width = source.pixels.shape[:2]
-            shown.masks = np.stack(masks).astype(bool) if masks else np.zeros((0, height, width), bool)
-        visualizer = self.inferencer.visualizer
-        visualizer.add_datasample(
-            source.name,
-            source.display,
-            DetDataSample(pred_instances=shown),
-            draw_gt=False,
-            pred_score_thr=score_thr,
-        )
-        return visualizer.get_image()
+        found = detections(source.name, source.pixels.shape, self.classes, shown)
+        return np.asarray(draw(source.display, found, self.palette, score_thr))
 
     def keep(self, source: Source, instances: Any, _: Path) -> int:
         """Add the instances to the results and return their number."""

@@ -11,9 +11,11 @@ from torch import Tensor
 from mmgcvit.datasets.problems import Problem
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
-from mmgcvit.tasks.base import DatasetCheck, Predictor, Split, Task, TrainedModel
+from mmgcvit.registry import type_name
+from mmgcvit.tasks.base import DatasetCheck, NetworkInput, Predictor, Split, Task, TrainedModel, pair_visualizer
 
 if TYPE_CHECKING:
+    from mmgcvit.explain.targets import CamTarget
     from mmgcvit.export.graph import ExportGraph
     from mmgcvit.report.evaluate import TaskReport
 
@@ -95,8 +97,10 @@ class Segmentation(Task):
         compare_splits(reports)
 
     def show_in(self, cfg: Config, hook: Any, folder: str) -> None:
-        """Set the output folder of mmseg's visualizer, and draw every image (OpenMMLab's hook draws one in 50)."""
+        """Set the output folder of the visualizer, and draw every image (OpenMMLab's hook draws one in 50)."""
         hook.interval = 1
+        if type_name(cfg.get("visualizer")) == "SegLocalVisualizer":
+            cfg.visualizer = pair_visualizer(cfg.visualizer)
         cfg.visualizer.vis_backends = [dict(type="LocalVisBackend", img_save_dir=folder)]
 
     def forward(self, model: Any, image: Tensor) -> None:
@@ -116,3 +120,9 @@ class Segmentation(Task):
         from mmgcvit.report.segmentation import SegmentationReport
 
         return SegmentationReport(model.classes, model.palette, model.model)
+
+    def cam_target(self, trained: TrainedModel, image: NetworkInput, at: tuple[float, float] | None) -> CamTarget:
+        """Return the scores of a class, summed over the pixels that have it."""
+        from mmgcvit.explain.targets import area_target
+
+        return area_target(trained, image, at)

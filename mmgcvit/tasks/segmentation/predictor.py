@@ -14,10 +14,13 @@ from mmengine.registry import MODELS
 from mmgcvit.checkpoint.loading import through_reader
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
+from mmgcvit.runtime.drawing import Colour, draw
+from mmgcvit.runtime.predictions import Segmentation
 from mmgcvit.runtime.results import areas_of, check_label_map_names, label_map_name, write_areas
-from mmgcvit.tasks.base import TrainedModel
-from mmgcvit.tasks.inferencer import CheckedWeights, config_meta
+from mmgcvit.tasks.base import NetworkInput, TrainedModel
+from mmgcvit.tasks.inferencer import CheckedWeights, config_meta, network_input
 from mmgcvit.tasks.sources import PipelineReader, Source, write_image
+from mmgcvit.tasks.visualizer import palette_of
 from mmgcvit.utils.inputs import Input, tile_step
 
 
@@ -67,8 +70,6 @@ class Segmentor:
         self.inferencer = Inferencer(cfg, through_reader(checkpoint), device=device)
         self.inferencer.show_progress = False  # only OneDL's inferencer has an argument for it
         self.classes, self.palette = _meta(self.inferencer, cfg, checkpoint)
-        self.visualizer = self.inferencer.visualizer
-        self.visualizer.set_dataset_meta(self.classes, self.palette)
         if tta:
             self.inferencer.model = MODELS.build({**cfg.tta_model, "module": self.inferencer.model})
         self.batch_size = batch_size
@@ -77,8 +78,7 @@ class Segmentor:
     @property
     def trained(self) -> TrainedModel:
         """The model, with the colours of its drawings."""
-        colours = tuple((int(r), int(g), int(b)) for r, g, b in self.palette)
-        return TrainedModel(self.inferencer.model, self.classes, colours)
+        return TrainedModel(self.inferencer.model, self.classes, self.palette)
 
     def validate_inputs(self, inputs: Sequence[Input]) -> None:
         """Check that each image, and each frame of a video, gets a label map file of its own.
@@ -102,15 +102,15 @@ class Segmentor:
             for i, source in enumerate(chunk):
                 yield source, maps[i]
 
-    def draw(self, source: Source, labels: np.ndarray, _: float) -> np.ndarray:
-        """Draw the label map on the image (RGB), with the colours and names of the classes."""
-        from mmengine.structures import PixelData
-        from mmseg.structures import SegDataSample
+    def network_input(self, source: Source) -> NetworkInput:
+        """Return an image as the network gets it."""
+        return network_input(self.inferencer, source.pixels)
 
-        # Use an array: the visualizer mistakes a tensor with one element for an index.
-        sample = SegDataSample(pred_sem_seg=PixelData(data=labels[None]))
-        self.visualizer.add_datasample(source.name, source.display, sample, draw_gt=False)
-        return self.visualizer.get_image()
+    def draw(self, source: Source, labels: np.ndarray, _: float) -> np.ndarray:
+        """Draw the label map on the image (RGB), with a legend of the classes."""
+        height, width = labels.shape
+        found = Segmentation(source.name, height, width, self.classes, labels)
+        return np.asarray(draw(source.display, found, self.palette, is_frame=source.frame is not None))
 
     def keep(self, source: Source, labels: np.ndarray, folder: Path) -> int:
         """Write the label map and add its areas to the results; returns 0, as there are no objects."""
@@ -127,7 +127,7 @@ class Segmentor:
         return write_areas(folder, self.results, self.classes)
 
 
-def _meta(inferencer: Any, cfg: Config, checkpoint: str) -> tuple[tuple[str, ...], Any]:
+def _meta(inferencer: Any, cfg: Config, checkpoint: str) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
     """Class names and colours: from the checkpoint, else from the config, else from its data set class.
 
     Raises:
@@ -137,15 +137,14 @@ def _meta(inferencer: Any, cfg: Config, checkpoint: str) -> tuple[tuple[str, ...
     count = inferencer.model.decode_head.num_classes
     found = [inferencer.model.dataset_meta if inferencer.has_names else {}, config_meta(cfg)]
     for meta in found:
-        classes, palette = meta.get("classes") or (), meta.get("palette")
+        classes = meta.get("classes") or ()
         if isinstance(classes, str):
             raise UsageError(
                 f"test_dataloader.dataset.metainfo.classes={classes!r}; allowed: names, or a file with one "
                 "name per line; no such file"
             )
         if len(classes) == count:
-            fits = palette is not None and len(palette) == count
-            return tuple(classes), palette if fits else np.random.default_rng(42).integers(0, 255, (count, 3)).tolist()
+            return tuple(classes), palette_of(meta, classes)
     raise UsageError(
         f"checkpoint {checkpoint!r}: has no names for its {count} classes, and neither has the config; add "
         "metainfo=dict(classes=(...)) to test_dataloader.dataset of the config"
