@@ -52,17 +52,20 @@ def trained(tmp_path_factory) -> Path:
 def test_train(trained: Path):
     assert {p.name for p in (trained / "work").glob("*.pth")} == {"iter_2.pth", "iter_4.pth"}
     assert (trained / "work/last_checkpoint").is_file()
+    page = (trained / "work/report.html").read_text()
+    assert "train.py" in page
+    assert "Confusion matrix" in page
 
 
 def test_resume_from_newest_checkpoint(trained: Path, tmp_path: Path):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     longer = [o.replace("max_iters=4", "max_iters=6").replace("val_interval=4", "val_interval=6") for o in SHORT]
-    done = run("train.py", CONFIG, "--work-dir", "work", "--resume", *longer, cwd=tmp_path, ok=False)
+    done = run("train.py", CONFIG, "--work-dir", "work", "--no-report", "--resume", *longer, cwd=tmp_path, ok=False)
     assert (
         "train: param_scheduler[0] (CosineAnnealingLR): T_max=6 (checkpoint: 4), end=6 (checkpoint: 4);" in done.stderr
     )
     longer += ["param_scheduler.1.end=4"]  # the schedule of the checkpoint
-    done = run("train.py", CONFIG, "--work-dir", "work", "--resume", *longer, cwd=tmp_path)
+    done = run("train.py", CONFIG, "--work-dir", "work", "--no-report", "--resume", *longer, cwd=tmp_path)
     assert "resumed epoch: 0, iter: 4" in done.stdout
     assert "iter 5/6  loss" in done.stdout
     assert "iter 4/6  loss" not in done.stdout
@@ -70,7 +73,9 @@ def test_resume_from_newest_checkpoint(trained: Path, tmp_path: Path):
 
 
 def test_resume_from_a_named_checkpoint(trained: Path):
-    done = run("train.py", CONFIG, "--work-dir", "named", "--resume", "work/iter_2.pth", *SHORT, cwd=trained)
+    done = run(
+        "train.py", CONFIG, "--work-dir", "named", "--no-report", "--resume", "work/iter_2.pth", *SHORT, cwd=trained
+    )
     assert "iter 3/4  loss" in done.stdout
     assert "iter 2/4  loss" not in done.stdout
 
