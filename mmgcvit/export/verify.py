@@ -38,8 +38,12 @@ class Tolerance:
     unmatched: float = 0.01
 
 
-#: For float16. Quantized files have no limit: their differences are stated.
+#: For float16.
 HALF = Tolerance(box=2.0, score=0.05, mask=0.1, labels=0.01, unmatched=0.1)
+#: For 8 bits. Differences are stated; only files that predict nothing right, or NaN, are refused.
+QUANTIZED = Tolerance(box=1e6, score=1.0, mask=1.0, labels=0.9, unmatched=0.95)
+#: Largest loss of a metric on the validation data, as a share of its value.
+METRIC_LOSS = 0.02
 
 
 @dataclass
@@ -205,3 +209,11 @@ def require_equal(found: Differences, allowed: Tolerance, file: str) -> None:
     """Raise an ExportError if a difference is larger than allowed."""
     if problems := found.exceeded(allowed):
         raise ExportError(f"{file}: differs from the model: {'; '.join(problems)}. The file was not kept")
+
+
+def require_metrics(model: dict[str, float], file: dict[str, float], name: str) -> None:
+    """Raise an ExportError if a metric of the file is lower than that of the model by more than :data:`METRIC_LOSS`."""
+    lost = [key for key, value in model.items() if not file[key] >= value - METRIC_LOSS * abs(value) - 1e-3]
+    if lost:
+        words = "; ".join(f"{key} {file[key]:.4f} (model: {model[key]:.4f})" for key in lost)
+        raise ExportError(f"{name}: loses on the validation data: {words}. The file was not kept")

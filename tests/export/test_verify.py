@@ -84,6 +84,27 @@ def test_probabilities(monkeypatch):
         verify.require_equal(result, verify.Tolerance(), "file")
 
 
+def test_metrics():
+    model = dict(mAP=0.5, mAP_l=-1.0)
+    verify.require_metrics(model, dict(mAP=0.495, mAP_l=-1.0), "file")
+    for value in (0.48, float("nan")):
+        with pytest.raises(ExportError, match=r"loses on the validation data: mAP .* \(model: 0.5000\)"):
+            verify.require_metrics(model, dict(mAP=value, mAP_l=-1.0), "file")
+
+
+@pytest.mark.parametrize("value", [np.nan, -1.0])
+def test_quantized_files_that_predict_nothing(monkeypatch, value):
+    reference, found = detections(), detections()
+    reference["masks"] = reference["masks"] > 0.5
+    if np.isnan(value):
+        found["scores"][:] = value
+    else:
+        found["labels"][:] = -1
+    result = compare(monkeypatch, "detection", reference, found)
+    with pytest.raises(ExportError):
+        verify.require_equal(result, verify.QUANTIZED, "file")
+
+
 def test_match_prefers_the_better_overlap_and_keeps_classes_apart():
     a = dict(boxes=BOXES[[0, 0]], scores=np.array([0.9, 0.8]), labels=np.array([0, 1]))
     b = dict(boxes=BOXES[[0, 0, 0]] + [[0], [1], [0]], scores=np.array([0.8, 0.9, 0.9]), labels=np.array([1, 0, 0]))
