@@ -142,7 +142,7 @@ def test_shape_of_a_classifier(trained):
 def test_config_without_a_test_pipeline(trained):
     cfg, checkpoint = trained
     cfg = cfg.copy()
-    del cfg["test_dataloader"]
+    cfg.test_dataloader = None
     with pytest.raises(ExportError, match="no test_dataloader with a pipeline"):
         open_model(cfg, checkpoint)
 
