@@ -137,8 +137,8 @@ class Verification:
         from mmgcvit.export.evaluate import evaluate
 
         batches, source = self._batches(model)
-        found = verify.compare(model, verify.open_file(file, model.info), batches)
         allowed = verify.QUANTIZED if self.quantized else verify.HALF if self.half else verify.Tolerance()
+        found = verify.compare(model, verify.open_file(file, model.info), batches, allowed.min_score)
         sizes = ", ".join(f"{height} x {width}" for height, width in dict.fromkeys(found.sizes))
         self.console.print(
             f"{file.name} against the model, {found.images} images ({source}), {sizes}:", highlight=False
