@@ -21,6 +21,8 @@ from mmgcvit.runtime.metadata import KEY, ModelInfo
 PACKAGES = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".xml": ("onnx", "onnxscript", "openvino"), ".pt2": ()}
 SUFFIXES = tuple(PACKAGES)
 OPSET = 20
+#: Operators that are computed with less precision on request.
+PRODUCTS = ("Conv", "Gemm", "MatMul")
 #: Parts of a model whose weights and products may have less precision. Boxes and scores are computed in float32.
 NETWORK = ("backbone", "neck", "decode_head")
 
@@ -145,14 +147,14 @@ def _in_network(node: Any) -> bool:
 
 
 def _half(model: Any) -> Any:
-    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+    from onnxruntime.transformers.float16 import convert_float_to_float16
 
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{index}"
     outside = [node.name for node in model.graph.node if not _in_network(node)]
-    return convert_float_to_float16(
-        model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST], node_block_list=outside
-    )
+    # As under autocast: in float16, residuals and norms would lose digits that add up over the depth.
+    others = sorted({node.op_type for node in model.graph.node} - set(PRODUCTS))
+    return convert_float_to_float16(model, keep_io_types=True, op_block_list=others, node_block_list=outside)
 
 
 def _quantized(model: Any, inputs: Iterable[np.ndarray], path: Path) -> Any:
@@ -181,7 +183,7 @@ def _quantized(model: Any, inputs: Iterable[np.ndarray], path: Path) -> Any:
             Reader(),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            op_types_to_quantize=list(PRODUCTS),
             nodes_to_exclude=outside,
             extra_options={"MatMulConstBOnly": True, "CalibMaxIntermediateOutputs": 8},
         )

@@ -29,7 +29,8 @@ class Tolerance:
         mask: 1 - IoU of a mask.
         labels: share of the pixels of a label map.
         unmatched: share of the detections without a counterpart.
-        min_score: detections with a lower score are not compared.
+        min_score: detections with a lower score are not compared. If it is above 0, a counterpart that differs by more
+            than is allowed is none.
     """
 
     box: float = 0.01
@@ -40,7 +41,7 @@ class Tolerance:
     min_score: float = 0.0
 
 
-#: For float16. Boxes with low scores move by whole pixels.
+#: For float16. Of nearly equal proposals another one may remain after NMS, so single detections may change.
 HALF = Tolerance(box=2.0, score=0.05, mask=0.1, labels=0.01, unmatched=0.1, min_score=0.3)
 #: For 8 bits. Differences are stated; only files that predict nothing right, or NaN, are refused.
 QUANTIZED = Tolerance(box=1e6, score=1.0, mask=1.0, labels=0.9, unmatched=0.95)
@@ -54,12 +55,12 @@ class Differences:
 
     Attributes:
         images: number of images.
-        min_score: detections with a lower score are not compared.
+        allowed: the largest allowed differences.
         detections: number of detections of the model, with ``unmatched`` without a counterpart in either direction.
     """
 
     images: int = 0
-    min_score: float = 0.0
+    allowed: Tolerance = Tolerance()
     detections: int = 0
     unmatched: int = 0
     box: float = 0.0
@@ -115,7 +116,10 @@ def open_file(file: Path, info: ModelInfo) -> Callable[[np.ndarray], Outputs]:
 
 
 def compare(
-    model: Exportable, run: Callable[[np.ndarray], Outputs], batches: Iterable[np.ndarray], min_score: float = 0.0
+    model: Exportable,
+    run: Callable[[np.ndarray], Outputs],
+    batches: Iterable[np.ndarray],
+    allowed: Tolerance = Tolerance(),  # noqa: B008  # immutable
 ) -> Differences:
     """Compare the predictions of a file with those of OpenMMLab's own code for the model.
 
@@ -123,9 +127,9 @@ def compare(
         model: the model.
         run: the file, see :func:`open_file`.
         batches: images (B, C, H, W) as the file takes them.
-        min_score: detections with a lower score are not compared.
+        allowed: the largest allowed differences.
     """
-    total = Differences(min_score=min_score)
+    total = Differences(allowed=allowed)
     for images in batches:
         expected, found = predict(model, images), run(images)
         total.images += len(images)
@@ -151,30 +155,34 @@ def _label_maps(reference: Outputs, found: Outputs, info: ModelInfo, total: Diff
 def _detections(reference: Outputs, found: Outputs, info: ModelInfo, total: Differences) -> None:
     there = found["labels"] >= 0
     ours = {name: values[there] for name, values in found.items()}
+    smallest = total.allowed.min_score
     pairs = match(reference, ours)
-    counted = [int((found["scores"] >= total.min_score).sum()) for found in (reference, ours)]
-    paired = [
-        int(sum(found["scores"][pair[side]] >= total.min_score for pair in pairs))
-        for side, found in enumerate((reference, ours))
-    ]
+    counted = [int((found["scores"] >= smallest).sum()) for found in (reference, ours)]
     total.detections += counted[0]
-    total.unmatched += sum(counted) - sum(paired)
+    total.unmatched += sum(counted)
     for i, j in pairs:
-        if reference["scores"][i] < total.min_score:
+        box = _largest(reference["boxes"][i] - ours["boxes"][j])
+        score = _largest(reference["scores"][i] - ours["scores"][j])
+        mask = 1 - _mask_iou(reference["masks"][i], ours, j, info) if info.masks else 0.0
+        near = box <= total.allowed.box and score <= total.allowed.score and mask <= total.allowed.mask
+        if smallest > 0 and (reference["scores"][i] < smallest or not near):
+            total.unmatched -= int(near and ours["scores"][j] >= smallest)
             continue
-        total.box = max(total.box, _largest(reference["boxes"][i] - ours["boxes"][j]))
-        total.score = max(total.score, _largest(reference["scores"][i] - ours["scores"][j]))
-        if info.masks:
-            height, width = reference["masks"].shape[1:]
-            if info.masks == "box":
-                region = paste(ours["masks"][j], ours["boxes"][j], height, width, info.mask_threshold)
-                mask = region.full(height, width)
-            else:
-                mask = ours["masks"][j] >= info.mask_threshold
-            union = (reference["masks"][i] | mask).sum()
-            both = (reference["masks"][i] & mask).sum()
-            if union > 16:  # the IoU of a few pixels says nothing
-                total.mask = max(total.mask, 1 - float(both / union))
+        total.unmatched -= 1 + int(ours["scores"][j] >= smallest)
+        total.box, total.score, total.mask = max(total.box, box), max(total.score, score), max(total.mask, mask)
+
+
+def _mask_iou(reference: np.ndarray, found: Outputs, index: int, info: ModelInfo) -> float:
+    """Intersection over union of a mask (H, W) of the model and one of the file; 1 for masks of a few pixels."""
+    height, width = reference.shape
+    if info.masks == "box":
+        mask = paste(found["masks"][index], found["boxes"][index], height, width, info.mask_threshold).full(
+            height, width
+        )
+    else:
+        mask = found["masks"][index] >= info.mask_threshold
+    union = int((reference | mask).sum())
+    return float((reference & mask).sum() / union) if union > 16 else 1.0
 
 
 _COMPARE = {"classification": _classes, "segmentation": _label_maps, "detection": _detections}

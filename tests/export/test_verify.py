@@ -70,8 +70,25 @@ def test_smallest_score_that_is_compared(monkeypatch):
     model = SimpleNamespace(task="detection", info=INFO)
     batched = {name: values[None] for name, values in found.items()}
     for smallest, expected in ((0.0, (3, 2, 1.0)), (0.5, (2, 2, 0.0)), (0.8, (1, 0, 0.0))):
-        result = verify.compare(model, lambda images: batched, [np.zeros((1, 3, 100, 100), np.uint8)], smallest)
+        allowed = verify.Tolerance(box=2.0, min_score=smallest)
+        result = verify.compare(model, lambda images: batched, [np.zeros((1, 3, 100, 100), np.uint8)], allowed)
         assert (result.detections, result.unmatched, result.box) == expected
+
+
+def test_detections_of_lower_precision_may_change(monkeypatch):
+    """Of three detections one moves by more than is allowed for float16: it has no counterpart."""
+    reference, found = detections(), detections()
+    reference["masks"] = reference["masks"] > 0.5
+    found["boxes"][0] += 1
+    found["boxes"][1] += 3
+    monkeypatch.setattr(verify, "predict", lambda model, images: [reference])
+    model = SimpleNamespace(task="detection", info=INFO)
+    batched = {name: values[None] for name, values in found.items()}
+    images = [np.zeros((1, 3, 100, 100), np.uint8)]
+    result = verify.compare(model, lambda images: batched, images, verify.HALF)
+    assert (result.detections, result.unmatched, result.box) == (3, 2, 1.0)
+    with pytest.raises(ExportError, match=r"unmatched 0.667 \(allowed: 0.1\)"):
+        verify.require_equal(result, verify.HALF, "file")
 
 
 def test_label_maps(monkeypatch):
