@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmgcvit.backbone import GCViT
 from mmgcvit.errors import UsageError
 from mmgcvit.explain.attention import check_index, find_backbone
-from mmgcvit.explain.targets import CamTarget
+from mmgcvit.tasks.base import CamTarget
 
 CAMS = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM", "eigencam": "EigenCAM"}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmgcvit.export.graph import ExportGraph
+from mmgcvit.export.graph import ExportGraph, Preprocess
 
 
 class ClassificationGraph(ExportGraph):
@@ -19,6 +19,7 @@ class ClassificationGraph(ExportGraph):
 
     def __init__(self, model: Any, channels: int = 3) -> None:
         super().__init__(model, channels)
+        self.preprocess = Preprocess(model.data_preprocessor, channels, bgr=False)  # as Pillow loads
         self.model = model
 
     @staticmethod

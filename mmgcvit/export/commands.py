@@ -14,7 +14,7 @@ from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
-from mmgcvit.errors import CheckpointError, ExportError, UsageError
+from mmgcvit.errors import MMGCViTError, UsageError
 from mmgcvit.export.exporter import Exportable, export
 from mmgcvit.export.formats import SUFFIXES
 from mmgcvit.runtime.metadata import ModelInfo
@@ -69,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     console = wide_console()
     try:
+        verification = Verification(args.verify, args.fp16, bool(args.int8), console)
+        verification.validate(Path(args.out))
         done = export(
             args.config,
             args.checkpoint,
@@ -78,18 +80,20 @@ def run(args: argparse.Namespace) -> int:
             args.batch,
             args.fp16,
             args.int8,
-            Verification(args.verify, args.fp16, bool(args.int8), console),
+            verification,
             args.cfg_options,
         )
-    except (UsageError, CheckpointError, ExportError) as error:
+    except MMGCViTError as error:
         print(f"export: {error}", file=sys.stderr)
         return 1
     size = done.file.stat().st_size
     if done.file.suffix == ".xml":
         size += done.file.with_suffix(".bin").stat().st_size
-    console.print(f"{done.file}: {size / 1e6:.1f} MB, {describe(done.info)}", highlight=False)
+    console.print(f"{done.file}: {size / 1e6:.1f} MB, {describe(done.info)}", highlight=False, markup=False)
     if done.file.suffix != ".pt2":
-        console.print(f"Predict without PyTorch: python -m mmgcvit.runtime {done.file} IMAGES", highlight=False)
+        console.print(
+            f"Predict without PyTorch: python -m mmgcvit.runtime {done.file} IMAGES", highlight=False, markup=False
+        )
     return 0
 
 
@@ -115,6 +119,14 @@ class Verification:
         self.images = [image for image in images or () if image != "val"]
         self.half, self.quantized, self.console = half, quantized, console
 
+    def validate(self, out: Path) -> None:
+        """Raise a UsageError if what is asked for is not possible, before the export."""
+        if self.with_metrics and out.suffix == ".pt2":
+            raise UsageError("--verify val with a .pt2 file; allowed: .onnx, .xml")
+        for image in self.images:
+            if not Path(image).exists():
+                raise UsageError(f"--verify {image}: no such image or folder")
+
     def __call__(self, model: Exportable, file: Path) -> None:
         """Verify a file.
 
@@ -124,11 +136,9 @@ class Verification:
         from mmgcvit.export import verify
         from mmgcvit.export.evaluate import evaluate
 
-        if self.with_metrics and file.suffix == ".pt2":
-            raise UsageError("--verify val with a .pt2 file; allowed: .onnx, .xml")
         batches, source = self._batches(model)
-        found = verify.compare(model, verify.open_file(file, model.info), batches)
-        allowed = verify.HALF if self.half else verify.Tolerance()
+        allowed = verify.QUANTIZED if self.quantized else verify.HALF if self.half else verify.Tolerance()
+        found = verify.compare(model, verify.open_file(file, model.info), batches, allowed.min_score)
         sizes = ", ".join(f"{height} x {width}" for height, width in dict.fromkeys(found.sizes))
         self.console.print(
             f"{file.name} against the model, {found.images} images ({source}), {sizes}:", highlight=False
@@ -142,10 +152,16 @@ class Verification:
             )
             table.add_row(name, value, limit)
         self.console.print(table)
-        if not self.quantized:
-            verify.require_equal(found, allowed, file.name)
+        if model.task == "detection" and not found.detections:
+            self.console.print("Nothing was detected, so nothing was compared: --verify with images that have objects.")
+        verify.require_equal(found, allowed, file.name)
         if self.with_metrics:
-            self._print_metrics(*evaluate(model, file))
+            ours, files = evaluate(model, file)
+            self._print_metrics(ours, files)
+            if not self.quantized:
+                verify.require_metrics(ours, files, file.name)
+        elif self.quantized:
+            self.console.print("--verify val states the loss in the metrics of the validation data.")
 
     def _batches(self, model: Exportable) -> tuple[Sequence[np.ndarray] | Iterator[np.ndarray], str]:
         from mmgcvit.export.inputs import made_up_images, network_inputs

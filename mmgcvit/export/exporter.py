@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
+import os
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,19 @@ from mmengine.config import Config
 
 from mmgcvit.apis.config import load_config
 from mmgcvit.datasets.pipelines import loading_arguments
+from mmgcvit.datasets.problems import data_sets
 from mmgcvit.errors import ExportError, UsageError
 from mmgcvit.export import formats
-from mmgcvit.export.graph import ExportGraph
+from mmgcvit.export.graph import ExportGraph, Preprocess
 from mmgcvit.export.inputs import network_inputs
-from mmgcvit.export.rules import InputRule, input_rule
+from mmgcvit.export.rules import InputRule, fit_rule, input_rule
 from mmgcvit.registry import rename_old_types, type_name
 from mmgcvit.runtime.metadata import ModelInfo
 from mmgcvit.tasks import task_of
 from mmgcvit.utils.files import require_file
 from mmgcvit.version import __version__
+
+MAX_CALIBRATION = 200  # batches that a file is quantized with
 
 
 @dataclass(frozen=True)
@@ -95,19 +99,20 @@ def export(
     out = Path(out)
     _validate(out, shape, dynamic, batch, half, int8)
     model = open_model(config, checkpoint, shape, dynamic, batch, cfg_options)
-    calibration = None
-    if int8 is not None:
-        calibration = list(network_inputs(model.info, int8))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    calibration = None if int8 is None else islice(network_inputs(model.info, int8), MAX_CALIBRATION)
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as folder:
-        target = Path(folder, out.name)
-        write(model, target, half, calibration)
-        seconds = time.perf_counter() - start
-        if verify is not None:
-            verify(model, target)
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == out.name):  # the main file last
-            shutil.move(file, out.parent / file.name)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as folder:
+            target = Path(folder, out.name)
+            write(model, target, half, calibration)
+            seconds = time.perf_counter() - start
+            if verify is not None:
+                verify(model, target)
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == out.name):  # the main file last
+                os.replace(file, out.parent / file.name)
+    except OSError as error:
+        raise UsageError(f"output {str(out)!r}: cannot be written: {error}") from error
     return Exported(out, model.info, seconds)
 
 
@@ -116,6 +121,8 @@ def _validate(
 ) -> None:
     if out.suffix not in formats.SUFFIXES:
         raise UsageError(f"output {str(out)!r}: suffix {out.suffix!r}; allowed: {', '.join(formats.SUFFIXES)}")
+    if out.is_dir() or (out.parent.exists() and not out.parent.is_dir()):
+        raise UsageError(f"output {str(out)!r}: {'is' if out.is_dir() else 'is not in'} a folder; allowed: a file")
     if shape is not None and dynamic:
         raise UsageError(f"--shape {shape[0]} {shape[1]} and --dynamic; allowed: one of them")
     if shape is not None and min(shape) < 32:
@@ -158,19 +165,30 @@ def open_model(
     else:
         cfg, name = load_config(config, cfg_options=cfg_options), str(config)
     task = task_of(cfg)
-    rule = input_rule(cfg.test_dataloader.dataset.pipeline)
+    dataset = next(data_sets((cfg.get("test_dataloader") or {}).get("dataset")), None)
+    if dataset is None or not dataset.get("pipeline"):
+        raise ExportError(f"config {name!r}: no test_dataloader with a pipeline, which says how images are resized")
+    rule = input_rule(dataset["pipeline"])
+    loading = loading_arguments(dataset["pipeline"])
     channels = int((cfg.model.get("backbone") or {}).get("in_channels", 3))
     trained = task.predictor(cfg, checkpoint, device="cpu").trained
     model = trained.model.eval().requires_grad_(False)
     graph = task.export_graph(model, channels).eval()
+    if loading.get("imdecode_backend") == "tifffile":  # channels as in the file
+        graph.preprocess = Preprocess(model.data_preprocessor, channels, bgr=False)
+    rule = fit_rule(rule, shape, dynamic)
     size = shape or (None if dynamic else rule.size)
+    if size is not None and graph.unpadded and rule.resize.kind != "fixed":
+        raise ExportError(
+            f"--shape {size[0]} {size[1]}: images would be padded to this size, and {graph.unpadded}; allowed: "
+            "--dynamic, or a test pipeline with Resize(keep_ratio=False)"
+        )
     if size is None and graph.any_size:
         raise ExportError(
             f"{type_name(cfg.model)}: any height and width: {graph.any_size}; allowed: --shape HEIGHT WIDTH"
         )
     if batch is None and graph.any_batch:
         raise ExportError(f"{type_name(cfg.model)}: any batch size: {graph.any_batch}; allowed: --batch NUMBER")
-    loading = loading_arguments(cfg.test_dataloader.dataset.pipeline)
     info = ModelInfo(
         task=task.name,
         classes=trained.classes,
@@ -188,12 +206,18 @@ def open_model(
         source=(Path(name).name, Path(checkpoint).name),
         version=__version__,
     )
+    info.validate(f"config {name!r}")
     return Exportable(task.name, model, graph, info, cfg)
 
 
 def _dtype(loading: dict[str, Any]) -> str:
     """Numbers of the input: float32 if images are loaded with all their bits, else uint8."""
-    return "float32" if loading.get("to_float32") or loading.get("imdecode_backend") == "tifffile" else "uint8"
+    if loading.get("imdecode_backend") == "tifffile":
+        return "float32"
+    unchanged = str(loading.get("color_type", "color")).startswith(
+        "unchanged"
+    )  # else the loader reduces them to 8 bits
+    return "float32" if loading.get("to_float32") and unchanged else "uint8"
 
 
 def _pad_values(rule: InputRule, graph: ExportGraph, channels: int) -> tuple[float, ...]:

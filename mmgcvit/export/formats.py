@@ -6,19 +6,19 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mmgcvit.errors import ExportError
+from mmgcvit.errors import ExportError, UsageError
 from mmgcvit.export.graph import ExportGraph
 from mmgcvit.runtime.metadata import KEY, ModelInfo
 
 #: Formats by suffix, with the packages that writing needs.
-PACKAGES = {".onnx": ("onnx", "onnxscript"), ".xml": ("onnx", "onnxscript", "openvino"), ".pt2": ()}
+PACKAGES = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".xml": ("onnx", "onnxscript", "openvino"), ".pt2": ()}
 SUFFIXES = tuple(PACKAGES)
 OPSET = 20
 #: Parts of a model whose weights and products may have less precision. Boxes and scores are computed in float32.
@@ -57,7 +57,7 @@ def write_onnx(
     info: ModelInfo,
     path: Path,
     half: bool = False,
-    calibration: Sequence[np.ndarray] | None = None,
+    calibration: Iterable[np.ndarray] | None = None,
 ) -> None:
     """Write an ONNX file with the description in its metadata.
 
@@ -96,10 +96,19 @@ def write_onnx(
     for place, dim in enumerate(model.graph.input[0].type.tensor_type.shape.dim):
         if dim.dim_param:
             dim.dim_param = names[place]
-    if half:
-        model = _half(model)
-    if calibration is not None:
-        model = _quantized(model, calibration, path)
+    try:
+        if half:
+            model = _half(model)
+        if calibration is not None:
+            model = _quantized(model, calibration, path)
+    except (UsageError, OSError):
+        raise
+    except Exception as error:  # onnxruntime raises many types
+        raise ExportError(f"onnxruntime cannot convert {info.model}: {_short(error)}") from error
+    if half and not any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in model.graph.initializer):
+        raise ExportError(f"{info.model}: nothing was converted to float16")
+    if calibration is not None and not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        raise ExportError(f"{info.model}: nothing was quantized")
     onnx.helper.set_model_props(model, {KEY: info.to_json()})
     model.producer_name, model.producer_version = "mmgcvit", info.version
     if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
@@ -146,7 +155,7 @@ def _half(model: Any) -> Any:
     )
 
 
-def _quantized(model: Any, inputs: Sequence[np.ndarray], path: Path) -> Any:
+def _quantized(model: Any, inputs: Iterable[np.ndarray], path: Path) -> Any:
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
@@ -174,7 +183,7 @@ def _quantized(model: Any, inputs: Sequence[np.ndarray], path: Path) -> Any:
             per_channel=True,
             op_types_to_quantize=["Conv", "MatMul", "Gemm"],
             nodes_to_exclude=outside,
-            extra_options={"MatMulConstBOnly": True, "ActivationSymmetric": False},
+            extra_options={"MatMulConstBOnly": True, "CalibMaxIntermediateOutputs": 8},
         )
         return onnx.load(target)
     finally:

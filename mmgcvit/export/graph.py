@@ -18,6 +18,7 @@ class Preprocess(nn.Module):
     Args:
         preprocessor: the preprocessor of mmdet, mmseg or the package's classifiers.
         channels: channels of the images.
+        bgr: whether the config's loader reverses the first three channels of the file, as OpenCV does.
 
     Attributes:
         pad_values: values of the input that become zero, one for each channel (RGB).
@@ -29,11 +30,13 @@ class Preprocess(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, preprocessor: Any, channels: int = 3) -> None:
+    def __init__(self, preprocessor: Any, channels: int = 3, bgr: bool = True) -> None:
         super().__init__()
-        self.channels = channels
-        # Images come as RGB; a model that does not reverse the loader's BGR was trained on BGR.
-        self.reverse = channels >= 3 and not self._takes_rgb(preprocessor)
+        self.channels, self.bgr = channels, bgr
+        # Images come in the order of the file; the model was trained on what loader and preprocessor made of it.
+        # `reverse` is that of the package's own preprocessors, `_channel_conversion` that of mmengine's and mmseg's.
+        again = any(bool(getattr(preprocessor, name, False)) for name in ("reverse", "_channel_conversion"))
+        self.reverse = channels >= 3 and bgr != again
         mean, std = getattr(preprocessor, "mean", None), getattr(preprocessor, "std", None)
         mean = torch.zeros(1) if mean is None else mean.detach().float().flatten().cpu()
         std = torch.ones(1) if std is None else std.detach().float().flatten().cpu()
@@ -50,28 +53,24 @@ class Preprocess(nn.Module):
                 "allowed: size_divisor"
             )
         self.pad_value = float(getattr(preprocessor, "pad_value", 0) or getattr(preprocessor, "pad_val", 0) or 0)
-        expanded = (self.mean + self.pad_value * self.std).flatten().expand(channels)
-        self.pad_values = tuple(float(value) for value in (expanded.flip(0) if self.reverse else expanded))
+        values = (self.mean + self.pad_value * self.std).expand(1, channels, 1, 1)
+        self.pad_values = tuple(self._reordered(values).flatten().tolist())
 
-    @staticmethod
-    def _takes_rgb(preprocessor: Any) -> bool:
-        if type(preprocessor).__name__ == "ClassificationPreprocessor":
-            return True  # Pillow's order
-        # `reverse` is that of the package's own preprocessors, `_channel_conversion` that of mmengine's and mmseg's.
-        return any(bool(getattr(preprocessor, name, False)) for name in ("reverse", "_channel_conversion"))
+    def _reordered(self, x: Tensor) -> Tensor:
+        if not self.reverse:
+            return x
+        return torch.cat([x[:, :3].flip(1), x[:, 3:]], dim=1) if self.channels > 3 else x.flip(1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalize and pad.
 
         Args:
-            images: (B, C, H, W) uint8 or float32, RGB, values as in the image file.
+            images: (B, C, H, W) uint8 or float32, channels and values as in the image file.
 
         Returns:
             (B, C, H', W') float32, where H' and W' are multiples of the divisor.
         """
-        x = images.float()
-        if self.reverse:
-            x = torch.cat([x[:, :3].flip(1), x[:, 3:]], dim=1) if self.channels > 3 else x.flip(1)
+        x = self._reordered(images.float())
         x = (x - self.mean) / self.std
         if self.divisor > 1:
             height, width = x.shape[-2:]
@@ -95,12 +94,14 @@ class ExportGraph(nn.Module):
         masks: what the masks of a detector cover, 'box' or 'image'; '' without masks.
         mask_threshold: smallest probability that belongs to a mask.
         any_size: why sizes other than the exported one are impossible; '' if they are possible.
+        unpadded: why images must not be padded to the size of the input; '' if they may be.
         any_batch: the same for the batch size.
     """
 
     masks = ""
     mask_threshold = 0.5
     any_size = ""
+    unpadded = ""
     any_batch = ""
 
     def __init__(self, model: Any, channels: int = 3) -> None:

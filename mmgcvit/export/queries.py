@@ -25,6 +25,7 @@ class QueryGraph(ExportGraph):
     """
 
     detectors = ("DINO",)
+    unpadded = "the transformer does not mask padding"
 
     def __init__(self, model: Any, channels: int = 3) -> None:
         super().__init__(model, channels)

@@ -36,7 +36,7 @@ def _label_maps(model: Exportable, images: np.ndarray) -> list[Outputs]:
     from mmseg.structures import SegDataSample
 
     samples = [SegDataSample(metainfo=_meta(images)) for _ in images]
-    found = model.model.test_step(dict(inputs=_as_loaded(images), data_samples=samples))
+    found = model.model.test_step(dict(inputs=_as_loaded(model, images), data_samples=samples))
     return [{"labels": sample.pred_sem_seg.data[0].numpy()} for sample in found]
 
 
@@ -44,7 +44,7 @@ def _detections(model: Exportable, images: np.ndarray) -> list[Outputs]:
     from mmdet.structures import DetDataSample
 
     samples = [DetDataSample(metainfo=_meta(images)) for _ in images]
-    found = model.model.test_step(dict(inputs=_as_loaded(images), data_samples=samples))
+    found = model.model.test_step(dict(inputs=_as_loaded(model, images), data_samples=samples))
     outputs = []
     for sample in found:
         instances = sample.pred_instances
@@ -67,8 +67,8 @@ def _meta(images: np.ndarray) -> dict:
     return dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
 
 
-def _as_loaded(images: np.ndarray) -> list[torch.Tensor]:
-    """Return images as mmcv loads them: BGR."""
-    if images.shape[1] >= 3:
+def _as_loaded(model: Exportable, images: np.ndarray) -> list[torch.Tensor]:
+    """Return images as the config's loader loads them."""
+    if model.graph.preprocess.bgr and images.shape[1] >= 3:
         images = np.concatenate([images[:, 2::-1], images[:, 3:]], axis=1)
     return [torch.from_numpy(np.ascontiguousarray(image)) for image in images]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmgcvit.errors import ExportError
 from mmgcvit.registry import type_name
 from mmgcvit.runtime.metadata import Resize
+
+#: Transforms of a test pipeline that do not change the size of images.
+UNCHANGED = ("LoadImageFromFile", "LoadCheckedImage", "LoadPillowImage", "LoadAnnotations", "LoadPanopticAnnotations",
+             "CheckLabels", "PackDetInputs", "PackSegInputs")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,46 @@ def input_rule(pipeline: Sequence[Mapping[str, Any]]) -> InputRule:
     rule = InputRule(Resize())
     for transform in pipeline:
         name = type_name(transform)
+        if name in ("Resize", "TimmTransform") and rule != InputRule(Resize()):
+            raise ExportError(
+                f"the test pipeline has {name!r} after another transform of sizes; allowed: it comes first"
+            )
         if name == "Resize":
             rule = _resize(transform)
         elif name == "Pad":
             rule = _pad(transform, rule)
         elif name == "TimmTransform":
             rule = _timm(transform)
-        elif not name.startswith(("Load", "Pack", "Check")):
+        elif name not in UNCHANGED:
             raise ExportError(
-                f"the test pipeline has {name!r}; allowed for export: loading, Resize, Pad to a size, TimmTransform, "
-                "and packing"
+                f"the test pipeline has {name!r}; allowed for export: {', '.join(UNCHANGED)}, Resize, Pad to a size, "
+                "TimmTransform"
             )
+    return rule
+
+
+def fit_rule(rule: InputRule, shape: tuple[int, int] | None, dynamic: bool) -> InputRule:
+    """Return the rule for an input of another size than the test pipeline's.
+
+    Args:
+        rule: the rule of the test pipeline.
+        shape: height and width of the input, if they are given.
+        dynamic: whether any size is asked for.
+
+    Raises:
+        ExportError: images would not be prepared as in the test.
+    """
+    if dynamic and rule.pad is not None:
+        raise ExportError("--dynamic: the test pipeline pads all images to one size; allowed: without --dynamic")
+    if shape is None or shape == rule.size:
+        return rule
+    if rule.resize.crop is not None:
+        raise ExportError(
+            f"--shape {shape[0]} {shape[1]}: the test pipeline gives images of {rule.resize.crop}; allowed: this size. "
+            "input_size of its TimmTransform changes it"
+        )
+    if rule.resize.kind == "fixed":
+        return replace(rule, resize=replace(rule.resize, size=shape), size=shape)
     return rule
 
 
@@ -64,8 +97,8 @@ def _resize(transform: Mapping[str, Any]) -> InputRule:
 def _pad(transform: Mapping[str, Any], rule: InputRule) -> InputRule:
     size, value = transform.get("size"), transform.get("pad_val", 0)
     value = value.get("img", 0) if isinstance(value, Mapping) else value
-    if size is None and transform.get("pad_to_square") and rule.resize.size:
-        size = (max(rule.resize.size),) * 2
+    if size is None and transform.get("pad_to_square") and rule.resize.size and len(set(rule.resize.size)) == 1:
+        size = rule.resize.size
     if size is None or (not isinstance(value, (int, float)) and len(set(value)) > 1):
         raise ExportError(f"Pad of the test pipeline: {dict(transform)}; allowed: size, and one value for all channels")
     width, height = size

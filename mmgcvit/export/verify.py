@@ -29,6 +29,7 @@ class Tolerance:
         mask: 1 - IoU of a mask.
         labels: share of the pixels of a label map.
         unmatched: share of the detections without a counterpart.
+        min_score: detections with a lower score are not compared.
     """
 
     box: float = 0.01
@@ -36,10 +37,15 @@ class Tolerance:
     mask: float = 0.01
     labels: float = 1e-4
     unmatched: float = 0.01
+    min_score: float = 0.0
 
 
-#: For float16. Quantized files have no limit: their differences are stated.
-HALF = Tolerance(box=2.0, score=0.05, mask=0.1, labels=0.01, unmatched=0.1)
+#: For float16. Boxes with low scores move by whole pixels.
+HALF = Tolerance(box=2.0, score=0.05, mask=0.1, labels=0.01, unmatched=0.1, min_score=0.3)
+#: For 8 bits. Differences are stated; only files that predict nothing right, or NaN, are refused.
+QUANTIZED = Tolerance(box=1e6, score=1.0, mask=1.0, labels=0.9, unmatched=0.95)
+#: Largest loss of a metric on the validation data, as a share of its value.
+METRIC_LOSS = 0.02
 
 
 @dataclass
@@ -48,10 +54,12 @@ class Differences:
 
     Attributes:
         images: number of images.
+        min_score: detections with a lower score are not compared.
         detections: number of detections of the model, with ``unmatched`` without a counterpart in either direction.
     """
 
     images: int = 0
+    min_score: float = 0.0
     detections: int = 0
     unmatched: int = 0
     box: float = 0.0
@@ -106,15 +114,18 @@ def open_file(file: Path, info: ModelInfo) -> Callable[[np.ndarray], Outputs]:
     return run
 
 
-def compare(model: Exportable, run: Callable[[np.ndarray], Outputs], batches: Iterable[np.ndarray]) -> Differences:
+def compare(
+    model: Exportable, run: Callable[[np.ndarray], Outputs], batches: Iterable[np.ndarray], min_score: float = 0.0
+) -> Differences:
     """Compare the predictions of a file with those of OpenMMLab's own code for the model.
 
     Args:
         model: the model.
         run: the file, see :func:`open_file`.
         batches: images (B, C, H, W) as the file takes them.
+        min_score: detections with a lower score are not compared.
     """
-    total = Differences()
+    total = Differences(min_score=min_score)
     for images in batches:
         expected, found = predict(model, images), run(images)
         total.images += len(images)
@@ -141,9 +152,16 @@ def _detections(reference: Outputs, found: Outputs, info: ModelInfo, total: Diff
     there = found["labels"] >= 0
     ours = {name: values[there] for name, values in found.items()}
     pairs = match(reference, ours)
-    total.detections += len(reference["labels"])
-    total.unmatched += len(reference["labels"]) + len(ours["labels"]) - 2 * len(pairs)
+    counted = [int((found["scores"] >= total.min_score).sum()) for found in (reference, ours)]
+    paired = [
+        int(sum(found["scores"][pair[side]] >= total.min_score for pair in pairs))
+        for side, found in enumerate((reference, ours))
+    ]
+    total.detections += counted[0]
+    total.unmatched += sum(counted) - sum(paired)
     for i, j in pairs:
+        if reference["scores"][i] < total.min_score:
+            continue
         total.box = max(total.box, _largest(reference["boxes"][i] - ours["boxes"][j]))
         total.score = max(total.score, _largest(reference["scores"][i] - ours["scores"][j]))
         if info.masks:
@@ -205,3 +223,11 @@ def require_equal(found: Differences, allowed: Tolerance, file: str) -> None:
     """Raise an ExportError if a difference is larger than allowed."""
     if problems := found.exceeded(allowed):
         raise ExportError(f"{file}: differs from the model: {'; '.join(problems)}. The file was not kept")
+
+
+def require_metrics(model: dict[str, float], file: dict[str, float], name: str) -> None:
+    """Raise an ExportError if a metric of the file is lower than that of the model by more than :data:`METRIC_LOSS`."""
+    lost = [key for key, value in model.items() if not file[key] >= value - METRIC_LOSS * abs(value) - 1e-3]
+    if lost:
+        words = "; ".join(f"{key} {file[key]:.4f} (model: {model[key]:.4f})" for key in lost)
+        raise ExportError(f"{name}: loses on the validation data: {words}. The file was not kept")

@@ -130,14 +130,15 @@ class ModelInfo:
                 raise UsageError(f"{file}: description of format {version!r}; allowed: {FORMAT}. Update mmgcvit")
             content["resize"] = Resize(**_tuples(content["resize"]))
             info = cls(**_tuples(content))
-            info._validate(file)
+            info.validate(file)
         except UsageError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UsageError(f"{file}: its description of the model is damaged: {error!r}") from error
         return info
 
-    def _validate(self, file: str) -> None:
+    def validate(self, file: str) -> None:
+        """Raise a UsageError that names the file if a value is not allowed."""
         allowed: tuple[tuple[str, Any, Any], ...] = (
             ("task", self.task, tuple(OUTPUTS)),
             ("dtype", self.dtype, ("uint8", "float32")),

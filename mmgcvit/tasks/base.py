@@ -19,7 +19,6 @@ from mmgcvit.tasks.sources import Reader, Source
 from mmgcvit.utils.inputs import Input
 
 if TYPE_CHECKING:
-    from mmgcvit.explain.targets import CamTarget
     from mmgcvit.export.graph import ExportGraph
     from mmgcvit.report.evaluate import TaskReport
 
@@ -54,6 +53,23 @@ class NetworkInput:
     def place_of(self, x: float, y: float) -> tuple[float, float]:
         """Return where a place (x, y) of the original image is in the input, both in pixels."""
         return x * self.scale[0] + self.offset[0], y * self.scale[1] + self.offset[1]
+
+
+@dataclass(frozen=True)
+class CamTarget:
+    """What a class activation map explains: one number of a prediction.
+
+    Attributes:
+        forward: image (1, C, H, W) -> a sequence, or a tensor, with the output for it.
+        score: output -> the number, a tensor without axes.
+        title: what the number is, for people.
+        box: x1, y1, x2, y2 in the original image, of a detector's target.
+    """
+
+    forward: Callable[[Tensor], Any]
+    score: Callable[[Any], Tensor]
+    title: str
+    box: tuple[float, ...] | None = None
 
 
 class Predictor(Protocol):

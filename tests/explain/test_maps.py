@@ -13,8 +13,8 @@ from mmgcvit.errors import UsageError
 from mmgcvit.explain import cam, feature_maps, pca_colours
 from mmgcvit.explain.drawing import on_image, sheet
 from mmgcvit.explain.maps import main_stage, stage_with_places
-from mmgcvit.explain.targets import CamTarget, class_target
-from mmgcvit.tasks.base import NetworkInput, TrainedModel
+from mmgcvit.tasks.base import CamTarget, NetworkInput, TrainedModel
+from mmgcvit.tasks.classification.cam import class_target
 
 
 def images(*shape: int) -> torch.Tensor:

@@ -112,6 +112,7 @@ def test_a_file_that_differs_is_not_kept(trained, tmp_path):
         ("model.tflite", {}, r"suffix '.tflite'; allowed: .onnx, .xml, .pt2"),
         ("model.onnx", dict(shape=(64, 64), dynamic=True), "--shape 64 64 and --dynamic; allowed: one of them"),
         ("model.onnx", dict(shape=(16, 64)), "at least 32 pixels"),
+        (".", {}, r"suffix ''; allowed"),
         ("model.onnx", dict(batch=0), "--batch 0; allowed"),
         ("model.pt2", dict(half=True), r"--fp16 with a .pt2 file"),
         ("model.xml", dict(int8=["a.jpg"]), r"--int8 with a .xml file"),
@@ -123,6 +124,27 @@ def test_wrong_arguments(trained, tmp_path, out, options, message):
     with pytest.raises(UsageError, match=message):
         export(*trained, tmp_path / out, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_the_place_of_the_file(trained, tmp_path):
+    (tmp_path / "model.onnx").mkdir()
+    (tmp_path / "file").touch()
+    for out in ("model.onnx", "file/model.onnx"):
+        with pytest.raises(UsageError, match="allowed: a file"):
+            export(*trained, tmp_path / out)
+
+
+def test_shape_of_a_classifier(trained):
+    with pytest.raises(ExportError, match="--shape 64 96: the test pipeline gives images of"):
+        open_model(*trained, shape=(64, 96))
+
+
+def test_config_without_a_test_pipeline(trained):
+    cfg, checkpoint = trained
+    cfg = cfg.copy()
+    cfg.test_dataloader = None
+    with pytest.raises(ExportError, match="no test_dataloader with a pipeline"):
+        open_model(cfg, checkpoint)
 
 
 def test_missing_package(trained, tmp_path, monkeypatch):

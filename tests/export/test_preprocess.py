@@ -1,5 +1,6 @@
 """Preprocessing in the graph against the preprocessors of mmdet, mmseg and the package."""
 
+import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS
@@ -67,16 +68,41 @@ def test_as_mmseg(reverse):
     torch.testing.assert_close(Preprocess(theirs)(images), reference(theirs, images, seg_samples(images)))
 
 
-def test_several_channels():
+@pytest.mark.parametrize("reverse", [True, False])
+def test_several_channels(reverse):
     images = torch.randint(0, 256, (2, 4, 40, 50), dtype=torch.uint8)
-    theirs = several(bgr_to_rgb=True, pad_size_divisor=32)
-    torch.testing.assert_close(Preprocess(theirs, 4)(images), reference(theirs, images, det_samples(images)))
+    theirs = several(bgr_to_rgb=reverse, pad_size_divisor=32)
+    ours = Preprocess(theirs, 4)
+    torch.testing.assert_close(ours(images), reference(theirs, images, det_samples(images)))
+    padding = torch.tensor(ours.pad_values).view(1, 4, 1, 1).expand(1, 4, 32, 32)
+    assert ours(padding).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("backend", ["cv2", "tifffile"])
+@pytest.mark.parametrize("reverse", [True, False])
+def test_order_of_the_loader(tmp_path, backend, reverse):
+    """tifffile loads channels in the order of the file, OpenCV the first three in reverse."""
+    tifffile = pytest.importorskip("tifffile")
+    from mmgcvit.datasets.loading import LoadCheckedImage
+
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
+    color_type = "color" if backend == "cv2" else "unchanged"
+    loaded = LoadCheckedImage(imdecode_backend=backend, color_type=color_type).decode((tmp_path / "a.tif").read_bytes())
+    theirs = detection(bgr_to_rgb=reverse)
+    images = torch.from_numpy(pixels.transpose(2, 0, 1))[None]
+    expected = theirs(
+        dict(
+            inputs=[torch.from_numpy(np.ascontiguousarray(loaded.transpose(2, 0, 1)))], data_samples=det_samples(images)
+        )
+    )["inputs"]
+    torch.testing.assert_close(Preprocess(theirs, bgr=backend == "cv2")(images), expected)
 
 
 def test_classifier():
     images = torch.randint(0, 256, (2, 3, 40, 50), dtype=torch.uint8)
     theirs = MODELS.build(dict(type="mmgcvit.ClassificationPreprocessor"))
-    torch.testing.assert_close(Preprocess(theirs)(images), theirs(dict(inputs=images))["inputs"])
+    torch.testing.assert_close(Preprocess(theirs, bgr=False)(images), theirs(dict(inputs=images))["inputs"])
 
 
 def test_wrong_number_of_channels():

@@ -8,7 +8,7 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 
 from mmgcvit.errors import ExportError
-from mmgcvit.export.rules import input_rule
+from mmgcvit.export.rules import fit_rule, input_rule
 from mmgcvit.runtime.metadata import ModelInfo, Resize
 from mmgcvit.runtime.resize import prepare
 
@@ -84,9 +84,34 @@ def test_padding_to_a_size():
         (dict(type="RandomFlip", prob=0.5), "has 'RandomFlip'; allowed"),
         (dict(type="Resize", scale_factor=0.5), "scale_factor=0.5; allowed: scale"),
         (dict(type="Pad", size_divisor=32), "allowed: size"),
+        (dict(type="Pad", pad_to_square=True), "allowed: size"),
+        (dict(type="LoadProposals"), "has 'LoadProposals'; allowed"),
         (dict(type="TimmTransform", crop_mode="border"), "crop_mode='border'"),
     ],
 )
 def test_other_transforms_are_refused(transform, message):
     with pytest.raises(ExportError, match=message):
         input_rule([dict(type="LoadImageFromFile"), transform])
+
+
+def test_two_resizes_are_refused():
+    resize = dict(type="Resize", scale=(64, 64), keep_ratio=True)
+    for first in (resize, dict(type="Pad", size=(64, 64))):
+        with pytest.raises(ExportError, match="'Resize' after another transform of sizes"):
+            input_rule([first, resize])
+
+
+def test_another_shape():
+    fixed = input_rule([dict(type="Resize", scale=(80, 64))])
+    assert fixed.size == (64, 80)
+    assert fit_rule(fixed, (96, 128), False).resize.size == (96, 128)
+    assert fit_rule(fixed, None, False) == fixed
+    ratio = input_rule([dict(type="Resize", scale=(80, 64), keep_ratio=True)])
+    assert fit_rule(ratio, (96, 128), False) == ratio  # images are padded
+    timm = input_rule([dict(type="TimmTransform", input_size=64, crop_pct=1.0)])
+    assert fit_rule(timm, (64, 64), False) == timm
+    with pytest.raises(ExportError, match="--shape 96 96: the test pipeline gives images of"):
+        fit_rule(timm, (96, 96), False)
+    padded = input_rule([dict(type="Resize", scale=(64, 64), keep_ratio=True), dict(type="Pad", size=(64, 64))])
+    with pytest.raises(ExportError, match="--dynamic: the test pipeline pads"):
+        fit_rule(padded, None, True)

@@ -61,6 +61,19 @@ def test_other_detections(monkeypatch, change, message):
         verify.require_equal(result, verify.Tolerance(), "file")
 
 
+def test_smallest_score_that_is_compared(monkeypatch):
+    reference, found = detections(), detections()
+    reference["masks"] = reference["masks"] > 0.5
+    found["boxes"][2] += 1  # score 0.4
+    found["labels"][1] = 0  # score 0.7
+    monkeypatch.setattr(verify, "predict", lambda model, images: [reference])
+    model = SimpleNamespace(task="detection", info=INFO)
+    batched = {name: values[None] for name, values in found.items()}
+    for smallest, expected in ((0.0, (3, 2, 1.0)), (0.5, (2, 2, 0.0)), (0.8, (1, 0, 0.0))):
+        result = verify.compare(model, lambda images: batched, [np.zeros((1, 3, 100, 100), np.uint8)], smallest)
+        assert (result.detections, result.unmatched, result.box) == expected
+
+
 def test_label_maps(monkeypatch):
     reference = np.random.default_rng(0).integers(0, 5, (100, 100))
     found = reference.astype(np.uint8)
@@ -82,6 +95,27 @@ def test_probabilities(monkeypatch):
     assert result.top1 == 0
     with pytest.raises(ExportError, match=r"score 0\.2"):
         verify.require_equal(result, verify.Tolerance(), "file")
+
+
+def test_metrics():
+    model = dict(mAP=0.5, mAP_l=-1.0)
+    verify.require_metrics(model, dict(mAP=0.495, mAP_l=-1.0), "file")
+    for value in (0.48, float("nan")):
+        with pytest.raises(ExportError, match=r"loses on the validation data: mAP .* \(model: 0.5000\)"):
+            verify.require_metrics(model, dict(mAP=value, mAP_l=-1.0), "file")
+
+
+@pytest.mark.parametrize("value", [np.nan, -1.0])
+def test_quantized_files_that_predict_nothing(monkeypatch, value):
+    reference, found = detections(), detections()
+    reference["masks"] = reference["masks"] > 0.5
+    if np.isnan(value):
+        found["scores"][:] = value
+    else:
+        found["labels"][:] = -1
+    result = compare(monkeypatch, "detection", reference, found)
+    with pytest.raises(ExportError):
+        verify.require_equal(result, verify.QUANTIZED, "file")
 
 
 def test_match_prefers_the_better_overlap_and_keeps_classes_apart():

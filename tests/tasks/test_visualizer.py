@@ -15,10 +15,10 @@ pytest.importorskip("mmseg")
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
+from mmengine.registry import VISUALIZERS
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
-from mmgcvit.registry import VISUALIZERS
 from mmgcvit.runtime.drawing import DISTINCT, default_palette
 from mmgcvit.tasks import TASKS
 from mmgcvit.tasks.visualizer import palette_of
@@ -28,7 +28,7 @@ ZOOM = round(512 / 120)
 
 
 def visualizer(**meta: object):
-    found = VISUALIZERS.build(dict(type="PairVisualizer", name=f"test {meta}"))
+    found = VISUALIZERS.build(dict(type="mmgcvit.PairVisualizer", name=f"test {meta}"))
     found.dataset_meta = meta
     return found
 

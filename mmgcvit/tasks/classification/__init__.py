@@ -12,10 +12,9 @@ from mmgcvit.datasets.problems import Problem, metrics_of
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.registry import type_name
-from mmgcvit.tasks.base import DatasetCheck, NetworkInput, Predictor, Split, Task, TrainedModel
+from mmgcvit.tasks.base import CamTarget, DatasetCheck, NetworkInput, Predictor, Split, Task, TrainedModel
 
 if TYPE_CHECKING:
-    from mmgcvit.explain.targets import CamTarget
     from mmgcvit.export.graph import ExportGraph
     from mmgcvit.report.evaluate import TaskReport
 
@@ -101,6 +100,6 @@ class Classification(Task):
 
     def cam_target(self, trained: TrainedModel, image: NetworkInput, at: tuple[float, float] | None) -> CamTarget:
         """Return the score of the most probable class; a classifier predicts nothing at a place."""
-        from mmgcvit.explain.targets import class_target
+        from mmgcvit.tasks.classification.cam import class_target
 
         return class_target(trained, image, at)

@@ -12,10 +12,18 @@ from mmgcvit.datasets.problems import Problem, refuse
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.registry import type_name
-from mmgcvit.tasks.base import DatasetCheck, NetworkInput, Predictor, Split, Task, TrainedModel, pair_visualizer
+from mmgcvit.tasks.base import (
+    CamTarget,
+    DatasetCheck,
+    NetworkInput,
+    Predictor,
+    Split,
+    Task,
+    TrainedModel,
+    pair_visualizer,
+)
 
 if TYPE_CHECKING:
-    from mmgcvit.explain.targets import CamTarget
     from mmgcvit.export.graph import ExportGraph
     from mmgcvit.report.evaluate import TaskReport
 from mmgcvit.utils.paths import SHIPPED_CONFIGS
@@ -141,6 +149,6 @@ class Detection(Task):
 
     def cam_target(self, trained: TrainedModel, image: NetworkInput, at: tuple[float, float] | None) -> CamTarget:
         """Return the score of one box."""
-        from mmgcvit.explain.targets import box_target
+        from mmgcvit.tasks.detection.cam import box_target
 
         return box_target(trained, image, at)

@@ -12,10 +12,18 @@ from mmgcvit.datasets.problems import Problem
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
 from mmgcvit.registry import type_name
-from mmgcvit.tasks.base import DatasetCheck, NetworkInput, Predictor, Split, Task, TrainedModel, pair_visualizer
+from mmgcvit.tasks.base import (
+    CamTarget,
+    DatasetCheck,
+    NetworkInput,
+    Predictor,
+    Split,
+    Task,
+    TrainedModel,
+    pair_visualizer,
+)
 
 if TYPE_CHECKING:
-    from mmgcvit.explain.targets import CamTarget
     from mmgcvit.export.graph import ExportGraph
     from mmgcvit.report.evaluate import TaskReport
 
@@ -123,6 +131,6 @@ class Segmentation(Task):
 
     def cam_target(self, trained: TrainedModel, image: NetworkInput, at: tuple[float, float] | None) -> CamTarget:
         """Return the scores of a class, summed over the pixels that have it."""
-        from mmgcvit.explain.targets import area_target
+        from mmgcvit.tasks.segmentation.cam import area_target
 
         return area_target(trained, image, at)
