@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
 
+from mmgcvit.utils.text import describe
 from mmgcvit.version import __version__
 
 
@@ -28,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     exporter = commands.add_parser("export", help="export a trained model to ONNX, OpenVINO or torch.export")
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["export"]:  # its arguments need mmengine
-        from mmgcvit.export.commands import add_arguments, run
+        with _imports("export", "mmgcvit.export", "backbone,export"):
+            from mmgcvit.export.commands import add_arguments, run
 
         add_arguments(exporter)
         return run(parser.parse_args(argv))
@@ -41,8 +45,23 @@ def main(argv: list[str] | None = None) -> int:
     return _params(args) if args.command == "params" else _weights(args)
 
 
+@contextlib.contextmanager
+def _imports(command: str, module: str, extras: str) -> Iterator[None]:
+    """Exit with a message of one line if the imports inside the block fail, as torch or mmengine is missing."""
+    try:
+        yield
+    except (ImportError, OSError) as error:  # OSError: a package without its libraries
+        print(
+            f"{command}: {module} cannot be imported: {describe(error)}; pip install 'mmgcvit[{extras}]', next to "
+            "mmengine. `python -m mmgcvit doctor` lists everything that is missing",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
 def _params(args: argparse.Namespace) -> int:
-    from mmgcvit import analysis, apis
+    with _imports("params", "mmgcvit.analysis", "backbone"):
+        from mmgcvit import analysis, apis
 
     try:
         return 0 if analysis.print_parameter_groups(apis.load_config(args.config)) else 1
@@ -52,9 +71,11 @@ def _params(args: argparse.Namespace) -> int:
 
 
 def _weights(args: argparse.Namespace) -> int:
-    from mmgcvit.checkpoint import commands
-    from mmgcvit.checkpoint.weights import fetch
     from mmgcvit.errors import CheckpointError
+
+    with _imports("weights", "mmgcvit.checkpoint", "backbone"):
+        from mmgcvit.checkpoint import commands
+        from mmgcvit.checkpoint.weights import fetch
 
     try:
         if args.action == "list":

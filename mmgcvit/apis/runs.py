@@ -29,6 +29,7 @@ from mmgcvit.errors import AnnotationError, CheckpointError, ClassificationDataE
 from mmgcvit.registry import rename_old_types, type_name
 from mmgcvit.tasks import TASKS, task_of_dataset
 from mmgcvit.utils.files import require_file
+from mmgcvit.utils.text import worker_message
 
 AMP = ("fp16", "bf16")
 FLOAT32 = {"AmpOptimWrapper": "OptimWrapper", "FSDPAmpOptimWrapper": "mmgcvit.FSDPOptimWrapper"}
@@ -116,7 +117,7 @@ def train(
         _warn(fit_warmups_to_iterations(runner))
         runner.train()
     except USERS_ERRORS as error:
-        raise UsageError(_from_worker(error)) from error
+        raise UsageError(worker_message(error)) from error
     return runner
 
 
@@ -167,14 +168,7 @@ def test(
         revert_sync_bn(runner)
         return runner.test()
     except USERS_ERRORS as error:
-        raise UsageError(_from_worker(error)) from error
-
-
-def _from_worker(error: Exception) -> str:
-    """Message of an error, also if it was raised in a worker of a data loader, where torch adds a traceback to it."""
-    text = str(error)
-    marker = f"{type(error).__name__}: "
-    return text.rpartition(marker)[2].strip() if text.startswith("Caught ") and marker in text else text
+        raise UsageError(worker_message(error)) from error
 
 
 def _show_in(cfg: Config, folder: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -13,17 +14,46 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmgcvit.datasets.pipelines import use_checked_loading
+from mmgcvit.datasets.problems import inner_datasets
+from mmgcvit.errors import MMGCViTError, UsageError
+from mmgcvit.utils.text import describe
 
 #: Predictions for a batch of a data loader.
 Step = Callable[[dict], Sequence[Any]]
 
 
 def build_loader(cfg: Config, split: str = "val") -> DataLoader:
-    """Build the data loader of a split, with images loaded as in training."""
+    """Build the data loader of a split, with images loaded as in training.
+
+    Raises:
+        UsageError: the data cannot be read.
+        MMGCViTError: they are not as the data set expects them.
+    """
     init_default_scope(cfg.get("default_scope", "mmengine"))
     loader = copy.deepcopy(cfg[f"{split}_dataloader"])
     use_checked_loading(loader)
-    return Runner.build_dataloader(loader, seed=0)
+    try:
+        return Runner.build_dataloader(loader, seed=0)
+    except MMGCViTError:
+        raise
+    except (OSError, ValueError, KeyError) as error:  # missing files, damaged annotations
+        raise UsageError(f"{split}_dataloader.dataset: cannot be loaded: {describe(error)}") from error
+
+
+def image_path(dataset: Any, index: int) -> Path | None:
+    """Return the image file of a sample of a built data set; None if its images are not single files."""
+    if hasattr(dataset, "path"):  # ClassificationDataset
+        return dataset.path(index)
+    path = dataset.get_data_info(index).get("img_path")
+    return None if path is None else Path(path)
+
+
+def image_paths(dataset: Any) -> Iterator[Path]:
+    """Yield the image files of a built data set, which may have wrappers around it."""
+    for inner in inner_datasets(dataset):
+        for index in range(len(inner)):
+            if (path := image_path(inner, index)) is not None:
+                yield path
 
 
 def evaluate(cfg: Config, loader: DataLoader, step: Step, split: str = "val") -> dict[str, float]:
@@ -37,6 +67,9 @@ def evaluate(cfg: Config, loader: DataLoader, step: Step, split: str = "val") ->
 
     Returns:
         The metrics by name.
+
+    Raises:
+        UsageError: the metrics cannot be computed from the predictions.
     """
     evaluator = Evaluator(copy.deepcopy(cfg[f"{split}_evaluator"]))
     dataset: Any = loader.dataset
@@ -46,4 +79,7 @@ def evaluate(cfg: Config, loader: DataLoader, step: Step, split: str = "val") ->
             metric.dataset = dataset
     for data in loader:
         evaluator.process(data_samples=list(step(data)), data_batch=data)
-    return {name: float(value) for name, value in evaluator.evaluate(len(dataset)).items()}
+    try:
+        return {name: float(value) for name, value in evaluator.evaluate(len(dataset)).items()}
+    except Exception as error:  # metrics raise many types of errors
+        raise UsageError(f"the metrics of {split}_evaluator cannot be computed: {describe(error)}") from error

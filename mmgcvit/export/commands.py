@@ -187,13 +187,12 @@ def data_images(cfg: Any) -> Iterator[Path]:
     """Yield the image files of a config's test data; none if the data is not there."""
     from mmengine.registry import DATASETS, init_default_scope
 
+    from mmgcvit.engine.evaluation import image_paths
+
     init_default_scope(cfg.get("default_scope", "mmengine"))
     try:
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
-        for index in range(len(dataset)):
-            path = Path(dataset.get_data_info(index)["img_path"])
-            if path.is_file():
-                yield path
+        yield from filter(Path.is_file, image_paths(dataset))
     except Exception:  # data sets raise many types of errors if their files are missing
         return
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmgcvit.engine.evaluation import Step, build_loader
+from mmgcvit.engine.evaluation import build_loader, image_path
 from mmgcvit.engine.evaluation import evaluate as evaluate_on
-from mmgcvit.errors import ExportError, UsageError
+from mmgcvit.errors import MMGCViTError, UsageError
 from mmgcvit.runtime.predictor import Predictor
+from mmgcvit.tasks.classification.dataset import ClassificationDataset
+from mmgcvit.utils.text import worker_message
 
 if TYPE_CHECKING:
     from mmgcvit.export.exporter import Exportable
@@ -28,27 +30,29 @@ def evaluate(model: Exportable, file: Path) -> tuple[dict[str, float], dict[str,
         The metrics of the model and those of the file.
 
     Raises:
-        UsageError: the config has no validation data, or its metrics cannot be computed.
+        UsageError: the config has no validation data, they are not there, an image cannot be decoded, or the metrics
+            cannot be computed.
     """
     if not model.cfg.get("val_dataloader") or not model.cfg.get("val_evaluator"):
         raise UsageError("--verify val: the config has no val_dataloader and val_evaluator; pass images instead")
     predictor = Predictor(file)
-
-    def run_file(data: dict) -> Sequence[Any]:
-        return _STEPS[model.task](predictor, data)
-
-    with torch.no_grad():
-        return _metrics(model, model.model.test_step), _metrics(model, run_file)
-
-
-def _metrics(model: Exportable, step: Step) -> dict[str, float]:
     try:
-        return evaluate_on(model.cfg, build_loader(model.cfg), step)
-    except (TypeError, ValueError) as error:
-        raise ExportError(f"--verify val: the metrics of the config cannot be computed: {error}") from error
+        loader = build_loader(model.cfg)
+
+        def run_file(data: dict) -> Sequence[Any]:
+            return _STEPS[model.task](predictor, data, loader.dataset)
+
+        with torch.no_grad():
+            return evaluate_on(model.cfg, loader, model.model.test_step), evaluate_on(model.cfg, loader, run_file)
+    except MMGCViTError as error:
+        raise UsageError(f"--verify val: {worker_message(error)}") from error
 
 
-def _classes(predictor: Predictor, data: dict) -> Sequence[Any]:
+def _classes(predictor: Predictor, data: dict, dataset: Any) -> Sequence[Any]:
+    paths = [_file_of(dataset, int(index)) for index in data["sample_idx"]]
+    if all(paths):
+        return [torch.from_numpy(found.probabilities) for found in predictor(paths)]
+    # The images are in tar files or the like: those of the pipeline have the size of the file's input.
     count = predictor.info.shape[0] or len(data["inputs"])
     found = []
     for start in range(0, len(data["inputs"]), count):
@@ -59,7 +63,12 @@ def _classes(predictor: Predictor, data: dict) -> Sequence[Any]:
     return list(torch.cat(found))
 
 
-def _label_maps(predictor: Predictor, data: dict) -> Sequence[Any]:
+def _file_of(dataset: Any, index: int) -> Path | None:
+    """Image file of a sample of a classification data set; None if it has none, or is inside a wrapper."""
+    return image_path(dataset, index) if isinstance(dataset, ClassificationDataset) else None
+
+
+def _label_maps(predictor: Predictor, data: dict, dataset: Any) -> Sequence[Any]:
     from mmengine.structures import PixelData
 
     for sample in data["data_samples"]:
@@ -68,7 +77,7 @@ def _label_maps(predictor: Predictor, data: dict) -> Sequence[Any]:
     return data["data_samples"]
 
 
-def _detections(predictor: Predictor, data: dict) -> Sequence[Any]:
+def _detections(predictor: Predictor, data: dict, dataset: Any) -> Sequence[Any]:
     from mmengine.structures import InstanceData
 
     for sample in data["data_samples"]:
@@ -83,7 +92,7 @@ def _detections(predictor: Predictor, data: dict) -> Sequence[Any]:
     return data["data_samples"]
 
 
-_STEPS: dict[str, Callable[[Predictor, dict], Sequence[Any]]] = {
+_STEPS: dict[str, Callable[[Predictor, dict, Any], Sequence[Any]]] = {
     "classification": _classes,
     "segmentation": _label_maps,
     "detection": _detections,

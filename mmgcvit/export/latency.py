@@ -16,13 +16,19 @@ from rich.table import Table
 
 from mmgcvit.errors import BenchmarkError
 from mmgcvit.export.exporter import Exportable, open_model
+from mmgcvit.registry import type_name
 from mmgcvit.runtime.predictor import Predictor
 from mmgcvit.runtime.resize import prepare
-from mmgcvit.utils.inputs import list_inputs
+from mmgcvit.utils.inputs import Input, list_inputs
 
-#: What is measured: reading, resizing; the model with its post-processing; conversion to the size of the image.
-STAGES = ("prepare", "predict", "finish")
-Steps = tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any], Any]]
+STAGES = ("prepare", "network", "post-processing")
+CAPTION = (
+    "prepare: reading and resizing. Of a file, network is the whole graph, with heads and NMS, and post-processing is "
+    "the conversion to pixels of the image. Of a detector or segmentor in PyTorch, network is normalization, backbone "
+    "and neck, and post-processing the rest: heads, NMS, and the conversion. Compare their totals."
+)
+Times = tuple[float, float, float]  # seconds of each stage
+Run = Callable[[Input], Times]  # predicts on an image
 
 
 @dataclass
@@ -35,7 +41,7 @@ class Latency:
     """
 
     name: str
-    seconds: list[tuple[float, float, float]] = field(default_factory=list)
+    seconds: list[Times] = field(default_factory=list)
 
     def medians(self) -> list[float]:
         """Median of each stage, and of their sum, in milliseconds."""
@@ -63,79 +69,108 @@ def measure(
         threads: number of threads; by default the libraries' choice.
 
     Raises:
-        BenchmarkError: only one of ``config`` and ``checkpoint`` is given.
+        BenchmarkError: only one of ``config`` and ``checkpoint`` is given, or a file takes several images at once only.
         UsageError: a file or image cannot be opened.
     """
     if (config is None) != (checkpoint is None):
         raise BenchmarkError(f"config={config}, checkpoint={checkpoint}; allowed: both, or none")
     if threads is not None:
         torch.set_num_threads(threads)
-    models: dict[str, Steps] = {}
+    models: dict[str, Run] = {}
     if config is not None and checkpoint is not None:
         model = open_model(config, checkpoint)
-        models["PyTorch"] = _torch_steps(model)
+        models["PyTorch"] = _torch_run(model)
         if compiled:
             other = open_model(config, checkpoint)
             other.model.backbone.compile(dynamic=True)
-            models["PyTorch, backbone compiled"] = _torch_steps(other)
+            models["PyTorch, backbone compiled"] = _torch_run(other)
     for file in files:
-        models[Path(file).name] = _file_steps(Predictor(file, threads))
-    found, _ = list_inputs(images, "", videos=False)
+        models[Path(file).name] = _file_run(Predictor(file, threads))
+    found, _ = list_inputs(images, None, videos=False)
     results = {name: Latency(name) for name in models}
     for turn in range(rounds + 1):
         for entry in found:
-            for name, steps in models.items():
-                times = _timed(steps, entry)
+            for name, run in models.items():
+                times = run(entry)
                 if turn:
                     results[name].seconds.append(times)
     return list(results.values())
 
 
-def _timed(steps: Steps, value: Any) -> tuple[float, float, float]:
-    times = []
-    for step in steps:
+def _file_run(predictor: Predictor) -> Run:
+    if (batch := predictor.info.shape[0] or 1) > 1:
+        raise BenchmarkError(
+            f"{predictor.session.file}: takes batches of {batch} images only; allowed: files exported with --batch 1 "
+            "or --batch dynamic, as images are measured one by one"
+        )
+
+    def run(entry: Input) -> Times:
         start = time.perf_counter()
-        value = step(value)
-        times.append(time.perf_counter() - start)
-    return times[0], times[1], times[2]
-
-
-def _file_steps(predictor: Predictor) -> Steps:
-    def read(entry: Any) -> Any:
         image = prepare(predictor.load.file(entry).pixels, predictor.info)
-        batch = np.ascontiguousarray(image.pixels.transpose(2, 0, 1)[None])
-        return image, np.repeat(batch, predictor.info.shape[0] or 1, axis=0)
+        pixels = np.ascontiguousarray(image.pixels.transpose(2, 0, 1)[None])
+        ready = time.perf_counter()
+        outputs = predictor.session(pixels)
+        done = time.perf_counter()
+        predictor.finish(entry.name, image, {name: values[0] for name, values in outputs.items()})
+        return ready - start, done - ready, time.perf_counter() - done
 
-    def run(prepared: Any) -> Any:
-        image, batch = prepared
-        return image, {name: values[0] for name, values in predictor.session(batch).items()}
-
-    return read, run, lambda found: predictor.finish("", *found)
+    return run
 
 
-def _torch_steps(model: Exportable) -> Steps:
-    """Stages of the model in PyTorch; mmdet and mmseg convert predictions to the size of the image themselves."""
-    pipeline = [step for step in model.cfg.test_dataloader.dataset.pipeline if "Annotations" not in step["type"]]
-    transform = Compose(pipeline)
+def _torch_run(model: Exportable) -> Run:
+    pipeline = model.cfg.test_dataloader.dataset.pipeline
+    transform = Compose([step for step in pipeline if "Annotations" not in type_name(step)])
+    network = _Stopwatch()
+    if model.task == "classification":  # its head is one linear layer, and nothing follows
+        model.model.test_step = network.timed(model.model.test_step)
+    else:
+        model.model.data_preprocessor.forward = network.timed(model.model.data_preprocessor.forward)
+        model.model.extract_feat = network.timed(model.model.extract_feat)
 
-    def read(entry: Any) -> Any:
+    def read(entry: Input) -> Any:
         if model.task == "classification":
             with entry.path.open("rb") as file:
-                return pseudo_collate([transform(dict(file=file, img_path=str(entry.path), targets=0, sample_idx=0))])
+                sample = transform(dict(file=file, img_path=str(entry.path), targets=0, sample_idx=0))
+            return dict(inputs=sample["inputs"][None])
         return pseudo_collate([transform(dict(img_path=str(entry.path), img_id=0))])
 
-    def run(data: Any) -> Any:
+    def run(entry: Input) -> Times:
+        start = time.perf_counter()
+        data = read(entry)
+        ready, network.seconds = time.perf_counter(), 0.0
         with torch.no_grad():
-            if model.task == "classification":
-                data = dict(inputs=torch.stack(data["inputs"]))
-            return model.model.test_step(data)
+            model.model.test_step(data)
+        return ready - start, network.seconds, time.perf_counter() - ready - network.seconds
 
-    return read, run, lambda found: found
+    return run
+
+
+class _Stopwatch:
+    """Adds up the time that functions take.
+
+    Attributes:
+        seconds: the time so far.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, function: Callable) -> Callable:
+        """Return the function, with its time added at each call."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return call
 
 
 def table(results: Sequence[Latency]) -> Table:
     """Return the results as a table, with ratios to the first model."""
-    found = Table(title="milliseconds per image, median")
+    found = Table(title="milliseconds per image, median", caption=CAPTION)
     for name in ("model", *STAGES, "total", "ratio"):
         found.add_column(name, justify="left" if name == "model" else "right")
     base = results[0].medians()[-1]

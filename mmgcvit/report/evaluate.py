@@ -138,7 +138,7 @@ def run_model(model: Model, report: TaskReport) -> tuple[dict[str, float], float
     except Exception as error:  # of a metric, after all predictions: the report can do without it
         if seen < len(model.dataset):
             raise
-        failure = describe(error)
+        failure = describe(error.__cause__ or error)
     return metrics, time.perf_counter() - begin, failure
 
 

@@ -105,6 +105,7 @@ class Loader:
             raise UsageError(f"an image file; allowed: arrays (H, W, {info.channels})")
         if info.channels == 4 and not has_alpha(image):
             raise UsageError(f"no alpha channel (mode {image.mode!r}); allowed: 4 channels")
+        image.load()  # turns a TIFF upright, and removes its orientation
         tag = exif_orientation(image) if info.exif else 1
         if info.dtype == "float32" and image.mode in DEEP:
             if info.channels != 1:

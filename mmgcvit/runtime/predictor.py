@@ -117,10 +117,23 @@ class Predictor:
             failed: called with the error for an image that does not suit the model, which is then left out; by default
                 the error is raised.
         """
+
+        def refuse(source: Source, error: UsageError) -> None:
+            named = UsageError(f"image {source.name!r}: {error}")
+            if failed is None:
+                raise named from error
+            failed(named)
+
         if self.tile is not None:
+            tiled: Callable[[Source, int], Prediction]
             tiled = self._detect_tiles if self.info.task == "detection" else self._segment_tiles
             for source in sources:
-                yield source, tiled(source, self.tile)
+                try:
+                    found = tiled(source, self.tile)
+                except UsageError as error:
+                    refuse(source, error)
+                else:
+                    yield source, found
             return
         waiting: deque[Source] = deque()
 
@@ -129,13 +142,10 @@ class Predictor:
                 try:
                     image = prepare(source.pixels, self.info)
                 except UsageError as error:
-                    error = UsageError(f"image {source.name!r}: {error}")
-                    if failed is None:
-                        raise error from None
-                    failed(error)
-                    continue
-                waiting.append(source)
-                yield image
+                    refuse(source, error)
+                else:
+                    waiting.append(source)
+                    yield image
 
         for image, outputs in self._forward(prepared()):
             source = waiting.popleft()
@@ -178,10 +188,11 @@ class Predictor:
         # Places with label -1 are unused. Objects may be found in the padding.
         there = (labels >= 0) & (boxes[:, 0] < image.width) & (boxes[:, 1] < image.height)
         boxes = boxes[there] / np.array([across, down, across, down], np.float32)
-        np.clip(boxes, 0, np.array([width, height, width, height], np.float32), out=boxes)
         regions: list[Region] | None = None
-        if self.info.masks:
+        if self.info.masks:  # a mask covers its whole box, also the part in the padding
             regions = [self._region(mask, boxes[i], image) for i, mask in enumerate(outputs["masks"][there])]
+        np.clip(boxes, 0, np.array([width, height, width, height], np.float32), out=boxes)
+        if regions is not None:
             for i, region in enumerate(regions):
                 if not (boxes[i, 2:] > boxes[i, :2]).all():  # of a detector without boxes, such as SOLO
                     boxes[i] = region.box()

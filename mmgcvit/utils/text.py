@@ -35,6 +35,13 @@ def describe(error: BaseException) -> str:
     return f"{message} ({kind})" if message else kind
 
 
+def worker_message(error: Exception) -> str:
+    """Message of an error, also if it was raised in a worker of a data loader, where torch adds a traceback to it."""
+    text = str(error)
+    marker = f"{type(error).__name__}: "
+    return text.rpartition(marker)[2].strip() if text.startswith("Caught ") and marker in text else text
+
+
 def wide_console() -> Console:
     """Return a console whose tables are never cut to fit a narrow terminal or a pipe: names must stay whole."""
     from rich.console import Console

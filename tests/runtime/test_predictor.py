@@ -105,6 +105,24 @@ def test_objects_in_the_padding_are_dropped(tmp_path: Path):
     assert model(scene(100, 110, (10, 20, 30, 40)))[0].boxes.tolist() == [[10, 0, 110, 100]]
 
 
+def test_mask_of_a_box_that_reaches_into_the_padding(tmp_path: Path):
+    model = predictor(tmp_path, masks="box", shape=(1, 128, 128), pad=(200, 200, 200))
+    image = np.full((128, 60, 3), 20, np.uint8)
+    image[30:70, 40:] = 200
+    run = model.session._run
+
+    def cut(images: np.ndarray):
+        others = run(images)[1:]
+        return [np.float32([[[40, 30, 80, 70], [0, 0, 0, 0]]]), *others]
+
+    model.session._run = cut
+    (found,) = model(image)
+    assert found.boxes.tolist() == [[40, 30, 60, 70]]
+    rows, columns = np.nonzero(found.masks[0])  # the left half of the box
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (30, 69, 40, 59)
+    assert found.masks[0][50, 40:].all()
+
+
 def test_image_larger_than_the_input(tmp_path: Path):
     model = predictor(tmp_path, shape=(1, 100, 120))
     with pytest.raises(
@@ -165,6 +183,27 @@ def test_tiles_of_a_file_with_a_fixed_size(tmp_path: Path):
     np.testing.assert_array_equal(model(scene(97, 401, (10, 20, 60, 50)))[0].boxes, [[10, 20, 60, 50]])
     with pytest.raises(UsageError, match=r"tile=200; allowed by .*: at most 128 pixels"):
         predictor(tmp_path, shape=(1, 128, 128), options=dict(tile=200))
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_one_unsuitable_image_in_tiles(tmp_path: Path, task: str):
+    model = predictor(tmp_path, task, options=dict(tile=128))
+    run = model.session._run
+
+    def picky(images: np.ndarray):
+        if images.shape[2] < 97:
+            raise RuntimeError("too small")
+        return run(images)
+
+    model.session._run = picky
+    failed: list[UsageError] = []
+    sources = list(model.load.sources(IMAGES[:3]))
+    assert [source.name for source, _ in model.run(sources, failed.append)] == ["0", "2"]
+    (error,) = failed
+    assert str(error).startswith("image '1': ")
+    assert "too small" in str(error)
+    with pytest.raises(UsageError, match=r"image '1': .*too small"):
+        list(model.run(sources))
 
 
 def test_suppression_equals_mmcv():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mmgcvit.errors import UsageError
 from mmgcvit.runtime.images import Loader
@@ -85,6 +85,21 @@ def test_orientation(tmp_path: Path):
     np.testing.assert_array_equal(load(tmp_path / "a.png", exif=False)[0], image)
     with Image.open(tmp_path / "a.png") as opened:
         np.testing.assert_array_equal(load(opened)[0], np.rot90(image, -1))
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".jpg"])
+@pytest.mark.parametrize("tag", [1, 3, 6, 8])
+def test_orientation_of_an_image_that_is_opened_lazily(tmp_path: Path, suffix: str, tag: int):
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    path = tmp_path / f"a{suffix}"
+    image = noise(40, 60)
+    Image.fromarray(image).save(path, exif=exif)
+    with Image.open(path) as plain:
+        wanted = np.asarray(ImageOps.exif_transpose(plain))
+    assert wanted.shape[:2] == ((60, 40) if tag in (6, 8) else (40, 60))
+    np.testing.assert_array_equal(load(path)[0], wanted)
+    np.testing.assert_array_equal(load(Image.open(path))[0], wanted)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")

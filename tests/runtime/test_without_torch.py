@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,14 @@ except ImportError as error:
     assert "mmgcvit.GCViT cannot be imported" in lines[-1]
     assert "doctor" in lines[-1]
     assert len(json.loads((tmp_path / "detection/predictions.json").read_text())) == 1
+
+
+@pytest.mark.parametrize("command", ["export config.py last.pth model.onnx", "params config.py", "weights list"])
+def test_commands_that_need_torch(command: str):
+    done = run(f"from mmgcvit.__main__ import main; sys.exit(main({command.split()!r}))")
+    assert done.returncode == 1
+    name = command.split()[0]
+    assert re.fullmatch(rf"{name}: \S+ cannot be imported: .*\(blocked\).*; pip install 'mmgcvit\[.*\n", done.stderr)
 
 
 def test_doctor_without_other_packages():

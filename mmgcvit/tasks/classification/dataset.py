@@ -74,7 +74,7 @@ class ClassificationDataset(Dataset):
                 f"reader={reader!r}; allowed: {', '.join(READERS)} (streaming readers would "
                 "lose or duplicate samples across processes, and cannot be resumed)"
             )
-        self.root, self.test_mode = data_root, test_mode
+        self.root, self.test_mode, self.has_files = data_root, test_mode, reader == "folder"
         names = class_list(classes)
         if reader == "shards":
             if names is None:
@@ -103,6 +103,10 @@ class ClassificationDataset(Dataset):
     def name(self, index: int) -> str:
         """Path of a sample relative to the root folder; its index if it has no path ('hfds')."""
         return str(self.reader.filename(index) or index)
+
+    def path(self, index: int) -> Path | None:
+        """File of a sample; None if the samples are not single files ('tar', 'shards', 'hfds')."""
+        return Path(self.reader.filename(index, absolute=True)) if self.has_files else None
 
     def open(self, index: int) -> tuple[BinaryIO, int]:
         """Open a sample's file; returns it with the label.
