@@ -119,7 +119,7 @@ def compare(
     model: Exportable,
     run: Callable[[np.ndarray], Outputs],
     batches: Iterable[np.ndarray],
-    allowed: Tolerance = Tolerance(),  # noqa: B008  # immutable
+    allowed: Tolerance = Tolerance(),
 ) -> Differences:
     """Compare the predictions of a file with those of OpenMMLab's own code for the model.
 

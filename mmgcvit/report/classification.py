@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmgcvit.datasets.problems import inner_datasets
 from mmgcvit.report import plots
-from mmgcvit.report.evaluate import GALLERY, Model, TaskReport, enlarged, infos, picture
+from mmgcvit.report.base import GALLERY, Model, TaskReport, encode_image, enlarged, infos
 from mmgcvit.report.numbers import Calibration, ScoreCurves, ratio, shown, worst_and_typical
 from mmgcvit.report.page import Figure, Note, Section, Table
 from mmgcvit.report.parts import (
@@ -68,16 +68,16 @@ class ClassificationReport(TaskReport):
         about = {"worst": "with the lowest probability of the true class: look for wrong labels", "typical":
                  "next to the median of the probability of the true class"}  # fmt: skip
         for kind, chosen in (("worst", worst), ("typical", typical)):
-            pictures = []
+            encoded = []
             for place, row in enumerate(chosen):
                 index = int(indices[row])
                 true, predicted = self.classes[labels[row]], self.classes[found[row]]
                 text = f"true: {true} ({right[row]:.2f}), predicted: {predicted} ({scores[row].max():.2f})"
                 name = model.dataset.name(index)
-                pictures.append(picture(f"{kind}_{place}", self._read(model, index), name, f"{text} {name}"))
-            if pictures:
+                encoded.append(encode_image(f"{kind}_{place}", self._read(model, index), name, f"{text} {name}"))
+            if encoded:
                 title = f"{kind.capitalize()} images"
-                gallery.add(Figure(title, pictures, f"Images {about[kind]}. In brackets: probabilities.", wide=True))
+                gallery.add(Figure(title, encoded, f"Images {about[kind]}. In brackets: probabilities.", wide=True))
             else:
                 gallery.add(Note(f"There are too few validation images to show {kind} ones."))
         return [results, errors, gallery]
@@ -115,7 +115,7 @@ class ClassificationReport(TaskReport):
     def _read(self, model: Model, index: int) -> Image.Image:
         file, _ = model.dataset.open(index)
         with file:
-            decoded = model.predictor.reader.loader.decode(file)  # type: ignore[attr-defined]  # PillowReader
+            decoded = model.predictor.reader.loader.decode(file)
         return enlarged(to_display(np.asarray(decoded)))
 
     def count(self, section: Section, train: Any) -> None:

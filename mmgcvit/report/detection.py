@@ -15,7 +15,7 @@ from PIL import Image
 from mmgcvit.datasets.problems import inner_datasets
 from mmgcvit.errors import UsageError
 from mmgcvit.report import plots
-from mmgcvit.report.evaluate import COUNTED, GALLERY, Model, TaskReport, infos, picture
+from mmgcvit.report.base import COUNTED, GALLERY, Model, TaskReport, encode_image, infos
 from mmgcvit.report.matching import ERRORS, NEAR, RIGHT, Found, Objects, compare, evaluate_objects
 from mmgcvit.report.numbers import Calibration, shown, worst_and_typical
 from mmgcvit.report.page import Figure, Note, Section, Table
@@ -147,14 +147,14 @@ class DetectionReport(TaskReport):
                 path, image = self.paths[index], images[index]
                 pixels = Source(path, model.predictor.reader.image(Path(path))).display
                 name = Path(path).name
-                pictures = [
-                    picture(f"{kind}_{place}_{what}", self._drawn(pixels, objects, threshold), f"{name}: {what}")
+                encoded = [
+                    encode_image(f"{kind}_{place}_{what}", self._drawn(pixels, objects, threshold), f"{name}: {what}")
                     for what, objects in (("truth", self.truth[index]), ("prediction", self.found[index]))
                 ]
                 caption = f"{image.objects} objects, {image.predictions} predictions, F1 {image.f1:.2f}. "
                 listed = ", ".join(f"{n} x {what}" for what, n in image.errors.items() if n)
                 caption += f"Errors: {listed}." if listed else "No errors."
-                gallery.add(Figure(f"{kind.capitalize()} {place + 1}: {name}", pictures, caption))
+                gallery.add(Figure(f"{kind.capitalize()} {place + 1}: {name}", encoded, caption))
         return gallery
 
     def _drawn(self, pixels: np.ndarray, objects: Objects, threshold: float = 0.0) -> Image.Image:

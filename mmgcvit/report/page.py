@@ -40,7 +40,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
+class EncodedImage:
     """An encoded image.
 
     Attributes:
@@ -68,20 +68,20 @@ class Figure:
 
     Attributes:
         title: heading of the figure.
-        pictures: one plot, or the images of a gallery's entry.
+        encoded: one plot, or the images of a gallery's entry.
         caption: what it shows, and how to read it.
         wide: whether it takes the whole width of the page.
     """
 
     title: str
-    pictures: Sequence[Picture]
+    encoded: Sequence[EncodedImage]
     caption: str
     wide: bool = False
 
     @classmethod
     def plot(cls, name: str, title: str, content: bytes, caption: str, alt: str = "") -> Figure:
         """Figure of one plot: file name without suffix, heading, content of the PNG file, caption, description."""
-        return cls(title, (Picture(f"{name}.png", content, alt or f"Plot: {title}"),), caption)
+        return cls(title, (EncodedImage(f"{name}.png", content, alt or f"Plot: {title}"),), caption)
 
 
 @dataclass(frozen=True)
@@ -149,16 +149,16 @@ def write(path: Path, page: str, sections: Sequence[Section]) -> None:
     if listed.is_file():
         for name in listed.read_text(encoding="utf-8").splitlines():
             (folder / Path(name).name).unlink(missing_ok=True)
-    pictures = [
-        picture
+    encoded = [
+        encoded_image
         for section in sections
         for item in section.items
         if isinstance(item, Figure)
-        for picture in item.pictures
+        for encoded_image in item.encoded
     ]
-    for picture in pictures:
-        with atomic_path(folder / picture.name) as temporary:
-            temporary.write_bytes(picture.content)
-    listed.write_text("".join(f"{picture.name}\n" for picture in pictures), encoding="utf-8")
+    for encoded_image in encoded:
+        with atomic_path(folder / encoded_image.name) as temporary:
+            temporary.write_bytes(encoded_image.content)
+    listed.write_text("".join(f"{encoded_image.name}\n" for encoded_image in encoded), encoding="utf-8")
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -14,7 +14,7 @@ from PIL import Image
 from mmgcvit.datasets.problems import inner_datasets
 from mmgcvit.registry import type_name
 from mmgcvit.report import plots
-from mmgcvit.report.evaluate import GALLERY, Model, TaskReport, enlarged, infos, picture
+from mmgcvit.report.base import GALLERY, Model, TaskReport, encode_image, enlarged, infos
 from mmgcvit.report.numbers import Calibration, ratio, shown, worst_and_typical
 from mmgcvit.report.page import Figure, Note, Section, Table
 from mmgcvit.report.parts import calibration_figure, class_counts, confusion_items, ranked, size_figure
@@ -155,14 +155,14 @@ class SegmentationReport(TaskReport):
                 wrong = (maps[0] != maps[1]) & (maps[0] < len(self.classes))
                 views = [self._drawn(image, labels) for labels in maps] + [_marked(image, wrong)]
                 texts = [f"{name}: {what}" for what in ("ground truth", "prediction", "wrong pixels in red")]
-                pictures = [
-                    picture(f"{kind}_{place}_{i}", view, text)
+                encoded = [
+                    encode_image(f"{kind}_{place}_{i}", view, text)
                     for i, (view, text) in enumerate(zip(views, texts, strict=True))
                 ]
                 caption = (
                     f"Mean IoU {100 * self.quality[row]:.1f} %, {100 * wrong.mean():.1f} % of the pixels are wrong."
                 )
-                gallery.add(Figure(f"{kind.capitalize()} {place + 1}: {name}", pictures, caption, wide=True))
+                gallery.add(Figure(f"{kind.capitalize()} {place + 1}: {name}", encoded, caption, wide=True))
         return gallery
 
     def _drawn(self, image: np.ndarray, labels: np.ndarray) -> Image.Image:

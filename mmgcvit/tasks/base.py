@@ -20,7 +20,7 @@ from mmgcvit.utils.inputs import Input
 
 if TYPE_CHECKING:
     from mmgcvit.export.graph import ExportGraph
-    from mmgcvit.report.evaluate import TaskReport
+    from mmgcvit.report.base import TaskReport
 
 
 @dataclass(frozen=True)

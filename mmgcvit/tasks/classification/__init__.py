@@ -16,7 +16,7 @@ from mmgcvit.tasks.base import CamTarget, DatasetCheck, NetworkInput, Predictor,
 
 if TYPE_CHECKING:
     from mmgcvit.export.graph import ExportGraph
-    from mmgcvit.report.evaluate import TaskReport
+    from mmgcvit.report.base import TaskReport
 
 
 class Classification(Task):

@@ -25,7 +25,7 @@ from mmgcvit.tasks.base import (
 
 if TYPE_CHECKING:
     from mmgcvit.export.graph import ExportGraph
-    from mmgcvit.report.evaluate import TaskReport
+    from mmgcvit.report.base import TaskReport
 from mmgcvit.utils.paths import SHIPPED_CONFIGS
 
 SCALES = (0.8, 1.0, 1.2)  # multiples of the test pipeline's scale for test-time augmentation

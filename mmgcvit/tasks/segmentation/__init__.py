@@ -25,7 +25,7 @@ from mmgcvit.tasks.base import (
 
 if TYPE_CHECKING:
     from mmgcvit.export.graph import ExportGraph
-    from mmgcvit.report.evaluate import TaskReport
+    from mmgcvit.report.base import TaskReport
 
 
 class Segmentation(Task):
