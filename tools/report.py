@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from mmgcvit import apis
-from mmgcvit.report import make_report
+from mmgcvit.report.make import make_report
 
 
 def main() -> None:

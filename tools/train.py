@@ -8,7 +8,7 @@ from mmengine.dist import is_main_process
 
 from mmgcvit import apis
 from mmgcvit.apis.tracking import TRACKERS
-from mmgcvit.report import report_after_training
+from mmgcvit.report.make import report_after_training
 
 
 def main() -> None:

@@ -22,7 +22,8 @@ from PIL import Image
 from mmgcvit import apis
 from mmgcvit.classification import TopKAccuracy
 from mmgcvit.errors import UsageError
-from mmgcvit.report import make, make_report, report_after_training
+from mmgcvit.report import make
+from mmgcvit.report.make import make_report, report_after_training
 from mmgcvit.report.matching import Objects
 from mmgcvit.report.page import Figure, Section, Table, render
 
