@@ -32,8 +32,8 @@ from mmgcvit.report.segmentation import tensor_image
 from mmgcvit.runtime.drawing import Colour, draw
 from mmgcvit.runtime.masks import Region
 from mmgcvit.runtime.predictions import Detections
-from mmgcvit.tasks.sources import Source
 from mmgcvit.utils import summarize
+from mmgcvit.utils.images import bgr_to_display
 
 BACKGROUND = "background"
 LOWEST = 0.05  # predictions with a lower score do not count for calibration
@@ -145,7 +145,7 @@ class DetectionReport(TaskReport):
                 gallery.add(Note("There are too few validation images to show typical ones besides the worst ones."))
             for place, index in enumerate(chosen):
                 path, image = self.paths[index], images[index]
-                pixels = Source(path, model.predictor.reader.image(Path(path))).display
+                pixels = bgr_to_display(model.predictor.reader.image(Path(path)))
                 name = Path(path).name
                 encoded = [
                     encode_image(f"{kind}_{place}_{what}", self._drawn(pixels, objects, threshold), f"{name}: {what}")

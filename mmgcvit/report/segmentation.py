@@ -20,8 +20,7 @@ from mmgcvit.report.page import Figure, Note, Section, Table
 from mmgcvit.report.parts import calibration_figure, class_counts, confusion_items, ranked, size_figure
 from mmgcvit.runtime.drawing import Colour, draw
 from mmgcvit.runtime.predictions import Segmentation
-from mmgcvit.tasks.sources import Source
-from mmgcvit.utils.images import to_display
+from mmgcvit.utils.images import bgr_to_display, to_display
 
 MAPS = 200  # label maps of the training data that are counted
 KEPT = 2000  # validation images whose predictions are kept for the gallery
@@ -149,7 +148,7 @@ class SegmentationReport(TaskReport):
                 gallery.add(Note("There are too few validation images to show typical ones besides the worst ones."))
             for place, row in enumerate(chosen):
                 path, truth, found = self.kept[row]
-                image = Source(path, model.predictor.reader.image(Path(path))).display
+                image = bgr_to_display(model.predictor.reader.image(Path(path)))
                 name = Path(path).name
                 maps = _labels(truth), _labels(found)
                 wrong = (maps[0] != maps[1]) & (maps[0] < len(self.classes))

@@ -15,7 +15,7 @@ from mmgcvit.errors import CorruptImageError, UsageError
 from mmgcvit.registry import type_name
 from mmgcvit.utils import atomic_path
 from mmgcvit.utils.files import temporary_path
-from mmgcvit.utils.images import to_display
+from mmgcvit.utils.images import bgr_to_display
 from mmgcvit.utils.inputs import Input
 
 
@@ -33,8 +33,7 @@ class Source:
 
         Values other than integers from 0 to 255 are scaled, so that the lowest 0.5 % become 0 and the highest 255.
         """
-        image = self.pixels
-        return to_display(image[..., 2::-1] if image.ndim == 3 and image.shape[2] >= 3 else image)
+        return bgr_to_display(self.pixels)
 
 
 class Reader(Protocol):

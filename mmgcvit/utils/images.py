@@ -154,3 +154,8 @@ def to_display(image: np.ndarray) -> np.ndarray:
             image = 255 * (image - low) / max(high - low, 1e-12)
         image = np.clip(image, 0, 255)
     return np.array(image, np.uint8, order="C")
+
+
+def bgr_to_display(image: np.ndarray) -> np.ndarray:
+    """As :func:`to_display`, for an image as mmcv loads it: colours in the order BGR."""
+    return to_display(image[..., 2::-1] if image.ndim == 3 and image.shape[2] >= 3 else image)
