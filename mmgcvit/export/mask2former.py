@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgcvit.export.boxes import unsupported_kinds
+from mmgcvit.export.encoder_decoder import SegmentationGraph
 from mmgcvit.export.queries import attend, centers
-from mmgcvit.export.segmentation import SegmentationGraph
 
 
 class PixelDecoder(nn.Module):

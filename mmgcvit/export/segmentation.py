@@ -1,63 +1,13 @@
-"""mmseg's segmentors as a graph: images to label maps."""
+"""mmseg's segmentors as a graph: which class exports which segmentor."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from mmgcvit.errors import ExportError
+from mmgcvit.export.encoder_decoder import SegmentationGraph
 from mmgcvit.export.graph import ExportGraph
-from mmgcvit.export.modules import replace_modules
-
-
-class SegmentationGraph(ExportGraph):
-    """Preprocessing, segmentor, logits at the size of the input, and the class of each pixel.
-
-    Args:
-        model: an EncoderDecoder of mmseg in mode 'whole'.
-        channels: channels of the images.
-    """
-
-    def __init__(self, model: Any, channels: int = 3) -> None:
-        super().__init__(model, channels)
-        self.model = copy.deepcopy(model)
-        replace_modules(self.model)
-        self.align_corners = model.align_corners
-        if model.align_corners:  # mmseg compares sizes as numbers
-            self.any_size = "model.decode_head.align_corners=True"
-        self.threshold = float(getattr(model.decode_head, "threshold", None) or 0)  # of heads with one output
-        self.small = model.out_channels <= 256
-
-    @staticmethod
-    def unsupported(model: Any) -> str:
-        """Return why a segmentor cannot be exported."""
-        kinds = [kind.__name__ for kind in type(model).__mro__]
-        if "EncoderDecoder" not in kinds:
-            return f"model.type={kinds[0]!r}; allowed: EncoderDecoder"
-        if model.test_cfg.get("mode", "whole") != "whole":
-            return (
-                f"model.test_cfg.mode={model.test_cfg.mode!r}; allowed: 'whole'. Add --cfg-options "
-                "model.test_cfg.mode=whole, and cut large images into tiles when you run the model"
-            )
-        return ""
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the class of each pixel, (B, H, W)."""
-        height, width = images.shape[-2:]
-        x = self.preprocess(images)
-        logits = self.logits(x)
-        logits = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=self.align_corners)
-        logits = logits[..., :height, :width]
-        labels = (logits.sigmoid() > self.threshold).squeeze(1) if logits.shape[1] == 1 else logits.argmax(dim=1)
-        return (labels.to(torch.uint8 if self.small else torch.int32),)
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Return the output of the decode head for normalized images, (B, classes, h, w)."""
-        return self.model.decode_head(self.model.extract_feat(x))
+from mmgcvit.export.mask2former import Mask2FormerGraph
 
 
 def segmentation_graph(model: Any, channels: int = 3) -> ExportGraph:
@@ -66,8 +16,6 @@ def segmentation_graph(model: Any, channels: int = 3) -> ExportGraph:
     Raises:
         ExportError: it cannot be exported.
     """
-    from mmgcvit.export.mask2former import Mask2FormerGraph
-
     mask2former = any(kind.__name__ == "Mask2FormerHead" for kind in type(model.decode_head).__mro__)
     graph = Mask2FormerGraph if mask2former else SegmentationGraph
     if reason := graph.unsupported(model):
