@@ -89,10 +89,15 @@ def run(args: argparse.Namespace) -> int:
     size = done.file.stat().st_size
     if done.file.suffix == ".xml":
         size += done.file.with_suffix(".bin").stat().st_size
-    console.print(f"{done.file}: {size / 1e6:.1f} MB, {describe(done.info)}", highlight=False, markup=False)
+    console.print(
+        f"{done.file}: {size / 1e6:.1f} MB, {describe(done.info)}", highlight=False, markup=False, soft_wrap=True
+    )
     if done.file.suffix != ".pt2":
         console.print(
-            f"Predict without PyTorch: python -m mmgcvit.runtime {done.file} IMAGES", highlight=False, markup=False
+            f"Predict without PyTorch: python -m mmgcvit.runtime {done.file} IMAGES",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
     return 0
 
@@ -153,7 +158,9 @@ class Verification:
             table.add_row(name, value, limit)
         self.console.print(table)
         if model.task == "detection" and not found.detections:
-            self.console.print("Nothing was detected, so nothing was compared: --verify with images that have objects.")
+            self.console.print(
+                "Nothing was detected, so nothing was compared: --verify with images that have objects.", soft_wrap=True
+            )
         verify.require_equal(found, allowed, file.name)
         if self.with_metrics:
             ours, files = evaluate(model, file)
@@ -161,7 +168,7 @@ class Verification:
             if not self.quantized:
                 verify.require_metrics(ours, files, file.name)
         elif self.quantized:
-            self.console.print("--verify val states the loss in the metrics of the validation data.")
+            self.console.print("--verify val states the loss in the metrics of the validation data.", soft_wrap=True)
 
     def _batches(self, model: Exportable) -> tuple[Sequence[np.ndarray] | Iterator[np.ndarray], str]:
         from mmgcvit.export.inputs import made_up_images, network_inputs

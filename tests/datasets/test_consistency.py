@@ -94,7 +94,7 @@ def test_shipped_configs_are_consistent(path: Path):
         ),
         (
             DETECTION,
-            {"val_evaluator": None},
+            {"val_evaluator": None, "default_hooks.checkpoint.save_best": None},
             ["config: val_dataloader, val_cfg without val_evaluator; allowed: all of"],
         ),
         (
@@ -148,7 +148,7 @@ def test_shipped_configs_are_consistent(path: Path):
         ),
         (
             SEGMENTATION,
-            {"val_evaluator.iou_metrics": ["mAP"]},
+            {"val_evaluator.iou_metrics": ["mAP"], "default_hooks.checkpoint.save_best": None},
             ["val_evaluator: iou_metrics: 'mAP'; allowed: mIoU, mDice"],
         ),
         (
@@ -380,6 +380,7 @@ def test_crop_larger_than_the_batch_is_a_warning():
 def test_voc_metric_with_another_data_set_is_a_warning():
     cfg = load(DETECTION)
     cfg.val_evaluator = dict(type="VOCMetric", metric="mAP")
+    cfg.default_hooks.checkpoint.save_best = None
     (found,) = check_config(cfg, ("train", "val"))
     assert not found.breaks
     assert "VOCMetric evaluates val_dataloader.dataset.type='CocoDataset' by VOC's rules" in str(found)
