@@ -146,7 +146,10 @@ class Verification:
         found = verify.compare(model, verify.open_file(file, model.info), batches, allowed)
         sizes = ", ".join(f"{height} x {width}" for height, width in dict.fromkeys(found.sizes))
         self.console.print(
-            f"{file.name} against the model, {found.images} images ({source}), {sizes}:", highlight=False
+            f"{file.name} against the model, {found.images} images ({source}), {sizes}:",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
         table = Table()
         for name in ("difference", "found", "allowed"):
