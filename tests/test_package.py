@@ -136,6 +136,7 @@ def test_exported_models_run_in_an_environment_without_torch(wheel: Path, tmp_pa
     assert sorted(path.name for path in (tmp_path / "out/vis").iterdir()) == ["a.png", "b.png"]
 
 
+@pytest.mark.slow
 def test_mim_trains_from_the_installed_wheel(python: Path, tmp_path: Path):
     pytest.importorskip("mim")
     pytest.importorskip("sklearn")

@@ -158,8 +158,8 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     pytest.param("epochs", "epoch_3.pth", dict(KILL_AT="6"), id="in an epoch"),
     pytest.param("epochs", "epoch_3.pth", dict(KILL_WRITING="epoch_2.pth"), id="writing", marks=pytest.mark.slow),
     pytest.param("iterations", "iter_8.pth", dict(KILL_AT="5"), id="by iterations", marks=pytest.mark.slow),
-    pytest.param("segments", "iter_8.pth", dict(KILL_AT="5"), id="segmentor"),
-    pytest.param("classifies", "iter_10.pth", dict(KILL_AT="8"), id="classifier in an epoch"),
+    pytest.param("segments", "iter_8.pth", dict(KILL_AT="5"), id="segmentor", marks=pytest.mark.slow),
+    pytest.param("classifies", "iter_10.pth", dict(KILL_AT="8"), id="classifier in an epoch", marks=pytest.mark.slow),
     pytest.param("segments", "iter_8.pth", dict(KILL_WRITING="iter_6.pth"), id="segmentor writing",
                  marks=pytest.mark.slow),
 ])  # fmt: skip

@@ -86,6 +86,7 @@ def test_few_graphs_for_all_sizes(tiny_model, pad: str, unit: str, options: dict
 
 
 @dynamic
+@pytest.mark.slow
 def test_whole_model(tiny_model):
     """Few graphs for several images of any size, in two stages."""
     arguments: dict[str, Any] = dict(

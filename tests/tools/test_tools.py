@@ -220,7 +220,10 @@ def test_segmentor(trained: Path):
     assert Image.open(trained / "outputs/labels/000001.png").size == (128, 128)
 
 
-@pytest.mark.parametrize(("line", "values"), [("reduce_zero_label = True", (1, 2, 0)), ("flips = []", (0, 1, 255))])
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [("reduce_zero_label = True", (1, 2, 0)), pytest.param("flips = []", (0, 1, 255), marks=pytest.mark.slow)],
+)
 def test_segmentation_template(tmp_path: Path, line: str, values: tuple[int, int, int]):
     """With handmade label maps: ground, a square, and ignored pixels."""
     pytest.importorskip("mmseg")
