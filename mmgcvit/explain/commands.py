@@ -79,7 +79,7 @@ def _global(scene: Scene) -> Image.Image:
 
 
 def _heads(scene: Scene) -> Image.Image:
-    """Attention that each token receives from the global query, a picture per head with the same colours."""
+    """Attention that each token receives from the global query, one figure per head with the same colours."""
     found = scene.attention(is_global=True)
     values = _received(found)
     figures = []

@@ -127,8 +127,8 @@ def _pillow(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.
     """Resize as Pillow does: the filter is widened when the image is reduced."""
     height, width = size
     if image.dtype == np.uint8 and image.shape[2] in (1, 3, 4):
-        picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-        scaled = np.asarray(picture.resize((width, height), FILTERS[interpolation]))
+        pillow = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+        scaled = np.asarray(pillow.resize((width, height), FILTERS[interpolation]))
         return scaled[..., None] if scaled.ndim == 2 else scaled
     planes = [
         np.asarray(Image.fromarray(image[..., i].astype(np.float32)).resize((width, height), FILTERS[interpolation]))
