@@ -37,9 +37,10 @@ def main() -> None:
     args = parser.parse_args()
     at = None if args.at is None else (args.at[0], args.at[1])
     try:
-        files = explain(
-            args.config, args.checkpoint, args.inputs, args.out_dir, args.method, args.stage, at, args.device
-        )
+        with apis.short_output():
+            files = explain(
+                args.config, args.checkpoint, args.inputs, args.out_dir, args.method, args.stage, at, args.device
+            )
     except apis.UsageError as error:
         sys.exit(f"explain: {error}")
     if args.method is None and not any(file.stem.endswith(tuple(CAMS)) for file in files):

@@ -42,20 +42,21 @@ def main() -> None:
     parser.add_argument("--no-draw", action="store_true", help="write the predictions only")
     args = parser.parse_args()
     try:
-        found = apis.predict(
-            args.config,
-            args.checkpoint,
-            args.inputs,
-            args.out_dir,
-            args.device,
-            args.score_thr,
-            args.batch_size,
-            args.tta,
-            args.tile,
-            args.overlap,
-            args.ann_file,
-            not args.no_draw,
-        )
+        with apis.short_output():
+            found = apis.predict(
+                args.config,
+                args.checkpoint,
+                args.inputs,
+                args.out_dir,
+                args.device,
+                args.score_thr,
+                args.batch_size,
+                args.tta,
+                args.tile,
+                args.overlap,
+                args.ann_file,
+                not args.no_draw,
+            )
     except apis.UsageError as error:
         sys.exit(f"image_demo: {error}")
     counts = [f"{count} {word}" for count, word in ((found.images, "images"), (found.frames, "frames")) if count]

@@ -16,9 +16,11 @@ def main() -> None:
     parser.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU if there is one)")
     args = parser.parse_args()
     try:
-        print(make_report(args.work_dir, args.checkpoint, args.out, args.device))
+        with apis.short_output():
+            file = make_report(args.work_dir, args.checkpoint, args.out, args.device)
     except apis.UsageError as error:
         sys.exit(f"report: {error}")
+    print(file)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
+from mmgcvit.engine.progress import short_output
 from mmgcvit.errors import MMGCViTError, UsageError
 from mmgcvit.export.exporter import Exportable, export
 from mmgcvit.export.formats import SUFFIXES
@@ -69,20 +70,21 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     console = wide_console()
     try:
-        verification = Verification(args.verify, args.fp16, bool(args.int8), console)
-        verification.validate(Path(args.out))
-        done = export(
-            args.config,
-            args.checkpoint,
-            args.out,
-            tuple(args.shape) if args.shape else None,
-            args.dynamic,
-            args.batch,
-            args.fp16,
-            args.int8,
-            verification,
-            args.cfg_options,
-        )
+        with short_output():
+            verification = Verification(args.verify, args.fp16, bool(args.int8), console)
+            verification.validate(Path(args.out))
+            done = export(
+                args.config,
+                args.checkpoint,
+                args.out,
+                tuple(args.shape) if args.shape else None,
+                args.dynamic,
+                args.batch,
+                args.fp16,
+                args.int8,
+                verification,
+                args.cfg_options,
+            )
     except MMGCViTError as error:
         print(f"export: {error}", file=sys.stderr)
         return 1

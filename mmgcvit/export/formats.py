@@ -147,14 +147,66 @@ def _in_network(node: Any) -> bool:
 
 
 def _half(model: Any) -> Any:
-    from onnxruntime.transformers.float16 import convert_float_to_float16
+    """Let the products of the network multiply in float16.
 
-    for index, node in enumerate(model.graph.node):
-        node.name = node.name or f"node_{index}"
-    outside = [node.name for node in model.graph.node if not _in_network(node)]
-    # As under autocast: in float16, residuals and norms would lose digits that add up over the depth.
-    others = sorted({node.op_type for node in model.graph.node} - set(PRODUCTS))
-    return convert_float_to_float16(model, keep_io_types=True, op_block_list=others, node_block_list=outside)
+    As under autocast, everything between them stays in float32: residuals and norms would lose digits that add up over
+    the depth, and float16 cannot tell 500 pixels from 500.2. onnxruntime's own converter rounds every value of the
+    graph to float16 at some point, also between the operators that it is told to leave in float32.
+
+    Raises:
+        ExportError: a weight is too large for float16.
+    """
+    from onnx import TensorProto, helper
+
+    weights = {weight.name: weight for weight in model.graph.initializer}
+    casts: dict[str, str] = {}  # name of the float16 copy by name of the value
+    nodes: list[Any] = []
+    for node in model.graph.node:
+        if node.op_type not in PRODUCTS or not _in_network(node):
+            nodes.append(node)
+            continue
+        for place, name in enumerate(node.input):
+            if not name:  # no bias
+                continue
+            if name not in casts:
+                casts[name] = f"{name}_float16"
+                if name in weights:
+                    model.graph.initializer.append(_half_weight(weights[name], casts[name]))
+                else:
+                    nodes.append(helper.make_node("Cast", [name], [casts[name]], to=TensorProto.FLOAT16))
+            node.input[place] = casts[name]
+        [output] = node.output
+        node.output[0] = f"{output}_float16_product"
+        nodes += [node, helper.make_node("Cast", [node.output[0]], [output], to=TensorProto.FLOAT)]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    used = _used(model.graph)
+    left = [weight for weight in model.graph.initializer if weight.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(left)
+    return model
+
+
+def _half_weight(weight: Any, name: str) -> Any:
+    from onnx import numpy_helper
+
+    values = numpy_helper.to_array(weight)
+    largest = float(np.abs(values).max(initial=0))
+    limit = float(np.finfo(np.float16).max)
+    if largest > limit:
+        raise ExportError(f"weight {weight.name} has the value {largest:g}; allowed in float16: up to {limit:g}")
+    return numpy_helper.from_array(values.astype(np.float16), name)
+
+
+def _used(graph: Any) -> set[str]:
+    """Names of all values that something in a graph reads, branches of its nodes included."""
+    names = {output.name for output in graph.output}
+    for node in graph.node:
+        names.update(node.input)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                names |= _used(attribute.g)
+    return names
 
 
 def _quantized(model: Any, inputs: Iterable[np.ndarray], path: Path) -> Any:

@@ -42,7 +42,7 @@ class Tolerance:
 
 
 #: For float16. Of nearly equal proposals another one may remain after NMS, so single detections may change.
-HALF = Tolerance(box=2.0, score=0.05, mask=0.1, labels=0.01, unmatched=0.1, min_score=0.3)
+HALF = Tolerance(box=1.0, score=0.05, mask=0.1, labels=0.01, unmatched=0.05, min_score=0.3)
 #: For 8 bits. Differences are stated; only files that predict nothing right, or NaN, are refused.
 QUANTIZED = Tolerance(box=1e6, score=1.0, mask=1.0, labels=0.9, unmatched=0.95)
 #: Largest loss of a metric on the validation data, as a share of its value.

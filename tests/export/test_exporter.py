@@ -13,6 +13,7 @@ from mmgcvit.__main__ import main
 from mmgcvit.errors import ExportError, UsageError
 from mmgcvit.export import verify
 from mmgcvit.export.exporter import export, open_model
+from mmgcvit.export.formats import PRODUCTS, _in_network
 from mmgcvit.export.inputs import made_up_images
 
 SIZE = 32  # of the config's images
@@ -70,26 +71,68 @@ def test_pt2(trained, tmp_path):
     torch.testing.assert_close(module(images)[0], model.model.test_step(dict(inputs=images)).detach())
 
 
-@pytest.mark.slow
-def test_half_and_int8(trained, tmp_path):
-    """One export each."""
-    onnx = pytest.importorskip("onnx")
+@pytest.fixture(scope="module")
+def precisions(trained, tmp_path_factory) -> dict[str, Path]:
+    """Files in float32, float16, and 8 bits."""
+    pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     from PIL import Image
 
+    folder = tmp_path_factory.mktemp("precisions")
     for index in range(4):
         pixels = np.random.default_rng(index).integers(0, 256, (80, 70, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
-    found = {}
-    for name, options in (("full", {}), ("half", dict(half=True)), ("int8", dict(int8=[tmp_path]))):
-        done = export(*trained, tmp_path / f"{name}.onnx", **options)
-        found[name] = compare(open_model(*trained), done.file)
-        kinds = {node.op_type for node in onnx.load(done.file).graph.node}
-        weights = {onnx.TensorProto.DataType.Name(w.data_type) for w in onnx.load(done.file).graph.initializer}
-        assert ("QuantizeLinear" in kinds) == (name == "int8")
-        assert ("FLOAT16" in weights) == (name == "half")
-    assert found["full"].score < 1e-5 < found["half"].score < 0.05
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    options = dict(full={}, half=dict(half=True), int8=dict(int8=[folder]))
+    return {name: export(*trained, folder / f"{name}.onnx", **given).file for name, given in options.items()}
+
+
+@pytest.mark.slow
+def test_half_and_int8(trained, precisions):
+    import onnx
+
+    found = {name: compare(open_model(*trained), file) for name, file in precisions.items()}
+    for name, file in precisions.items():
+        graph = onnx.load(file).graph
+        assert any(node.op_type == "QuantizeLinear" for node in graph.node) == (name == "int8")
+        assert any(w.data_type == onnx.TensorProto.FLOAT16 for w in graph.initializer) == (name == "half")
+    assert found["full"].score < 1e-5 < found["half"].score < 0.01
     assert found["int8"].score < 0.2
+
+
+@pytest.mark.slow
+def test_only_products_of_the_network_are_float16(precisions):
+    """Between them, and outside the network, no value is rounded: float16 cannot tell 500 pixels from 500.2."""
+    import onnx
+
+    full, half = (onnx.load(precisions[name]) for name in ("full", "half"))
+    to_half = {
+        node.output[0]
+        for node in half.graph.node
+        if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT16
+    }
+    weights = {w.name for w in half.graph.initializer if w.data_type == onnx.TensorProto.FLOAT16}
+    readers = [node for node in half.graph.node if {*node.input} & (to_half | weights)]
+    products = [node for node in full.graph.node if node.op_type in PRODUCTS and _in_network(node)]
+    assert [node.op_type for node in readers] == [node.op_type for node in products] != []
+    assert all(_in_network(node) for node in readers)
+    # One cast back after each product, and none of a value that is already there in float16.
+    casts = [len([node for node in model.graph.node if node.op_type == "Cast"]) for model in (full, half)]
+    assert casts[1] - casts[0] == len(to_half) + len(products)
+    read = {name for node in half.graph.node for name in node.input}
+    assert {w.name for w in half.graph.initializer} <= read  # no weight twice
+
+
+def test_a_weight_too_large_for_float16(trained, tmp_path):
+    pytest.importorskip("onnxscript")
+    config, checkpoint = trained
+    saved = torch.load(checkpoint, weights_only=True)
+    weights = saved.get("state_dict", saved)
+    name = next(name for name, value in weights.items() if name.startswith("backbone.") and value.ndim == 4)
+    weights[name].view(-1)[0] = 1e5
+    torch.save(saved, tmp_path / "large.pth")
+    with pytest.raises(ExportError, match=r"has the value 100000; allowed in float16: up to 65504"):
+        export(config, str(tmp_path / "large.pth"), tmp_path / "out.onnx", half=True)
+    assert not (tmp_path / "out.onnx").exists()
 
 
 def test_a_file_that_differs_is_not_kept(trained, tmp_path):
