@@ -1,6 +1,7 @@
 """Exporting a classifier to a file: arguments, files, descriptions, verification."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +178,54 @@ def test_command_with_a_wrong_checkpoint(trained, tmp_path, capsys):
     assert main(["export", str(tmp_path / "config.py"), str(tmp_path / "empty.pth"), str(tmp_path / "model.onnx")]) == 1
     assert capsys.readouterr().err.startswith("export: ")
     assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("model.backbone.arch=huge", r"model of the config: cannot be built: .*arch.*huge"),
+        ("model.backbone.type=Missing", r"model of the config: cannot be built: .*Missing is not in the"),
+        ("model.backbone.odd=1", r"model of the config: cannot be built: GCViT: unknown argument odd=1"),
+        ("model.type.name=1", r"--cfg-options {'model.type.name': 1}: do not fit the config: "),
+    ],
+)
+def test_command_with_a_config_that_does_not_build(trained, tmp_path, capsys, option, message):
+    cfg, checkpoint = trained
+    cfg.dump(tmp_path / "config.py")
+    command = ["export", str(tmp_path / "config.py"), checkpoint, str(tmp_path / "model.onnx")]
+    assert main([*command, "--cfg-options", option]) == 1
+    printed = capsys.readouterr().err
+    assert re.match(f"export: {message}", printed)
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model = dict(", "SyntaxError"),
+        ("_base_ = './missing.py'", "missing.py"),
+        ("custom_imports = dict(imports=['no_such_package'], allow_failed_imports=False)", "no_such_package"),
+    ],
+)
+def test_command_with_a_config_that_cannot_be_loaded(trained, tmp_path, capsys, text, message):
+    (tmp_path / "config.py").write_text(text)
+    assert main(["export", str(tmp_path / "config.py"), trained[1], str(tmp_path / "model.onnx")]) == 1
+    printed = capsys.readouterr().err
+    assert re.match(f"export: config '.*config.py': cannot be loaded: .*{message}", printed)
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "base", ["detection/_base_/retinanet_gcvit-nano_fpn.py", "segmentation/_base_/fpn_gcvit-nano.py"]
+)
+def test_detector_or_segmentor_that_does_not_build(tmp_path, base):
+    pytest.importorskip("mmcv._ext")
+    cfg = Config.fromfile(ROOT / "configs" / base)
+    cfg.default_scope = "mmdet" if base.startswith("det") else "mmseg"
+    cfg.model.backbone.arch = "huge"
+    pipeline = [dict(type="LoadImageFromFile"), dict(type=f"Pack{cfg.default_scope[2:].capitalize()}Inputs")]
+    kind = "CocoDataset" if base.startswith("det") else "BaseSegDataset"
+    cfg.test_dataloader = dict(dataset=dict(type=kind, pipeline=pipeline))
+    torch.save(dict(state_dict={}), tmp_path / "last.pth")
+    with pytest.raises(UsageError, match=r"model of the config: cannot be built: .*arch.*huge"):
+        open_model(cfg, str(tmp_path / "last.pth"))
