@@ -93,6 +93,24 @@ def test_half_and_int8(trained, tmp_path):
     assert found["int8"].score < 0.2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("quantized", [False, True])
+def test_openvino(trained, tmp_path, quantized):
+    pytest.importorskip("onnxscript")
+    ov = pytest.importorskip("openvino")
+    from PIL import Image
+
+    for index in range(4):
+        pixels = np.random.default_rng(index).integers(0, 256, (80, 70, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    done = export(*trained, tmp_path / "out/model.xml", batch=None, int8=[tmp_path] if quantized else None)
+    assert sorted(path.name for path in done.file.parent.iterdir()) == ["model.bin", "model.xml"]
+    kinds = {node.get_type_name() for node in ov.Core().read_model(done.file).get_ops()}
+    assert ("FakeQuantize" in kinds) == quantized
+    found = compare(open_model(*trained, batch=None), done.file)
+    assert 1e-5 < found.score < 0.2 if quantized else found.score < 1e-5
+
+
 def test_a_file_that_differs_is_not_kept(trained, tmp_path):
     pytest.importorskip("onnxscript")
 
@@ -116,7 +134,7 @@ def test_a_file_that_differs_is_not_kept(trained, tmp_path):
         (".", {}, r"suffix ''; allowed"),
         ("model.onnx", dict(batch=0), "--batch 0; allowed"),
         ("model.pt2", dict(half=True), r"--fp16 with a .pt2 file"),
-        ("model.xml", dict(int8=["a.jpg"]), r"--int8 with a .xml file"),
+        ("model.pt2", dict(int8=["a.jpg"]), r"--int8 with a .pt2 file; allowed: .onnx, .xml"),
         ("model.onnx", dict(int8=["a.jpg"], half=True), "--fp16 and --int8"),
         ("model.onnx", dict(int8=["missing.jpg"]), "'missing.jpg': no such image"),
     ],
