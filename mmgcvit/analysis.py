@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from mmgcvit.backbone.gcvit import GCViT
 from mmgcvit.compat import flash_attention_on_cpu
 from mmgcvit.errors import UsageError
-from mmgcvit.registry import type_name
+from mmgcvit.registry import building, type_name
 from mmgcvit.tasks import find_task
 from mmgcvit.tasks.detection.flops import MASKS, PROPOSALS
 from mmgcvit.utils.text import describe, wide_console
@@ -85,9 +85,13 @@ def published(config: str | Path, shape: tuple[int, int]) -> Published | None:
 
 
 def build_model(cfg: Config, device: str = "cpu") -> nn.Module:
-    """Build the config's model without loading weights, for uses that depend only on names and shapes."""
+    """Build the config's model without loading weights, for uses that depend only on names and shapes.
+
+    Raises:
+        UsageError: the model cannot be built.
+    """
     init_default_scope(cfg.get("default_scope", "mmengine"))
-    with torch.device(device):
+    with building("model"), torch.device(device):
         return MODELS.build(cfg.model)
 
 

@@ -6,8 +6,9 @@ classes with GCViT in their name are in mmengine's root registries, so that no c
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -15,6 +16,9 @@ from mmengine import registry as root
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import Registry
+
+from mmgcvit.errors import MMGCViTError, UsageError
+from mmgcvit.utils.text import describe
 
 SCOPE = "mmgcvit"
 #: Classes whose module needs mmcv, mmdet or mmseg; it is imported when the name is first looked up.
@@ -84,6 +88,21 @@ def class_of(registry: Registry, part: Any) -> Any:
 def base_names(registry: Registry, part: Any) -> set[str]:
     """Return the names of the class of a config dict and of its base classes; empty if the class is unknown."""
     return {base.__name__ for base in getattr(class_of(registry, part), "__mro__", ())}
+
+
+@contextlib.contextmanager
+def building(part: str) -> Iterator[None]:
+    """Turn the errors that classes raise while a part of a config is built into UsageErrors that name the part.
+
+    Raises:
+        UsageError: the part cannot be built.
+    """
+    try:
+        yield
+    except MMGCViTError:
+        raise
+    except Exception as error:  # classes raise all types
+        raise UsageError(f"{part} of the config: cannot be built: {describe(error)}") from error
 
 
 def rename_old_types(cfg: Config) -> Config:

@@ -55,6 +55,7 @@ def test_signatures_of_overridden_methods():
     def parameters(function: object) -> list[str]:
         return list(inspect.signature(function).parameters)
 
+    assert parameters(BaseInferencer._init_model) == ["self", "cfg", "weights", "device"]
     assert parameters(BaseInferencer._load_weights_to_model) == ["self", "model", "checkpoint", "cfg"]
     assert parameters(OptimWrapper._clip_grad) == parameters(AmpOptimWrapper._clip_grad) == ["self"]
     assert parameters(DefaultOptimWrapperConstructor._validate_cfg) == ["self"]

@@ -19,6 +19,7 @@ from mmgcvit.errors import UsageError
 from mmgcvit.registry import rename_old_types
 from mmgcvit.utils.files import require_file
 from mmgcvit.utils.paths import SHIPPED_CONFIGS
+from mmgcvit.utils.text import describe
 
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 #: Keys of a config that are used besides the arguments of mmengine's Runner.
@@ -53,7 +54,8 @@ def load_config(
         ``cfg_options`` or the user's own config files set it or the learning rate itself.
 
     Raises:
-        UsageError: the config does not exist, the launcher is unknown, or an option would have no effect.
+        UsageError: the config does not exist or cannot be loaded, the launcher is unknown, or an option does not fit
+            the config or would have no effect.
     """
     if launcher not in LAUNCHERS:
         raise UsageError(f"launcher={launcher!r}; allowed: {', '.join(LAUNCHERS)}")
@@ -62,22 +64,17 @@ def load_config(
     shipped = path.resolve().is_relative_to(SHIPPED_CONFIGS.resolve())
     base = path.with_name(path.name.replace(f"{SINGLE_GPU}.py", ".py"))
     if base != path and base.is_file() and (shipped or not path.is_file()):
-        cfg = _for_one_gpu(Config.fromfile(str(base)), path, base)
+        cfg = _for_one_gpu(_read(base), path, base)
     else:
-        try:
-            cfg = Config.fromfile(require_file("config", str(path)))
-        except FileNotFoundError as error:
-            if f"{SINGLE_GPU}.py" not in str(error):
-                raise
-            raise UsageError(
-                f"config {str(path)!r}: a _base_ of it is a single-GPU config of an earlier release: {error}. Use the "
-                f"base without {SINGLE_GPU}: with one process SyncBN becomes BN and the learning rate is scaled"
-            ) from error
+        cfg = _read(Path(require_file("config", str(path))))
         if (cfg.get("auto_scale_lr") or {}).get("enable") is False and (shipped or not _decides_on_scaling(path)):
             del cfg.auto_scale_lr["enable"]
     if cfg_options:
         _require_effect(cfg, cfg_options)
-        cfg.merge_from_dict(cfg_options)
+        try:
+            cfg.merge_from_dict(cfg_options)
+        except (TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
+            raise UsageError(f"--cfg-options {cfg_options}: do not fit the config: {describe(error)}") from error
         own_rate = any(key.startswith("optim_wrapper.") and key.endswith(".lr") for key in cfg_options)
         if own_rate and cfg.get("auto_scale_lr") and "enable" not in cfg.auto_scale_lr:
             cfg.auto_scale_lr.enable = False
@@ -88,6 +85,18 @@ def load_config(
     elif cfg.get("work_dir") is None:
         cfg.work_dir = os.path.join("work_dirs", path.stem)
     return cfg
+
+
+def _read(path: Path) -> Config:
+    try:
+        return Config.fromfile(str(path))
+    except Exception as error:  # of the code in the file, of its _base_ or of custom_imports
+        if isinstance(error, FileNotFoundError) and f"{SINGLE_GPU}.py" in str(error):
+            raise UsageError(
+                f"config {str(path)!r}: a _base_ of it is a single-GPU config of an earlier release: {error}. Use the "
+                f"base without {SINGLE_GPU}: with one process SyncBN becomes BN and the learning rate is scaled"
+            ) from error
+        raise UsageError(f"config {str(path)!r}: cannot be loaded: {describe(error)}") from error
 
 
 def _require_effect(cfg: Config, cfg_options: dict) -> None:

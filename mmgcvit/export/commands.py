@@ -43,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fp16", action="store_true", help="float16: in the network (.onnx), or for the stored weights (.xml)"
     )
     parser.add_argument(
-        "--int8", nargs="+", metavar="IMAGES", help="quantize to 8 bits (.onnx), calibrated on these images or folders"
+        "--int8",
+        nargs="+",
+        metavar="IMAGES",
+        help="quantize to 8 bits (.onnx, .xml), calibrated on these images or folders",
     )
     parser.add_argument(
         "--verify",

@@ -112,5 +112,6 @@ class DenseGraph(ExportGraph):
             return take(rows(deltas, 4), place)
         head = self.model.bbox_head
         bins = take(rows(deltas, 4 * self.bins), place).unflatten(-1, (4, self.bins)).softmax(-1)
-        # What `head.integral` computes, whose `type_as` the ONNX exporter cannot translate.
-        return bins @ head.integral.project * head.prior_generator.strides[level][0]
+        # What `head.integral` computes, whose `type_as` the ONNX exporter cannot translate. OpenVINO 2026.4 cannot
+        # optimize the product of a matrix, a vector and a number.
+        return (bins * (head.integral.project * head.prior_generator.strides[level][0])).sum(-1)

@@ -7,6 +7,7 @@ from typing import Any
 from mmgcvit.errors import ExportError
 from mmgcvit.export.dense import DenseGraph
 from mmgcvit.export.graph import ExportGraph
+from mmgcvit.export.instances import InstanceGraph
 from mmgcvit.export.queries import QueryGraph
 from mmgcvit.export.two_stage import TwoStageGraph
 
@@ -14,6 +15,7 @@ GRAPHS: dict[str, type[ExportGraph]] = {
     **dict.fromkeys(TwoStageGraph.detectors, TwoStageGraph),
     **dict.fromkeys(DenseGraph.detectors, DenseGraph),
     **dict.fromkeys(QueryGraph.detectors, QueryGraph),
+    **dict.fromkeys(InstanceGraph.detectors, InstanceGraph),
 }
 #: Operators of mmcv that have a replacement.
 OPERATORS = ("RoIAlign", "MultiScaleDeformableAttention")

@@ -30,8 +30,8 @@ def evaluate(model: Exportable, file: Path) -> tuple[dict[str, float], dict[str,
         The metrics of the model and those of the file.
 
     Raises:
-        UsageError: the config has no validation data, they are not there, an image cannot be decoded, or the metrics
-            cannot be computed.
+        UsageError: the config has no validation data, they are not there, its samples do not name their image files, an
+            image cannot be decoded, or the metrics cannot be computed.
     """
     if not model.cfg.get("val_dataloader") or not model.cfg.get("val_evaluator"):
         raise UsageError("--verify val: the config has no val_dataloader and val_evaluator; pass images instead")
@@ -72,7 +72,7 @@ def _label_maps(predictor: Predictor, data: dict, dataset: Any) -> Sequence[Any]
     from mmengine.structures import PixelData
 
     for sample in data["data_samples"]:
-        (found,) = predictor(sample.img_path)
+        (found,) = predictor(_file_of_sample(sample))
         sample.pred_sem_seg = PixelData(data=torch.from_numpy(found.labels.astype("int64"))[None])
     return data["data_samples"]
 
@@ -81,7 +81,7 @@ def _detections(predictor: Predictor, data: dict, dataset: Any) -> Sequence[Any]
     from mmengine.structures import InstanceData
 
     for sample in data["data_samples"]:
-        (found,) = predictor(sample.img_path)
+        (found,) = predictor(_file_of_sample(sample))
         instances = InstanceData(
             bboxes=torch.from_numpy(found.boxes), scores=torch.from_numpy(found.scores),
             labels=torch.from_numpy(found.labels),
@@ -90,6 +90,20 @@ def _detections(predictor: Predictor, data: dict, dataset: Any) -> Sequence[Any]
             instances.masks = torch.from_numpy(found.masks)
         sample.pred_instances = instances
     return data["data_samples"]
+
+
+def _file_of_sample(sample: Any) -> str:
+    """Image file of a sample of a detector or segmentor.
+
+    Raises:
+        UsageError: the pipeline does not tell it.
+    """
+    if not sample.get("img_path"):
+        raise UsageError(
+            "the samples of val_dataloader have no img_path; add 'img_path' to meta_keys of PackDetInputs or "
+            "PackSegInputs in its pipeline"
+        )
+    return sample.img_path
 
 
 _STEPS: dict[str, Callable[[Predictor, dict, Any], Sequence[Any]]] = {

@@ -82,7 +82,7 @@ def export(
             different sizes, else the size is that of the pipeline.
         batch: number of images of the input; None for any number.
         half: float16 in the network (``.onnx``), or for the stored weights (``.xml``).
-        int8: images to quantize the network to 8 bits with (``.onnx``).
+        int8: images to quantize the network to 8 bits with (``.onnx`` and ``.xml``).
         verify: called with the :class:`Exportable` and the file before it appears; raises an ExportError to refuse it.
         cfg_options: values that override the config's, by dotted key.
 
@@ -131,8 +131,8 @@ def _validate(
         raise UsageError(f"--batch {batch}; allowed: a number from 1, or 'dynamic'")
     if half and out.suffix == ".pt2":
         raise UsageError("--fp16 with a .pt2 file; allowed: .onnx, .xml")
-    if int8 is not None and out.suffix != ".onnx":
-        raise UsageError(f"--int8 with a {out.suffix} file; allowed: .onnx")
+    if int8 is not None and out.suffix == ".pt2":
+        raise UsageError("--int8 with a .pt2 file; allowed: .onnx, .xml")
     if half and int8 is not None:
         raise UsageError("--fp16 and --int8; allowed: one of them")
     needed = [*formats.PACKAGES[out.suffix], *(["onnxruntime"] if half or int8 is not None else [])]
@@ -234,6 +234,6 @@ def write(model: Exportable, path: Path, half: bool = False, calibration: Any = 
         formats.write_onnx(model.graph, model.info, path, half, calibration)
     else:
         onnx_file = path.with_suffix(".onnx")
-        formats.write_onnx(model.graph, model.info, onnx_file)
+        formats.write_onnx(model.graph, model.info, onnx_file, calibration=calibration)
         formats.write_openvino(onnx_file, model.info, path, half)
         onnx_file.unlink()

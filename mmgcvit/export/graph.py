@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -80,7 +81,7 @@ class Preprocess(nn.Module):
         return x
 
 
-class ExportGraph(nn.Module):
+class ExportGraph(nn.Module, ABC):
     """A whole model as one graph, from images to predictions; :class:`~mmgcvit.runtime.metadata.ModelInfo` names them.
 
     Subclasses implement ``forward(images)``, which must be traceable by ``torch.export`` with symbolic batch size,
@@ -109,13 +110,13 @@ class ExportGraph(nn.Module):
         self.preprocess = Preprocess(model.data_preprocessor, channels)
 
     @staticmethod
+    @abstractmethod
     def unsupported(model: Any) -> str:
         """Why this class cannot export a model; '' if it can. Must not run the model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Predict on images (B, C, H, W)."""
-        raise NotImplementedError
 
     def translations(self) -> dict[Callable, Callable]:
         """Return ONNX translations of operators of this graph that torch's exporter lacks."""

@@ -13,6 +13,7 @@ from mmgcvit.checkpoint.complete import class_names, compare_classes, require_co
 from mmgcvit.checkpoint.loading import accept_bare_network
 from mmgcvit.datasets.problems import data_sets, dataset_class
 from mmgcvit.errors import UsageError
+from mmgcvit.registry import building
 from mmgcvit.tasks.base import NetworkInput
 
 
@@ -25,12 +26,17 @@ class CheckedWeights:
             Cityscapes.
 
     Raises:
+        UsageError: the model cannot be built.
         CheckpointError: the checkpoint lacks a part of the model, has tensors of other shapes, NaN or infinite values,
             or has the classes of the config in another order.
     """
 
     source = ""
     has_names = False
+
+    def _init_model(self, *args: Any, **kwargs: Any) -> nn.Module:
+        with building("model"):
+            return super()._init_model(*args, **kwargs)  # type: ignore[misc]  # of the inferencer
 
     def _load_weights_to_model(self, model: nn.Module, checkpoint: dict | None, cfg: Any) -> None:
         content = checkpoint or {}

@@ -126,6 +126,35 @@ def dino(base: Any) -> Any:
     return model
 
 
+def mask2former_head(classes: int) -> Any:
+    """Return the decode head of the Mask2Former config of this repository, with few and narrow layers.
+
+    It lacks ``num_classes``, which has other names in mmdet.
+    """
+    head = Config.fromfile(ROOT / "configs/segmentation/_base_/mask2former_gcvit-tiny.py").model.decode_head
+    width, position = 32, dict(num_feats=16, normalize=True)
+    head.pop("num_classes")
+    head.update(in_channels=[32, 64, 128, 256], feat_channels=width, out_channels=width, num_queries=20)
+    head.positional_encoding = position
+    head.loss_cls.class_weight = [1.0] * classes + [0.1]
+    encoder, decoder = head.pixel_decoder.encoder, head.transformer_decoder
+    head.pixel_decoder.positional_encoding = position
+    head.pixel_decoder.norm_cfg.num_groups = 8
+    encoder.num_layers, decoder.num_layers = 2, 4
+    for layer in (encoder.layer_cfg, decoder.layer_cfg):
+        for name in ("self_attn_cfg", "cross_attn_cfg", "ffn_cfg"):
+            if name in layer:
+                layer[name].embed_dims = width
+        layer.ffn_cfg.feedforward_channels = 64
+    return head
+
+
+def sharpen(head: nn.Module) -> None:
+    """Spread the scores and masks of a Mask2Former head with its initial weights."""
+    head.cls_embed.weight.data *= 50
+    head.mask_embed[-1].weight.data *= 50
+
+
 def build(model: Any) -> nn.Module:
     """Build a detector with random values everywhere, so that there are many detections."""
     torch.manual_seed(0)

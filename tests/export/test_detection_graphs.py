@@ -167,7 +167,7 @@ def test_onnx_where_nothing_is_found(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mask-rcnn", "retinanet"])
+@pytest.mark.parametrize("name", ALL)
 def test_openvino(onnx_files, name):
     """OpenVINO's reader of ONNX files, in float32."""
     openvino = pytest.importorskip("openvino")

@@ -205,6 +205,16 @@ def test_unsuitable_file(tmp_path: Path, task: str):
         evaluate(model(task, cfg), file)
 
 
+@pytest.mark.parametrize("task", TASKS[1:])
+def test_samples_without_the_name_of_their_file(tmp_path: Path, task: str):
+    cfg = config(task, tmp_path / "data")
+    cfg.val_dataloader.dataset.pipeline[-1].meta_keys = ("img_id", "ori_shape", "img_shape")
+    with pytest.raises(
+        UsageError, match=r"^--verify val: .* no img_path; add 'img_path' to meta_keys of PackDetInputs"
+    ):
+        evaluate(model(task, cfg), exported(tmp_path, task))
+
+
 def test_metrics_that_cannot_be_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from mmgcvit.tasks.classification.metric import TopKAccuracy
 

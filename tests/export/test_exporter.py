@@ -1,6 +1,7 @@
 """Exporting a classifier to a file: arguments, files, descriptions, verification."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,24 @@ def test_a_weight_too_large_for_float16(trained, tmp_path):
     assert not (tmp_path / "out.onnx").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("quantized", [False, True])
+def test_openvino(trained, tmp_path, quantized):
+    pytest.importorskip("onnxscript")
+    ov = pytest.importorskip("openvino")
+    from PIL import Image
+
+    for index in range(4):
+        pixels = np.random.default_rng(index).integers(0, 256, (80, 70, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    done = export(*trained, tmp_path / "out/model.xml", batch=None, int8=[tmp_path] if quantized else None)
+    assert sorted(path.name for path in done.file.parent.iterdir()) == ["model.bin", "model.xml"]
+    kinds = {node.get_type_name() for node in ov.Core().read_model(done.file).get_ops()}
+    assert ("FakeQuantize" in kinds) == quantized
+    found = compare(open_model(*trained, batch=None), done.file)
+    assert 1e-5 < found.score < 0.2 if quantized else found.score < 1e-5
+
+
 def test_a_file_that_differs_is_not_kept(trained, tmp_path):
     pytest.importorskip("onnxscript")
 
@@ -158,7 +177,7 @@ def test_a_file_that_differs_is_not_kept(trained, tmp_path):
         (".", {}, r"suffix ''; allowed"),
         ("model.onnx", dict(batch=0), "--batch 0; allowed"),
         ("model.pt2", dict(half=True), r"--fp16 with a .pt2 file"),
-        ("model.xml", dict(int8=["a.jpg"]), r"--int8 with a .xml file"),
+        ("model.pt2", dict(int8=["a.jpg"]), r"--int8 with a .pt2 file; allowed: .onnx, .xml"),
         ("model.onnx", dict(int8=["a.jpg"], half=True), "--fp16 and --int8"),
         ("model.onnx", dict(int8=["missing.jpg"]), "'missing.jpg': no such image"),
     ],
@@ -220,3 +239,54 @@ def test_command_with_a_wrong_checkpoint(trained, tmp_path, capsys):
     assert main(["export", str(tmp_path / "config.py"), str(tmp_path / "empty.pth"), str(tmp_path / "model.onnx")]) == 1
     assert capsys.readouterr().err.startswith("export: ")
     assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("model.backbone.arch=huge", r"model of the config: cannot be built: .*arch.*huge"),
+        ("model.backbone.type=Missing", r"model of the config: cannot be built: .*Missing is not in the"),
+        ("model.backbone.odd=1", r"model of the config: cannot be built: GCViT: unknown argument odd=1"),
+        ("model.type.name=1", r"--cfg-options {'model.type.name': 1}: do not fit the config: "),
+    ],
+)
+def test_command_with_a_config_that_does_not_build(trained, tmp_path, capsys, option, message):
+    cfg, checkpoint = trained
+    cfg.dump(tmp_path / "config.py")
+    command = ["export", str(tmp_path / "config.py"), checkpoint, str(tmp_path / "model.onnx")]
+    assert main([*command, "--cfg-options", option]) == 1
+    printed = capsys.readouterr().err
+    assert re.match(f"export: {message}", printed)
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model = dict(", "SyntaxError"),
+        ("_base_ = './missing.py'", "missing.py"),
+        ("custom_imports = dict(imports=['no_such_package'], allow_failed_imports=False)", "no_such_package"),
+    ],
+)
+def test_command_with_a_config_that_cannot_be_loaded(trained, tmp_path, capsys, text, message):
+    (tmp_path / "config.py").write_text(text)
+    assert main(["export", str(tmp_path / "config.py"), trained[1], str(tmp_path / "model.onnx")]) == 1
+    printed = capsys.readouterr().err
+    assert re.match(f"export: config '.*config.py': cannot be loaded: .*{message}", printed)
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "base", ["detection/_base_/retinanet_gcvit-nano_fpn.py", "segmentation/_base_/fpn_gcvit-nano.py"]
+)
+def test_detector_or_segmentor_that_does_not_build(tmp_path, base):
+    pytest.importorskip("mmcv._ext")
+    cfg = Config.fromfile(ROOT / "configs" / base)
+    cfg.default_scope = "mmdet" if base.startswith("det") else "mmseg"
+    cfg.model.backbone.arch = "huge"
+    pipeline = [dict(type="LoadImageFromFile"), dict(type=f"Pack{cfg.default_scope[2:].capitalize()}Inputs")]
+    kind = "CocoDataset" if base.startswith("det") else "BaseSegDataset"
+    cfg.test_dataloader = dict(dataset=dict(type=kind, pipeline=pipeline))
+    torch.save(dict(state_dict={}), tmp_path / "last.pth")
+    with pytest.raises(UsageError, match=r"model of the config: cannot be built: .*arch.*huge"):
+        open_model(cfg, str(tmp_path / "last.pth"))

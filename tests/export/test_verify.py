@@ -43,7 +43,7 @@ def test_equal_detections(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda found: found["boxes"].__setitem__((1, 2), 90.5), r"box 0.5 \(allowed: 0.01\)"),
+        (lambda found: found["boxes"].__setitem__((1, 2), 90.5), r"unmatched 0.667 \(allowed: 0.01\)"),
         (lambda found: found["scores"].__setitem__(2, 0.41), "score 0.01"),
         (lambda found: found["scores"].__setitem__(2, np.nan), "score inf"),
         (lambda found: found["labels"].__setitem__(0, 1), "unmatched 0.667"),
@@ -89,6 +89,19 @@ def test_detections_of_lower_precision_may_change(monkeypatch):
     assert (result.detections, result.unmatched, result.box) == (3, 2, 1.0)
     with pytest.raises(ExportError, match=r"unmatched 0.667 \(allowed: 0.05\)"):
         verify.require_equal(result, verify.HALF, "file")
+
+
+@pytest.mark.parametrize("masks", ["box", "image"])
+def test_boxes_around_masks_may_change_by_single_pixels(monkeypatch, masks):
+    reference, found = detections(), detections()
+    for values in (reference, found):
+        values["boxes"][1] += 0 if values is reference else [0, 0, 4, 0]
+        values["masks"] = values["masks"] > 0.5 if values is reference else np.ones((3, 28, 28), np.float32)
+    if masks == "image":
+        found["masks"] = detections()["masks"]
+    info = ModelInfo("detection", ("a", "b"), ((1, 2, 3), (4, 5, 6)), masks=masks)
+    result = compare(monkeypatch, "detection", reference, found, info)
+    assert (result.unmatched, result.box) == ((2, 0) if masks == "image" else (0, 4))
 
 
 def test_label_maps(monkeypatch):

@@ -22,7 +22,7 @@ from mmgcvit.checkpoint.reader import read_checkpoint
 from mmgcvit.datasets.pipelines import loading_arguments
 from mmgcvit.errors import UsageError
 from mmgcvit.export.rules import input_rule
-from mmgcvit.registry import type_name
+from mmgcvit.registry import building, type_name
 from mmgcvit.runtime.drawing import default_palette, draw
 from mmgcvit.runtime.predictions import Classification
 from mmgcvit.runtime.resize import crop_offset, resized_size
@@ -43,7 +43,7 @@ class ClassPredictor:
             ``tile`` and ``ann_file`` do not apply.
 
     Raises:
-        UsageError: an argument does not apply.
+        UsageError: an argument does not apply, or the model cannot be built.
         CheckpointError: the checkpoint cannot be read, does not belong to the model, or has the classes of the config
             in another order.
     """
@@ -63,7 +63,8 @@ class ClassPredictor:
             if given:
                 raise UsageError(f"{flag}: not supported for classifiers; omit it")
         init_default_scope(cfg.get("default_scope", "mmengine"))
-        self.model = MODELS.build(cfg.model)
+        with building("model"):
+            self.model = MODELS.build(cfg.model)
         content = read_checkpoint(resolve_source(checkpoint), "cpu")
         load_complete(self.model, content, checkpoint)
         trained = class_names(content)
