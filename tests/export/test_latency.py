@@ -66,7 +66,8 @@ def test_fixed_batch(tmp_path: Path, images: Path):
         latency.measure([file], [images], "a.py")
 
 
-def test_classifier_in_torch(tmp_path: Path, images: Path):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_classifier_in_torch(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool):
     from mmengine.registry import MODELS
 
     cfg = config(make_tree(tmp_path / "tree"), tmp_path / "work")
@@ -75,8 +76,14 @@ def test_classifier_in_torch(tmp_path: Path, images: Path):
     meta = dict(dataset_meta=dict(classes=("blue", "green", "red")))
     torch.save(dict(state_dict=net.state_dict(), meta=meta), tmp_path / "last.pth")
     file = write_model(tmp_path / "model.onnx", "classification")
-    found = latency.measure([file], [images], str(tmp_path / "config.py"), str(tmp_path / "last.pth"), rounds=1)
-    assert [result.name for result in found] == ["PyTorch", "model.onnx"]
+    blocks: list = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block, dynamic: blocks.append(type(block).__name__))
+    paths = str(tmp_path / "config.py"), str(tmp_path / "last.pth")
+    found = latency.measure([file], [images], *paths, compiled=compiled, rounds=1)
+    names = ["PyTorch", *["PyTorch, compiled blocks"] * compiled, "model.onnx"]
+    assert [result.name for result in found] == names
+    assert blocks == ["Block"] * compiled * sum(len(stage.blocks) for stage in net.backbone.stages)
+    assert all(result.first > 0 for result in found)
     prepare, network, rest = found[0].seconds[0]
     assert min(prepare, network) > 0
     assert 0 <= rest < network
