@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.config import Config
 from PIL import Image
 
 from mmgcvit.apis.config import load_config
 from mmgcvit.apis.inference import load_predictor
 from mmgcvit.apis.tta import use_tta
+from mmgcvit.app.models import AppModel
 from mmgcvit.engine.evaluation import build_loader, image_paths
 from mmgcvit.errors import ExportError, MMGCViTError, UsageError
 from mmgcvit.explain import METHODS, default_methods, find_backbone, make_scene
@@ -31,14 +34,14 @@ TITLES = {
 }
 
 
-class CheckpointModel:
-    """A model from a config and a checkpoint; see :class:`~mmgcvit.app.models.AppModel`.
+class CheckpointModel(AppModel):
+    """A model from a config and a checkpoint.
 
     Tiles and test-time augmentation change the model. Each combination of them is built when it is first used, with the
     same weights in memory.
 
     Args:
-        config: config file.
+        config: config file, or a config.
         checkpoint: file or URL.
         device: 'cpu', 'cuda:0', ...; by default a GPU if there is one.
         tile: side of the tiles.
@@ -47,17 +50,17 @@ class CheckpointModel:
         UsageError: the config or the checkpoint cannot be used.
     """
 
-    def __init__(self, config: str, checkpoint: str, device: str | None, tile: int) -> None:
-        self.config, self.checkpoint, self.device = config, checkpoint, device
-        cfg = load_config(config)
-        self._task, self._plain = load_predictor(cfg, checkpoint, device)
+    def __init__(self, config: str | Config, checkpoint: str, device: str | None = None, tile: int = 640) -> None:
+        self.cfg = config if isinstance(config, Config) else load_config(config)
+        self.checkpoint, self.device = checkpoint, device
+        self._task, self._plain = load_predictor(self.cfg, checkpoint, device)
         self._predictors: dict[tuple[int | None, bool], Predictor] = {(None, False): self._plain}
         trained = self._plain.trained
-        self.name, self.task = Path(config).stem, self._task.name
+        self.name, self.task = Path(self.cfg.filename or "model").stem, self._task.name
         self.classes, self.palette = trained.classes, trained.palette
         is_classifier = self.task == "classification"
-        self.tile: int | None = None if is_classifier else tile
-        self.has_tta = not is_classifier and _has_tta(config)
+        self.tile = None if is_classifier else tile
+        self.has_tta = not is_classifier and _has_tta(self.cfg)
         try:
             find_backbone(trained.model)
             found = default_methods(self._task)
@@ -74,7 +77,7 @@ class CheckpointModel:
 
     def _predictor(self, tile: int | None, tta: bool) -> Predictor:
         if (tile, tta) not in self._predictors:
-            _, predictor = load_predictor(self.config, self.checkpoint, self.device, tta, tile)
+            _, predictor = load_predictor(self.cfg, self.checkpoint, self.device, tta, tile)
             model = predictor.trained.model
             inner = model.module if tta else model
             inner.load_state_dict(self._plain.trained.model.state_dict(), assign=True)
@@ -94,18 +97,17 @@ class CheckpointModel:
 
     def examples(self) -> Sequence[Path]:
         """Return the images of the validation data; none if the config has no such data, or they are not there."""
-        cfg = load_config(self.config)
-        if not cfg.get("val_dataloader"):
+        if not self.cfg.get("val_dataloader"):
             return []
         try:
-            return [path for path in image_paths(build_loader(cfg).dataset) if path.is_file()]
+            return list(image_paths(build_loader(self.cfg).dataset))
         except MMGCViTError:
             return []
 
 
-def _has_tta(config: str) -> bool:
+def _has_tta(cfg: Config) -> bool:
     try:
-        use_tta(load_config(config))
+        use_tta(copy.deepcopy(cfg))
     except UsageError:
         return False
     return True

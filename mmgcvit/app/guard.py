@@ -8,7 +8,8 @@ from typing import Any
 #: Paths of Gradio that the page needs; '*' stands for any end. Others, such as its editor and recorder, are refused.
 PATHS = (
     "/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/assets/*", "/static/*",
-    "/svelte/*", "/gradio_api/startup-events", "/gradio_api/info", "/gradio_api/queue/join", "/gradio_api/queue/data",
+    "/svelte/*", "/gradio_api/startup-events", "/gradio_api/info", "/gradio_api/run/predict", "/gradio_api/queue/join",
+    "/gradio_api/queue/data",
     "/gradio_api/upload", "/gradio_api/upload_progress", "/gradio_api/heartbeat/*", "/gradio_api/file=*",
     "/gradio_api/cancel", "/gradio_api/reset", "/gradio_api/app_id", "/gradio_api/theme.css",
 )  # fmt: skip

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,7 +18,7 @@ from mmgcvit.utils.images import to_display
 from mmgcvit.utils.inputs import Input
 
 
-class AppModel(Protocol):
+class AppModel(ABC):
     """A model with what the page can do with it.
 
     Attributes:
@@ -36,8 +37,9 @@ class AppModel(Protocol):
     palette: Sequence[Colour]
     tile: int | None
     has_tta: bool
-    methods: Mapping[str, str]
+    methods: Mapping[str, str] = {}
 
+    @abstractmethod
     def predict(self, entry: Input, tiles: bool, tta: bool) -> tuple[Any, Prediction]:
         """Predict on an image; returns it as the model loads it, and the prediction.
 
@@ -45,22 +47,25 @@ class AppModel(Protocol):
             UsageError: the image cannot be decoded, or does not suit the model.
         """
 
+    @abstractmethod
     def display(self, image: Any) -> np.ndarray:
         """Return a loaded image to draw on, (H, W, 3) uint8, RGB."""
 
     def examples(self) -> Sequence[Path]:
         """Return images to try."""
+        return []
 
     def explain(self, image: Any, at: tuple[float, float], method: str) -> Image.Image:
         """Make a figure of what the model sees at a pixel (x, y) of a loaded image.
 
         Raises:
-            UsageError: there is nothing to show at this pixel.
+            UsageError: there is nothing to show at this pixel, or the model has no ``methods``.
         """
+        raise UsageError(f"{self.name}: cannot be explained; allowed: a config with a GC ViT, and its checkpoint")
 
 
-class ExportedModel:
-    """A model from a file of tools/export.py, without torch; see :class:`AppModel`.
+class ExportedModel(AppModel):
+    """A model from a file of tools/export.py, without torch; nothing can be explained.
 
     Args:
         file: ONNX or OpenVINO file.
@@ -71,14 +76,13 @@ class ExportedModel:
     """
 
     has_tta = False
-    methods: Mapping[str, str] = {}
 
     def __init__(self, file: str, tile: int) -> None:
         self.predictor = Predictor(file)
         info = self.predictor.info
         self.name, self.task, self.classes, self.palette = Path(file).name, info.task, info.classes, info.palette
         self.tiled = copy.copy(self.predictor)  # with the same session
-        self.tile: int | None = tile
+        self.tile = tile
         try:
             self.tiled.use_tiles(tile)
         except UsageError:
@@ -92,11 +96,3 @@ class ExportedModel:
     def display(self, image: Any) -> np.ndarray:
         """Return a loaded image to draw on."""
         return to_display(image.pixels)
-
-    def examples(self) -> Sequence[Path]:
-        """Return no images: the file has none."""
-        return []
-
-    def explain(self, image: Any, at: tuple[float, float], method: str) -> Image.Image:
-        """Raise a UsageError: an exported file has no attention weights."""
-        raise UsageError("exported files cannot be explained; allowed: a config with its checkpoint")

@@ -84,7 +84,8 @@ def build_page(model: AppModel, folder: Path, examples: Sequence[Path] = (), sco
             gr.Warning("The image is not kept any more: upload it again.")
             return gr.Image(value=None, visible=False)
         try:
-            return gr.Image(actions.explain(model, result, *event.index, method), visible=True)
+            x, y = event.index
+            return gr.Image(actions.explain(model, result, x, y, method), visible=True)
         except Exception as error:
             gr.Warning(_told(error))
             return gr.Image(value=None, visible=False)
@@ -139,7 +140,7 @@ def build_page(model: AppModel, folder: Path, examples: Sequence[Path] = (), sco
         if methods:
             running["show_progress_on"] = [figure]
             result.select(explain, [state, method], figure, **running)
-    page.queue(max_size=WAITING)
+    page.queue(max_size=WAITING, api_open=False)  # nothing passes the queue
     return page
 
 
