@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import signal
 import sys
-import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,12 +79,14 @@ def run(args: argparse.Namespace) -> int:
         return 1
     from mmgcvit.app.page import serve
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that temporary files are removed
     try:
         model = load(args.model, args.checkpoint, args.device, args.tile)
         examples = find_examples(model, args.examples)
         with serve(model, examples, args.score_thr, args.host, args.port) as url:
             print(f"{url}  (stop with Ctrl+C)", flush=True)
-            threading.Event().wait()
+            while True:  # a signal that another thread gets would not end a longer sleep
+                time.sleep(0.5)
     except UsageError as error:
         print(f"app: {error}", file=sys.stderr)
         return 1

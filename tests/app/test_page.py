@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from mmgcvit.utils.inputs import MAX_BYTES
@@ -232,8 +236,6 @@ def test_the_queue_cannot_be_passed(url: str, images: list[Path]):
 
 
 def test_files_are_removed(model, images: list[Path]):
-    import os
-
     from mmgcvit.app.page import serve
 
     with serve(model, images) as url:
@@ -250,3 +252,30 @@ def test_a_port_that_is_not_free(url: str, model):
     port = int(re.search(r":(\d+)", url)[1])
     with pytest.raises(UsageError, match=f"port={port}: cannot be used"), serve(model, port=port):
         pass
+
+
+@pytest.mark.slow
+def test_command(images: list[Path], tmp_path: Path):
+    """The command serves an exported file, and removes its files when it is ended by a signal."""
+    pytest.importorskip("onnxruntime")
+    onnx_models = pytest.importorskip("onnx_models")
+    file = onnx_models.write_model(tmp_path / "detector.onnx")
+    command = [sys.executable, "-m", "mmgcvit", "app", str(file), "--examples", str(images[0].parent)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        address = process.stdout.readline().split()[0]
+        assert "second.jpg" in request(f"{address}config")[1]
+        assert len(list(tmp_path.glob("mmgcvit-app-*"))) == 1
+        process.terminate()
+        assert process.wait(20) == 0
+    assert list(tmp_path.glob("mmgcvit-app-*")) == []
+
+
+def test_errors_of_the_command(capsys: pytest.CaptureFixture, tmp_path: Path):
+    from mmgcvit.__main__ import main
+
+    assert main(["app", str(tmp_path / "none.onnx")]) == 1
+    assert main(["app", "config.py"]) == 1
+    said = capsys.readouterr().err
+    assert "none.onnx" in said
+    assert "app: 'config.py': allowed: a config and a checkpoint, or an exported file" in said
