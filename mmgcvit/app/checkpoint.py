@@ -28,7 +28,7 @@ TITLES = {
     "local": "Local attention of the clicked point",
     "global": "Attention of the global query",
     "gradcam": "Grad-CAM of the prediction",
-    "hirescam": "HiResCAM of the clicked box",
+    "hirescam": "HiResCAM of the clicked box or class",
     "eigencam": "EigenCAM",
     "features": "Features of the stages",
 }

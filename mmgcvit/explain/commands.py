@@ -144,10 +144,10 @@ METHODS: dict[str, Callable[[Scene], Image.Image]] = {
 def default_methods(task: Task) -> list[str]:
     """Return the methods that suit a task; class activation maps only if the grad-cam package is installed.
 
-    HiResCAM for detectors, whose boxes depend on a part of the image; Grad-CAM for the others.
+    Grad-CAM for classifiers; HiResCAM for detectors and segmentors, whose boxes and pixels depend on a part of the image.
     """
     found = importlib.util.find_spec("pytorch_grad_cam") is not None
-    other = "gradcam" if task.name == "detection" else "hirescam"
+    other = "hirescam" if task.name == "classification" else "gradcam"
     return [name for name in METHODS if name != other and (found or name not in CAMS)]
 
 

@@ -17,7 +17,8 @@ from digit_models import CLASSES, CONFIGS, config, write_checkpoint
 from mmengine.registry import MODELS, init_default_scope
 
 from mmgcvit.errors import UsageError
-from mmgcvit.explain import METHODS, explain
+from mmgcvit.explain import METHODS, default_methods, explain
+from mmgcvit.tasks import TASKS
 
 SIZES = {"a.png": (50, 83), "b.jpg": (64, 40)}
 
@@ -116,6 +117,13 @@ def test_other_backbones_are_refused(folder: Path, tmp_path: Path):
     cfg.test_dataloader.dataset.metainfo = dict(classes=CLASSES["segmentation"])
     with pytest.raises(UsageError, match=r"EncoderDecoder: has no GC ViT; allowed: models with a GC ViT"):
         explain(cfg, str(tmp_path / "resnet.pth"), [folder / "images"], tmp_path)
+
+
+def test_default_methods():
+    """Grad-CAM for whole images, HiResCAM for parts of them."""
+    pytest.importorskip("pytorch_grad_cam")
+    defaults = {task.name: set(default_methods(task)) & {"gradcam", "hirescam"} for task in TASKS}
+    assert defaults == {"classification": {"gradcam"}, "segmentation": {"hirescam"}, "detection": {"hirescam"}}
 
 
 def test_equal_names_with_other_suffixes(folder: Path, tmp_path: Path):
