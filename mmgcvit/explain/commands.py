@@ -144,7 +144,7 @@ METHODS: dict[str, Callable[[Scene], Image.Image]] = {
 def default_methods(task: Task) -> list[str]:
     """Return the methods that suit a task; class activation maps only if the grad-cam package is installed.
 
-    Grad-CAM for classifiers; HiResCAM for detectors and segmentors, whose boxes and pixels depend on a part of the image.
+    Grad-CAM for classifiers; HiResCAM for detectors and segmentors, as boxes and pixels depend on a part of the image.
     """
     found = importlib.util.find_spec("pytorch_grad_cam") is not None
     other = "hirescam" if task.name == "classification" else "gradcam"
