@@ -29,12 +29,19 @@ def main(argv: list[str] | None = None) -> int:
     params = commands.add_parser("params", help="list the parameter groups of a config's optimizer")
     params.add_argument("config", help="config file, or e.g. mmgcvit::detection/... for a config of the package")
     exporter = commands.add_parser("export", help="export a trained model to ONNX, OpenVINO or torch.export")
+    app = commands.add_parser("app", help="serve a web page to try a model")
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["export"]:  # its arguments need mmengine
         with _imports("export", "mmgcvit.export", "backbone,export"):
             from mmgcvit.export.commands import add_arguments, run
 
         add_arguments(exporter)
+        return run(parser.parse_args(argv))
+    if argv[:1] == ["app"]:  # its arguments need numpy and Pillow
+        with _imports("app", "mmgcvit.app", "app"):
+            from mmgcvit.app.commands import add_arguments, run
+
+        add_arguments(app)
         return run(parser.parse_args(argv))
     args = parser.parse_args(argv)
 

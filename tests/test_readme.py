@@ -155,8 +155,8 @@ def test_options_exist(page: Path):
     text = page.read_text().replace("\\\n", " ").replace("\n    [", " [")
     for tool, rest in re.findall(r"(?:python )?(tools/\w+\.(?:py|sh)) ([^`\n#]*)", text):
         source = (ROOT / tool).read_text() + common
-        if "mmgcvit.export.commands" in source:  # `mmgcvit export` has the same options
-            source += (ROOT / "mmgcvit/export/commands.py").read_text()
+        for part in re.findall(r"from mmgcvit\.(\w+)\.commands import main", source):  # also commands of `mmgcvit`
+            source += (ROOT / f"mmgcvit/{part}/commands.py").read_text()
         for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", rest):
             assert f'"{option}"' in source or "train.py" in source, f"{tool} {option}"
 

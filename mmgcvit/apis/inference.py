@@ -18,7 +18,7 @@ from mmgcvit.apis.config import load_config
 from mmgcvit.apis.tta import use_tta
 from mmgcvit.errors import CheckpointError, ClassificationDataError, CorruptImageError, UsageError
 from mmgcvit.registry import rename_old_types
-from mmgcvit.tasks import Predictor, task_of
+from mmgcvit.tasks import Predictor, Task, task_of
 from mmgcvit.tasks.sources import Film, Source, frames, read, write_image
 from mmgcvit.utils.files import require_file
 from mmgcvit.utils.inputs import Input, check_options, list_inputs
@@ -102,15 +102,7 @@ def predict(
     entries, skipped = list_inputs(inputs, out_dir)
     for words in skipped:
         print_log(words, logger="current", level=logging.WARNING)
-    cfg = rename_old_types(copy.deepcopy(config)) if isinstance(config, Config) else load_config(config)
-    task = task_of(cfg)
-    if tta:
-        use_tta(cfg)
-    options = dict(device=device, tta=tta, tile=tile, overlap=overlap, batch_size=batch_size, ann_file=ann_file)
-    try:
-        model = task.predictor(cfg, checkpoint, **options)
-    except (CheckpointError, ClassificationDataError) as error:
-        raise UsageError(str(error) if checkpoint in str(error) else f"checkpoint {checkpoint!r}: {error}") from error
+    _, model = load_predictor(config, checkpoint, device, tta, tile, overlap, batch_size, ann_file)
     model.validate_inputs(entries)
     folder = Path(out_dir)
     try:
@@ -131,6 +123,40 @@ def predict(
         more += f"the results of the others are in {run.summary.file}" if done else "there are no results"
         raise UsageError("\n".join(run.failures) + (more if done or len(entries) > 1 else ""))
     return run.summary
+
+
+def load_predictor(
+    config: str | Path | Config,
+    checkpoint: str,
+    device: str | None = None,
+    tta: bool = False,
+    tile: int | None = None,
+    overlap: float = 0.25,
+    batch_size: int = 1,
+    ann_file: str | None = None,
+) -> tuple[Task, Predictor]:
+    """Build the model of a config with its weights.
+
+    Args:
+        config, checkpoint, device, tta, tile, overlap, batch_size, ann_file: see :func:`predict`.
+
+    Returns:
+        The task, and the model.
+
+    Raises:
+        UsageError: the config, the checkpoint or an option cannot be used.
+    """
+    require_file("checkpoint", checkpoint)
+    check_options(batch_size, tile, overlap)
+    cfg = rename_old_types(copy.deepcopy(config)) if isinstance(config, Config) else load_config(config)
+    task = task_of(cfg)
+    if tta:
+        use_tta(cfg)
+    options = dict(device=device, tta=tta, tile=tile, overlap=overlap, batch_size=batch_size, ann_file=ann_file)
+    try:
+        return task, task.predictor(cfg, checkpoint, **options)
+    except (CheckpointError, ClassificationDataError) as error:
+        raise UsageError(str(error) if checkpoint in str(error) else f"checkpoint {checkpoint!r}: {error}") from error
 
 
 class _Run:

@@ -10,6 +10,7 @@ from mmengine.config import Config
 
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
+from mmgcvit.utils.text import describe
 
 #: By the name of a tracker: mmengine's backend, the module that it imports, and the packages to install.
 TRACKERS = {
@@ -36,7 +37,9 @@ def use_tracker(cfg: Config, name: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        raise UsageError(f"--track {name} needs a package that cannot be imported: pip install {package}") from error
+        raise UsageError(
+            f"--track {name} needs a package that cannot be imported: {describe(error)}; pip install {package}"
+        ) from error
     visualizer = dict(cfg.get("visualizer") or dict(type="Visualizer"))
     backends = list(visualizer.get("vis_backends") or [dict(type="LocalVisBackend")])
     if backend not in map(type_name, backends):

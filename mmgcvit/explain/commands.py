@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
@@ -13,17 +12,15 @@ import numpy as np
 from mmengine.config import Config
 from PIL import Image
 
-from mmgcvit.apis.config import load_config
+from mmgcvit.apis.inference import load_predictor
 from mmgcvit.backbone import GCViT
-from mmgcvit.errors import CheckpointError, ClassificationDataError, ExportError, UsageError
+from mmgcvit.errors import ExportError, UsageError
 from mmgcvit.explain.attention import AttentionMap, attention_maps, check_index, find_backbone
 from mmgcvit.explain.drawing import Canvas, sheet
 from mmgcvit.explain.maps import CAMS, cam, feature_maps, main_stage, pca_colours, stage_with_places
-from mmgcvit.registry import rename_old_types
 from mmgcvit.runtime.results import write_drawing
-from mmgcvit.tasks import task_of
 from mmgcvit.tasks.base import NetworkInput, Predictor, Task
-from mmgcvit.tasks.sources import read
+from mmgcvit.tasks.sources import Source, read
 from mmgcvit.utils.files import require_file
 from mmgcvit.utils.inputs import Input, list_inputs
 
@@ -147,11 +144,35 @@ METHODS: dict[str, Callable[[Scene], Image.Image]] = {
 def default_methods(task: Task) -> list[str]:
     """Return the methods that suit a task; class activation maps only if the grad-cam package is installed.
 
-    HiResCAM for detectors, whose boxes depend on a part of the image; Grad-CAM for the others.
+    Grad-CAM for classifiers; HiResCAM for detectors and segmentors, as boxes and pixels depend on a part of the image.
     """
     found = importlib.util.find_spec("pytorch_grad_cam") is not None
-    other = "gradcam" if task.name == "detection" else "hirescam"
+    other = "hirescam" if task.name == "classification" else "gradcam"
     return [name for name in METHODS if name != other and (found or name not in CAMS)]
+
+
+def make_scene(
+    task: Task, model: Predictor, source: Source, at: Point | None = None, stage: int | None = None
+) -> Scene:
+    """Return what the :data:`METHODS` make a figure of.
+
+    Args:
+        task: task of the model.
+        model: a predictor of one view, whose model has a GC ViT.
+        source: the image.
+        at, stage: see :func:`explain`.
+
+    Raises:
+        UsageError: the point is outside of the image, or the model has no GC ViT.
+        ExportError: the test pipeline changes images in a way that cannot be traced back.
+    """
+    height, width = source.pixels.shape[:2]
+    if at is not None and not (0 <= at[0] < width and 0 <= at[1] < height):
+        allowed = f"x from 0 to {width - 1}, y from 0 to {height - 1}"
+        raise UsageError(f"input {source.name!r}: x={at[0]:g}, y={at[1]:g}; allowed: {allowed}")
+    backbone = find_backbone(model.trained.model.eval())
+    place = model.network_input(source)
+    return Scene(task, model, backbone, place, Canvas(source.display, place), at, stage)
 
 
 def explain(
@@ -192,14 +213,9 @@ def explain(
         raise UsageError(f"method={unknown[0]!r}; allowed: {', '.join(METHODS)}")
     require_file("checkpoint", checkpoint)
     entries, _ = list_inputs(inputs, out_dir, videos=False)
-    cfg = rename_old_types(copy.deepcopy(config)) if isinstance(config, Config) else load_config(config)
-    task = task_of(cfg)
+    task, model = load_predictor(config, checkpoint, device)
     chosen = list(dict.fromkeys(methods or default_methods(task)))
-    try:
-        model = task.predictor(cfg, checkpoint, device=device)
-    except (CheckpointError, ClassificationDataError) as error:
-        raise UsageError(str(error) if checkpoint in str(error) else f"checkpoint {checkpoint!r}: {error}") from error
-    backbone = find_backbone(model.trained.model.eval())
+    backbone = find_backbone(model.trained.model)
     if stage is not None:
         check_index("stage", stage, len(backbone.stages))
     folder, names = Path(out_dir), _file_names(entries)
@@ -208,13 +224,7 @@ def explain(
     failures: list[str] = []
     for entry in entries:
         try:
-            source = read(entry, model.reader)
-            height, width = source.pixels.shape[:2]
-            if at is not None and not (0 <= at[0] < width and 0 <= at[1] < height):
-                allowed = f"x from 0 to {width - 1}, y from 0 to {height - 1}"
-                raise UsageError(f"input {str(entry.path)!r}: x={at[0]:g}, y={at[1]:g}; allowed: {allowed}")
-            place = model.network_input(source)
-            scene = Scene(task, model, backbone, place, Canvas(source.display, place), at, stage)
+            scene = make_scene(task, model, read(entry, model.reader), at, stage)
         except (UsageError, ExportError) as error:
             failures.append(str(error))
             continue

@@ -56,19 +56,33 @@ class Predictor:
         overlap: float = 0.25,
     ) -> None:
         check_options(batch_size, tile, overlap)
+        self.file = file
         self.session = open_session(file, threads)
         self.info = info = self.session.info
-        fixed, *sides = info.shape
+        fixed = info.shape[0]
         if fixed is not None and batch_size > fixed:
             raise UsageError(f"batch_size={batch_size}; allowed by {file}: {fixed}, which it was exported with")
+        self.batch_size = fixed or batch_size
+        self.load = Loader(info)
+        self.use_tiles(tile, overlap)
+
+    def use_tiles(self, tile: int | None, overlap: float = 0.25) -> None:
+        """Cut larger images into tiles from now on; None for whole images.
+
+        Args:
+            tile, overlap: see above.
+
+        Raises:
+            UsageError: the model cannot be run on these tiles.
+        """
+        check_options(self.batch_size, tile, overlap)
+        info, file, sides = self.info, self.file, self.info.shape[1:]
         if tile is not None and info.task == "classification":
             raise UsageError(f"tile={tile}: not supported for classifiers; omit it")
         cut = info.task == "segmentation" or info.resize.kind == "none"  # tiles are not resized
         if tile is not None and cut and any(side and tile > side for side in sides):
             raise UsageError(f"tile={tile}; allowed by {file}: at most {min(side for side in sides if side)} pixels")
-        self.batch_size = fixed or batch_size
         self.tile, self.step = tile, tile_step(tile, overlap) if tile else 0
-        self.load = Loader(info)
 
     def __call__(self, images: Any) -> list[Any]:
         """Predict on images.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmgcvit.datasets.problems import Problem
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import UsageError
+from mmgcvit.runtime.predictions import Prediction
 from mmgcvit.tasks.sources import Reader, Source
 from mmgcvit.utils.inputs import Input
 
@@ -95,6 +96,9 @@ class Predictor(Protocol):
 
     def network_input(self, source: Source) -> NetworkInput:
         """Return an image as the network gets it, resized and normalized as in a test."""
+
+    def prediction(self, source: Source, found: Any) -> Prediction:
+        """Convert a prediction on an image to the form that exported models have, too."""
 
     def draw(self, source: Source, found: Any, score_thr: float) -> np.ndarray:
         """Return the image (H, W, 3), RGB, with a prediction drawn on it."""

@@ -54,6 +54,9 @@ def detections(name: str, size: Sequence[int], classes: Sequence[str], instances
     labels = _array(instances.labels).astype(np.int64)
     scores = _array(instances.scores).astype(np.float32) if "scores" in instances else np.ones(len(labels), np.float32)
     regions = [_region(mask) for mask in _masks(instances.masks)] if "masks" in instances else None
+    for i, region in enumerate(regions or ()):
+        if boxes[i, 2] <= boxes[i, 0] or boxes[i, 3] <= boxes[i, 1]:  # a detector without boxes, such as SOLO
+            boxes[i] = region.box()
     return Detections(name, height, width, tuple(classes), boxes, scores, labels, regions)
 
 

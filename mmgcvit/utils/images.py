@@ -25,6 +25,9 @@ OTHER_IMAGES = (
     ".hdr", ".dcm", ".tga", ".ico", ".npy", ".npz", ".mat", ".nii",
 )  # fmt: skip
 
+#: Formats, by Pillow's names, of images that strangers may send: the decoders of these check what they read.
+UPLOADS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "AVIF", "PPM")
+
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # Pillow's modes with one value of more than 8 bits per pixel
 ALPHA = ("LA", "PA", "La", "RGBA", "RGBa")  # Pillow's modes with an alpha channel
 PPM = re.compile(rb"P[56](?:\s|#.*\n)+\d+(?:\s|#.*\n)+\d+(?:\s|#.*\n)+(\d+)\s")  # group 1: the highest value

@@ -8,10 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from PIL import Image
+
 from mmgcvit.errors import UsageError
-from mmgcvit.utils.images import IMAGES, is_image
+from mmgcvit.utils.images import IMAGES, UPLOADS, any_image_size, is_image
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+#: Limits on an image that strangers may send: bytes of the file, and pixels of the decoded image.
+MAX_BYTES, MAX_PIXELS = 32 * 2**20, 25_000_000
 DRAWINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")  # suffixes that OpenCV writes
 
 
@@ -112,6 +116,33 @@ def _walk(folder: Path, without: Sequence[Path], skipped: list[str]) -> Iterator
                 skipped.append(f"{path}: skipped: {kind}")
             elif suffix or is_image(path):
                 yield path
+
+
+def check_upload(path: Path, name: str, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> None:
+    """Check an image that a stranger has sent, by its header: nothing is decoded.
+
+    Args:
+        path: the file.
+        name: its name in messages, which do not tell where it is.
+        max_bytes: largest size of the file.
+        max_pixels: largest size of the image.
+
+    Raises:
+        UsageError: it is too large, or no image of an allowed format.
+    """
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise UsageError(f"{name!r}: {size / 2**20:.1f} MiB; allowed: at most {max_bytes / 2**20:g} MiB")
+    try:
+        with any_image_size(), Image.open(path, formats=UPLOADS) as image:
+            width, height = image.size
+    except Exception as error:  # Pillow's plugins raise many types of errors
+        raise UsageError(f"{name!r}: not an image; allowed: {', '.join(UPLOADS)}") from error
+    if width * height > max_pixels:
+        allowed = f"at most {max_pixels / 1e6:g} million pixels"
+        raise UsageError(
+            f"{name!r}: {width} x {height} = {width * height / 1e6:.1f} million pixels; allowed: {allowed}"
+        )
 
 
 def check_options(batch_size: int, tile: int | None, overlap: float) -> None:

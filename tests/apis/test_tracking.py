@@ -61,6 +61,15 @@ def test_mlflow_gets_losses_and_metrics(tmp_path: Path, monkeypatch: pytest.Monk
     assert {path.name for path in tmp_path.iterdir()} == {"tree", "work"}
 
 
+def test_wandb_works_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    cfg = config(make_tree(tmp_path / "tree"), tmp_path / "work", epochs=1, workers=0)
+    apis.train(cfg, track="wandb")
+    (file,) = tmp_path.glob("work/*/vis_data/wandb/offline-run-*/*.wandb")
+    assert all(name in file.read_bytes() for name in (b"loss", b"lr", b"accuracy/top1"))
+
+
 def test_mlflow_server_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", object())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:1")

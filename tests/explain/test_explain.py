@@ -7,35 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, randomise
 from PIL import Image
 
 pytest.importorskip("mmcv._ext")
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
-from mmengine.config import Config
+from digit_models import CLASSES, CONFIGS, config, write_checkpoint
 from mmengine.registry import MODELS, init_default_scope
 
 from mmgcvit.errors import UsageError
-from mmgcvit.explain import METHODS, explain
+from mmgcvit.explain import METHODS, default_methods, explain
+from mmgcvit.tasks import TASKS
 
 SIZES = {"a.png": (50, 83), "b.jpg": (64, 40)}
-CONFIGS = {
-    "detection": ROOT / "configs/detection/mask-rcnn_gcvit-nano_fpn_digits.py",
-    "segmentation": ROOT / "configs/segmentation/gcvit-nano_fpn_digits-160x160.py",
-    "classification": ROOT / "configs/classification/gcvit-nano_digits.py",
-}
-CLASSES = {"detection": list("0123456789"), "segmentation": ["background", *"0123456789"]}
-
-
-def config(task: str) -> Config:
-    cfg = Config.fromfile(CONFIGS[task])
-    if task == "detection":
-        cfg.model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=4)
-    if task == "classification":
-        cfg.test_dataloader.dataset.pipeline[1].crop_pct = 0.8
-    return cfg
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +33,7 @@ def folder(tmp_path_factory) -> Path:
         (folder / "images").mkdir(exist_ok=True)
         image.save(folder / "images" / name)
     for task in CONFIGS:
-        torch.manual_seed(0)
-        cfg = config(task)
-        init_default_scope(cfg.get("default_scope", "mmengine"))
-        model = MODELS.build(cfg.model)
-        model = randomise(model) if task == "classification" else model
-        meta = dict(dataset_meta=dict(classes=CLASSES.get(task, CLASSES["detection"])))
-        torch.save(dict(state_dict=model.state_dict(), meta=meta), folder / f"{task}.pth")
+        write_checkpoint(task, folder / f"{task}.pth")
     return folder
 
 
@@ -138,6 +117,13 @@ def test_other_backbones_are_refused(folder: Path, tmp_path: Path):
     cfg.test_dataloader.dataset.metainfo = dict(classes=CLASSES["segmentation"])
     with pytest.raises(UsageError, match=r"EncoderDecoder: has no GC ViT; allowed: models with a GC ViT"):
         explain(cfg, str(tmp_path / "resnet.pth"), [folder / "images"], tmp_path)
+
+
+def test_default_methods():
+    """Grad-CAM for whole images, HiResCAM for parts of them."""
+    pytest.importorskip("pytorch_grad_cam")
+    defaults = {task.name: set(default_methods(task)) & {"gradcam", "hirescam"} for task in TASKS}
+    assert defaults == {"classification": {"gradcam"}, "segmentation": {"hirescam"}, "detection": {"hirescam"}}
 
 
 def test_equal_names_with_other_suffixes(folder: Path, tmp_path: Path):

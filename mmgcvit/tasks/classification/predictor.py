@@ -117,12 +117,15 @@ class ClassPredictor:
         inputs = batch["inputs"]
         return NetworkInput(inputs, tuple(inputs.shape[2:]), (width / size[1], height / size[0]), (-left, -top))
 
-    def draw(self, source: Source, found: list[tuple[str, float]], score_thr: float) -> np.ndarray:
-        """Write the most probable classes below the image (RGB)."""
+    def prediction(self, source: Source, found: list[tuple[str, float]]) -> Classification:
+        """Convert the most probable classes of an image."""
         names, values = zip(*found, strict=True)
         height, width = source.pixels.shape[:2]
-        shown = Classification(source.name, height, width, names, np.array(values, np.float32))
-        return np.asarray(draw(source.display, shown, ()))
+        return Classification(source.name, height, width, names, np.array(values, np.float32))
+
+    def draw(self, source: Source, found: list[tuple[str, float]], score_thr: float) -> np.ndarray:
+        """Write the most probable classes below the image (RGB)."""
+        return np.asarray(draw(source.display, self.prediction(source, found), ()))
 
     def keep(self, source: Source, found: list[tuple[str, float]], _: Path) -> int:
         """Add the classes to the results; returns 0, as there are no objects."""

@@ -15,6 +15,7 @@ from torch import nn
 from mmgcvit.checkpoint.loading import through_reader
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.runtime.drawing import draw
+from mmgcvit.runtime.predictions import Detections
 from mmgcvit.runtime.results import coco_result, numbered_categories, write_coco
 from mmgcvit.tasks.base import NetworkInput, TrainedModel
 from mmgcvit.tasks.detection.coco import image_file_name, read_lists
@@ -134,10 +135,13 @@ class Detector:
         """Return an image as the network gets it."""
         return network_input(self.inferencer, source.pixels)
 
+    def prediction(self, source: Source, instances: Any) -> Detections:
+        """Convert the instances of an image."""
+        return detections(source.name, source.pixels.shape, self.classes, instances)
+
     def draw(self, source: Source, instances: Any, score_thr: float) -> np.ndarray:
         """Draw the instances with at least this score on the image (RGB)."""
-        shown = instances[instances.scores >= score_thr]
-        found = detections(source.name, source.pixels.shape, self.classes, shown)
+        found = self.prediction(source, instances[instances.scores >= score_thr])
         return np.asarray(draw(source.display, found, self.palette, score_thr))
 
     def keep(self, source: Source, instances: Any, _: Path) -> int:

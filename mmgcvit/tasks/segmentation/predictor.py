@@ -106,10 +106,14 @@ class Segmentor:
         """Return an image as the network gets it."""
         return network_input(self.inferencer, source.pixels)
 
+    def prediction(self, source: Source, labels: np.ndarray) -> Segmentation:
+        """Convert the label map of an image."""
+        height, width = labels.shape
+        return Segmentation(source.name, height, width, self.classes, labels)
+
     def draw(self, source: Source, labels: np.ndarray, _: float) -> np.ndarray:
         """Draw the label map on the image (RGB), with a legend of the classes."""
-        height, width = labels.shape
-        found = Segmentation(source.name, height, width, self.classes, labels)
+        found = self.prediction(source, labels)
         return np.asarray(draw(source.display, found, self.palette, is_frame=source.frame is not None))
 
     def keep(self, source: Source, labels: np.ndarray, folder: Path) -> int:

@@ -1,0 +1,8 @@
+"""A web page to try a model: python tools/app.py CONFIG CHECKPOINT, or FILE.onnx"""
+
+import sys
+
+from mmgcvit.app.commands import main
+
+if __name__ == "__main__":
+    sys.exit(main())
