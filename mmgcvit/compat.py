@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import copy
 import pickle
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from mmengine.optim.scheduler import param_scheduler
+from mmengine.runner import CheckpointLoader, checkpoint
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils import _python_dispatch, _pytree
@@ -136,6 +139,29 @@ def softmax_backward(gradient: Tensor, output: Tensor) -> Tensor:
 
 #: The pure-Python unpickler: its ``dispatch`` table and ``stack`` let a subclass check every step before executing it.
 PythonUnpickler: Any = vars(pickle)["_Unpickler"]
+
+
+def zip_directory_size(file: BinaryIO) -> int:
+    """Bytes of the directory at the end of a zip file, which ``zipfile.ZipFile`` reads into memory.
+
+    Raises:
+        zipfile.BadZipFile: it is not a zip file.
+    """
+    end = vars(zipfile)["_EndRecData"](file)
+    if not end:
+        raise zipfile.BadZipFile("File is not a zip file")
+    return int(end[5])
+
+
+def checkpoint_loaders() -> dict[str, Callable[..., Any]]:
+    """The loaders that are registered with mmengine's CheckpointLoader, by prefix of the names."""
+    return dict(CheckpointLoader._schemes)
+
+
+def mmengine_home() -> Path:
+    """Folder of files that belong to mmengine's ``open-mmlab://`` names."""
+    return Path(checkpoint._get_mmengine_home())
+
 
 StateDictHook = Callable[..., None]
 

@@ -18,7 +18,7 @@ from mmgcvit.apis.checkpoints import newest_checkpoint
 from mmgcvit.apis.launch import build_runner
 from mmgcvit.apis.tracking import use_tracker
 from mmgcvit.apis.tta import use_tta
-from mmgcvit.checkpoint.loading import through_reader
+from mmgcvit.checkpoint.sources import through_reader
 from mmgcvit.datasets.consistency import check_config
 from mmgcvit.datasets.pipelines import use_checked_loading
 from mmgcvit.datasets.problems import data_sets, refuse

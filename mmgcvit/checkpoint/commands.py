@@ -15,8 +15,8 @@ from torch import Tensor
 from mmgcvit.backbone import GCViT
 from mmgcvit.checkpoint.fit import InferredArch, LoadReport, group_by_part, match_state_dict
 from mmgcvit.checkpoint.layouts import WRITABLE, Converted, export_state_dict, split_state_dict, unwrap_checkpoint
-from mmgcvit.checkpoint.loading import resolve_source
 from mmgcvit.checkpoint.reader import read_checkpoint
+from mmgcvit.checkpoint.sources import resolve_source
 from mmgcvit.checkpoint.weights import LICENCE, WEIGHTS
 from mmgcvit.errors import CheckpointError
 from mmgcvit.utils import file_sha256, summarize

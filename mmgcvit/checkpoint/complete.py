@@ -119,7 +119,7 @@ def compare_weights(model: nn.Module, checkpoint: Mapping[str, Any]) -> Comparis
         trained = name in parameters or name.endswith(STATISTICS)
         if id(value) in shared:
             result.loaded.append(name)
-            if trained and name in found and not found[name].isfinite().all():
+            if trained and name in found and not found[name].to(value.dtype).isfinite().all():
                 result.invalid.append(name)
         elif name not in result.reshaped and not name.endswith("num_batches_tracked"):
             needed = trained and not name.startswith(TRAINING_PARTS)

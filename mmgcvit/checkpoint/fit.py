@@ -231,7 +231,7 @@ def match_state_dict(
             tensor, sparse or without values; NaN or infinite values.
     """
     file = dict(converted.backbone)
-    _check_values(file, source, check_values, backbone.stem.conv.weight.is_meta)
+    _check_values(file, source, check_values, backbone.stem.conv.weight)
     inferred = InferredArch.of(file)
     report = LoadReport(source, converted.layout, inferred.archs)
     wanted = backbone.state_dict(keep_vars=True)
@@ -352,7 +352,7 @@ def _may_stay(name: str, backbone: GCViT) -> bool:
     return index >= len(stages) or (stage[2] is not None and stages[index].query is None)
 
 
-def _check_values(tensors: Mapping[str, Tensor], source: str, finite: bool, may_be_meta: bool) -> None:
+def _check_values(tensors: Mapping[str, Tensor], source: str, finite: bool, own: Tensor) -> None:
     tensors = {name: value for name, value in tensors.items() if is_ours(name)}
     others = [f"{name} {value.dtype}" for name, value in tensors.items() if value.dtype not in _FLOATS]
     if others:
@@ -362,12 +362,18 @@ def _check_values(tensors: Mapping[str, Tensor], source: str, finite: bool, may_
     odd = [
         name
         for name, value in tensors.items()
-        if value.layout != torch.strided or value.is_nested or (value.is_meta and not may_be_meta)
+        if value.layout != torch.strided or value.is_nested or (value.is_meta and not own.is_meta)
     ]
     if odd:
         raise CheckpointError(f"{_of(source)}tensors that are sparse, nested or without values: {summarize(odd)}")
     if finite:
-        bad = [name for name, value in tensors.items() if not value.is_meta and not torch.isfinite(value).all()]
+        # as the model will have them: numbers of float64 may be infinite in float32
+        bad = [
+            name
+            for name, value in tensors.items()
+            if not value.is_meta
+            and not torch.isfinite(value if value.dtype == own.dtype else value.to(own.dtype)).all()
+        ]
         if bad:
             raise CheckpointError(f"{_of(source)}NaN or infinite numbers in {len(bad)} tensors: {summarize(bad)}")
 

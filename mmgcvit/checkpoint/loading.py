@@ -1,7 +1,6 @@
 """Loading of weights into models: :func:`load_pretrained`, ``init_cfg``, ``load_from`` and ``load_state_dict``.
 
-Importing this module registers :func:`load_pretrained` and :func:`prepare_state_dict` with the backbone, and the names
-of the published weights with mmengine's ``CheckpointLoader``.
+Importing this module registers :func:`load_pretrained` and :func:`prepare_state_dict` with the backbone.
 """
 
 from __future__ import annotations
@@ -14,20 +13,16 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmgcvit.backbone.gcvit import GCViT
 from mmgcvit.backbone.pretrained_init import register_checkpoint_support
 from mmgcvit.checkpoint.fit import LoadReport, is_unbuilt, match_state_dict
 from mmgcvit.checkpoint.layouts import find_network, is_ours, split_state_dict, unwrap_checkpoint
-from mmgcvit.checkpoint.reader import read_checkpoint
-from mmgcvit.checkpoint.weights import fetch
+from mmgcvit.checkpoint.reader import read_checkpoint, trust_checkpoints
+from mmgcvit.checkpoint.sources import resolve_source
 from mmgcvit.compat import add_load_state_dict_pre_hook
 from mmgcvit.errors import CheckpointError
-
-SCHEMES = ("gcvit://", "timm://")
-READER = "mmgcvit-reader://"  # prefix of file names that mmengine reads with the package's own reader
 
 
 def load_pretrained(
@@ -38,6 +33,7 @@ def load_pretrained(
     map_location: str | torch.device = "cpu",
     prefix: str | None = None,
     partial: bool = False,
+    trust_checkpoint: bool = False,
 ) -> LoadReport:
     """Load published or custom weights into a GC ViT, or into a model that contains one.
 
@@ -53,6 +49,7 @@ def load_pretrained(
         map_location: device to read the file to; the parameters of the model stay on their device.
         prefix: prefix of the network in a file that contains several, e.g. 'student'.
         partial: accept a file with only some of the network's tensors; the others keep their values.
+        trust_checkpoint: unpickle a file that the safe reader refuses. **It can run any code.**
 
     Returns:
         A report of what was loaded, resized, adapted and left out; it is also logged.
@@ -69,7 +66,8 @@ def load_pretrained(
     name = "" if isinstance(source, Mapping) else str(source)
     if prefix and not prefix.endswith((".", "/")):
         prefix += "."
-    checkpoint = source if isinstance(source, Mapping) else read_checkpoint(resolve_source(name), map_location)
+    with trust_checkpoints(trust_checkpoint):
+        checkpoint = source if isinstance(source, Mapping) else read_checkpoint(resolve_source(name), map_location)
     try:
         converted = split_state_dict(unwrap_checkpoint(checkpoint, ema), prefix, also=_own_names(backbones[0]))
     except CheckpointError as error:
@@ -83,27 +81,6 @@ def load_pretrained(
             parameters[key].copy_(value)
     _log(report)
     return report
-
-
-def resolve_source(source: str) -> Path:
-    """Return the local path of a checkpoint given as a path, a URL or a published name; the latter two are fetched.
-
-    Raises:
-        CheckpointError: the name is unknown, or the file cannot be fetched.
-    """
-    if source.startswith((*SCHEMES, "http://", "https://")):
-        return fetch(source)
-    return Path(source)
-
-
-def through_reader(source: str) -> str:
-    """Name by which mmengine reads a file, a URL or a published name with the package's own reader.
-
-    Names with a scheme of mmengine's (``open-mmlab://``, ``s3://``, ...) are returned unchanged.
-    """
-    if "://" in source and not source.startswith((*SCHEMES, "http://", "https://")):
-        return source
-    return READER + source
 
 
 def prepare_state_dict(backbone: GCViT, state_dict: MutableMapping[str, Tensor], prefix: str, log: bool = True) -> None:
@@ -270,27 +247,7 @@ def _move(
             state_dict[f"{prefix}{head_name}.{name}"] = value
 
 
-def register() -> None:
-    """Register with the backbone, and register the published names with mmengine's ``CheckpointLoader``."""
-    register_checkpoint_support(load_pretrained, prepare_state_dict)
-    for scheme in SCHEMES:
-        CheckpointLoader.register_scheme(
-            prefixes=scheme,
-            force=True,
-            loader=lambda filename, map_location=None: read_checkpoint(fetch(filename), map_location or "cpu"),
-        )
-    CheckpointLoader.register_scheme(prefixes=READER, force=True, loader=load_from_mmgcvit_reader)
-
-
-def load_from_mmgcvit_reader(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Read a checkpoint for mmengine with the package's reader; the weights are under ``state_dict``."""
-    found = read_checkpoint(resolve_source(filename.removeprefix(READER)), map_location or "cpu")
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        return dict(found)
-    return {"state_dict": unwrap_checkpoint(found)}
-
-
-register()
+register_checkpoint_support(load_pretrained, prepare_state_dict)
 
 # Former names, kept for one release
 locate = resolve_source

@@ -7,9 +7,8 @@ from __future__ import annotations
 import logging
 import math
 import random
-import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,9 @@ from mmgcvit.checkpoint.complete import (
     compare_weights,
     require_complete,
 )
-from mmgcvit.checkpoint.loading import READER, sharded_part
+from mmgcvit.checkpoint.loading import sharded_part
+from mmgcvit.checkpoint.reader import read_checkpoint
+from mmgcvit.checkpoint.sources import READER
 from mmgcvit.datasets.problems import inner_datasets
 from mmgcvit.engine.loops import ResumableTrainLoop
 from mmgcvit.errors import CheckpointError, InvalidLossError
@@ -121,14 +122,16 @@ class InvalidLossHook(Hook):
 
 
 def _last_good_checkpoint(folder: Path) -> str | None:
+    """The newest file of a run with finite weights; files that cannot be read or are no checkpoints do not count."""
     for path in sorted(folder.glob("*.pth"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if not zipfile.is_zipfile(path):
+        try:
+            checkpoint = read_checkpoint(path, trust=False)
+        except (CheckpointError, OSError):
             continue
-        # trusted, as this run has written it
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-        if "optimizer" not in checkpoint:  # exported weights
-            continue
-        if all(value.isfinite().all() for value in checkpoint["state_dict"].values() if value.is_floating_point()):
+        if "optimizer" not in checkpoint or not isinstance(weights := checkpoint.get("state_dict"), Mapping):
+            continue  # exported weights
+        tensors = [value for value in weights.values() if isinstance(value, torch.Tensor)]
+        if tensors and all(value.isfinite().all() for value in tensors if value.is_floating_point()):
             return str(path)
     return None
 

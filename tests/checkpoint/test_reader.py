@@ -64,7 +64,7 @@ def test_settings_beside_the_weights_are_read(files):
     found = read_checkpoint(files["nvidia"])
     assert found["epoch"] == 310
     assert found["args"].state["lr"] == 0.005
-    assert type(found["args"]).__name__ == "_Holder"
+    assert type(found["args"]).__name__ == "Holder"
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -193,7 +193,7 @@ def test_file_cannot_modify_what_it_names(tmp_path: Path, name: str):
 def test_file_cannot_allocate_more_than_its_size(tmp_path: Path):
     holder = b"cargparse\nNamespace\n)\x810"
     array = b"cnumpy\nndarray\n(J\x00\xe1\xf5\x05t\x85R."
-    with pytest.raises(CheckpointError, match=r"a ndarray of arbitrary size.*refused"):
+    with pytest.raises(CheckpointError, match=r"a call of numpy.ndarray.*refused"):
         read_checkpoint(write_pickle(tmp_path / "array.pth", b"\x80\x02" + holder + array))
     with pytest.raises(CheckpointError, match=r"builtins.range.*refused"):
         read_checkpoint(write_pickle(tmp_path / "range.pth", b"\x80\x02" + holder + b"cbuiltins\nrange\n(K\x05tR."))
@@ -212,10 +212,3 @@ def test_numpy_values_beside_the_weights_are_read(tmp_path: Path):
     found = read_checkpoint(tmp_path / "a.pth")
     assert found["mean"].tolist() == [0, 1, 2, 3, 4]
     assert found["best"] == 3.5
-
-
-def test_environment_forbids_the_second_reader(files, monkeypatch):
-    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
-    with pytest.raises(CheckpointError, match="TORCH_FORCE_WEIGHTS_ONLY_LOAD forbids any other"):
-        read_checkpoint(files["nvidia"])
-    read_checkpoint(files["mmgcvit"])

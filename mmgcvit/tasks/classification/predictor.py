@@ -17,8 +17,8 @@ from PIL import Image
 from timm.data import ImageNetInfo
 
 from mmgcvit.checkpoint.complete import class_names, compare_classes, load_complete
-from mmgcvit.checkpoint.loading import resolve_source
 from mmgcvit.checkpoint.reader import read_checkpoint
+from mmgcvit.checkpoint.sources import resolve_source
 from mmgcvit.datasets.pipelines import loading_arguments
 from mmgcvit.errors import UsageError
 from mmgcvit.export.rules import input_rule

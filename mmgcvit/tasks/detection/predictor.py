@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmgcvit.checkpoint.loading import through_reader
+from mmgcvit.checkpoint.sources import through_reader
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.runtime.drawing import draw
 from mmgcvit.runtime.predictions import Detections

@@ -11,7 +11,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from mmgcvit.checkpoint.loading import through_reader
+from mmgcvit.checkpoint.sources import through_reader
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
 from mmgcvit.runtime.drawing import Colour, draw
