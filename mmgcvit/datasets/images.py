@@ -64,11 +64,11 @@ def decode_with_pillow(content: bytes, color_type: str) -> np.ndarray | None:
     Returns:
         An array (H, W) or (H, W, C) uint8 with channels in the order BGR or BGRA; None for images of more than 8 bits.
     """
-    with any_image_size(), Image.open(io.BytesIO(content)) as image:
-        if image.mode in DEEP:
+    with any_image_size(), Image.open(io.BytesIO(content)) as opened:
+        if opened.mode in DEEP:
             return None
-        if not color_type.endswith("ignore_orientation"):
-            image = ImageOps.exif_transpose(image)
+        upright = not color_type.endswith("ignore_orientation")
+        image: Image.Image = ImageOps.exif_transpose(opened) if upright else opened
         grey = image.mode in ("1", "L") and color_type == "unchanged"
         if grey or color_type.startswith("grayscale"):
             return np.array(image.convert("L"))
@@ -141,7 +141,11 @@ def describe_losses(content: bytes, loaded: np.ndarray, raw: np.ndarray | None, 
     try:
         with any_image_size(), Image.open(io.BytesIO(content)) as image:
             channels = 1 if loaded.ndim == 2 else loaded.shape[2]
-            if channels in (1, 3) and has_alpha(image) and image.convert("RGBA").getextrema()[3] != (255, 255):
+            if (
+                channels in (1, 3)
+                and has_alpha(image)
+                and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
+            ):
                 found.append(("transparency ignored", "its alpha channel is dropped"))
             if image.mode in ("P", "PA"):
                 found.append(("palette image", f"its colours are loaded, as {channels} channels"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 
@@ -128,7 +128,8 @@ def bits_per_value(content: bytes) -> int:
     if content[:4] in (b"II*\0", b"MM\0*"):
         try:
             with any_image_size(), Image.open(io.BytesIO(content)) as image:
-                return max(image.tag_v2.get(258, (8,)))  # BitsPerSample of a TIFF
+                tags: Mapping[int, tuple[int, ...]] = getattr(image, "tag_v2", {})  # of a TIFF only
+                return max(tags.get(258, (8,)))  # BitsPerSample
         except Exception:  # a kind of TIFF that Pillow does not know
             return 8
     header = PPM.match(content)

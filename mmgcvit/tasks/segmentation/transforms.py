@@ -60,7 +60,7 @@ def _require_8_bits(path: str) -> None:
         with any_image_size(), Image.open(path) as image:  # reads the header only
             if image.mode not in DEEP:
                 return
-            low, high = image.getextrema()
+            low, high = np.asarray(image.getextrema()).tolist()
     except OSError:  # a remote file, or none of Pillow's
         return
     if low < 0 or high > IGNORED:
