@@ -4,6 +4,8 @@ import argparse
 import sys
 
 from mmgcvit import apis
+from mmgcvit.checkpoint import trust_checkpoints
+from mmgcvit.utils.arguments import add_trust_argument
 
 
 def main() -> None:
@@ -40,22 +42,24 @@ def main() -> None:
         "--ann-file", help="COCO file that provides the image and category ids for a detector's predictions"
     )
     parser.add_argument("--no-draw", action="store_true", help="write the predictions only")
+    add_trust_argument(parser)
     args = parser.parse_args()
     try:
-        found = apis.predict(
-            args.config,
-            args.checkpoint,
-            args.inputs,
-            args.out_dir,
-            args.device,
-            args.score_thr,
-            args.batch_size,
-            args.tta,
-            args.tile,
-            args.overlap,
-            args.ann_file,
-            not args.no_draw,
-        )
+        with trust_checkpoints(args.trust_checkpoint):
+            found = apis.predict(
+                args.config,
+                args.checkpoint,
+                args.inputs,
+                args.out_dir,
+                args.device,
+                args.score_thr,
+                args.batch_size,
+                args.tta,
+                args.tile,
+                args.overlap,
+                args.ann_file,
+                not args.no_draw,
+            )
     except apis.UsageError as error:
         sys.exit(f"image_demo: {error}")
     counts = [f"{count} {word}" for count, word in ((found.images, "images"), (found.frames, "frames")) if count]

@@ -14,10 +14,12 @@ from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
+from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.errors import MMGCViTError, UsageError
 from mmgcvit.export.exporter import Exportable, export
 from mmgcvit.export.formats import SUFFIXES
 from mmgcvit.runtime.metadata import ModelInfo
+from mmgcvit.utils.arguments import add_trust_argument
 from mmgcvit.utils.text import wide_console
 
 DATA_IMAGES = 4  # images of the test data that a file is compared on, unless others are given
@@ -54,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, default={}, help="override values of the config: key=value"
     )
+    add_trust_argument(parser)
 
 
 def _batch(text: str) -> int | None:
@@ -71,18 +74,19 @@ def run(args: argparse.Namespace) -> int:
     try:
         verification = Verification(args.verify, args.fp16, bool(args.int8), console)
         verification.validate(Path(args.out))
-        done = export(
-            args.config,
-            args.checkpoint,
-            args.out,
-            tuple(args.shape) if args.shape else None,
-            args.dynamic,
-            args.batch,
-            args.fp16,
-            args.int8,
-            verification,
-            args.cfg_options,
-        )
+        with trust_checkpoints(args.trust_checkpoint):
+            done = export(
+                args.config,
+                args.checkpoint,
+                args.out,
+                tuple(args.shape) if args.shape else None,
+                args.dynamic,
+                args.batch,
+                args.fp16,
+                args.int8,
+                verification,
+                args.cfg_options,
+            )
     except MMGCViTError as error:
         print(f"export: {error}", file=sys.stderr)
         return 1
