@@ -64,7 +64,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follow redirects to URLs that could be given, too; from https to https only."""
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
     ) -> urllib.request.Request | None:
         """Check the new URL."""
         check_url(newurl)
