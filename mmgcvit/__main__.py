@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+from mmgcvit.utils.arguments import add_trust_argument
 from mmgcvit.utils.text import describe
 from mmgcvit.version import __version__
 
@@ -26,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     fetch.add_argument("name", help="a name from the list, or a URL")
     inspect = actions.add_parser("inspect", help="show the contents of a checkpoint, and which tensors would be loaded")
     inspect.add_argument("file", help="file, URL, or a name from the list")
+    add_trust_argument(inspect)
     params = commands.add_parser("params", help="list the parameter groups of a config's optimizer")
     params.add_argument("config", help="config file, or e.g. mmgcvit::detection/... for a config of the package")
     exporter = commands.add_parser("export", help="export a trained model to ONNX, OpenVINO or torch.export")
@@ -81,14 +83,15 @@ def _weights(args: argparse.Namespace) -> int:
     from mmgcvit.errors import CheckpointError
 
     with _imports("weights", "mmgcvit.checkpoint", "backbone"):
-        from mmgcvit.checkpoint import commands
+        from mmgcvit.checkpoint import commands, trust_checkpoints
         from mmgcvit.checkpoint.weights import fetch
 
     try:
         if args.action == "list":
             commands.print_weights()
         else:
-            print(fetch(args.name) if args.action == "fetch" else commands.inspect(args.file))
+            with trust_checkpoints(args.action == "inspect" and args.trust_checkpoint):
+                print(fetch(args.name) if args.action == "fetch" else commands.inspect(args.file))
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

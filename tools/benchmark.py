@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mmgcvit import benchmark
 from mmgcvit.errors import BenchmarkError
+from mmgcvit.utils.arguments import add_trust_argument
 
 
 def shape(text: str) -> tuple[int, int]:
@@ -27,15 +28,17 @@ def measure_files(args: argparse.Namespace) -> None:
     """Measure exported files and print a table."""
     from rich.console import Console
 
+    from mmgcvit.checkpoint import trust_checkpoints
     from mmgcvit.errors import MMGCViTError
     from mmgcvit.export import latency
 
     if not args.images:
         sys.exit("benchmark: --export without --images; allowed: with images or folders")
     try:
-        results = latency.measure(
-            args.export, args.images, args.config, args.checkpoint, args.compile, args.rounds, args.threads
-        )
+        with trust_checkpoints(args.trust_checkpoint):
+            results = latency.measure(
+                args.export, args.images, args.config, args.checkpoint, args.compile, args.rounds, args.threads
+            )
     except MMGCViTError as error:
         sys.exit(f"benchmark: {error}")
     Console().print(latency.table(results))
@@ -74,6 +77,7 @@ def main() -> None:
     files.add_argument("--images", nargs="+", help="images or folders")
     files.add_argument("--config", help="config of their model, to measure it in PyTorch, too")
     files.add_argument("--checkpoint", help="its checkpoint")
+    add_trust_argument(parser)
     args = parser.parse_args()
     if args.export:
         measure_files(args)

@@ -6,9 +6,11 @@ python tools/convert_checkpoint.py SRC DST [--to mmgcvit|nvidia|timm] [--ema] [-
 import argparse
 import sys
 
+from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.checkpoint.commands import convert_file
 from mmgcvit.checkpoint.layouts import WRITABLE
 from mmgcvit.errors import CheckpointError
+from mmgcvit.utils.arguments import add_trust_argument
 
 
 def main() -> int:
@@ -20,9 +22,11 @@ def main() -> int:
     parser.add_argument("--ema", action="store_true", help="convert the averaged (EMA) weights")
     parser.add_argument("--hash", action="store_true", help="append the first 8 digits of the SHA-256 to the file name")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
+    add_trust_argument(parser)
     args = parser.parse_args()
     try:
-        path, report = convert_file(args.source, args.target, args.to, args.ema, args.hash, args.force)
+        with trust_checkpoints(args.trust_checkpoint):
+            path, report = convert_file(args.source, args.target, args.to, args.ema, args.hash, args.force)
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -4,7 +4,9 @@ import argparse
 import sys
 
 from mmgcvit import apis
+from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.explain import CAMS, METHODS, explain
+from mmgcvit.utils.arguments import add_trust_argument
 
 
 def main() -> None:
@@ -34,10 +36,11 @@ def main() -> None:
         help="pixel whose attention, box or class is shown (default: the centre, the best box, the largest class)",
     )
     parser.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU if there is one)")
+    add_trust_argument(parser)
     args = parser.parse_args()
     at = None if args.at is None else (args.at[0], args.at[1])
     try:
-        with apis.short_output():
+        with apis.short_output(), trust_checkpoints(args.trust_checkpoint):
             files = explain(
                 args.config, args.checkpoint, args.inputs, args.out_dir, args.method, args.stage, at, args.device
             )

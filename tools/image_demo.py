@@ -4,6 +4,8 @@ import argparse
 import sys
 
 from mmgcvit import apis
+from mmgcvit.checkpoint import trust_checkpoints
+from mmgcvit.utils.arguments import add_trust_argument
 
 
 def main() -> None:
@@ -40,9 +42,10 @@ def main() -> None:
         "--ann-file", help="COCO file that provides the image and category ids for a detector's predictions"
     )
     parser.add_argument("--no-draw", action="store_true", help="write the predictions only")
+    add_trust_argument(parser)
     args = parser.parse_args()
     try:
-        with apis.short_output():
+        with apis.short_output(), trust_checkpoints(args.trust_checkpoint):
             found = apis.predict(
                 args.config,
                 args.checkpoint,

@@ -4,7 +4,9 @@ import argparse
 import sys
 
 from mmgcvit import apis
+from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.report.make import make_report
+from mmgcvit.utils.arguments import add_trust_argument
 
 
 def main() -> None:
@@ -14,9 +16,10 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="checkpoint to evaluate (default: the best one, else the last one)")
     parser.add_argument("--out", help="file to write (default: report.html in the folder of the run)")
     parser.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU if there is one)")
+    add_trust_argument(parser)
     args = parser.parse_args()
     try:
-        with apis.short_output():
+        with apis.short_output(), trust_checkpoints(args.trust_checkpoint):
             file = make_report(args.work_dir, args.checkpoint, args.out, args.device)
     except apis.UsageError as error:
         sys.exit(f"report: {error}")

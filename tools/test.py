@@ -4,6 +4,8 @@ import argparse
 import sys
 
 from mmgcvit import apis
+from mmgcvit.checkpoint import trust_checkpoints
+from mmgcvit.utils.arguments import add_trust_argument
 
 
 def main() -> None:
@@ -15,9 +17,10 @@ def main() -> None:
     parser.add_argument("--tta", action="store_true", help="merge predictions of several scales and mirrored images")
     parser.add_argument("--out", metavar="FILE.csv", help="write a table of a classifier's predictions")
     parser.add_argument("--verbose", action="store_true", help="show everything that is written to the log file")
+    add_trust_argument(parser)
     args = parser.parse_args()
     try:
-        with apis.short_output(args.verbose):
+        with apis.short_output(args.verbose), trust_checkpoints(args.trust_checkpoint):
             apis.test(apis.config_from_arguments(args), args.checkpoint, args.show_dir, args.tta, args.out)
     except apis.UsageError as error:
         sys.exit(f"test: {error}")

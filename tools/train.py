@@ -8,7 +8,9 @@ from mmengine.dist import is_main_process
 
 from mmgcvit import apis
 from mmgcvit.apis.tracking import TRACKERS
+from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.report.make import report_after_training
+from mmgcvit.utils.arguments import add_trust_argument
 
 
 def main() -> None:
@@ -45,10 +47,11 @@ def main() -> None:
     parser.add_argument("--track", choices=tuple(TRACKERS), help="send the logged values to an experiment tracker, too")
     parser.add_argument("--no-report", action="store_true", help="write no report.html at the end of the run")
     parser.add_argument("--verbose", action="store_true", help="show everything that is written to the log file")
+    add_trust_argument(parser)
     args = parser.parse_args()
     scale = args.auto_scale_lr or None  # None: scale only with one process
     try:
-        with apis.short_output(args.verbose):
+        with apis.short_output(args.verbose), trust_checkpoints(args.trust_checkpoint):
             cfg = apis.config_from_arguments(args)
             cfg.command = shlex.join(["python", *sys.argv])  # for the report
             apis.train(cfg, args.resume, args.amp, scale, args.corrupt, args.track)

@@ -20,7 +20,7 @@ from mmgcvit.checkpoint.sources import resolve_source
 from mmgcvit.checkpoint.weights import LICENCE, WEIGHTS
 from mmgcvit.errors import CheckpointError
 from mmgcvit.utils import file_sha256, summarize
-from mmgcvit.utils.text import wide_console
+from mmgcvit.utils.text import printable, wide_console
 
 SUFFIXES = (".pth", ".safetensors")
 _EMA = ("state_dict_ema", "ema_state_dict", "model_ema")
@@ -81,7 +81,8 @@ def inspect(source: str) -> str:
     }  # fmt: skip
     width = max(map(len, rows))
     lines = [f"{key:<{width}}  {value}" for key, value in rows.items()]
-    return "\n".join([*lines, "", "into a GCViT with these dimensions and all maps:", *str(report).splitlines()[1:]])
+    lines += ["", "into a GCViT with these dimensions and all maps:", *str(report).splitlines()[1:]]
+    return printable("\n".join(lines))
 
 
 def convert_file(

@@ -1,14 +1,11 @@
-"""Table of published weights (names, URLs, evaluation settings), and a downloader that verifies and resumes."""
+"""Table of published weights (names, URLs, evaluation settings), and a cache of fetched files that are verified."""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
+import re
 import shutil
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,18 +14,16 @@ from urllib.parse import urlparse
 
 import torch
 from filelock import FileLock
-from rich.progress import Progress
 
 from mmgcvit.backbone.arch import ARCHS
+from mmgcvit.checkpoint.download import MIRROR, check_url, download
 from mmgcvit.checkpoint.reader import read_checkpoint
 from mmgcvit.errors import CheckpointError
 from mmgcvit.utils import atomic_path, file_sha256
 
 LICENCE = "CC BY-NC-SA 4.0"  # also applies to conversions of the authors' files
-MIRROR = "MMGCVIT_MIRROR"
 _HUB = "https://huggingface.co/nvidia/GCViT/resolve/main/"
 _TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-weights-morevit/"
-TRIES, TIMEOUT, CHUNK = 5, 30, 1 << 20  # attempts, seconds without a response, bytes
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,7 @@ def fetch(source: str) -> Path:
     is compared with the published one, or with the one recorded at the first download.
 
     Args:
-        source: a name in :data:`WEIGHTS`, or a URL (http, https).
+        source: a name in :data:`WEIGHTS`, or a URL (https; http from this machine, or with ``MMGCVIT_ALLOW_HTTP=1``).
 
     Returns:
         Path in :func:`cache_dir`.
@@ -123,6 +118,7 @@ def fetch(source: str) -> Path:
             the file differs from the expected one.
     """
     if source.startswith(("http://", "https://")):
+        check_url(source)
         url, sha256 = source, ""
         # files with the same name at different URLs are different files
         place = hashlib.sha256(source.encode()).hexdigest()[:8]
@@ -133,10 +129,10 @@ def fetch(source: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         record = target.with_name(target.name + ".sha256")
-        known = record.read_text().split()[0] if record.is_file() else sha256
+        known = _recorded(record) or sha256
         if not target.is_file():
             part = target.with_name(target.name + ".part")
-            _copy(Path(url), part) if "://" not in url else _download(url, part)
+            _copy(Path(url), part) if "://" not in url else download(url, part)
             try:
                 read_checkpoint(part)
             except CheckpointError as error:  # a truncated file, a web page, a Git LFS pointer
@@ -149,15 +145,28 @@ def fetch(source: str) -> Path:
                     f"{url}: not the expected file: its SHA-256 is {found}, not {known}...; "
                     f"removed. (The SHA-256 of the first download is recorded in {record})"
                 )
-            with atomic_path(record) as unfinished:
-                unfinished.write_text(f"{found}  {target.name}\n")
+            _write_record(record, found, target)
             part.replace(target)
-        elif known and not (found := file_sha256(target)).startswith(known):
+        elif not (found := file_sha256(target)).startswith(known):
             raise CheckpointError(
                 f"{target} has changed since it was fetched: its SHA-256 is {found}, not {known}; "
                 "remove it to download it again"
             )
+        elif not _recorded(record):  # lost or damaged
+            read_checkpoint(target)
+            _write_record(record, found, target)
     return target
+
+
+def _recorded(record: Path) -> str:
+    """SHA-256 in the record of a fetched file; '' if there is none, or if it is empty or torn."""
+    words = record.read_bytes().split() if record.is_file() else []
+    return words[0].decode() if words and re.fullmatch(rb"[0-9a-f]{64}", words[0]) else ""
+
+
+def _write_record(record: Path, digest: str, target: Path) -> None:
+    with atomic_path(record) as unfinished:
+        unfinished.write_text(f"{digest}  {target.name}\n")
 
 
 def mirrored(url: str) -> str:
@@ -175,62 +184,6 @@ def _copy(source: Path, part: Path) -> None:
     if not source.is_file():
         raise CheckpointError(f"{MIRROR}: {source}: no such file")
     shutil.copyfile(source, part)
-
-
-def _download(url: str, part: Path) -> None:
-    """Download ``url`` to ``part``; resume a partial file, and retry if the connection breaks."""
-    for attempt in range(TRIES):
-        try:
-            return _transfer(url, part)
-        except CheckpointError:
-            raise
-        except urllib.error.HTTPError as error:
-            if error.code == 416:  # the partial file is longer than the server's
-                part.unlink(missing_ok=True)
-            elif error.code < 500 and error.code not in (408, 429):
-                raise CheckpointError(
-                    f"{url}: the server responds with {error.code} {error.reason}; "
-                    f"set {MIRROR} (a URL or folder) to fetch it from elsewhere"
-                ) from error
-            reason: Exception = error
-        except http.client.InvalidURL as error:
-            raise CheckpointError(f"{url}: not a URL: {error}") from error
-        # no connection, a broken or stalled connection, or an invalid response
-        except (OSError, EOFError, ValueError, http.client.HTTPException) as error:
-            reason = error
-        if attempt < TRIES - 1:
-            time.sleep(min(2**attempt / 4, 4))
-    raise CheckpointError(
-        f"{url}: {TRIES} attempts failed, the last with {type(reason).__name__}: {reason}; "
-        "the next call resumes the download"
-    ) from reason
-
-
-def _transfer(url: str, part: Path) -> None:
-    # Record the URL and ETag of the partial download: it resumes only if both are unchanged.
-    origin = part.with_name(part.name + ".from")
-    tag = origin.read_text().removeprefix(f"{url}\n") if origin.is_file() else ""
-    have = part.stat().st_size if part.is_file() and tag and tag != origin.read_text() else 0
-    headers = {"User-Agent": "mmgcvit"} | ({"Range": f"bytes={have}-", "If-Range": tag} if have else {})
-    request = urllib.request.Request(url, headers=headers)
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-        resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if answer.headers.get_content_type() == "text/html":
-            raise CheckpointError(f"{url}: the server sends a web page, not a checkpoint")
-        length = answer.headers.get("Content-Length")
-        total = None if length is None else int(length) + (have if resumed else 0)
-        done = have if resumed else 0
-        if not resumed:
-            origin.write_text(f"{url}\n{answer.headers.get('ETag') or answer.headers.get('Last-Modified') or ''}")
-        with part.open("ab" if resumed else "wb") as file, Progress(transient=True) as progress:
-            task = progress.add_task(url.rsplit("/", 1)[-1], total=total, completed=done)
-            while block := answer.read1(CHUNK):
-                file.write(block)
-                done += len(block)
-                progress.update(task, completed=done)
-        if total is not None and done != total:
-            raise EOFError(f"the connection ended after {done:,} of {total:,} bytes")
-    origin.unlink()
 
 
 # Former names, kept for one release

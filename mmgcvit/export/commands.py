@@ -14,11 +14,13 @@ from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
+from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.engine.progress import short_output
 from mmgcvit.errors import MMGCViTError, UsageError
 from mmgcvit.export.exporter import Exportable, export
 from mmgcvit.export.formats import SUFFIXES
 from mmgcvit.runtime.metadata import ModelInfo
+from mmgcvit.utils.arguments import add_trust_argument
 from mmgcvit.utils.text import wide_console
 
 DATA_IMAGES = 4  # images of the test data that a file is compared on, unless others are given
@@ -58,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, default={}, help="override values of the config: key=value"
     )
+    add_trust_argument(parser)
 
 
 def _batch(text: str) -> int | None:
@@ -73,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     console = wide_console()
     try:
-        with short_output():
+        with short_output(), trust_checkpoints(args.trust_checkpoint):
             verification = Verification(args.verify, args.fp16, bool(args.int8), console)
             verification.validate(Path(args.out))
             done = export(

@@ -17,7 +17,7 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 
 from mmgcvit import GCViT
 from mmgcvit.backbone import ARCHS
-from mmgcvit.checkpoint import CheckpointError, weights
+from mmgcvit.checkpoint import CheckpointError, download
 from mmgcvit.checkpoint.weights import WEIGHTS, Weights, cache_dir, fetch
 
 NAME = "gcvit://tiny_in1k"
@@ -103,7 +103,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(files, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(weights.time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.01))
+    monkeypatch.setattr(download.time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.01))
                         if threading.current_thread() is threading.main_thread() else sleep(seconds))  # fmt: skip
     with Server(files["nvidia"].read_bytes()) as found:
         monkeypatch.setenv("MMGCVIT_MIRROR", found.url + "/")
@@ -191,7 +191,7 @@ def test_slow_server(server):
 
 
 def test_stalled_server(server, monkeypatch):
-    monkeypatch.setattr(weights, "TIMEOUT", 0.3)
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
     server.faults = ["silent"]
     assert fetch(NAME).read_bytes() == server.content
     assert server.requests[-1] == "bytes=10-"
