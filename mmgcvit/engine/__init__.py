@@ -4,6 +4,7 @@ from mmgcvit.engine.hooks import CorruptImageHook, InvalidLossHook, LoadedWeight
 from mmgcvit.engine.loops import EMAValLoop, ResumableTrainLoop
 from mmgcvit.engine.sharding import FSDPAmpOptimWrapper, FSDPOptimWrapper
 from mmgcvit.engine.single_device import revert_sync_bn, scale_single_device_lr
+from mmgcvit.engine.stopping import StopHook
 from mmgcvit.errors import InvalidLossError
 from mmgcvit.tasks.classification.hook import ClassificationHook
 
@@ -21,6 +22,7 @@ __all__ = [
     "LoadedWeightsHook",
     "ReproducibleHook",
     "ResumableTrainLoop",
+    "StopHook",
     "revert_sync_bn",
     "scale_single_device_lr",
 ]
