@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import gc
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +17,7 @@ from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from mmgcvit.apis.checkpoints import newest_checkpoint
+from mmgcvit.apis.checkpoints import checkpoint_to_resume, require_whole
 from mmgcvit.apis.launch import build_runner
 from mmgcvit.apis.lock import lock_work_dir
 from mmgcvit.apis.tracking import use_tracker
@@ -45,6 +47,7 @@ AMP = ("fp16", "bf16")
 FLOAT32 = {"AmpOptimWrapper": "OptimWrapper", "FSDPAmpOptimWrapper": "mmgcvit.FSDPOptimWrapper"}
 MIXED = {"OptimWrapper": "AmpOptimWrapper", "FSDPOptimWrapper": "mmgcvit.FSDPAmpOptimWrapper"}
 CORRUPT = ("stop", "skip")
+DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 #: Errors about what the user gave, which are shown without a traceback.
 USERS_ERRORS = (AnnotationError, CheckpointError, ClassificationDataError, CorruptImageError, UsageError)
 
@@ -68,8 +71,8 @@ def train(
 
     Args:
         cfg: from :func:`~mmgcvit.apis.load_config`. It is not changed; the runner has its own copy.
-        resume: True or 'auto': resumes from the newest intact checkpoint in the work directory, if there is one; files
-            truncated by a killed run are skipped. A file or URL: resumes from that checkpoint.
+        resume: True or 'auto': resumes from the newest intact checkpoint in the work directory, if there is one;
+            damaged ones are named in warnings. A file or URL: resumes from that checkpoint.
         amp: mixed precision: 'fp16' (or True) with a dynamic loss scale and, unless the config clips gradients,
             clipping at a norm of 35; or 'bf16'. (A config that enables mixed precision itself runs in float32 on a
             CPU.)
@@ -111,6 +114,13 @@ def train(
         error = stop
     except USERS_ERRORS as failed:
         raise UsageError(worker_message(failed)) from failed
+    except OSError as failed:
+        if failed.errno not in DISK_FULL:
+            raise
+        raise UsageError(
+            f"{failed.filename or cfg.work_dir}: cannot be written: {failed.strerror}; "
+            f"{shutil.disk_usage(cfg.work_dir).free:,} bytes are free on the disk. Make room, and go on with --resume"
+        ) from failed
     # The traceback refers to the data loaders, whose workers end with them.
     error.__traceback__ = error.__context__ = None
     gc.collect()
@@ -119,9 +129,9 @@ def train(
 
 def _train(cfg: Config, resume: str | bool, corrupt: str | None) -> Runner:
     if resume:
-        checkpoint = newest_checkpoint(cfg.work_dir) if resume in (True, "auto") else str(resume)
+        checkpoint = checkpoint_to_resume(cfg.work_dir) if resume in (True, "auto") else require_whole(str(resume))
         if checkpoint is not None:
-            cfg.resume, cfg.load_from = True, require_file("checkpoint to resume from", checkpoint)
+            cfg.resume, cfg.load_from = True, checkpoint
         else:
             print_log(f"--resume: no checkpoint in {cfg.work_dir}; starting from scratch", level=logging.WARNING)
     elif cfg.get("load_from") and not cfg.get("resume"):
@@ -131,7 +141,7 @@ def _train(cfg: Config, resume: str | bool, corrupt: str | None) -> Runner:
     _warn(fit_warmups(cfg))
     _check_data(cfg, "train", "val")
     configured = {type_name(hook) for hook in cfg.get("custom_hooks") or ()}
-    ours = ["InvalidLossHook", "CorruptImageHook", "StopHook"]
+    ours = ["InvalidLossHook", "CorruptImageHook", "RunRecordHook", "StopHook"]
     if cfg.get("randomness", {}).get("deterministic"):
         ours.append("ReproducibleHook")
     if cfg.get("resume"):
@@ -140,6 +150,7 @@ def _train(cfg: Config, resume: str | bool, corrupt: str | None) -> Runner:
     added.append(dict(type="mmgcvit.LoadedWeightsHook", complete=bool(cfg.get("resume"))))
     cfg.custom_hooks = [*(cfg.get("custom_hooks") or ()), *added]
     _use_resumable_loop(cfg)
+    _use_safe_checkpoints(cfg)
     runner = build_runner(cfg)
     revert_sync_bn(runner)
     require_used_maps(getattr(runner, "model", None))  # FlexibleRunner builds it later
@@ -154,6 +165,15 @@ def _use_resumable_loop(cfg: Config) -> None:
     if type_name(loop) == "EpochBasedTrainLoop" or (loop.get("by_epoch") and "type" not in loop):
         loop.pop("by_epoch", None)
         loop.update(type="mmgcvit.ResumableTrainLoop", same_length=False)
+
+
+def _use_safe_checkpoints(cfg: Config) -> None:
+    """Let mmengine's CheckpointHook keep the last good checkpoint until the next one is whole."""
+    hooks = cfg.get("default_hooks") or {}
+    hook = hooks.setdefault("checkpoint", dict(type="CheckpointHook", interval=1))  # mmengine's default
+    if hook and type_name(hook) == "CheckpointHook":
+        hook["type"] = "mmgcvit.SafeCheckpointHook"
+    cfg.default_hooks = hooks
 
 
 def test(

@@ -17,6 +17,7 @@ from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmgcvit.engine.loops import ResumableTrainLoop
+from mmgcvit.engine.saving import STOPPED
 from mmgcvit.errors import RunStopped
 from mmgcvit.registry import HOOKS
 from mmgcvit.utils.files import atomic_path
@@ -24,7 +25,6 @@ from mmgcvit.utils.files import atomic_path
 #: Signals that stop a run: Ctrl-C, the end of a job, and Slurm's notice before it (``--signal=USR1@120``).
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 PATIENCE = 20.0  # seconds; an iteration that takes longer is not waited for
-STOPPED = "stopped_ckpt"  # key in the message hub: checkpoint of a stopped run
 
 _received: list[int] = []  # the first signal, once it has come
 _watching = False  # whether signals are received

@@ -57,4 +57,4 @@ def guard_workers(runner: Runner) -> None:
             loader.worker_init_fn = GuardedWorker(loader.worker_init_fn)
         return loader
 
-    runner.build_dataloader = build_guarded  # type: ignore[method-assign]
+    runner.build_dataloader = build_guarded
