@@ -253,6 +253,7 @@ def forward_mask_head(roi_head: Any, *args: Any) -> Any:
 
 #: Private methods and attributes of other libraries, by class, that the package overrides or sets in subclasses.
 OVERRIDDEN = {
+    "mmengine.hooks.CheckpointHook": ("_save_best_checkpoint", "_save_checkpoint_with_step"),
     "mmengine.infer.BaseInferencer": ("_init_model", "_load_weights_to_model"),
     "mmengine.optim.AmpOptimWrapper": ("_clip_grad",),
     "mmengine.optim.DefaultOptimWrapperConstructor": ("_validate_cfg",),

@@ -46,5 +46,23 @@ class InvalidLossError(MMGCViTError, RuntimeError):
     """The training loss is NaN or infinite."""
 
 
+class RunStopped(MMGCViTError, RuntimeError):
+    """A run was stopped by a signal.
+
+    Args:
+        message: where the run was stopped, and how to go on.
+        number: the signal.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+    @property
+    def exit_status(self) -> int:
+        """Exit status of a process that a signal has stopped, as shells report it."""
+        return 128 + self.number
+
+
 class BenchmarkError(MMGCViTError):
     """A measurement cannot be taken as requested."""

@@ -57,6 +57,9 @@ def main() -> None:
             apis.train(cfg, args.resume, args.amp, scale, args.corrupt, args.track)
             if not args.no_report:
                 report_after_training(cfg.work_dir)
+    except apis.RunStopped as stop:
+        print(f"train: {stop}", file=sys.stderr)
+        sys.exit(stop.exit_status)
     except apis.UsageError as error:
         sys.exit(f"train: {error}")
     if is_main_process():

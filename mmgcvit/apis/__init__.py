@@ -7,8 +7,8 @@ from mmgcvit.apis.runs import test, train
 from mmgcvit.apis.summary import end_of_run
 from mmgcvit.apis.tta import use_tta
 from mmgcvit.engine.progress import short_output
-from mmgcvit.errors import UsageError
+from mmgcvit.errors import RunStopped, UsageError
 
-__all__ = ["Summary", "UsageError", "add_config_arguments", "add_runner_arguments", "config_from_arguments",
-           "end_of_run", "load_config", "newest_checkpoint", "predict", "short_output", "test", "train",
-           "use_tta"]  # fmt: skip
+__all__ = ["RunStopped", "Summary", "UsageError", "add_config_arguments", "add_runner_arguments",
+           "config_from_arguments", "end_of_run", "load_config", "newest_checkpoint", "predict", "short_output", "test",
+           "train", "use_tta"]  # fmt: skip

@@ -16,6 +16,7 @@ from torch import nn
 
 from mmgcvit.checkpoint.loading import accept_bare_network
 from mmgcvit.engine.progress import Output, ProgressHook
+from mmgcvit.engine.workers import guard_workers
 from mmgcvit.errors import UsageError
 
 
@@ -36,6 +37,7 @@ def build_runner(cfg: Config) -> Runner:
             "find_unused_parameters": cfg.get("find_unused_parameters", False),
             **cfg.get("model_wrapper_cfg", {}), "device_ids": None}  # fmt: skip
     runner = Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
+    guard_workers(runner)
     if isinstance(sys.stdout, Output) and is_main_process():
         runner.register_hook(ProgressHook(sys.stdout))
     if isinstance(runner.model, nn.Module):  # FlexibleRunner builds it later

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
+import gc
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +17,9 @@ from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from mmgcvit.apis.checkpoints import newest_checkpoint
+from mmgcvit.apis.checkpoints import checkpoint_to_resume, require_whole
 from mmgcvit.apis.launch import build_runner
+from mmgcvit.apis.lock import lock_work_dir
 from mmgcvit.apis.tracking import use_tracker
 from mmgcvit.apis.tta import use_tta
 from mmgcvit.checkpoint.sources import through_reader
@@ -24,8 +28,16 @@ from mmgcvit.datasets.pipelines import use_checked_loading
 from mmgcvit.datasets.problems import data_sets, refuse
 from mmgcvit.engine.schedule import fit_warmups, fit_warmups_to_iterations
 from mmgcvit.engine.single_device import revert_sync_bn, scale_single_device_lr
+from mmgcvit.engine.stopping import stop_at_signals
 from mmgcvit.engine.unused_maps import require_used_maps
-from mmgcvit.errors import AnnotationError, CheckpointError, ClassificationDataError, CorruptImageError, UsageError
+from mmgcvit.errors import (
+    AnnotationError,
+    CheckpointError,
+    ClassificationDataError,
+    CorruptImageError,
+    RunStopped,
+    UsageError,
+)
 from mmgcvit.registry import rename_old_types, type_name
 from mmgcvit.tasks import TASKS, task_of_dataset
 from mmgcvit.utils.files import require_file
@@ -35,6 +47,7 @@ AMP = ("fp16", "bf16")
 FLOAT32 = {"AmpOptimWrapper": "OptimWrapper", "FSDPAmpOptimWrapper": "mmgcvit.FSDPOptimWrapper"}
 MIXED = {"OptimWrapper": "AmpOptimWrapper", "FSDPOptimWrapper": "mmgcvit.FSDPAmpOptimWrapper"}
 CORRUPT = ("stop", "skip")
+DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 #: Errors about what the user gave, which are shown without a traceback.
 USERS_ERRORS = (AnnotationError, CheckpointError, ClassificationDataError, CorruptImageError, UsageError)
 
@@ -53,10 +66,13 @@ def train(
     resumed run ends with the same weights as an uninterrupted one. With one process or on a CPU, SyncBN is replaced by
     BN.
 
+    Ctrl-C, SIGTERM and SIGUSR1 (Slurm's notice) end the run after the iteration, with a checkpoint. The work directory
+    is locked while the run lasts.
+
     Args:
         cfg: from :func:`~mmgcvit.apis.load_config`. It is not changed; the runner has its own copy.
-        resume: True or 'auto': resumes from the newest intact checkpoint in the work directory, if there is one; files
-            truncated by a killed run are skipped. A file or URL: resumes from that checkpoint.
+        resume: True or 'auto': resumes from the newest intact checkpoint in the work directory, if there is one;
+            damaged ones are named in warnings. A file or URL: resumes from that checkpoint.
         amp: mixed precision: 'fp16' (or True) with a dynamic loss scale and, unless the config clips gradients,
             clipping at a norm of 35; or 'bf16'. (A config that enables mixed precision itself runs in float32 on a
             CPU.)
@@ -74,7 +90,9 @@ def train(
             ``base_batch_size``; the checkpoint does not exist, cannot be read, or is resumed by another model or with
             other schedules; parts of the config contradict each other
             (:func:`~mmgcvit.datasets.consistency.check_config`); the annotations would break the run; the classes
-            differ from those of the annotation file; or, with DDP, a map of the backbone is not used.
+            differ from those of the annotation file; another run has the work directory; or, with DDP, a map of the
+            backbone is not used.
+        RunStopped: a signal has stopped the run; the message says how to go on.
     """
     if corrupt is not None and corrupt not in CORRUPT:
         raise UsageError(f"corrupt={corrupt!r}; allowed: {', '.join(CORRUPT)}")
@@ -89,10 +107,31 @@ def train(
         for key in ("dtype", "loss_scale", "use_fsdp"):
             cfg.optim_wrapper.pop(key, None)
     scale_single_device_lr(cfg, auto_scale_lr)
+    try:
+        with lock_work_dir(cfg.work_dir), stop_at_signals():
+            return _train(cfg, resume, corrupt)
+    except RunStopped as stop:
+        error = stop
+    except USERS_ERRORS as failed:
+        raise UsageError(worker_message(failed)) from failed
+    except OSError as failed:
+        if failed.errno not in DISK_FULL:
+            raise
+        raise UsageError(
+            f"{failed.filename or cfg.work_dir}: cannot be written: {failed.strerror}; "
+            f"{shutil.disk_usage(cfg.work_dir).free:,} bytes are free on the disk. Make room, and go on with --resume"
+        ) from failed
+    # The traceback refers to the data loaders, whose workers end with them.
+    error.__traceback__ = error.__context__ = None
+    gc.collect()
+    raise error
+
+
+def _train(cfg: Config, resume: str | bool, corrupt: str | None) -> Runner:
     if resume:
-        checkpoint = newest_checkpoint(cfg.work_dir) if resume in (True, "auto") else str(resume)
+        checkpoint = checkpoint_to_resume(cfg.work_dir) if resume in (True, "auto") else require_whole(str(resume))
         if checkpoint is not None:
-            cfg.resume, cfg.load_from = True, require_file("checkpoint to resume from", checkpoint)
+            cfg.resume, cfg.load_from = True, checkpoint
         else:
             print_log(f"--resume: no checkpoint in {cfg.work_dir}; starting from scratch", level=logging.WARNING)
     elif cfg.get("load_from") and not cfg.get("resume"):
@@ -102,7 +141,7 @@ def train(
     _warn(fit_warmups(cfg))
     _check_data(cfg, "train", "val")
     configured = {type_name(hook) for hook in cfg.get("custom_hooks") or ()}
-    ours = ["InvalidLossHook", "CorruptImageHook"]
+    ours = ["InvalidLossHook", "CorruptImageHook", "RunRecordHook", "StopHook"]
     if cfg.get("randomness", {}).get("deterministic"):
         ours.append("ReproducibleHook")
     if cfg.get("resume"):
@@ -110,15 +149,31 @@ def train(
     added: list[dict[str, Any]] = [dict(type=f"mmgcvit.{name}") for name in ours if name not in configured]
     added.append(dict(type="mmgcvit.LoadedWeightsHook", complete=bool(cfg.get("resume"))))
     cfg.custom_hooks = [*(cfg.get("custom_hooks") or ()), *added]
-    try:
-        runner = build_runner(cfg)
-        revert_sync_bn(runner)
-        require_used_maps(getattr(runner, "model", None))  # FlexibleRunner builds it later
-        _warn(fit_warmups_to_iterations(runner))
-        runner.train()
-    except USERS_ERRORS as error:
-        raise UsageError(worker_message(error)) from error
+    _use_resumable_loop(cfg)
+    _use_safe_checkpoints(cfg)
+    runner = build_runner(cfg)
+    revert_sync_bn(runner)
+    require_used_maps(getattr(runner, "model", None))  # FlexibleRunner builds it later
+    _warn(fit_warmups_to_iterations(runner))
+    runner.train()
     return runner
+
+
+def _use_resumable_loop(cfg: Config) -> None:
+    """Let a run by epochs be resumed inside an epoch, where a signal may stop it."""
+    loop = cfg.get("train_cfg") or {}
+    if type_name(loop) == "EpochBasedTrainLoop" or (loop.get("by_epoch") and "type" not in loop):
+        loop.pop("by_epoch", None)
+        loop.update(type="mmgcvit.ResumableTrainLoop", same_length=False)
+
+
+def _use_safe_checkpoints(cfg: Config) -> None:
+    """Let mmengine's CheckpointHook keep the last good checkpoint until the next one is whole."""
+    hooks = cfg.get("default_hooks") or {}
+    hook = hooks.setdefault("checkpoint", dict(type="CheckpointHook", interval=1))  # mmengine's default
+    if hook and type_name(hook) == "CheckpointHook":
+        hook["type"] = "mmgcvit.SafeCheckpointHook"
+    cfg.default_hooks = hooks
 
 
 def test(

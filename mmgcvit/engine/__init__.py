@@ -2,8 +2,11 @@
 
 from mmgcvit.engine.hooks import CorruptImageHook, InvalidLossHook, LoadedWeightsHook, ReproducibleHook
 from mmgcvit.engine.loops import EMAValLoop, ResumableTrainLoop
+from mmgcvit.engine.record import RunRecordHook
+from mmgcvit.engine.saving import SafeCheckpointHook
 from mmgcvit.engine.sharding import FSDPAmpOptimWrapper, FSDPOptimWrapper
 from mmgcvit.engine.single_device import revert_sync_bn, scale_single_device_lr
+from mmgcvit.engine.stopping import StopHook
 from mmgcvit.errors import InvalidLossError
 from mmgcvit.tasks.classification.hook import ClassificationHook
 
@@ -21,6 +24,9 @@ __all__ = [
     "LoadedWeightsHook",
     "ReproducibleHook",
     "ResumableTrainLoop",
+    "RunRecordHook",
+    "SafeCheckpointHook",
+    "StopHook",
     "revert_sync_bn",
     "scale_single_device_lr",
 ]

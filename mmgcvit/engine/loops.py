@@ -27,13 +27,21 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     once. This, and a schedule by iterations, require epochs of equal length: the length is stored in checkpoints (in
     the message hub), and a run with another length (number of processes, batch size or images) is not resumed.
 
+    Args:
+        runner, dataloader, max_epochs, others: as of EpochBasedTrainLoop.
+        same_length: False: a run that was stopped between two epochs may be resumed with another length, as with
+            mmengine's loop. Its iterations are then counted as if all epochs had the new length.
+
     Raises:
         ClassificationDataError: there are fewer images than a batch, and ``drop_last`` leaves no iteration; or the
             epochs of the resumed run had another number of iterations.
     """
 
-    def __init__(self, runner: Runner, dataloader: DataLoader | dict, max_epochs: int, **others: Any) -> None:
+    def __init__(
+        self, runner: Runner, dataloader: DataLoader | dict, max_epochs: int, same_length: bool = True, **others: Any
+    ) -> None:
         super().__init__(runner, dataloader, max_epochs, **others)
+        self.same_length = same_length
         if not len(self.dataloader):
             raise ClassificationDataError(
                 f"{len(self.dataloader.dataset)} training images do not fill a batch of batch_size="
@@ -46,6 +54,14 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         hub, length = self.runner.message_hub, len(self.dataloader)
         done = self.iter - self.epoch * length
         before = hub.get_info(EPOCH_LENGTH, None) if self.iter else None
+        if not self.same_length and self.epoch and done:
+            old = before or self.iter / self.epoch
+            if old != length and self.iter == self.epoch * old:
+                self.runner.logger.warning(
+                    f"an epoch has {length} iterations; it had {old:g} in the run to resume, which was stopped between "
+                    "two epochs"
+                )
+                self._iter, before, done = self.epoch * length, length, 0
         if (before or length) != length or not 0 <= done <= length:
             raise ClassificationDataError(
                 f"the run to resume is at epoch {self.epoch}, iteration {self.iter}, with "

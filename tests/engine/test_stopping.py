@@ -1,0 +1,181 @@
+"""Runs that signals stop: a checkpoint, the exit status, no workers left; and the lock on the work directory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from classification_run import config, make_tree
+from conftest import ROOT
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from mmgcvit import apis
+from mmgcvit.apis.lock import lock_work_dir
+from mmgcvit.engine import stopping
+from mmgcvit.errors import RunStopped, UsageError
+
+
+@HOOKS.register_module()
+class Signal(Hook):
+    """Sends a signal to the process before a training iteration, or in the first iteration of a validation."""
+
+    def __init__(self, at: int, number: int, phase: str = "train") -> None:
+        self.at, self.number, self.phase = at, number, phase
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        if self.phase == "train" and runner.iter == self.at:
+            os.kill(os.getpid(), self.number)
+
+    def before_val_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        if self.phase == "val" and runner.iter == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    return make_tree(tmp_path_factory.mktemp("colours"))
+
+
+@pytest.fixture(scope="module")
+def whole(tree: Path, tmp_path_factory) -> dict[str, torch.Tensor]:
+    return run(tree, tmp_path_factory.mktemp("whole"))
+
+
+def run(tree: Path, work_dir: Path, resume: bool = False, stop: dict | None = None, loop: dict | None = None) -> dict:
+    """Train by epochs with mmengine's own loop; the only regular checkpoints are those of the two epochs."""
+    cfg = config(tree, work_dir)
+    cfg.train_cfg = loop or dict(type="EpochBasedTrainLoop", max_epochs=2, val_interval=1)
+    cfg.default_hooks.checkpoint = dict(type="CheckpointHook", by_epoch=True, interval=1)
+    cfg.experiment_name += f"-{resume}-{bool(stop)}"
+    if stop:
+        cfg.custom_hooks.append(dict(type="Signal", **stop))
+    return apis.train(cfg, resume=resume).model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "phase", "written"),
+    [
+        ("SIGTERM", 8, "train", "iter_9.pth"),
+        pytest.param("SIGINT", 2, "train", "iter_3.pth", marks=pytest.mark.slow),
+        # the last iteration of an epoch
+        pytest.param("SIGUSR1", 5, "train", "iter_6.pth", marks=pytest.mark.slow),
+        ("SIGTERM", 6, "val", "iter_6.pth"),
+    ],
+)
+def test_a_signal_stops_the_run_and_it_resumes(tmp_path, tree, whole, name: str, at: int, phase: str, written: str):
+    number, before = getattr(signal, name), signal.getsignal(getattr(signal, name))
+    with pytest.raises(RunStopped, match=f"stopped by {name} after iteration {written[5:-4]}; .*--resume") as stopped:
+        run(tree, tmp_path, stop=dict(at=at, number=number, phase=phase))
+    assert stopped.value.exit_status == 128 + number
+    assert str(tmp_path / written) in str(stopped.value)
+    assert signal.getsignal(number) is before
+    assert (tmp_path / "last_checkpoint").read_text() == str(tmp_path / written)
+    assert not list(tmp_path.glob(".*"))  # neither a lock nor parts
+    found = run(tree, tmp_path, resume=True)
+    assert whole.keys() == found.keys()
+    for key, value in whole.items():
+        assert torch.equal(found[key], value), key
+
+
+def receive(*numbers: int, pause: float = 0, training: bool = True) -> None:
+    """Send signals to the process as if an iteration was running."""
+    with stopping.stop_at_signals():
+        stopping._training = training
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(pause)
+
+
+def test_an_iteration_that_takes_too_long(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(KeyboardInterrupt):  # Ctrl-C twice
+        receive(signal.SIGINT, signal.SIGINT, pause=1.1)
+    with pytest.raises(RunStopped, match="outside the training"):
+        receive(signal.SIGUSR1, training=False)
+    monkeypatch.setattr(stopping, "PATIENCE", 0.2)
+    start = time.monotonic()
+    with pytest.raises(RunStopped, match=r"not finished after 0\.2 s") as stopped:
+        receive(signal.SIGTERM, pause=30)
+    assert stopped.value.exit_status == 143
+    assert time.monotonic() - start < 5
+
+
+HOLDER = """
+import sys, time
+from mmgcvit.apis.lock import lock_work_dir
+with lock_work_dir(sys.argv[1]):
+    print('held', flush=True)
+    time.sleep(60)
+"""
+
+
+def hold(folder: Path) -> None:
+    with lock_work_dir(folder):
+        pass
+
+
+def test_lock(tmp_path: Path):
+    (tmp_path / ".lock").write_text('{"process": 1}')  # of a process that has ended
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match=rf"in use by process {process.pid} on .*python\S* -c .*Allowed: another"):
+            hold(tmp_path)
+    finally:
+        process.kill()
+        process.communicate()
+    with lock_work_dir(tmp_path), pytest.raises(UsageError, match="this process"):  # that of a killed process is free
+        hold(tmp_path)
+    assert not (tmp_path / ".lock").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        hold(tmp_path / "file")
+
+
+SCRIPT = """
+import os, sys, time
+import torch
+from torch.utils.data import DataLoader, Dataset
+from mmgcvit.engine.workers import GuardedWorker
+
+class Large(Dataset):
+    def __len__(self): return 10**6
+    def __getitem__(self, i): return bytes(200_000)  # more than a pipe holds
+
+batches = iter(DataLoader(Large(), batch_size=1, num_workers=2, collate_fn=list, worker_init_fn=GuardedWorker()))
+next(batches)
+print(*(worker.pid for worker in __import__('multiprocessing').active_children()), flush=True)
+time.sleep(60)
+"""
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_workers_end_with_a_killed_process():
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    workers = list(map(int, process.stdout.readline().split()))
+    assert len(workers) == 2
+    assert all(map(is_running, workers))
+    os.kill(workers[0], signal.SIGTERM)  # as Slurm sends it to all processes
+    os.kill(workers[0], signal.SIGINT)
+    time.sleep(0.5)
+    assert all(map(is_running, workers))
+    process.kill()
+    process.communicate()
+    until = time.monotonic() + 10
+    while any(map(is_running, workers)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(is_running, workers))
