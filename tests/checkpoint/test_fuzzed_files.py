@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -36,13 +37,13 @@ SECONDS = float(os.environ.get("FUZZ_SECONDS", 20))
 PIECES = [
     *(bytes([code]) for code in range(256)),
     *(name(*known.rpartition(".")[::2]) for known in known_names(1000)),
-    *(name(*known.split()) for known in ("os system", "builtins eval", "numpy._core.multiarray scalar",
-                                         "mmengine.logging.history_buffer HistoryBuffer", "a b", "torch.serialization load")),
+    name("os", "system"), name("builtins", "eval"), name("numpy._core.multiarray", "scalar"), name("a", "b"),
+    name("torch.serialization", "load"),
     tensor(b"K\x04"), tensor(b"K\x04", size=b"K\x02K\x02\x86", stride=b"K\x02K\x01\x86"),
     *(b"K" + bytes([number]) for number in (0, 1, 3, 4, 255)), b"J\xff\xff\xff\xff", b"M\x00\x10", b"\x8a\x01\x80",
-    text("a"), text("latin1"), text("f4"), text("<"), text("_metadata"), text("_log_history"), text("_count_history"),
-    text("_max_length"), text("0"), text("storage"), text("cpu"), b"C\x04\x00\x00\x80\x3f", b")", b"]", b"}", b"(", b"\x8f",
-    b"N", b"\x88", b"\x85", b"\x86", b"\x87", b"q\x00", b"h\x00", b"\x94", b"R", b"b", b"\x81", b"s", b"u.", b"e", b"a", b"t",
+    *map(text, ("a", "latin1", "f4", "<", "_metadata", "_log_history", "_count_history", "_max_length", "0")),
+    text("storage"), text("cpu"), b"C\x04\x00\x00\x80\x3f", b"q\x00", b"h\x00",
+    *(bytes([code]) for code in b")]}(N\x88\x85\x86\x87\x94Rb\x81sueat"),
 ]  # fmt: skip
 
 
@@ -130,13 +131,14 @@ def check(path: Path) -> None:
     start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        message = ""
         try:
             found = read_checkpoint(path)
             str(found)
             pickle.dumps(found)
         except CheckpointError as error:
-            assert str(path) in str(error)
-            assert len(str(error)) < 2000
+            message = str(error)
+    assert not message or (str(path) in message and len(message) < 2000)
     assert time.process_time() - start < 10
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown / 1024 < 200 + 3 * path.stat().st_size / 2**20
@@ -147,19 +149,23 @@ def test_mutated_files(tmp_path: Path, kind: str):
     end = time.monotonic() + SECONDS / (len(FILES) + 1)
     path = tmp_path / "fuzzed.pth"
 
-    @settings(max_examples=1_000_000, deadline=None, database=None, phases=[Phase.generate, Phase.shrink],
+    failures: list[str] = []
+
+    @settings(max_examples=1_000_000, deadline=None, database=None, phases=[Phase.generate],
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(content=FILES[kind]())
     def read(content: bytes) -> None:
-        if time.monotonic() > end:
+        if time.monotonic() > end or failures:
             pytest.skip("time is up")
         path.write_bytes(content)
-        check(path)
+        try:
+            check(path)
+        except Exception as error:
+            failures.append(f"{type(error).__name__}: {error}: {content!r}")
 
-    try:
+    with contextlib.suppress(pytest.skip.Exception):
         read()
-    except pytest.skip.Exception:
-        pass
+    assert not failures
 
 
 def test_pieces_make_files_that_are_read(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import re
@@ -58,6 +59,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"what?\r\n\r\n")
             self.close_connection = True
             return
+        if isinstance(fault, str) and "://" in fault:
+            self.send_response(302)
+            self.send_header("Location", fault)
+            self.end_headers()
+            return
+        if fault == "endless":
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(1000):
+                    self.wfile.write(bytes(1 << 20))
+            return
         tag = hashlib.sha256(content).hexdigest()
         same = self.headers.get("If-Range") == tag
         start = int(re.match(r"bytes=(\d+)-", wanted)[1]) if wanted and self.server.ranges and same else 0
@@ -87,6 +100,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(rest[:10])
             self.wfile.flush()
             time.sleep(1.5)
+            return
+        if fault == "drip":
+            for byte in rest[:200]:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                time.sleep(0.02)
             return
         if fault == "slow":
             for i in range(0, len(rest), len(rest) // 8 + 1):
@@ -312,3 +331,54 @@ def test_truncated_response_without_a_length(server):
 def test_invalid_url():
     with pytest.raises(CheckpointError, match="not a URL"):
         fetch("http://127.0.0.1:port/x.pth")
+
+
+def test_a_server_that_sends_a_byte_at_a_time(server, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
+    server.faults = ["drip"] * 5
+    with pytest.raises(CheckpointError, match=r"5 attempts failed, the last with TimeoutError: only \d+ bytes"):
+        fetch(NAME)
+
+
+@pytest.mark.parametrize("with_length", [True, False])
+def test_limit_of_size(server, monkeypatch, with_length: bool):
+    monkeypatch.setenv("MMGCVIT_MAX_DOWNLOAD", "0.0001" if with_length else "0.01")
+    server.faults = [] if with_length else ["endless"]
+    with pytest.raises(CheckpointError, match=r"sends .* bytes or more; allowed: .*MMGCVIT_MAX_DOWNLOAD"):
+        fetch(NAME)
+    assert rest_of_cache() == set()
+    monkeypatch.setenv("MMGCVIT_MAX_DOWNLOAD", "much")
+    with pytest.raises(CheckpointError, match="MMGCVIT_MAX_DOWNLOAD='much'; allowed: a number of gigabytes"):
+        fetch(NAME)
+
+
+@pytest.mark.parametrize("target", ["ftp://127.0.0.1/a", "file:///etc/passwd", "http://example.com/a", "data://x/a"])
+def test_redirects_to_other_schemes(server, target: str):
+    server.faults = [target]
+    with pytest.raises(CheckpointError, match=r"allowed: https|responds with 302"):
+        fetch(NAME)
+    assert rest_of_cache() <= {FILE + ".part.from"}
+    assert len(server.requests) == 1
+
+
+def test_urls_are_encrypted(monkeypatch):
+    with pytest.raises(CheckpointError, match=r"http is not encrypted.*MMGCVIT_ALLOW_HTTP=1"):
+        fetch("http://example.com/a.pth")
+    monkeypatch.setenv("MMGCVIT_ALLOW_HTTP", "1")
+    download.check_url("http://example.com/a.pth")
+    for url in ("https:///a.pth", "ftp://example.com/a.pth", "a.pth"):
+        with pytest.raises(CheckpointError, match="not a URL to download from"):
+            download.check_url(url)
+
+
+@pytest.mark.parametrize("record", [b"", b"\n", b"0123456789", b"\xff\xfe\x00"])
+def test_a_torn_record(server, record: bytes):
+    path = fetch(NAME)
+    (cache_dir() / f"{FILE}.sha256").write_bytes(record)
+    assert fetch(NAME) == path
+    assert (cache_dir() / f"{FILE}.sha256").read_text().split()[0] == hashlib.sha256(server.content).hexdigest()
+    (cache_dir() / f"{FILE}.sha256").write_bytes(record)
+    path.unlink()
+    (cache_dir() / f"{FILE}.part").write_bytes(b"x")
+    (cache_dir() / f"{FILE}.part.from").write_bytes(record)
+    assert fetch(NAME).read_bytes() == server.content
