@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from mmgcvit import apis
+from mmgcvit.utils.text import printable
 
 
 def main() -> None:
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--ann-file", help="COCO file that provides the image and category ids for a detector's predictions"
     )
+    apis.add_pixels_argument(parser)
     parser.add_argument("--no-draw", action="store_true", help="write the predictions only")
     args = parser.parse_args()
     try:
@@ -55,9 +57,10 @@ def main() -> None:
             args.overlap,
             args.ann_file,
             not args.no_draw,
+            args.max_pixels,
         )
     except apis.UsageError as error:
-        sys.exit(f"image_demo: {error}")
+        sys.exit(printable(f"image_demo: {error}"))
     counts = [f"{count} {word}" for count, word in ((found.images, "images"), (found.frames, "frames")) if count]
     objects = f", {found.objects} objects" if found.file.endswith("predictions.json") else ""
     print(

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from mmgcvit import apis
+from mmgcvit.utils.text import printable
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
         with apis.short_output(args.verbose):
             apis.test(apis.config_from_arguments(args), args.checkpoint, args.show_dir, args.tta, args.out)
     except apis.UsageError as error:
-        sys.exit(f"test: {error}")
+        sys.exit(printable(f"test: {error}"))
 
 
 if __name__ == "__main__":

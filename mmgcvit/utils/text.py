@@ -35,6 +35,16 @@ def describe(error: BaseException) -> str:
     return f"{message} ({kind})" if message else kind
 
 
+def printable(text: str) -> str:
+    """Write out escape codes and other control characters, which a file or a server could send to the terminal.
+
+    Example:
+        >>> printable("a\x1b[2J")
+        'a\\x1b[2J'
+    """
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+
+
 def worker_message(error: Exception) -> str:
     """Message of an error, also if it was raised in a worker of a data loader, where torch adds a traceback to it."""
     text = str(error)
