@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from mmgcvit import apis
+from mmgcvit.utils.text import printable
 
 
 def main() -> int:
@@ -11,14 +12,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, epilog="exit status 1 if a problem would break training")
     apis.add_config_arguments(parser)
     parser.add_argument("--workers", type=int, default=8, help="number of threads that decode images (default: 8)")
+    apis.add_pixels_argument(parser)
     args = parser.parse_args()
     from mmgcvit.datasets.check import check_data
     from mmgcvit.datasets.report import print_reports
 
     try:
-        reports = check_data(apis.load_config(args.config, cfg_options=args.cfg_options), args.workers)
+        reports = check_data(
+            apis.load_config(args.config, cfg_options=args.cfg_options), args.workers, True, args.max_pixels
+        )
     except apis.UsageError as error:
-        sys.exit(f"check_data: {error}")
+        sys.exit(printable(f"check_data: {error}"))
     print_reports(reports)
     return int(any(report.broken for report in reports))
 

@@ -6,6 +6,7 @@ import sys
 from mmgcvit import apis
 from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.utils.arguments import add_trust_argument
+from mmgcvit.utils.text import printable
 
 
 def main() -> None:
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument(
         "--ann-file", help="COCO file that provides the image and category ids for a detector's predictions"
     )
+    apis.add_pixels_argument(parser)
     parser.add_argument("--no-draw", action="store_true", help="write the predictions only")
     add_trust_argument(parser)
     args = parser.parse_args()
@@ -59,9 +61,10 @@ def main() -> None:
                 args.overlap,
                 args.ann_file,
                 not args.no_draw,
+                args.max_pixels,
             )
     except apis.UsageError as error:
-        sys.exit(f"image_demo: {error}")
+        sys.exit(printable(f"image_demo: {error}"))
     counts = [f"{count} {word}" for count, word in ((found.images, "images"), (found.frames, "frames")) if count]
     objects = f", {found.objects} objects" if found.file.endswith("predictions.json") else ""
     print(

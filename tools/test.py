@@ -6,6 +6,7 @@ import sys
 from mmgcvit import apis
 from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.utils.arguments import add_trust_argument
+from mmgcvit.utils.text import printable
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
         with apis.short_output(args.verbose), trust_checkpoints(args.trust_checkpoint):
             apis.test(apis.config_from_arguments(args), args.checkpoint, args.show_dir, args.tta, args.out)
     except apis.UsageError as error:
-        sys.exit(f"test: {error}")
+        sys.exit(printable(f"test: {error}"))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from mmgcvit.apis.tracking import TRACKERS
 from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.report.make import report_after_training
 from mmgcvit.utils.arguments import add_trust_argument
+from mmgcvit.utils.images import set_max_pixels
+from mmgcvit.utils.text import printable
 
 
 def main() -> None:
@@ -44,6 +46,7 @@ def main() -> None:
         choices=("stop", "skip"),
         help="stop at an image that cannot be decoded, or skip and count it (default: the config's setting, or stop)",
     )
+    apis.add_pixels_argument(parser)
     parser.add_argument("--track", choices=tuple(TRACKERS), help="send the logged values to an experiment tracker, too")
     parser.add_argument("--no-report", action="store_true", help="write no report.html at the end of the run")
     parser.add_argument("--verbose", action="store_true", help="show everything that is written to the log file")
@@ -51,6 +54,7 @@ def main() -> None:
     args = parser.parse_args()
     scale = args.auto_scale_lr or None  # None: scale only with one process
     try:
+        set_max_pixels(args.max_pixels)
         with apis.short_output(args.verbose), trust_checkpoints(args.trust_checkpoint):
             cfg = apis.config_from_arguments(args)
             cfg.command = shlex.join(["python", *sys.argv])  # for the report
@@ -61,7 +65,7 @@ def main() -> None:
         print(f"train: {stop}", file=sys.stderr)
         sys.exit(stop.exit_status)
     except apis.UsageError as error:
-        sys.exit(f"train: {error}")
+        sys.exit(printable(f"train: {error}"))
     if is_main_process():
         print(apis.end_of_run(cfg.work_dir, args.config))
 

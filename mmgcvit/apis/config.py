@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import rename_old_types
 from mmgcvit.utils.files import require_file
+from mmgcvit.utils.images import MAX_PIXELS
 from mmgcvit.utils.paths import SHIPPED_CONFIGS
 from mmgcvit.utils.text import describe
 
@@ -186,6 +187,16 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
         "--launcher", choices=LAUNCHERS, default="none", help="launcher that started the processes (default: none)"
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_pixels_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the argument for the limit on the size of images (:func:`~mmgcvit.utils.images.set_max_pixels`)."""
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help=f"do not decode images with more pixels: a small file may decode to any size (default: {MAX_PIXELS:,})",
+    )
 
 
 def config_from_arguments(args: argparse.Namespace) -> Config:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -21,8 +22,11 @@ from mmgcvit.registry import rename_old_types
 from mmgcvit.tasks import Predictor, Task, task_of
 from mmgcvit.tasks.sources import Film, Source, frames, read, write_image
 from mmgcvit.utils.files import require_file
+from mmgcvit.utils.images import set_max_pixels
 from mmgcvit.utils.inputs import Input, check_options, list_inputs
+from mmgcvit.utils.text import describe, printable
 
+JOURNAL = "results.jsonl"  # the results so far, one line per image; removed when they are all written
 SAVE_EVERY = 30.0  # seconds between two writings of the results so far
 
 
@@ -55,6 +59,7 @@ def predict(
     overlap: float = 0.25,
     ann_file: str | None = None,
     draw: bool = True,
+    max_pixels: int | None = None,
 ) -> Summary:
     """Detect, segment or classify images, folders of images, and videos; write drawings and predictions.
 
@@ -68,7 +73,9 @@ def predict(
       ``areas.json``, the number of pixels and the share of each class per image;
     - a classifier writes ``classes.json``, the most probable classes of each image, and the same as ``classes.csv``.
 
-    An input that cannot be read does not stop the others. The results so far are saved every half minute.
+    An input that cannot be read, or on which the model fails, does not stop the others. The results so far are saved
+    every half minute, and those of each image are added to ``results.jsonl`` at once: a killed run loses at most the
+    last image. This file is removed when all results are written.
 
     Args:
         config: a config file of a detector, segmentor or classifier, or a config, which is not changed.
@@ -87,6 +94,7 @@ def predict(
             predictions, for evaluation or submission; by default images are numbered from 1, and category ids are the
             labels plus 1.
         draw: whether to make drawings.
+        max_pixels: images with more pixels are not decoded; by default 100 million.
 
     Returns:
         Counts, and the results as written to the file.
@@ -97,11 +105,12 @@ def predict(
             model is unknown; a folder has no images; two inputs have the same name; a value is not allowed; an image is
             not in ``ann_file``; or, after the others are done, some inputs could not be read.
     """
+    set_max_pixels(max_pixels)
     require_file("checkpoint", checkpoint)
     check_options(batch_size, tile, overlap)
     entries, skipped = list_inputs(inputs, out_dir)
     for words in skipped:
-        print_log(words, logger="current", level=logging.WARNING)
+        print_log(printable(words), logger="current", level=logging.WARNING)
     _, model = load_predictor(config, checkpoint, device, tta, tile, overlap, batch_size, ann_file)
     model.validate_inputs(entries)
     folder = Path(out_dir)
@@ -116,7 +125,7 @@ def predict(
             if entry.is_video:
                 run.video(entry)
     finally:
-        run.save()
+        run.finish()
     if run.failures:
         done = run.summary.images + run.summary.frames
         more = f"\n{len(run.failures)} of {len(entries)} inputs failed; " if len(entries) > 1 else "\n"
@@ -166,24 +175,61 @@ class _Run:
         self.model, self.folder, self.draw, self.score_thr = model, folder, draw, score_thr
         self.summary = Summary(results=model.results)
         self.failures: list[str] = []
+        self.waiting: list[Source] = []  # read, but without a result
+        self.journal: TextIO | None = None
         self.due = time.monotonic() + SAVE_EVERY
 
     def images(self, entries: Sequence[Input]) -> None:
         """Predict on images; those that cannot be decoded become failures."""
         drawings = {entry.name: entry.drawing for entry in entries}
-        for source, found in self.model(self._readable(entries)):
+        sources = self._readable(entries)
+        while True:
+            try:
+                self._predict(sources, drawings)
+                return
+            except UsageError:
+                raise
+            except Exception:  # the model's libraries raise many types of errors, for images of odd shapes
+                if not self.waiting:
+                    raise
+                self._one_by_one(drawings)
+
+    def _predict(self, sources: Iterator[Source], drawings: Mapping[str, str]) -> None:
+        for source, found in self.model(sources):
+            self.waiting = [other for other in self.waiting if other is not source]
             self._keep(source, found)
             self.summary.images += 1
-            if self.draw:
+            if not self.draw:
+                continue
+            try:
                 drawn = self.model.draw(source, found, self.score_thr)
                 write_image(self.folder / "vis" / drawings[source.name], drawn)
+            except UsageError:
+                raise
+            except Exception as error:
+                self.failures.append(f"input {source.name!r}: no drawing: {describe(error)}")
+
+    def _one_by_one(self, drawings: Mapping[str, str]) -> None:
+        """Predict again on the images of a batch that failed, so that only the one at fault becomes a failure."""
+        for source in list(self.waiting):
+            try:
+                self._predict(iter([source]), drawings)
+            except UsageError:
+                raise
+            except Exception as error:
+                size = f"{source.pixels.shape[1]} x {source.pixels.shape[0]}"
+                self.failures.append(f"input {source.name!r} ({size}): the model failed on it: {describe(error)}")
+        self.waiting.clear()
 
     def _readable(self, entries: Sequence[Input]) -> Iterator[Source]:
         for entry in entries:
             try:
-                yield read(entry, self.model.reader)
+                source = read(entry, self.model.reader)
             except UsageError as error:
                 self.failures.append(str(error))
+                continue
+            self.waiting.append(source)
+            yield source
 
     def video(self, entry: Input) -> None:
         """Predict on each frame of a video, and write a video with the drawings."""
@@ -218,15 +264,34 @@ class _Run:
                 )
 
     def _keep(self, source: Source, found: Any) -> None:
+        count = len(self.model.results)
         self.summary.objects += self.model.keep(source, found, self.folder)
+        line = {"image": source.name, "frame": source.frame, "results": self.model.results[count:]}
+        try:
+            if self.journal is None:
+                self.journal = (self.folder / JOURNAL).open("w", encoding="utf-8")
+            self.journal.write(f"{json.dumps(line)}\n")
+            self.journal.flush()
+        except OSError as error:
+            raise UsageError(f"{str(self.folder / JOURNAL)!r}: cannot be written: {error}") from error
         if time.monotonic() >= self.due:
             self.save()
+
+    def finish(self) -> None:
+        """Write all results, which the journal is then not needed for."""
+        self.save()
+        if self.journal is not None:
+            self.journal.close()
+            (self.folder / JOURNAL).unlink(missing_ok=True)
 
     def save(self) -> None:
         """Write the results so far, if there are any."""
         if not self.model.results and not self.summary.images + self.summary.frames:
             return
         start = time.monotonic()
-        self.summary.file = str(self.model.write(self.folder))
+        try:
+            self.summary.file = str(self.model.write(self.folder))
+        except OSError as error:
+            raise UsageError(f"out_dir={str(self.folder)!r}: cannot be written: {error}") from error
         end = time.monotonic()
         self.due = end + max(SAVE_EVERY, 20 * (end - start))  # so that long files take at most 5 % of the time

@@ -18,7 +18,7 @@ from mmgcvit.app import actions
 from mmgcvit.app.guard import Guard
 from mmgcvit.app.models import AppModel
 from mmgcvit.errors import UsageError
-from mmgcvit.utils.inputs import MAX_BYTES, check_upload
+from mmgcvit.utils.inputs import MAX_UPLOAD_BYTES, check_upload
 
 WAITING = 16  # most requests that wait for the model
 SESSIONS = 32  # visitors whose last image is kept in memory
@@ -189,7 +189,7 @@ def serve(
         try:
             _, url, _ = page.launch(
                 server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
-                inbrowser=False, show_error=False, allowed_paths=[], max_file_size=MAX_BYTES, max_threads=8,
+                inbrowser=False, show_error=False, allowed_paths=[], max_file_size=MAX_UPLOAD_BYTES, max_threads=8,
                 state_session_capacity=SESSIONS, footer_links=[], run_history=False, enable_monitoring=False,
                 ssr_mode=False, pwa=False, mcp_server=False, css=CSS, app_kwargs=dict(middleware=[Middleware(Guard)]),
                 theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),

@@ -19,22 +19,27 @@ from mmgcvit.engine.schedule import fit_warmups
 from mmgcvit.registry import rename_old_types
 from mmgcvit.tasks import TASKS, task_of_dataset
 from mmgcvit.tasks.base import DatasetCheck
+from mmgcvit.utils.images import set_max_pixels
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
-def check_data(cfg: Config, workers: int = 8, progress: bool = True) -> list[DatasetReport]:
+def check_data(
+    cfg: Config, workers: int = 8, progress: bool = True, max_pixels: int | None = None
+) -> list[DatasetReport]:
     """Check all data sets of a config, and the config itself (:func:`~mmgcvit.datasets.consistency.check_config`).
 
     Args:
         cfg: config with data loaders; it is not changed.
         workers: threads that decode images.
         progress: whether to show a progress bar.
+        max_pixels: images with more pixels are not decoded, and reported; by default 100 million.
 
     Returns:
         One report per data set; identical data sets with the same evaluator are checked once. If there are problems
         with the config itself, a report named 'config' without a unit follows.
     """
+    set_max_pixels(max_pixels)
     cfg = rename_old_types(copy.deepcopy(cfg))
     init_default_scope(cfg.get("default_scope", "mmengine"))
     reports: list[DatasetReport] = []

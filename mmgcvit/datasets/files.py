@@ -55,6 +55,8 @@ def header(path: str, oriented: bool = True) -> tuple[tuple[int, int], str] | No
         path: the file.
         oriented: whether the image is turned as its EXIF data says when it is loaded.
     """
+    if not os.path.isfile(path):  # opening a pipe would wait for its other end
+        return None
     try:
         with any_image_size(), Image.open(path) as image:
             size, mode = image.size, image.mode

@@ -12,7 +12,7 @@ import torch
 from mmengine.logging import print_log
 from PIL import Image, ImageOps
 
-from mmgcvit.utils.images import DEEP, PNG, any_image_size, bits_per_value, exif_orientation, has_alpha
+from mmgcvit.utils.images import DEEP, PNG, any_image_size, bits_per_value, exif_orientation, has_alpha, require_pixels
 
 REDUCED = "16-bit image loaded as 8 bits"  # a kind of loss
 
@@ -24,6 +24,7 @@ def unreadable(content: bytes) -> str | None:
     """
     try:
         with any_image_size(), Image.open(io.BytesIO(content)) as image:
+            require_pixels(*image.size)
             image.load()
     except Exception as error:  # Pillow's decoders raise many types of errors
         return f"cannot be decoded: {error}"

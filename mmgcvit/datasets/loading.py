@@ -30,12 +30,11 @@ from mmgcvit.datasets.pipelines import image_loaders, loading_arguments
 from mmgcvit.datasets.problems import Problem
 from mmgcvit.errors import AnnotationError, CorruptImageError, UsageError
 from mmgcvit.registry import TRANSFORMS, type_name
-from mmgcvit.utils.images import any_image_size, turn_upright
+from mmgcvit.utils.images import TIFF, any_image_size, check_pixels, turn_upright
 
 TAIL = 1024  # an intact file has its end mark in this many bytes at its end
 ENDS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND"))  # first bytes and end marks: JPEG, PNG
 JPEG = b"\xff\xd8"
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 REMEDY = "to load all bits: color_type='unchanged', to_float32=True, and mean and std of that range"
 
 
@@ -79,6 +78,8 @@ class LoadCheckedImage(LoadImageFromFile):
         """Load ``results['img_path']``; returns None if it is skipped."""
         path = results["img_path"]
         try:
+            if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for its other end
+                raise OSError("neither a file nor remote")
             if self.file_client_args is None:
                 content = fileio.get(path, backend_args=self.backend_args)
             else:
@@ -113,6 +114,7 @@ class LoadCheckedImage(LoadImageFromFile):
         """
         if not content:
             raise CorruptImageError("cannot be decoded: the file is empty")
+        check_pixels(content)
         complete = next((end in content[-TAIL:] for begin, end in ENDS if content.startswith(begin)), True)
         reason = None if complete else unreadable(content)
         if reason:

@@ -21,6 +21,7 @@ from mmgcvit.utils.images import (
     exif_orientation,
     has_alpha,
     reduce_depth,
+    require_pixels,
     turn_upright,
 )
 from mmgcvit.utils.inputs import Input, list_inputs
@@ -82,6 +83,7 @@ class Loader:
         def decode() -> np.ndarray:
             content = entry.path.read_bytes()
             with any_image_size(), Image.open(io.BytesIO(content)) as image:
+                require_pixels(*image.size)
                 if self.info.channels == 1 and self.info.task != "classification":
                     image.draft("L", image.size)  # the luminance in a JPEG, as OpenCV
                 image.load()

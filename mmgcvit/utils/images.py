@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -11,8 +12,9 @@ from os import PathLike
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from mmgcvit.errors import CorruptImageError
+from mmgcvit.errors import CorruptImageError, UsageError
 
 #: Suffixes of images that OpenCV or Pillow reads.
 IMAGES = (
@@ -34,6 +36,10 @@ PPM = re.compile(rb"P[56](?:\s|#.*\n)+\d+(?:\s|#.*\n)+\d+(?:\s|#.*\n)+(\d+)\s") 
 PNG = b"\x89PNG"
 ORIENTATION = 0x0112  # EXIF tag
 
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes; the last two are BigTIFF
+MAX_PIXELS = 100_000_000  # of an image that is decoded, unless the limit is raised; 300 MB in RGB
+VARIABLE = "MMGCVIT_MAX_PIXELS"  # environment variable with another limit, which subprocesses inherit
+
 _lock = threading.Lock()
 _inside = 0  # number of active blocks
 _limit: int | None = None  # the limit before the first of them
@@ -46,6 +52,73 @@ def is_image(path: str | PathLike) -> bool:
             return True
     except Exception:  # Pillow's plugins raise many types of errors
         return False
+
+
+def max_pixels() -> int:
+    """Largest number of pixels of an image that is decoded: :data:`MAX_PIXELS`, or the limit set in its place.
+
+    Raises:
+        UsageError: the environment variable is no positive integer.
+    """
+    given = os.environ.get(VARIABLE, "")
+    if given and (not given.isdecimal() or not int(given)):
+        raise UsageError(f"{VARIABLE}={given!r}; allowed: a positive integer")
+    return int(given or MAX_PIXELS)
+
+
+def set_max_pixels(pixels: int | None) -> None:
+    """Set the limit of this process, and of those that it starts; None changes nothing.
+
+    Raises:
+        UsageError: it is not positive.
+    """
+    if pixels is None:
+        return
+    if pixels < 1:
+        raise UsageError(f"max_pixels={pixels}; allowed: at least 1")
+    os.environ[VARIABLE] = str(pixels)
+
+
+def require_pixels(width: int, height: int, limit: int | None = None) -> None:
+    """Check the size of an image before it is decoded: a small file may decode to any size.
+
+    Args:
+        width, height: from the header of the file.
+        limit: number of pixels; by default :func:`max_pixels`.
+
+    Raises:
+        CorruptImageError: the image has more pixels.
+    """
+    allowed = max_pixels() if limit is None else limit
+    if width * height > allowed:
+        hint = f"; --max-pixels or {VARIABLE} raises it" if limit is None else ""
+        raise CorruptImageError(
+            f"{width} x {height} = {width * height / 1e6:.1f} million pixels; allowed: at most {allowed / 1e6:g} "
+            f"million{hint}"
+        )
+
+
+def check_pixels(content: bytes) -> None:
+    """As :func:`require_pixels`, for a file; only its header is read. Unknown formats are accepted.
+
+    Raises:
+        CorruptImageError: the image has too many pixels.
+    """
+    try:
+        with any_image_size(), Image.open(io.BytesIO(content)) as image:
+            size = image.size
+    except Exception:  # Pillow's plugins raise many types of errors
+        if not content.startswith(TIFF):
+            return  # OpenCV has a limit of its own, of 2 ** 30 pixels
+        try:  # a kind of TIFF that Pillow cannot decode, but tifffile can
+            tags = ImageFileDirectory_v2(content[: 16 if content[2:4] in (b"+\0", b"\0+") else 8])
+            file = io.BytesIO(content)
+            file.seek(tags.next)
+            tags.load(file)
+            size = int(tags[256]), int(tags[257])
+        except Exception:  # damaged: reported when it is decoded
+            return
+    require_pixels(*size)
 
 
 @contextmanager

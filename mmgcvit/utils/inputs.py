@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from mmgcvit.errors import UsageError
-from mmgcvit.utils.images import IMAGES, UPLOADS, any_image_size, is_image
+from mmgcvit.errors import CorruptImageError, UsageError
+from mmgcvit.utils.images import IMAGES, UPLOADS, any_image_size, is_image, require_pixels
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 #: Limits on an image that strangers may send: bytes of the file, and pixels of the decoded image.
-MAX_BYTES, MAX_PIXELS = 32 * 2**20, 25_000_000
+MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS = 32 * 2**20, 25_000_000
 DRAWINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")  # suffixes that OpenCV writes
 
 
@@ -118,7 +118,7 @@ def _walk(folder: Path, without: Sequence[Path], skipped: list[str]) -> Iterator
                 yield path
 
 
-def check_upload(path: Path, name: str, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> None:
+def check_upload(path: Path, name: str, max_bytes: int = MAX_UPLOAD_BYTES, max_pixels: int = MAX_UPLOAD_PIXELS) -> None:
     """Check an image that a stranger has sent, by its header: nothing is decoded.
 
     Args:
@@ -138,11 +138,10 @@ def check_upload(path: Path, name: str, max_bytes: int = MAX_BYTES, max_pixels: 
             width, height = image.size
     except Exception as error:  # Pillow's plugins raise many types of errors
         raise UsageError(f"{name!r}: not an image; allowed: {', '.join(UPLOADS)}") from error
-    if width * height > max_pixels:
-        allowed = f"at most {max_pixels / 1e6:g} million pixels"
-        raise UsageError(
-            f"{name!r}: {width} x {height} = {width * height / 1e6:.1f} million pixels; allowed: {allowed}"
-        )
+    try:
+        require_pixels(width, height, max_pixels)
+    except CorruptImageError as error:
+        raise UsageError(f"{name!r}: {error}") from error
 
 
 def check_options(batch_size: int, tile: int | None, overlap: float) -> None:

@@ -19,6 +19,7 @@ import cv2
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
 from pycocotools.coco import COCO
 
 from mmgcvit.apis import UsageError, inference, predict
@@ -326,10 +327,40 @@ def test_results_are_saved_on_the_way(folder: Path, tmp_path: Path, monkeypatch:
     assert saved[-1] == 3
     saved.clear()
     monkeypatch.setattr(inference, "SAVE_EVERY", 1e9)
-    monkeypatch.setattr(Detector, "draw", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    kept: list[str] = []
+
+    def interrupt(*_: object) -> None:
+        kept.extend((tmp_path / "again/out/results.jsonl").read_text().splitlines())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Detector, "draw", interrupt)
+    with pytest.raises(KeyboardInterrupt):
         call(folder, tmp_path / "again", [folder / "images"])
     assert saved == [1]
+    results = json.loads((tmp_path / "again/out/predictions.json").read_text())
+    assert json.loads(kept[0]) == {"image": "a.jpg", "frame": None, "results": results}
+    assert len(kept) == 1
+    assert not (tmp_path / "again/out/results.jsonl").exists()
+
+
+def test_images_on_which_the_model_fails_do_not_stop_the_others(folder: Path, tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    whole = (folder / "images/a.jpg").read_bytes()
+    for name in ("a.jpg", "c.jpg"):
+        (tmp_path / "in" / name).write_bytes(whole)
+    Image.new("RGB", (30_000, 1)).save(tmp_path / "in/b.png")  # no line is left of it after resizing
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "in/bomb.png")
+    (tmp_path / "in/gone.png").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "in/pipe.png")
+    with pytest.raises(UsageError) as error:
+        call(folder, tmp_path, [tmp_path / "in"], batch_size=2)
+    said = str(error.value)
+    assert "input 'b.png' (30000 x 1): the model failed on it: " in said
+    assert "bomb.png': 20000 x 20000 = 400.0 million pixels; allowed: at most 100 million; --max-pixels" in said
+    images = json.loads((tmp_path / "out/images.json").read_text())["images"]
+    assert sorted(image["file_name"] for image in images) == ["a.jpg", "c.jpg"]
+    results = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert {result["image_id"] for result in results} == {image["id"] for image in images}
 
 
 def test_cut_off_video_is_reported(folder: Path, tmp_path: Path):

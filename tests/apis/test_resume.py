@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from mmgcvit.apis.runs import newest_checkpoint
+from mmgcvit.apis.checkpoints import newest_checkpoint
 
 pytest.importorskip("mmcv._ext")
 pytest.importorskip("sklearn")

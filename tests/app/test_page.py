@@ -23,7 +23,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from mmgcvit.utils.inputs import MAX_BYTES
+from mmgcvit.utils.inputs import MAX_UPLOAD_BYTES
 
 pytest.importorskip("gradio")
 pytest.importorskip("mmcv._ext")
@@ -236,7 +236,7 @@ def test_only_uploaded_files_are_read(url: str, images: list[Path]):
 
 def test_size_of_uploads(url: str):
     head = b'--end\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-    for size, wanted in ((2**20, 200), (MAX_BYTES + 1, 413)):
+    for size, wanted in ((2**20, 200), (MAX_UPLOAD_BYTES + 1, 413)):
         status, answer = request(f"{url}gradio_api/upload", form=head + bytes(size) + b"\r\n--end--\r\n")
         assert status == wanted, answer
 

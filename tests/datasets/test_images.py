@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ from mmengine.runner import Runner
 from PIL import Image
 from test_annotations import content, dataset, write
 
+from mmgcvit.datasets.files import header
 from mmgcvit.datasets.loading import LoadCheckedImage
-from mmgcvit.errors import CorruptImageError
+from mmgcvit.errors import CorruptImageError, UsageError
 
 
 def damage(path: Path, how: str) -> None:
@@ -94,3 +97,40 @@ def test_only_corrupt_images_do_not_hang(tmp_path: Path):
     config["pipeline"] = [dict(type="mmgcvit.LoadCheckedImage", corrupt="skip"), *config["pipeline"][1:]]
     with pytest.raises(Exception, match="Cannot find valid image after 20"):
         DATASETS.build(config)[0]
+
+
+def test_number_of_pixels_is_limited_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from mmgcvit.datasets.images import unreadable
+    from mmgcvit.tasks.classification.transforms import LoadPillowImage
+    from mmgcvit.utils import images
+
+    monkeypatch.setenv(images.VARIABLE, "5000")
+    path = tmp_path / "a.png"
+    Image.new("RGB", (100, 50)).save(path)
+    assert LoadCheckedImage()(dict(img_path=str(path)))["img"].shape == (50, 100, 3)
+    for suffix in (".png", ".jpg", ".bmp", ".tif"):
+        path = tmp_path / f"a{suffix}"
+        Image.new("RGB", (100, 51)).save(path)
+        content = path.read_bytes()
+        for decode in (LoadCheckedImage().decode, lambda c: LoadPillowImage().decode(io.BytesIO(c))):
+            with pytest.raises(CorruptImageError, match=r"100 x 51 = 0\.0 million pixels; allowed: at most 0\.005"):
+                decode(content)
+        assert "million pixels" in unreadable(content)
+    tiff = content.replace(b"\x03\x01\x03\x00\x01\x00\x00\x00\x01", b"\x03\x01\x03\x00\x01\x00\x00\x00\xee")
+    with pytest.raises(CorruptImageError, match="100 x 51"):  # a compression that Pillow does not know
+        images.check_pixels(tiff)
+    images.set_max_pixels(5100)
+    images.check_pixels(content)
+    monkeypatch.setenv(images.VARIABLE, "many")
+    with pytest.raises(UsageError, match="MMGCVIT_MAX_PIXELS='many'; allowed: a positive integer"):
+        images.max_pixels()
+    with pytest.raises(UsageError, match="max_pixels=0"):
+        images.set_max_pixels(0)
+
+
+def test_pipes_are_not_read(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(CorruptImageError, match="neither a file nor remote"):
+        LoadCheckedImage()(dict(img_path=str(tmp_path / "a.png")))
+    assert LoadCheckedImage(corrupt="skip")(dict(img_path=str(tmp_path / "a.png"))) is None
+    assert header(str(tmp_path / "a.png")) is None

@@ -17,7 +17,7 @@ from timm.data import create_transform
 from mmgcvit.datasets.images import DepthWarning, deep_values
 from mmgcvit.errors import CorruptImageError
 from mmgcvit.registry import TRANSFORMS
-from mmgcvit.utils.images import any_image_size, reduce_depth
+from mmgcvit.utils.images import any_image_size, reduce_depth, require_pixels
 
 REMEDY = "to use this range: value_range=(LOW, HIGH) of LoadPillowImage"
 CHANNELS = {"RGB": 3, "L": 1}  # by mode of LoadPillowImage
@@ -80,6 +80,7 @@ class LoadPillowImage:
     def decode(self, file: BinaryIO) -> Image.Image:
         """Decode an opened file; Pillow's decoders raise many types of errors."""
         with any_image_size(), Image.open(file) as image:
+            require_pixels(*image.size)
             return ImageOps.exif_transpose(reduce_depth(image, self.value_range)).convert(self.mode)
 
 

@@ -34,7 +34,7 @@ from mmgcvit.tasks.segmentation.pairs import (
     size_problem,
     unused_label_maps,
 )
-from mmgcvit.utils.images import any_image_size
+from mmgcvit.utils.images import any_image_size, require_pixels
 
 IGNORED = 255
 PIXELS = 2**27  # of label maps that are decoded at the same time before a run
@@ -379,6 +379,7 @@ def _look_at_labels(label_map: str, size: tuple[int, int] | None, found: LabelMa
         return _Pair(size)  # already reported
     try:
         with any_image_size(), Image.open(label_map) as image:
+            require_pixels(*image.size)
             mode, values = image.mode, np.asarray(image)
     except Exception as error:  # Pillow's decoders raise many types of errors
         return _Pair(size, problems=(Problem("label map", label_map, f"cannot be decoded: {error}", True),))
