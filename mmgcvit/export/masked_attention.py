@@ -81,7 +81,7 @@ class Attention(nn.Module):
         attn_mask: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        """Return queries (B, Q, C). Keys and values are (B, N, C); the mask (B * heads, Q, N) is True where to ignore."""
+        """Return (B, Q, C) for keys and values (B, N, C); the mask (B * heads, Q, N) is True where to ignore."""
         allowed = None if attn_mask is None else ~attn_mask.unflatten(0, (query.shape[0], -1))
         return attend_heads(self.attention.attn, query + query_pos, key + key_pos, value, allowed) + query
 
