@@ -62,7 +62,7 @@ def encode_places(encoding: Any, size: tuple[int, int]) -> Tensor:
 
 
 def attend_self(module: Any, query: Tensor, position: Tensor) -> Tensor:
-    """Apply mmcv's MultiheadAttention, in operations that any batch size takes.
+    """Apply mmcv's MultiheadAttention of queries to each other, in operations that any batch size takes.
 
     Args:
         module: the attention.
@@ -72,14 +72,28 @@ def attend_self(module: Any, query: Tensor, position: Tensor) -> Tensor:
     Returns:
         (B, Q, C), including the residual.
     """
-    attention = module.attn
+    moved = query + position
+    return attend_heads(module.attn, moved, moved, query) + query
+
+
+def attend_heads(attention: Any, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """Apply torch's MultiheadAttention, batch first, in operations that any batch size takes.
+
+    Args:
+        attention: the module.
+        query: (B, Q, C).
+        key, value: (B, N, C).
+        allowed: (B, heads, Q, N), False where a query must not attend.
+
+    Returns:
+        (B, Q, C).
+    """
     weights = attention.in_proj_weight.chunk(3)
     biases = (None,) * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
-    moved = query + position
-    parts = [F.linear(x, w, b) for x, w, b in zip((moved, moved, query), weights, biases, strict=True)]
+    parts = [F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)]
     q, k, v = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in parts)
-    found = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    return attention.out_proj(found) + query
+    found = F.scaled_dot_product_attention(q, k, v, allowed).transpose(1, 2).flatten(2)
+    return attention.out_proj(found)
 
 
 def attend(module: Any, query: Tensor, position: Tensor, value: Tensor, points: Tensor, sizes: Sizes) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmgcvit.export.graph import ExportGraph
 from mmgcvit.export.modules import replace_modules
+from mmgcvit.export.operators import crop
 
 
 class SegmentationGraph(ExportGraph):
@@ -50,7 +51,8 @@ class SegmentationGraph(ExportGraph):
         x = self.preprocess(images)
         logits = self.logits(x)
         logits = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=self.align_corners)
-        logits = logits[..., :height, :width]
+        if self.preprocess.divisor > 1:
+            logits = crop(logits, height, width)
         labels = (logits.sigmoid() > self.threshold).squeeze(1) if logits.shape[1] == 1 else logits.argmax(dim=1)
         return (labels.to(torch.uint8 if self.small else torch.int32),)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mmgcvit.export.boxes import unsupported_kinds
 from mmgcvit.export.graph import ExportGraph
-from mmgcvit.export.operators import NO_CANDIDATE, features, top_k
-from mmgcvit.export.pixel_decoder import PixelDecoder, unsupported_decoder
+from mmgcvit.export.masked_attention import replace_parts, unsupported_head
+from mmgcvit.export.operators import NO_CANDIDATE, crop, features, take, top_k
 
 
 class InstanceGraph(ExportGraph):
@@ -29,8 +29,7 @@ class InstanceGraph(ExportGraph):
     def __init__(self, model: Any, channels: int = 3) -> None:
         super().__init__(model, channels)
         self.model = copy.deepcopy(model)
-        head = self.model.panoptic_head
-        head.pixel_decoder = PixelDecoder(head.pixel_decoder)
+        replace_parts(self.model.panoptic_head)
 
     @staticmethod
     def unsupported(model: Any) -> str:
@@ -52,7 +51,7 @@ class InstanceGraph(ExportGraph):
                 "no panoptic maps. Add --cfg-options model.test_cfg.panoptic_on=False model.test_cfg.instance_on=True "
                 "for the instances"
             )
-        return unsupported_decoder("model.panoptic_head.pixel_decoder", model.panoptic_head.pixel_decoder)
+        return unsupported_head("model.panoptic_head", model.panoptic_head)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return boxes (B, K, 4), scores (B, K), labels (B, K) and masks (B, K, H, W)."""
@@ -67,14 +66,14 @@ class InstanceGraph(ExportGraph):
         labels = place - query * count
         scores = torch.where(labels < fusion.num_things_classes, scores, NO_CANDIDATE)
         masks = F.interpolate(choose(logits[-1], query), x.shape[-2:], mode="bilinear", align_corners=False)
-        masks = masks[..., :height, :width].sigmoid()
+        masks = crop(masks, height, width).sigmoid()
         inside = masks > self.mask_threshold
         area = inside.float().sum((-2, -1))
         certainty = torch.where(inside, masks, 0).sum((-2, -1)) / (area + 1e-6)
         scores = torch.where(scores >= 0, scores * certainty, NO_CANDIDATE)
         scores, order = scores.sort(dim=1, descending=True)
         used = scores >= 0
-        boxes = torch.where(used[..., None], boxes_around(inside).gather(1, order[..., None].expand(-1, -1, 4)), 0)
+        boxes = torch.where(used[..., None], take(boxes_around(inside), order), 0)
         return boxes, scores.clamp(min=0), torch.where(used, labels.gather(1, order), -1), choose(masks, order)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmgcvit.export.encoder_decoder import SegmentationGraph
-from mmgcvit.export.pixel_decoder import PixelDecoder, unsupported_decoder
+from mmgcvit.export.masked_attention import replace_parts, unsupported_head
 
 
 class Mask2FormerGraph(SegmentationGraph):
@@ -22,15 +22,12 @@ class Mask2FormerGraph(SegmentationGraph):
 
     def __init__(self, model: Any, channels: int = 3) -> None:
         super().__init__(model, channels)
-        head = self.model.decode_head
-        head.pixel_decoder = PixelDecoder(head.pixel_decoder)
+        replace_parts(self.model.decode_head)
 
     @staticmethod
     def unsupported(model: Any) -> str:
         """Return why a segmentor cannot be exported."""
-        return SegmentationGraph.unsupported(model) or unsupported_decoder(
-            "model.decode_head.pixel_decoder", model.decode_head.pixel_decoder
-        )
+        return SegmentationGraph.unsupported(model) or unsupported_head("model.decode_head", model.decode_head)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the scores of the classes, (B, classes, H, W)."""

@@ -40,6 +40,17 @@ def take(x: Tensor, indices: Tensor) -> Tensor:
     return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
 
 
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """Crop maps (..., H, W) to (..., height, width).
+
+    After a slice, a graph of torch.export would hold either for maps that are smaller afterwards, or for maps that are
+    not, as these are contiguous.
+    """
+    for axis, side in ((-2, height), (-1, width)):
+        x = x.index_select(axis, torch.arange(side, device=x.device))
+    return x
+
+
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Non-maximum suppression in independent groups.
 
