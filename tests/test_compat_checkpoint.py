@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -106,3 +107,26 @@ def test_state_dict_keeps_versions():
     assert versions == [dict(version=2), {}]
     model.load_state_dict(compat.with_versions(dict(state), state), assign=True)
     assert state._metadata["0"] == dict(version=2)  # without the request to assign
+
+
+def test_size_of_a_zip_directory(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a", "content")
+    content = (tmp_path / "a.zip").read_bytes()
+    with (tmp_path / "a.zip").open("rb") as file:
+        assert compat.zip_directory_size(file) == content.index(b"PK\x05\x06") - content.index(b"PK\x01\x02")
+    with pytest.raises(zipfile.BadZipFile):
+        compat.zip_directory_size(io.BytesIO(b"no zip file"))
+
+
+def test_loaders_of_mmengine():
+    loaders = compat.checkpoint_loaders()
+    assert {"", "http://", "https://", "torchvision://", "open-mmlab://", "pavi://"} <= loaders.keys()
+    assert all(map(callable, loaders.values()))
+    loaders.clear()
+    assert compat.checkpoint_loaders()  # it was a copy
+
+
+def test_home_of_mmengine(monkeypatch, tmp_path):
+    monkeypatch.setenv("MMENGINE_HOME", str(tmp_path))
+    assert compat.mmengine_home() == tmp_path

@@ -41,6 +41,13 @@ class Name:
     def __init__(self, name: str, function: Callable[..., Any] | None = None, value: Any = None) -> None:
         self.name, self.function, self.value = name, function, value
 
+    def __repr__(self) -> str:
+        return self.name
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        """Become text in a copy or another file, if a name is left among the contents."""
+        return str, (self.name,)
+
     def __call__(self, *args: Any) -> Any:
         """Call our function for the name."""
         if self.function is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -303,3 +304,12 @@ def test_weights_that_overflow(tmp_path: Path):
     with pytest.raises(CheckpointError, match=rf"NaN or infinite numbers in 1 tensors: {name}"):
         load_pretrained(model, state)
     assert model.state_dict()[name].isfinite().all()
+
+
+def test_a_name_among_the_contents_is_harmless(tmp_path: Path):
+    zip_of(b"\x80\x02}X\x01\x00\x00\x00acbuiltins\ngetattr\ns.")(tmp_path / "a.pth")
+    found = read_checkpoint(tmp_path / "a.pth")
+    assert str(found) == "{'a': builtins.getattr}"
+    assert pickle.loads(pickle.dumps(found)) == {"a": "builtins.getattr"}
+    with pytest.raises(CheckpointError, match=r"builtins.getattr.*refused"):
+        found["a"](os, "system")
