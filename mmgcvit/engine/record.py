@@ -142,7 +142,8 @@ def _other_shapes(model: Any, weights: Mapping) -> Iterator[str]:
 
 
 def _groups(optimizer: Any) -> list:
-    return optimizer.param_groups if isinstance(optimizer, OptimWrapper) else []
+    # those of the wrapper have mmengine's base settings as one more group
+    return optimizer.optimizer.param_groups if isinstance(optimizer, OptimWrapper) else []
 
 
 def _short(value: str | None) -> str:
