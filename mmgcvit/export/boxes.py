@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmgcvit.export.operators import NO_CANDIDATE, nms, take, top_k
+from mmgcvit.export.operators import NO_CANDIDATE, nms, probability, take, top_k
 
 #: Largest change of the logarithm of width and height that mmdet's coder decodes.
 MAX_LOG_RATIO = abs(log(16 / 1000))
@@ -82,7 +82,7 @@ def best(boxes: Tensor, scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor,
 
 def activate(head: Any, scores: Tensor) -> Tensor:
     """Return the probabilities of the classes, without background, from an anchor head's output (..., channels)."""
-    return scores.sigmoid() if head.use_sigmoid_cls else scores.softmax(-1)[..., :-1]
+    return probability(scores) if head.use_sigmoid_cls else scores.softmax(-1)[..., :-1]
 
 
 def rows(x: Tensor, channels: int) -> Tensor:

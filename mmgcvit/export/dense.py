@@ -20,7 +20,7 @@ from mmgcvit.export.boxes import (
     unsupported_selection,
 )
 from mmgcvit.export.graph import ExportGraph
-from mmgcvit.export.operators import NO_CANDIDATE, features, take, top_k
+from mmgcvit.export.operators import NO_CANDIDATE, features, probability, take, top_k
 
 HEADS = ("RetinaHead", "RetinaSepBNHead", "ATSSHead", "FCOSHead", "GFLHead", "RTMDetHead", "RTMDetSepBNHead")
 GENERATORS = ("AnchorGenerator", "MlvlPointGenerator")
@@ -90,7 +90,7 @@ class DenseGraph(ExportGraph):
             scores = torch.where(scores > config.get("score_thr", 0), scores, NO_CANDIDATE)
             place = indices // classes
             if factors:  # centerness
-                factor = take(rows(factors[0][level], 1), place).squeeze(-1).sigmoid()
+                factor = probability(take(rows(factors[0][level], 1), place).squeeze(-1))
                 scores = torch.where(scores >= 0, scores * factor, NO_CANDIDATE)
             delta = self.deltas(deltas[level], place, level)
             chosen.append((scores, indices - place * classes, priors[level][place], delta))

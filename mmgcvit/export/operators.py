@@ -20,6 +20,14 @@ NO_CANDIDATE = -1.0
 SMALLEST = -0.5
 
 
+def probability(logits: Tensor) -> Tensor:
+    """Compute the sigmoid of logits by which candidates are ranked.
+
+    onnxruntime's Sigmoid is 0 below -18, and has steps of 6e-8 above. Its ties would rank candidates in another order.
+    """
+    return 1 / (1 + (-logits).exp())
+
+
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Find the k largest scores of each row, in descending order.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmgcvit.export.attention import Sizes, attend, attend_self, centers, encode
 from mmgcvit.export.boxes import clip, unsupported_kinds
 from mmgcvit.export.graph import ExportGraph
-from mmgcvit.export.operators import features, take
+from mmgcvit.export.operators import features, probability, take
 
 
 class QueryGraph(ExportGraph):
@@ -115,7 +115,7 @@ class QueryGraph(ExportGraph):
         count = head.test_cfg.get("max_per_img", self.model.num_queries)
         if head.loss_cls.use_sigmoid:
             classes = logits.shape[-1]
-            scores, indices = logits.sigmoid().flatten(1).topk(count)
+            scores, indices = probability(logits).flatten(1).topk(count)
             place = indices // classes
             labels = indices - place * classes
         else:

@@ -9,7 +9,7 @@ import torch
 from detectors import dynamic
 from torch import Tensor, nn
 
-from mmgcvit.export.operators import nms, roi_align, top_k, translation_table
+from mmgcvit.export.operators import nms, probability, roi_align, top_k, translation_table
 
 THRESHOLD = 0.5
 
@@ -48,6 +48,28 @@ class Suppress(nn.Module):
 
     def forward(self, boxes: Tensor, scores: Tensor) -> Tensor:
         return nms(boxes, scores, THRESHOLD)
+
+
+class Rank(nn.Module):
+    """Probabilities, and the order of the best."""
+
+    def forward(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        values = probability(logits)
+        return values, top_k(values, logits.shape[1])[1]
+
+
+def test_small_probabilities_are_ranked_after_the_export():
+    """As by torch. onnxruntime's own Sigmoid gives many of these logits the same value."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    logits = torch.stack([torch.linspace(-80, 12, 401), torch.linspace(-16, -14, 401)])[:, torch.randperm(401)]
+    model = Rank()
+    torch.testing.assert_close(model(logits)[0], logits.sigmoid(), rtol=1e-6, atol=0)
+    program = torch.onnx.export(model, (logits,), dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    values, order = session.run(None, {session.get_inputs()[0].name: logits.numpy()})
+    torch.testing.assert_close(torch.from_numpy(values), logits.sigmoid(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(torch.from_numpy(order), logits.argsort(dim=1, descending=True))
 
 
 CASES = {
