@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import subprocess
 import sys
@@ -19,19 +20,30 @@ from mmgcvit.engine.progress import Output, ProgressHook
 from mmgcvit.engine.workers import guard_workers
 from mmgcvit.errors import UsageError
 
+TIMEOUT = 1800  # seconds without an answer of another process, after which a process gives up
+#: What torch says about a process that has ended or hangs.
+LOST = ("timed out", "connection closed by peer", "connection reset by peer", "broken pipe")
+
 
 def build_runner(cfg: Config) -> Runner:
     """Build mmengine's runner for a config; several processes on a CPU are connected by gloo.
 
+    A process that gets no answer of another one for ``env_cfg.dist_cfg.timeout`` seconds, by default :data:`TIMEOUT`,
+    ends with an error, and the launcher ends the others.
+
     Inside :func:`~mmgcvit.engine.progress.short_output`, the runner shows its progress in short lines.
     """
+    timeout = TIMEOUT
+    if cfg.launcher != "none":
+        environment = cfg.setdefault("env_cfg", {})
+        timeout = environment.setdefault("dist_cfg", {"backend": "nccl"}).setdefault("timeout", TIMEOUT)
     if cfg.launcher in ("pytorch", "slurm") and get_device() == "cpu":
         # mmengine would assign a GPU to each process. It reuses an existing process group, and the arguments of the
         # wrapper in the config take precedence over its defaults.
         if not dist.is_initialized():
             if cfg.launcher == "slurm":
                 set_slurm_environment()
-            dist.init_process_group("gloo")
+            dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=timeout))
         cfg.model_wrapper_cfg = {
             "type": "MMDistributedDataParallel", "broadcast_buffers": False,
             "find_unused_parameters": cfg.get("find_unused_parameters", False),
@@ -68,3 +80,15 @@ def set_slurm_environment() -> None:
         ).stdout.split()
         os.environ["MASTER_ADDR"] = nodes[0]
     os.environ.setdefault("MASTER_PORT", "29500")
+
+
+def lost_process(error: RuntimeError, cfg: Config) -> str | None:
+    """Message if an error says that another process of the run has ended or hangs; None for any other error."""
+    text = str(error).strip()
+    if cfg.launcher == "none" or not any(words in text.lower() for words in LOST):
+        return None
+    timeout = (cfg.get("env_cfg") or {}).get("dist_cfg", {}).get("timeout", TIMEOUT)
+    return (
+        f"process {os.environ.get('RANK', '?')}: another process of the run has ended, or has not answered for "
+        f"{timeout} s (env_cfg.dist_cfg.timeout); its own output may say why. torch says: {text.splitlines()[0]}"
+    )

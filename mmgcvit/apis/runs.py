@@ -18,7 +18,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from mmgcvit.apis.checkpoints import checkpoint_to_resume, require_whole
-from mmgcvit.apis.launch import build_runner
+from mmgcvit.apis.launch import build_runner, lost_process
 from mmgcvit.apis.lock import lock_work_dir
 from mmgcvit.apis.tracking import use_tracker
 from mmgcvit.apis.tta import use_tta
@@ -114,6 +114,11 @@ def train(
         error = stop
     except USERS_ERRORS as failed:
         raise UsageError(worker_message(failed)) from failed
+    except RuntimeError as failed:
+        message = lost_process(failed, cfg)
+        if message is None:
+            raise
+        raise UsageError(message) from failed
     except OSError as failed:
         if failed.errno not in DISK_FULL:
             raise

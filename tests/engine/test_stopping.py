@@ -179,3 +179,50 @@ def test_workers_end_with_a_killed_process():
     while any(map(is_running, workers)) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(map(is_running, workers))
+
+
+HANGS = """
+import os, signal, sys
+from pathlib import Path
+from classification_run import config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmgcvit import apis
+
+@HOOKS.register_module()
+class Hang(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 2 and os.environ['RANK'] == '1':
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+cfg = config(Path(sys.argv[1]), Path(sys.argv[2]), workers=0)
+cfg.launcher = 'pytorch'
+cfg.env_cfg = dict(dist_cfg=dict(backend='gloo', timeout=10))
+cfg.custom_hooks.append(dict(type='Hang'))
+try:
+    apis.train(cfg)
+except apis.UsageError as error:
+    sys.exit(f'train: {error}')
+"""
+
+
+@pytest.mark.slow
+def test_a_hung_process_ends_the_run(tmp_path: Path, tree: Path):
+    (tmp_path / "hangs.py").write_text(HANGS)
+    paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/classification"), os.environ.get("PYTHONPATH", "")]
+    common = os.environ | dict(
+        PYTHONPATH=os.pathsep.join(paths), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29547"
+    )
+    command = [sys.executable, str(tmp_path / "hangs.py"), str(tree), str(tmp_path / "run")]
+    processes = [
+        subprocess.Popen(command, env=common | dict(RANK=rank, LOCAL_RANK=rank), stderr=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
+    try:
+        _, said = processes[0].communicate(timeout=120)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert processes[0].returncode == 1, said
+    assert "train: process 0: another process of the run has ended, or has not answered for 10 s" in said
