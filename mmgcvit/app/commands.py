@@ -13,6 +13,7 @@ from pathlib import Path
 from mmgcvit.app.models import AppModel, ExportedModel
 from mmgcvit.errors import UsageError
 from mmgcvit.report.numbers import spread
+from mmgcvit.utils.arguments import add_trust_argument
 from mmgcvit.utils.inputs import check_options, list_inputs
 
 EXPORTED = (".onnx", ".xml")
@@ -39,10 +40,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: 127.0.0.1, this machine)"
     )
     parser.add_argument("--port", type=int, help="port (default: the first free one from 7860 on)")
+    add_trust_argument(parser)
 
 
-def load(model: str, checkpoint: str | None, device: str | None = None, tile: int = 640) -> AppModel:
+def load(
+    model: str, checkpoint: str | None, device: str | None = None, tile: int = 640, trust_checkpoint: bool = False
+) -> AppModel:
     """Load a model from a config and a checkpoint, or from an exported file.
+
+    Args:
+        model: config file, or exported file.
+        checkpoint: file or URL, for a config.
+        device: cpu, cuda:0, ...; None for a GPU if there is one.
+        tile: side of the tiles, in pixels.
+        trust_checkpoint: unpickle a checkpoint that the safe reader refuses. **It can run any code.**
 
     Raises:
         UsageError: it cannot be loaded.
@@ -55,8 +66,10 @@ def load(model: str, checkpoint: str | None, device: str | None = None, tile: in
     if checkpoint is None:
         raise UsageError(f"{model!r}: allowed: a config and a checkpoint, or an exported file ({', '.join(EXPORTED)})")
     from mmgcvit.app.checkpoint import CheckpointModel
+    from mmgcvit.checkpoint import trust_checkpoints
 
-    return CheckpointModel(model, checkpoint, device, tile)
+    with trust_checkpoints(trust_checkpoint):
+        return CheckpointModel(model, checkpoint, device, tile)
 
 
 def find_examples(model: AppModel, folder: str | None) -> list[Path]:
@@ -81,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that temporary files are removed
     try:
-        model = load(args.model, args.checkpoint, args.device, args.tile)
+        model = load(args.model, args.checkpoint, args.device, args.tile, args.trust_checkpoint)
         examples = find_examples(model, args.examples)
         with serve(model, examples, args.score_thr, args.host, args.port) as url:
             print(f"{url}  (stop with Ctrl+C)", flush=True)
