@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
 import torch
 from mmengine.hooks import EMAHook
+from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner, ValLoop
 from torch import nn
 from torch.utils.data import DataLoader
@@ -57,9 +59,11 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         if not self.same_length and self.epoch and done:
             old = before or self.iter / self.epoch
             if old != length and self.iter == self.epoch * old:
-                self.runner.logger.warning(
+                print_log(
                     f"an epoch has {length} iterations; it had {old:g} in the run to resume, which was stopped between "
-                    "two epochs"
+                    "two epochs",
+                    logger="current",
+                    level=logging.WARNING,
                 )
                 self._iter, before, done = self.epoch * length, length, 0
         if (before or length) != length or not 0 <= done <= length:

@@ -134,7 +134,7 @@ def test_another_model_is_not_resumed(tmp_path: Path, tree: Path, whole: Path):
         apis.train(cfg, resume=True)
 
 
-def test_other_data_is_named(tmp_path: Path, tree: Path, whole: Path, logged: list[str]):
+def test_other_data_is_named(tmp_path: Path, tree: Path, whole: Path, capsys: pytest.CaptureFixture):
     copies(whole, tmp_path)
     other = make_tree(tmp_path / "tree", train=10)
     cfg = build(other, tmp_path, epochs=2)
@@ -144,6 +144,7 @@ def test_other_data_is_named(tmp_path: Path, tree: Path, whole: Path, logged: li
     cfg.model.backbone.drop_path_rate = 0.1
     with pytest.raises(UsageError, match=r"T_max=10 \(checkpoint: 12\)"):  # the schedule counts iterations
         apis.train(cfg, resume=str(tmp_path / "epoch_1.pth"))
+    logged = capsys.readouterr().out.splitlines()
     assert any("an epoch has 5 iterations; it had 6" in line for line in logged)
     said = next(line for line in logged if "the resumed run differs" in line)
     assert "model.backbone.drop_path_rate=0.1 (checkpoint: 0.3)" in said
