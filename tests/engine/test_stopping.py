@@ -150,7 +150,7 @@ class Large(Dataset):
     def __getitem__(self, i): return bytes(200_000)  # more than a pipe holds
 
 batches = iter(DataLoader(Large(), batch_size=1, num_workers=2, collate_fn=list, worker_init_fn=GuardedWorker()))
-next(batches)
+for _ in range(4): next(batches)  # both workers are up
 print(*(worker.pid for worker in __import__('multiprocessing').active_children()), flush=True)
 time.sleep(60)
 """
