@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from mmengine.logging import print_log
 
+from mmgcvit.checkpoint.limits import RefusedError
 from mmgcvit.checkpoint.reader import read_checkpoint
 from mmgcvit.errors import CheckpointError, UsageError
 from mmgcvit.utils.files import require_file
@@ -73,14 +74,15 @@ def find_damage(path: str | Path) -> str | None:
     """Return why a run cannot be resumed from a local file; None if it is whole and has finite weights.
 
     All of the file is read, and compared with the checksums in it.
+
+    Raises:
+        UsageError: the file asks for something that the reader refuses. It may be whole, so no other file is taken.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            wrong = archive.testzip()
-        if wrong is not None:
-            return f"the content of its entry {wrong!r} does not have the checksum that was written with it"
         found = read_checkpoint(path)
-    except (CheckpointError, OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except RefusedError as error:
+        raise UsageError(f"--resume: {error}") from error
+    except CheckpointError as error:
         return str(error)
     weights, meta = found.get("state_dict"), found.get("meta")
     if not isinstance(weights, Mapping) or not isinstance(meta, Mapping) or not {"epoch", "iter"} <= meta.keys():

@@ -15,6 +15,7 @@ from mmengine.registry import HOOKS
 
 from mmgcvit import apis
 from mmgcvit.apis.checkpoints import checkpoint_to_resume, find_damage, newest_checkpoint
+from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.errors import UsageError
 
 
@@ -95,7 +96,8 @@ def test_damaged_checkpoints_are_named_and_skipped(tmp_path: Path, whole: Path, 
     second.write_bytes(content)  # its zip directory is as before
     assert zipfile.is_zipfile(second)
     assert checkpoint_to_resume(tmp_path) == str(first)
-    assert f"checkpoint '{second}' is damaged and not used: the content of its entry '{entry.filename}'" in logged[-1]
+    assert f"checkpoint '{second}' is damaged and not used" in logged[-1]
+    assert f"Bad CRC-32 for file '{entry.filename}'" in logged[-1]
     checkpoint = torch.load(first, weights_only=False)
     next(iter(checkpoint["state_dict"].values()))[0] = float("nan")
     torch.save(checkpoint, second)
@@ -104,6 +106,18 @@ def test_damaged_checkpoints_are_named_and_skipped(tmp_path: Path, whole: Path, 
     assert find_damage(first) == "it has weights, but not the state of a run"
     with pytest.raises(UsageError, match=r"all checkpoints in .* are damaged"):
         checkpoint_to_resume(tmp_path)
+
+
+def test_a_checkpoint_that_asks_for_code_is_not_skipped(tmp_path: Path, whole: Path):
+    """It may be the right one: an older one must not be taken in its place."""
+    _, second = copies(whole, tmp_path)
+    checkpoint = torch.load(second, weights_only=False)
+    checkpoint["meta"]["hook"] = print
+    torch.save(checkpoint, second)
+    with pytest.raises(UsageError, match=r"--resume: checkpoint .*asks for __builtin__.print.*--trust-checkpoint"):
+        checkpoint_to_resume(tmp_path)
+    with trust_checkpoints():
+        assert checkpoint_to_resume(tmp_path) == str(second)
 
 
 @pytest.mark.parametrize(
