@@ -129,7 +129,7 @@ def test_exported_models_run_in_an_environment_without_torch(wheel: Path, tmp_pa
     code = "import mmgcvit; print(mmgcvit.__file__)"
     assert run(python, "-c", code, cwd=tmp_path, PYTHONPATH="").stdout.startswith(str(tmp_path / "venv"))
     assert run(*command, cwd=tmp_path, PYTHONPATH="").stdout.startswith(
-        "2 images, 2 objects: predictions in out/predictions.json"
+        "2 images, 2 detections: predictions in out/predictions.json"
     )
     results = json.loads((tmp_path / "out/predictions.json").read_text())
     assert [result["bbox"] for result in results] == [[10, 20, 90, 30], [5, 6, 25, 34]]

@@ -66,7 +66,7 @@ def main() -> None:
     except apis.UsageError as error:
         sys.exit(printable(f"image_demo: {error}"))
     counts = [f"{count} {word}" for count, word in ((found.images, "images"), (found.frames, "frames")) if count]
-    objects = f", {found.objects} objects" if found.file.endswith("predictions.json") else ""
+    objects = f", {found.objects} detections" if found.file.endswith("predictions.json") else ""
     print(
         f"{' and '.join(counts)}{objects}: predictions in {found.file}"
         + ("" if args.no_draw else f", drawings in {args.out_dir}/vis")

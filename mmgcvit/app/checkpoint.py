@@ -16,6 +16,7 @@ from mmgcvit.apis.inference import load_predictor
 from mmgcvit.apis.tta import use_tta
 from mmgcvit.app.models import AppModel
 from mmgcvit.engine.evaluation import build_loader, image_paths
+from mmgcvit.engine.progress import short_output
 from mmgcvit.errors import ExportError, MMGCViTError, UsageError
 from mmgcvit.explain import METHODS, default_methods, find_backbone, make_scene
 from mmgcvit.runtime import Prediction
@@ -100,7 +101,8 @@ class CheckpointModel(AppModel):
         if not self.cfg.get("val_dataloader"):
             return []
         try:
-            return list(image_paths(build_loader(self.cfg).dataset))
+            with short_output():
+                return list(image_paths(build_loader(self.cfg).dataset))
         except MMGCViTError:
             return []
 

@@ -67,8 +67,9 @@ def load(
         raise UsageError(f"{model!r}: allowed: a config and a checkpoint, or an exported file ({', '.join(EXPORTED)})")
     from mmgcvit.app.checkpoint import CheckpointModel
     from mmgcvit.checkpoint import trust_checkpoints
+    from mmgcvit.engine.progress import short_output
 
-    with trust_checkpoints(trust_checkpoint):
+    with short_output(), trust_checkpoints(trust_checkpoint):
         return CheckpointModel(model, checkpoint, device, tile)
 
 

@@ -23,8 +23,15 @@ from mmgcvit.utils.inputs import MAX_UPLOAD_BYTES, check_upload
 WAITING = 16  # most requests that wait for the model
 SESSIONS = 32  # visitors whose last image is kept in memory
 KEPT = 3600  # seconds that an image is kept, in memory and on disk
-START = "Upload an image, take one, or choose an example."
-CSS = ".gradio-container {max-width: 1400px !important} footer {display: none !important}"
+START = "Upload an image, or take one."
+#: On a phone the result follows the image, and the controls come last.
+CSS = """
+.gradio-container {max-width: 1400px !important}
+footer {display: none !important}
+#main {display: grid; grid-template: "upload results" auto "controls results" 1fr / minmax(0, 2fr) minmax(0, 3fr)}
+#upload {grid-area: upload} #results {grid-area: results} #controls {grid-area: controls}
+@media (max-width: 700px) {#main {grid-template: "upload" auto "results" auto "controls" auto / minmax(0, 1fr)}}
+"""
 
 
 def accept_files_only(image: Any) -> None:
@@ -95,13 +102,14 @@ def build_page(model: AppModel, folder: Path, examples: Sequence[Path] = (), sco
     with gr.Blocks(title=model.name, analytics_enabled=False, delete_cache=(KEPT // 6, KEPT)) as page:
         state = gr.State(time_to_live=KEPT)
         gr.Markdown(f"# {model.name}\n{len(model.classes)} classes: {_some(model.classes)}")
-        with gr.Row():
-            with gr.Column(scale=2, min_width=300):
+        with gr.Row(elem_id="main"):
+            with gr.Column(elem_id="upload"):
                 image = gr.Image(
                     label="Image", type="filepath", sources=["upload", "webcam", "clipboard"], height=300,
                     elem_id="image", buttons=[],
                 )  # fmt: skip
                 accept_files_only(image)
+            with gr.Column(elem_id="controls"):
                 if examples:
                     gr.Examples([[str(path)] for path in examples], image, label="Examples", elem_id="examples")
                 threshold = gr.Slider(
@@ -120,7 +128,7 @@ def build_page(model: AppModel, folder: Path, examples: Sequence[Path] = (), sco
                     methods, value=methods[0][1] if methods else None, label="A click on the result shows",
                     visible=bool(methods), elem_id="method",
                 )  # fmt: skip
-            with gr.Column(scale=3, min_width=300):
+            with gr.Column(elem_id="results"):
                 line = gr.Markdown(START, elem_id="line")
                 view = dict(interactive=False, show_label=False, buttons=["download", "fullscreen"])  # no label on it
                 result = gr.Image(label="Result", elem_id="result", **view)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmgcvit.checkpoint import trust_checkpoints
-from mmgcvit.engine.progress import short_output
+from mmgcvit.engine.progress import UNKNOWN, short_output
 from mmgcvit.errors import MMGCViTError, UsageError
 from mmgcvit.export.exporter import Exportable, export
 from mmgcvit.export.formats import SUFFIXES
@@ -154,7 +154,7 @@ class Verification:
         found = verify.compare(model, verify.open_file(file, model.info), batches, allowed)
         sizes = ", ".join(f"{height} x {width}" for height, width in dict.fromkeys(found.sizes))
         self.console.print(
-            f"{file.name} against the model, {found.images} images ({source}), {sizes}:",
+            f"{file.name} against the model, {found.images} inputs from {source}, {sizes}:",
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -163,10 +163,7 @@ class Verification:
         for name in ("difference", "found", "allowed"):
             table.add_column(name)
         for name, value, key in found.rows(model.task, bool(model.info.masks)):
-            limit = (
-                "" if self.quantized or not key else f"{1 - allowed.mask if key == 'mask' else getattr(allowed, key):g}"
-            )
-            table.add_row(name, value, limit)
+            table.add_row(name, value, "" if self.quantized else allowed.text(key))
         self.console.print(table)
         if model.task == "detection" and not found.detections:
             self.console.print(
@@ -185,11 +182,11 @@ class Verification:
         from mmgcvit.export.inputs import made_up_images, network_inputs
 
         if self.images:
-            return network_inputs(model.info, self.images), "given"
+            return network_inputs(model.info, self.images), "the given images"
         paths = list(islice(data_images(model.cfg), DATA_IMAGES))
         if paths:
-            return network_inputs(model.info, paths), "of the test data"
-        return made_up_images(model.info), "made up; --verify IMAGES for real ones"
+            return network_inputs(model.info, paths), "images of the test data"
+        return made_up_images(model.info), "made-up images (--verify IMAGES for real ones)"
 
     def _print_metrics(self, ours: dict[str, float], file: dict[str, float]) -> None:
         self.console.print("Validation data:")
@@ -197,6 +194,8 @@ class Verification:
         for name in ("metric", "model", "file", "difference"):
             table.add_column(name)
         for name, value in ours.items():
+            if value == UNKNOWN == file[name]:
+                continue
             table.add_row(name, f"{value:.4f}", f"{file[name]:.4f}", f"{file[name] - value:+.4f}")
         self.console.print(table)
 

@@ -40,6 +40,15 @@ class Tolerance:
     unmatched: float = 0.01
     min_score: float = 0.0
 
+    def text(self, name: str) -> str:
+        """The limit of a field as in the table of :meth:`Differences.rows`; '' for ''."""
+        if not name:
+            return ""
+        value = getattr(self, name)
+        if name in ("unmatched", "labels"):
+            return f"{100 * value:g} %"
+        return f"{1 - value:g}" if name == "mask" else f"{value:g} pixels" if name == "box" else f"{value:g}"
+
 
 #: For float16. Of nearly equal proposals another one may remain after NMS, so single detections may change.
 HALF = Tolerance(box=1.0, score=0.05, mask=0.1, labels=0.01, unmatched=0.05, min_score=0.3)
@@ -85,8 +94,9 @@ class Differences:
             ]
         if task == "segmentation":
             return [("pixels with another label", f"{100 * self.labels:.4f} %", "labels")]
+        share = 100 * self.unmatched / max(self.detections, 1)
         return [
-            ("detections without a counterpart", f"{self.unmatched} of {self.detections}", "unmatched"),
+            ("detections without a counterpart", f"{self.unmatched} of {self.detections} ({share:.2f} %)", "unmatched"),
             ("largest difference of a box", f"{self.box:.2g} pixels", "box"),
             ("largest difference of a score", f"{self.score:.2g}", "score"),
             *([("smallest IoU of masks", f"{1 - self.mask:.4f}", "mask")] if masks else []),

@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = predict(args.file, args.inputs, args.out_dir, *options)
     except UsageError as error:
         sys.exit(f"mmgcvit.runtime: {error}")
-    objects = f", {found.objects} objects" if found.file.endswith("predictions.json") else ""
+    objects = f", {found.objects} detections" if found.file.endswith("predictions.json") else ""
     drawings = "" if args.no_draw else f", drawings in {args.out_dir}/vis"
     print(f"{found.images} images{objects}: predictions in {found.file}{drawings}")
 

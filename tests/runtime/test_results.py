@@ -139,7 +139,7 @@ def test_command(user: Path, capsys):
     out = user / "out"
     main([str(model), str(user / "images"), "--out-dir", str(out), "--batch-size", "2", "--threads", "1"])
     assert capsys.readouterr().out == (
-        f"3 images, 2 objects: predictions in {out}/predictions.json, drawings in {out}/vis\n"
+        f"3 images, 2 detections: predictions in {out}/predictions.json, drawings in {out}/vis\n"
     )
     results = json.loads((out / "predictions.json").read_text())
     images = {image["id"]: image for image in json.loads((out / "images.json").read_text())["images"]}
