@@ -66,7 +66,7 @@ def require_whole(checkpoint: str) -> str:
     """
     require_file("checkpoint to resume from", checkpoint)
     if "://" not in checkpoint and (reason := find_damage(checkpoint)):
-        raise UsageError(f"checkpoint to resume from {checkpoint!r}: damaged: {reason}")
+        raise UsageError(f"checkpoint to resume from {checkpoint!r}: {reason}")
     return checkpoint
 
 
@@ -86,7 +86,7 @@ def find_damage(path: str | Path) -> str | None:
         return str(error)
     weights, meta = found.get("state_dict"), found.get("meta")
     if not isinstance(weights, Mapping) or not isinstance(meta, Mapping) or not {"epoch", "iter"} <= meta.keys():
-        return "it has weights, but not the state of a run"
+        return "it has weights, but not the state of a run (load_from takes it)"
     for name, value in weights.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all():
             return f"{name} has NaN or infinite values"

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from mmengine.config import Config
@@ -108,7 +109,7 @@ def train(
             cfg.optim_wrapper.pop(key, None)
     scale_single_device_lr(cfg, auto_scale_lr)
     try:
-        with lock_work_dir(cfg.work_dir), stop_at_signals():
+        with lock_work_dir(cfg.work_dir) if cfg.get("work_dir") else nullcontext(), stop_at_signals():
             return _train(cfg, resume, corrupt)
     except RunStopped as stop:
         error = stop
@@ -132,8 +133,14 @@ def train(
     raise error
 
 
+def _require_work_dir(cfg: Config) -> None:
+    if not cfg.get("work_dir"):
+        raise UsageError("config: work_dir is not set; allowed: a folder for log and checkpoints")
+
+
 def _train(cfg: Config, resume: str | bool, corrupt: str | None) -> Runner:
     if resume:
+        _require_work_dir(cfg)
         checkpoint = checkpoint_to_resume(cfg.work_dir) if resume in (True, "auto") else require_whole(str(resume))
         if checkpoint is not None:
             cfg.resume, cfg.load_from = True, checkpoint
@@ -145,6 +152,7 @@ def _train(cfg: Config, resume: str | bool, corrupt: str | None) -> Runner:
     use_checked_loading(cfg.get("val_dataloader"))
     _warn(fit_warmups(cfg))
     _check_data(cfg, "train", "val")
+    _require_work_dir(cfg)
     configured = {type_name(hook) for hook in cfg.get("custom_hooks") or ()}
     ours = ["InvalidLossHook", "CorruptImageHook", "RunRecordHook", "StopHook"]
     if cfg.get("randomness", {}).get("deterministic"):

@@ -229,17 +229,18 @@ def _quantized(model: Any, inputs: Iterable[np.ndarray], path: Path) -> Any:
     outside = [node.name for node in model.graph.node if not _in_network(node)]
     target = path.with_name(f"{path.stem}.int8.onnx")
     try:
-        quantize_static(
-            model,
-            target,
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            op_types_to_quantize=list(PRODUCTS),
-            nodes_to_exclude=outside,
-            # CalibMaxIntermediateOutputs would drop inputs, and saves little: only minima and maxima are kept.
-            extra_options={"MatMulConstBOnly": True},
-        )
+        with _quiet():
+            quantize_static(
+                model,
+                target,
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                op_types_to_quantize=list(PRODUCTS),
+                nodes_to_exclude=outside,
+                # CalibMaxIntermediateOutputs would drop inputs, and saves little: only minima and maxima are kept.
+                extra_options={"MatMulConstBOnly": True},
+            )
         return onnx.load(target)
     finally:
         target.unlink(missing_ok=True)
@@ -247,8 +248,8 @@ def _quantized(model: Any, inputs: Iterable[np.ndarray], path: Path) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide warnings and messages of torch's exporters that a user cannot act on."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    """Hide warnings and messages of the exporters that a user cannot act on; onnxruntime uses the root logger."""
+    loggers = [logging.getLogger(name) for name in (None, "torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

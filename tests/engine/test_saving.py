@@ -103,9 +103,17 @@ def test_damaged_checkpoints_are_named_and_skipped(tmp_path: Path, whole: Path, 
     torch.save(checkpoint, second)
     assert "has NaN or infinite values" in find_damage(second)
     torch.save(checkpoint["state_dict"], first)
-    assert find_damage(first) == "it has weights, but not the state of a run"
+    assert find_damage(first) == "it has weights, but not the state of a run (load_from takes it)"
     with pytest.raises(UsageError, match=r"all checkpoints in .* are damaged"):
         checkpoint_to_resume(tmp_path)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_needs_a_work_dir(tmp_path: Path, tree: Path, resume: bool):
+    cfg = build(tree, tmp_path)
+    cfg.pop("work_dir")
+    with pytest.raises(UsageError, match=r"config: work_dir is not set; allowed: a folder"):
+        apis.train(cfg, resume)
 
 
 def test_a_checkpoint_that_asks_for_code_is_not_skipped(tmp_path: Path, whole: Path):
