@@ -136,13 +136,15 @@ def _evaluated(run: Run, required: bool, device: str | None) -> tuple[list[Secti
     if failure:
         results.add(Note(f"The metrics of the config cannot be computed: {failure}"))
     # mmdet names the box AP and the mask AP of a class alike; the table of classes has both.
-    metrics = {name: value for name, value in metrics.items() if not is_of_class(name, model.classes)}
+    kept = {name: value for name, value in metrics.items() if not is_of_class(name, model.classes)}
+    elsewhere = " Those of each class are in the table 'Classes'." if len(kept) < len(metrics) else ""
+    metrics = kept
     rows = [(name, f"{value:.4g}") for name, value in metrics.items() if np.isfinite(value) and value >= 0]
     count = len(model.dataset)
     results.add(
         Table("Metrics", ("metric", "value"), rows, f"Of {run.checkpoint} on {count:,} validation images, by the "
-              f"metrics of the config. The evaluation took {seconds:.0f} s, {1000 * seconds / max(count, 1):.0f} ms "
-              "per image.")
+              f"metrics of the config.{elsewhere} The evaluation took {seconds:.0f} s, "
+              f"{1000 * seconds / max(count, 1):.0f} ms per image.")
     )  # fmt: skip
     chosen = [name for name in _headline(run, list(metrics)) if np.isfinite(metrics[name])]
     headline = [(name, f"{metrics[name]:.4g}") for name in chosen]
@@ -244,7 +246,7 @@ def _time(run: Run) -> Section:
         rows.append((label, f"{begin:%Y-%m-%d %H:%M} to {end:%H:%M}, {end - begin}"))
     if rows:
         memory_note = "" if memory else " Memory is logged for GPUs only."
-        section.add(Table("Run", ("what", "value"), rows, f"As logged by the run.{memory_note}"))
+        section.add(Table("Run", ("what", "value"), rows, f"As logged by the run.{memory_note}", words=2))
     if len(times[0]) > 2:
         lines = {"total": times} | ({"waiting for data": waiting} if len(waiting[0]) > 2 else {})
         caption = (

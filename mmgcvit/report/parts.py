@@ -97,10 +97,10 @@ def score_figures(
     return [
         Figure.plot(
             "precision_recall", "Precision and recall", pr,
-            "Precision is the share of predictions that are right, recall the share of what there is that is found. The "
-            "closer to the upper right corner, the better. Each point of a line is a score threshold, in steps of 0.01. "
-            "The left end is the highest threshold with predictions; if many predictions reach it, recall is already "
-            f"high there. {circle}{words}",
+            "Precision is the share of predictions that are right, recall the share of what there is that is found. "
+            "The closer to the upper right corner, the better. Each point of a line is a score threshold, in steps of "
+            "0.01. The left end is the highest threshold with predictions; if many predictions reach it, recall is "
+            f"already high there. {circle}{words}",
         ),
         Figure.plot(
             "f1", "F1 over the score threshold", f1,
@@ -124,7 +124,7 @@ def confusion_items(
         caption = (
             f"Row: true class, column: prediction, in {unit}. {what if len(rows) <= 16 else 'No numbers are printed'}; "
             "the darker, the larger the share of the row. A good model is dark on the diagonal only."
-            f"{f' Row {rows[-1]!r} has no colours, as it has no number of objects.' if background else ''}"
+            f"{f' Row {rows[-1]!r} has no colours, as there is no total to divide by.' if background else ''}"
         )
         items.append(Figure.plot("confusion", "Confusion matrix", plots.matrix(matrix, share, rows, columns), caption))
     else:

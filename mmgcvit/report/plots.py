@@ -273,7 +273,7 @@ def reliability(confidence: np.ndarray, accuracy: np.ndarray, count: np.ndarray,
         if few.any():
             label = f"fewer than {FEW_IN_BIN}"
             top.scatter(confidence[few], accuracy[few], sizes[few], color="#b9c7d0", label=label, zorder=2)
-        top.set(ylabel=ylabel, xlim=(0, 1), ylim=(0, 1.06))
+        top.set(ylabel=ylabel, xlim=(0, 1), ylim=(-0.06, 1.06))
         top.legend(loc="lower left", bbox_to_anchor=(-0.1, 1), ncols=3, columnspacing=1.0, handletextpad=0.4)
         bottom.stairs(100 * count / max(count.sum(), 1), edges, fill=True, color=COLOURS[0], alpha=0.5)
         bottom.set(xlabel="confidence", ylabel="share (%)")
