@@ -95,20 +95,26 @@ def _received(found: AttentionMap) -> np.ndarray:
     return found.received()[0].cpu().numpy() * found.regions[0].window ** 2
 
 
-def _to_padding(scene: Scene, found: AttentionMap, weights: Tensor, windows: int | None = None) -> str:
+def _to_padding(scene: Scene, found: AttentionMap, weights: Tensor) -> str:
     """Line with the share of the attention that goes to padding, which a figure does not show.
 
     Args:
         scene: the image.
         found: the attention.
-        weights: (H, W), attention to each token; a window and its padding sum to 1.
-        windows: number of windows with weights; by default all with a part of the image.
+        weights: (H, W), attention to each token; a window and its padding sum to 1. Windows without any do not count.
+
+    Returns:
+        The mean of all windows, weighted by their tokens of the image, as a text.
     """
     rows, columns = (-(-side // found.stride) for side in scene.place.size)
-    window = found.regions[0].window
-    windows = windows or -(-rows // window) * -(-columns // window)
-    share = 1 - float(weights[:rows, :columns].sum()) / windows
-    return f"\n{100 * max(share, 0.0):.0f} % to padding"
+    window, total, padding = found.regions[0].window, 0, 0.0
+    for top in range(0, rows, window):
+        for left in range(0, columns, window):
+            part = weights[top : min(top + window, rows), left : min(left + window, columns)]
+            if part.any():
+                total += part.numel()
+                padding += part.numel() * (1 - float(part.sum()))
+    return f"\n{100 * max(padding, 0.0) / max(total, 1):.0f} % to padding"
 
 
 def _local(scene: Scene) -> Image.Image:
@@ -125,7 +131,7 @@ def _local(scene: Scene) -> Image.Image:
     weights = found.of_token(row, column)[0].mean(0)
     values[window] = weights.cpu().numpy()[window] * found.regions[0].window ** 2
     title = f"attention of the marked token: stage {found.stage}, block {found.block}, mean of all heads"
-    title += _to_padding(scene, found, weights, windows=1)
+    title += _to_padding(scene, found, weights)
     return scene.canvas.heat(values, found.stride, title, " x uniform", point=point)
 
 

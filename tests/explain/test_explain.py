@@ -94,8 +94,6 @@ def test_global_attention_is_that_of_the_network(folder: Path, tmp_path: Path):
 
 def test_attention_to_padding_is_in_the_legend(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Windows of 7 tokens, of which the image covers a part: the rest is padding."""
-    from mmgcvit.explain import commands
-
     scenes, titles, locals_ = [], [], []
     heat, local = Canvas.heat, METHODS["local"]
     monkeypatch.setattr(Canvas, "heat", lambda self, *args, **kw: titles.append(args[2]) or heat(self, *args, **kw))
@@ -110,20 +108,12 @@ def test_attention_to_padding_is_in_the_legend(folder: Path, tmp_path: Path, mon
         locals_.append(float(share))
         assert found[0].endswith(f"\n{100 * abs(share):.0f} % to padding")
         attention = scene.attention(is_global=True)
-        outside, window = attention.outside()[0], attention.regions[0].window
-        rows, columns = outside.shape[1:]
-        shares = torch.stack(
-            [
-                outside[:, top : top + window, left : left + window].mean((1, 2))
-                for top in range(0, rows, window)
-                for left in range(0, columns, window)
-            ]
-        ).mean(0)
+        assert len(attention.regions) > 1
+        shares = attention.outside()[0].mean((1, 2))
         assert 0.05 < shares.mean() < 0.95
         assert found[1].endswith(f"\n{100 * shares.mean():.0f} % to padding")
         assert [title.split("\n")[1] for title in found[2:]] == [f"{100 * s:.0f} % to padding" for s in shares]
     assert max(locals_) > 0.1
-    assert commands._to_padding(scene, attention, torch.zeros(rows, columns)).endswith("100 % to padding")
 
 
 def test_eigencam_has_no_box(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
