@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from mmengine.config import Config
 from PIL import Image
+from torch import Tensor
 
 from mmgcvit.apis.inference import load_predictor
 from mmgcvit.backbone import GCViT
@@ -72,6 +73,7 @@ def _global(scene: Scene) -> Image.Image:
     found = scene.attention(is_global=True)
     values = _received(found)
     title = f"global query: stage {found.stage}, block {found.block}, mean of {len(values)} heads"
+    title += _to_padding(scene, found, found.received()[0].mean(0))
     return scene.canvas.heat(values.mean(0), found.stride, title, " x uniform")
 
 
@@ -79,9 +81,11 @@ def _heads(scene: Scene) -> Image.Image:
     """Attention that each token receives from the global query, one figure per head with the same colours."""
     found = scene.attention(is_global=True)
     values = _received(found)
+    weights = found.received()[0]
     figures = []
     for head, heat in enumerate(values):
         title = f"global query, head {head}: stage {found.stage}, block {found.block}"
+        title += _to_padding(scene, found, weights[head])
         figures.append(scene.canvas.heat(heat, found.stride, title, " x uniform", float(values.max())))
     return sheet(figures, columns=math.ceil(len(figures) ** 0.5))
 
@@ -89,6 +93,28 @@ def _heads(scene: Scene) -> Image.Image:
 def _received(found: AttentionMap) -> np.ndarray:
     """Attention received by each token, as a multiple of what it would be if all tokens received the same."""
     return found.received()[0].cpu().numpy() * found.regions[0].window ** 2
+
+
+def _to_padding(scene: Scene, found: AttentionMap, weights: Tensor) -> str:
+    """Line with the share of the attention that goes to padding, which a figure does not show.
+
+    Args:
+        scene: the image.
+        found: the attention.
+        weights: (H, W), attention to each token; a window and its padding sum to 1. Windows without any do not count.
+
+    Returns:
+        The mean of all windows, weighted by their tokens of the image, as a text.
+    """
+    rows, columns = (-(-side // found.stride) for side in scene.place.size)
+    window, total, padding = found.regions[0].window, 0, 0.0
+    for top in range(0, rows, window):
+        for left in range(0, columns, window):
+            part = weights[top : min(top + window, rows), left : min(left + window, columns)]
+            if part.any():
+                total += part.numel()
+                padding += part.numel() * (1 - float(part.sum()))
+    return f"\n{100 * max(padding, 0.0) / max(total, 1):.0f} % to padding"
 
 
 def _local(scene: Scene) -> Image.Image:
@@ -102,8 +128,10 @@ def _local(scene: Scene) -> Image.Image:
     row, column = int(y // found.stride), int(x // found.stride)
     values = np.full((found.height, found.width), np.nan, np.float32)
     window = found.window_of(row, column)
-    values[window] = found.of_token(row, column)[0].mean(0).cpu().numpy()[window] * found.regions[0].window ** 2
+    weights = found.of_token(row, column)[0].mean(0)
+    values[window] = weights.cpu().numpy()[window] * found.regions[0].window ** 2
     title = f"attention of the marked token: stage {found.stage}, block {found.block}, mean of all heads"
+    title += _to_padding(scene, found, weights)
     return scene.canvas.heat(values, found.stride, title, " x uniform", point=point)
 
 
@@ -126,7 +154,8 @@ def _cam(method: str, name: str) -> Callable[[Scene], Image.Image]:
         stage = main_stage(trained.model, scene.place.image, target) if scene.stage is None else scene.stage
         heat = cam(trained.model, scene.place.image, target, method, stage)
         title = f"{name}: {target.title}, stage {stage}" if method != "eigencam" else f"{name}: stage {stage}"
-        return scene.canvas.heat(heat, 1, title, "", 1.0, smooth=True, box=target.box, point=scene.at)
+        box = target.box if method != "eigencam" else None  # EigenCAM does not depend on the box
+        return scene.canvas.heat(heat, 1, title, "", 1.0, smooth=True, box=box, point=scene.at)
 
     draw.__doc__ = f"{name} of the prediction."
     return draw

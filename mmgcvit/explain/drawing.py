@@ -79,7 +79,7 @@ class Canvas:
         Args:
             values: (h, w), not negative; NaN where the image is to be seen.
             stride: side of a value in pixels of the network's input.
-            title: text below the image.
+            title: text below the image, in one or more lines.
             unit: text after the numbers of the colour bar.
             highest: value of the last colour; by default the highest one.
             smooth: see :func:`on_image`.
@@ -124,14 +124,16 @@ def _with_title(image: Image.Image, title: str, ends: tuple[str, str] | None = N
     """Add a title below an image, and a colour bar with the values at its ends."""
     size = text_size(image)
     width, step = max(image.width, size * 16), int(size * 1.5)
-    canvas = Image.new("RGB", (width, image.height + step * (1 if ends is None else 2) + size // 2), BACKGROUND)
+    lines = title.split("\n")
+    canvas = Image.new("RGB", (width, image.height + step * (len(lines) + (ends is not None)) + size // 2), BACKGROUND)
     canvas.paste(image, (0, 0))
     pen = ImageDraw.Draw(canvas)
-    text = fitted(title, size, width - size)
     y = image.height + size // 4
-    pen.text((size // 2, y + step / 2), text, fill=TEXT, font=load_font(size, text.isascii()), anchor="lm")
-    if ends is not None:
+    for line in lines:
+        text = fitted(line, size, width - size)
+        pen.text((size // 2, y + step / 2), text, fill=TEXT, font=load_font(size, text.isascii()), anchor="lm")
         y += step
+    if ends is not None:
         font = load_font(size, True)
         left, right = size + int(font.getlength(ends[0])), width - size - int(font.getlength(ends[1]))
         bar = heat_colours(np.linspace(0, 1, max(1, right - left)))[None].repeat(max(1, step - size // 2), 0)

@@ -19,7 +19,8 @@ from mmgcvit.runtime.drawing import Colour
 
 GALLERY = 6  # images of each kind in a gallery
 COUNTED = 20_000  # images of a data set that are counted
-SIDE = 640  # longest side of an image in a gallery, in pixels
+SIDE = 640  # longest side of an image on the page, in pixels
+LARGE_SIDE = 1920  # and of its file in the folder beside the page
 
 
 @dataclass
@@ -87,12 +88,18 @@ def infos(dataset: Any, limit: int = COUNTED) -> Iterator[tuple[Any, dict]]:
 
 def encode_image(name: str, image: Image.Image, alt: str, label: str = "") -> EncodedImage:
     """Encode an image of a gallery as JPEG, with a text below it."""
-    if max(image.size) > SIDE:
-        scale = SIDE / max(image.size)
+    large = _jpeg(image, LARGE_SIDE) if max(image.size) > SIDE else None
+    return EncodedImage(f"{name}.jpg", _jpeg(image, SIDE), alt, label, large)
+
+
+def _jpeg(image: Image.Image, side: int) -> bytes:
+    """Encode an image, reduced if its longest side is larger than ``side``."""
+    if max(image.size) > side:
+        scale = side / max(image.size)
         image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     file = io.BytesIO()
     image.convert("RGB").save(file, "JPEG", quality=85)
-    return EncodedImage(f"{name}.jpg", file.getvalue(), alt, label)
+    return file.getvalue()
 
 
 def enlarged(image: np.ndarray) -> Image.Image:

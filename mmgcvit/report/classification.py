@@ -12,13 +12,15 @@ from PIL import Image
 
 from mmgcvit.datasets.problems import inner_datasets
 from mmgcvit.report import plots
-from mmgcvit.report.base import GALLERY, Model, TaskReport, encode_image, enlarged, infos
-from mmgcvit.report.numbers import Calibration, ScoreCurves, ratio, shown, worst_and_typical
+from mmgcvit.report.base import Model, TaskReport, encode_image, enlarged, infos
+from mmgcvit.report.numbers import Calibration, ScoreCurves, ratio, shown
 from mmgcvit.report.page import Figure, Note, Section, Table
 from mmgcvit.report.parts import (
+    OPTIMISTIC,
     calibration_figure,
     class_counts,
     confusion_items,
+    gallery_groups,
     ranked,
     score_figures,
     size_figure,
@@ -64,22 +66,20 @@ class ClassificationReport(TaskReport):
         errors.add(calibration_figure(calibration, "images whose most probable class is right", "images"))
         right = scores[np.arange(len(labels)), labels]
         gallery = Section("gallery", "Images")
-        worst, typical = worst_and_typical(right, GALLERY)
-        about = {"worst": "with the lowest probability of the true class: look for wrong labels", "typical":
-                 "next to the median of the probability of the true class"}  # fmt: skip
-        for kind, chosen in (("worst", worst), ("typical", typical)):
+        about = {
+            "worst": "Images with the lowest probability of the true class: look for wrong labels.",
+            "typical": "Images next to the median of the probability of the true class.",
+            "image": "The lowest probability of the true class is the first: look for wrong labels.",
+        }
+        for kind, title, chosen in gallery_groups(right):
             encoded = []
             for place, row in enumerate(chosen):
                 index = int(indices[row])
                 true, predicted = self.classes[labels[row]], self.classes[found[row]]
-                text = f"true: {true} ({right[row]:.2f}), predicted: {predicted} ({scores[row].max():.2f})"
+                text = f"true: {true} ({right[row]:.2f})\npredicted: {predicted} ({scores[row].max():.2f})"
                 name = model.dataset.name(index)
-                encoded.append(encode_image(f"{kind}_{place}", self._read(model, index), name, f"{text} {name}"))
-            if encoded:
-                title = f"{kind.capitalize()} images"
-                gallery.add(Figure(title, encoded, f"Images {about[kind]}. In brackets: probabilities.", wide=True))
-            else:
-                gallery.add(Note(f"There are too few validation images to show {kind} ones."))
+                encoded.append(encode_image(f"{kind}_{place}", self._read(model, index), name, f"{text}\n{name}"))
+            gallery.add(Figure(title, encoded, f"{about[kind]} In brackets: probabilities.", wide=True))
         return [results, errors, gallery]
 
     def _results(self, section: Section, matrix: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> None:
@@ -108,7 +108,8 @@ class ClassificationReport(TaskReport):
                 ("class", "images", "predicted", "accuracy (%)", "precision (%)", "best F1", "best threshold"),
                 rows,
                 "Accuracy (recall) and precision are those of the most probable class. The best threshold is the "
-                "probability from which on the class has its highest F1 if it is accepted on its own.",
+                "probability from which on the class has its highest F1 if it is accepted on its own. Thresholds are "
+                f"{OPTIMISTIC}.",
             )
         )
 

@@ -20,6 +20,8 @@ from mmgcvit.utils.files import require_file
 
 #: Values of a row of the log that are not metrics.
 NO_METRICS = ("data_time", "time", "step", "epoch", "iter", "memory")
+HIGH_RATE = 0.1  # share of the highest learning rate above which a run is not near the end of its schedule
+CLEAR_GAIN = 0.02  # relative gain of a metric from one validation to the next that is more than noise
 STAMP = re.compile(r"\d{8}_\d{6}")  # folder of a start of the run
 TIME = re.compile(r"^(?:(\d{4})/)?(\d\d/\d\d \d\d:\d\d:\d\d) - mmengine", re.MULTILINE)
 ENVIRONMENT = re.compile(r"System environment:\n(.*?)\n-{20,}", re.DOTALL)
@@ -170,8 +172,28 @@ def series(rows: Iterable[Mapping[str, float]], name: str) -> tuple[list[float],
 def metric_names(run: Run) -> list[str]:
     """Names of the main metrics: without those of single classes and sizes, and those that were never computed."""
     names = dict.fromkeys(name for row in run.validations for name in row if name not in NO_METRICS)
-    main = [name for name in names if not re.search(r"_(s|m|l|precision)$|_AR|AR@|loss", name)]
+    main = [name for name in names if not re.search(r"_(s|m|l|precision)$|_AR|AR@|loss|\b(IoU|Acc)\.", name)]
     return [name for name in main or names if any(row.get(name, -1) >= 0 for row in run.validations)]
+
+
+def is_of_class(name: str, classes: Iterable[str]) -> bool:
+    """Whether a metric is that of one class, such as 'coco/cat_precision' or 'IoU.cat'."""
+    names = {text for label in classes for text in (f"{label}_precision", f"IoU.{label}", f"Acc.{label}")}
+    return name in names or name.partition("/")[2] in names
+
+
+def may_go_on(run: Run, name: str) -> bool:
+    """Whether a longer run may improve a metric that was best in the last validation.
+
+    It may if the last learning rate is at least :data:`HIGH_RATE` of the highest one, and the last value is better than
+    the best one before by at least :data:`CLEAR_GAIN` of it.
+    """
+    rates, values = series(run.training, "lr")[1], series(run.validations, name)[1]
+    if not rates or len(values) < 2:
+        return False
+    sign = 1 if higher_is_better(name) else -1
+    before = max(values[:-1], key=lambda value: sign * value)
+    return rates[-1] >= HIGH_RATE * max(rates) and sign * (values[-1] - before) > CLEAR_GAIN * abs(before)
 
 
 def higher_is_better(name: str) -> bool:

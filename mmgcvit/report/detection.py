@@ -15,15 +15,18 @@ from PIL import Image
 from mmgcvit.datasets.problems import inner_datasets
 from mmgcvit.errors import UsageError
 from mmgcvit.report import plots
-from mmgcvit.report.base import COUNTED, GALLERY, Model, TaskReport, encode_image, infos
+from mmgcvit.report.base import COUNTED, Model, TaskReport, encode_image, infos
 from mmgcvit.report.matching import ERRORS, NEAR, RIGHT, Found, Objects, compare, evaluate_objects
-from mmgcvit.report.numbers import Calibration, shown, worst_and_typical
+from mmgcvit.report.numbers import Calibration, shown
 from mmgcvit.report.page import Figure, Note, Section, Table
 from mmgcvit.report.parts import (
     FEW,
+    OPTIMISTIC,
     calibration_figure,
     class_counts,
     confusion_items,
+    gallery_groups,
+    gallery_order,
     ranked,
     score_figures,
     size_figure,
@@ -43,7 +46,7 @@ MEANING = {
     "class and localisation": f"IoU from {NEAR} to {RIGHT} with an object of another class only",
     "duplicate": f"IoU of at least {RIGHT} with an object of its class that another prediction has found",
     "background": f"IoU below {NEAR} with every object",
-    "missed": "an object without a right prediction, and without one of the first two kinds",
+    "missed": "an object that was not found, not even with a wrong class or an inaccurate box",
 }
 
 
@@ -100,11 +103,11 @@ class DetectionReport(TaskReport):
         names = (*self.classes, BACKGROUND)
         errors.add(
             Note(
-                f"Counted at the best score threshold for all classes together, {threshold:.2f}, and an IoU of "
-                f"{RIGHT}. Row '{BACKGROUND}': predictions without an object; column: objects that were missed."
+                f"Counted at the best score threshold for all classes together, {threshold:.2f} ({OPTIMISTIC}), and an "
+                f"IoU of {RIGHT}. Row '{BACKGROUND}': predictions without an object; column: objects that were missed."
             )
         )
-        errors.add(*confusion_items(matrix, names, names, "objects"))
+        errors.add(*confusion_items(matrix, names, names, "objects", background=True))
         errors.add(*_kinds(reduce(add, (image.errors for image in pairs), Counter()), pairs))
         calibration = Calibration()
         counted = boxes.scores >= LOWEST
@@ -132,17 +135,15 @@ class DetectionReport(TaskReport):
         header += [] if masks is None else ["mask AP (%)"]
         section.add(
             Table("Classes", header, rows, "The best threshold is the score with the highest F1 of the class, "
-                  f"at an IoU of {RIGHT}.")
+                  f"at an IoU of {RIGHT}. Thresholds are {OPTIMISTIC}.")
         )  # fmt: skip
 
     def _gallery(self, model: Model, images: Sequence[Any], threshold: float) -> Section:
         gallery = Section("gallery", "Images")
-        gallery.add(Note("The worst images have the lowest F1; the typical ones are next to the median. Left: "
-                         f"ground truth, right: predictions with a score of at least {threshold:.2f}."))  # fmt: skip
-        worst, typical = worst_and_typical(np.array([image.f1 for image in images]), GALLERY)
-        for kind, chosen in (("worst", worst), ("typical", typical)):
-            if not chosen:
-                gallery.add(Note("There are too few validation images to show typical ones besides the worst ones."))
+        groups = gallery_groups([image.f1 for image in images])
+        order = gallery_order(groups, "F1")
+        gallery.add(Note(f"{order} Left: ground truth, right: predictions with a score of at least {threshold:.2f}."))
+        for kind, _, chosen in groups:
             for place, index in enumerate(chosen):
                 path, image = self.paths[index], images[index]
                 pixels = bgr_to_display(model.predictor.reader.image(Path(path)))
@@ -154,7 +155,7 @@ class DetectionReport(TaskReport):
                 caption = f"{image.objects} objects, {image.predictions} predictions, F1 {image.f1:.2f}. "
                 listed = ", ".join(f"{n} x {what}" for what, n in image.errors.items() if n)
                 caption += f"Errors: {listed}." if listed else "No errors."
-                gallery.add(Figure(f"{kind.capitalize()} {place + 1}: {name}", encoded, caption))
+                gallery.add(Figure(f"{kind.capitalize()} {place + 1}: {name}", encoded, caption, wide=True))
         return gallery
 
     def _drawn(self, pixels: np.ndarray, objects: Objects, threshold: float = 0.0) -> Image.Image:

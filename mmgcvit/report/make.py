@@ -24,7 +24,7 @@ from mmgcvit.errors import (
     UsageError,
 )
 from mmgcvit.report import page
-from mmgcvit.report.collect import Run, collect, higher_is_better, metric_names, series
+from mmgcvit.report.collect import Run, collect, higher_is_better, is_of_class, may_go_on, metric_names, series
 from mmgcvit.report.page import Details, Figure, Note, Section, Table
 from mmgcvit.tasks import task_of
 from mmgcvit.version import __version__
@@ -135,12 +135,16 @@ def _evaluated(run: Run, required: bool, device: str | None) -> tuple[list[Secti
     data.add(drawn)
     if failure:
         results.add(Note(f"The metrics of the config cannot be computed: {failure}"))
+    # mmdet names the box AP and the mask AP of a class alike; the table of classes has both.
+    kept = {name: value for name, value in metrics.items() if not is_of_class(name, model.classes)}
+    elsewhere = " Those of each class are in the table 'Classes'." if len(kept) < len(metrics) else ""
+    metrics = kept
     rows = [(name, f"{value:.4g}") for name, value in metrics.items() if np.isfinite(value) and value >= 0]
     count = len(model.dataset)
     results.add(
         Table("Metrics", ("metric", "value"), rows, f"Of {run.checkpoint} on {count:,} validation images, by the "
-              f"metrics of the config. The evaluation took {seconds:.0f} s, {1000 * seconds / max(count, 1):.0f} ms "
-              "per image.")
+              f"metrics of the config.{elsewhere} The evaluation took {seconds:.0f} s, "
+              f"{1000 * seconds / max(count, 1):.0f} ms per image.")
     )  # fmt: skip
     chosen = [name for name in _headline(run, list(metrics)) if np.isfinite(metrics[name])]
     headline = [(name, f"{metrics[name]:.4g}") for name in chosen]
@@ -177,9 +181,10 @@ def _learning(run: Run) -> Section:
         log = bool(values) and all(min(y) > 0 for _, y in losses.values()) and max(values) > 30 * min(values)
         scale = " The scale is logarithmic." if log else ""
         left = f" {len(names) - LOSSES} more are left out." if len(names) > LOSSES else ""
+        window = (run.cfg.get("log_processor") or {}).get("window_size", 10)  # 10: default of mmengine
         caption = (
-            "Losses of the training, each a mean over the last iterations. They should fall and then flatten. A loss "
-            f"that still falls at the end means that a longer run may help.{scale}{left}"
+            f"Losses of the training, each a mean over the last {window} iterations. They should fall and then flatten."
+            f"{scale}{left}"
         )
         content = plots.curves(losses, "iteration", "loss", log=log)
         section.add(Figure.plot("losses", "Losses", content, caption))
@@ -208,7 +213,10 @@ def _validations(run: Run) -> list[Any]:
     main = run.best_metric if run.best_metric in lines else next(iter(lines))
     x, y = lines[main]
     at = int(np.argmax(y) if higher_is_better(main) else np.argmin(y))
-    late = " It is the last one: a longer run may help." if at == len(y) - 1 else ""
+    late = ""
+    if at == len(y) - 1:
+        late = " The last validation was the best"
+        late += ": a longer run may help." if may_go_on(run, main) else "."
     caption = (
         f"Metrics of each validation. The star marks the best value of {main}: {y[at]:.4g}, at iteration {x[at]:.0f}."
         f"{late} Metrics that fall again while the losses still fall mean overfitting."
@@ -235,10 +243,10 @@ def _time(run: Run) -> Section:
         rows.append(("GPU memory (largest)", f"{max(memory):,.0f} MB"))
     for number, (begin, end) in enumerate(run.starts):
         label = "start and last line of the log" + (f", start {number + 1}" if len(run.starts) > 1 else "")
-        rows.append((label, f"{begin:%Y-%m-%d %H:%M} to {end:%H:%M}, {end - begin} h"))
+        rows.append((label, f"{begin:%Y-%m-%d %H:%M} to {end:%H:%M}, {end - begin}"))
     if rows:
         memory_note = "" if memory else " Memory is logged for GPUs only."
-        section.add(Table("Run", ("what", "value"), rows, f"As logged by the run.{memory_note}"))
+        section.add(Table("Run", ("what", "value"), rows, f"As logged by the run.{memory_note}", words=2))
     if len(times[0]) > 2:
         lines = {"total": times} | ({"waiting for data": waiting} if len(waiting[0]) > 2 else {})
         caption = (

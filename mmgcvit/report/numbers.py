@@ -17,6 +17,23 @@ def ratio(part: ArrayLike, whole: ArrayLike) -> np.ndarray:
     return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole > 0)
 
 
+def row_shares(matrix: np.ndarray, background: bool = False) -> np.ndarray:
+    """Divide a confusion matrix (R, C) by the sums of its rows.
+
+    Args:
+        matrix: counts; rows are true classes.
+        background: whether the last row is that of predictions without an object. How many places without an object
+            there are is not known, so this row has no shares.
+
+    Returns:
+        (R, C) from 0 to 1; NaN in rows without counts, and in that of the background.
+    """
+    shares = ratio(matrix, matrix.sum(axis=1, keepdims=True))
+    if background:
+        shares[-1] = np.nan
+    return shares
+
+
 @dataclass
 class Calibration:
     """How often predictions with a given confidence are right.

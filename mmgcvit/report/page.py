@@ -11,6 +11,7 @@ from typing import Any
 from mmgcvit.utils import atomic_path
 
 TEMPLATE = "page.html.j2"
+FOLDER = "report"  # beside the page, for its images
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,17 @@ class EncodedImage:
 
     Attributes:
         name: file name in the folder ``report``, with the suffix ``.png`` or ``.jpg``.
-        content: content of the file.
+        content: the image on the page.
         alt: description for readers who do not see it.
-        label: text below the image.
+        label: text below the image; it may have several lines.
+        large: a larger version for the folder ``report``; None: the same as on the page.
     """
 
     name: str
     content: bytes
     alt: str
     label: str = ""
+    large: bytes | None = None
 
     @property
     def uri(self) -> str:
@@ -117,7 +120,7 @@ class Section:
 
 
 def render(title: str, subtitle: str, headline: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
-    """Return the page: HTML without links to other files.
+    """Return the page: HTML that shows all without other files. Its images link to the files of :func:`write`.
 
     Args:
         title: title of the page.
@@ -134,7 +137,7 @@ def render(title: str, subtitle: str, headline: Sequence[tuple[str, str]], secti
     environment.filters["kind"] = lambda item: type(item).__name__
     shown = [section for section in sections if section.items]
     template = environment.get_template(TEMPLATE)
-    return template.render(title=title, subtitle=subtitle, headline=headline, sections=shown)
+    return template.render(title=title, subtitle=subtitle, headline=headline, sections=shown, folder=FOLDER)
 
 
 def write(path: Path, page: str, sections: Sequence[Section]) -> None:
@@ -143,7 +146,7 @@ def write(path: Path, page: str, sections: Sequence[Section]) -> None:
     Images of an earlier report in that folder are removed, except for those of others.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = path.with_name("report")
+    folder = path.with_name(FOLDER)
     folder.mkdir(exist_ok=True)
     listed = folder / "files.txt"
     if listed.is_file():
@@ -158,7 +161,7 @@ def write(path: Path, page: str, sections: Sequence[Section]) -> None:
     ]
     for encoded_image in encoded:
         with atomic_path(folder / encoded_image.name) as temporary:
-            temporary.write_bytes(encoded_image.content)
+            temporary.write_bytes(encoded_image.large or encoded_image.content)
     listed.write_text("".join(f"{encoded_image.name}\n" for encoded_image in encoded), encoding="utf-8")
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from mmgcvit.report import plots
-from mmgcvit.report.numbers import THRESHOLDS, Calibration, ScoreCurves, ratio
+from mmgcvit.report.base import GALLERY
+from mmgcvit.report.numbers import THRESHOLDS, Calibration, ScoreCurves, ratio, row_shares, worst_and_typical
 from mmgcvit.report.page import Figure, Note, Table
 from mmgcvit.runtime.drawing import Colour
 
 MAX_MATRIX = 40  # classes of a confusion matrix that is drawn
 CONFUSIONS = 10  # rows in the table of confusions
+OPTIMISTIC = "chosen on these images, so F1 is optimistic"  # of thresholds
 FEW = 30  # objects or images of a class below which its numbers say little
 
 
@@ -60,7 +62,7 @@ def size_figure(sizes: Mapping[str, np.ndarray], unit: str, label: str) -> Figur
     values = np.concatenate(list(found.values()))
     low, high = values.min(), values.max()
     if high - low < 1:
-        return Note(f"All {unit} have the same size: {label} is {low:.0f}.")
+        return Note(f"All {unit} have the same area, that of {low:.0f} x {low:.0f} pixels.")
     bins = np.linspace(low * 0.95, high * 1.05, 21)
     content = plots.histogram(found, label, unit, bins)
     middle = ", ".join(f"{np.median(row):.0f} px ({name})" for name, row in found.items())
@@ -91,13 +93,14 @@ def score_figures(
         THRESHOLDS, [curves[i].f1 for i in shown], (THRESHOLDS, total.f1), names, colours,
         (f"threshold on the {score}", "F1"), (threshold, best),
     )  # fmt: skip
-    circle = f"The circle is the best threshold for all classes together, {threshold:.2f}."
+    circle = f"The circle is the best threshold for all classes together, {threshold:.2f}, {OPTIMISTIC}."
     return [
         Figure.plot(
             "precision_recall", "Precision and recall", pr,
-            "Each line goes through all score thresholds: precision is the share of predictions that are right, recall "
-            "the share of what there is that is found. The closer to the upper right corner, the better. "
-            f"{circle}{words}",
+            "Precision is the share of predictions that are right, recall the share of what there is that is found. "
+            "The closer to the upper right corner, the better. Each point of a line is a score threshold, in steps of "
+            "0.01. The left end is the highest threshold with predictions; if many predictions reach it, recall is "
+            f"already high there. {circle}{words}",
         ),
         Figure.plot(
             "f1", "F1 over the score threshold", f1,
@@ -107,27 +110,34 @@ def score_figures(
     ]  # fmt: skip
 
 
-def confusion_items(matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str], unit: str) -> list[Any]:
-    """Confusion matrix as a plot, unless it has too many classes, and the most frequent confusions as a table."""
+def confusion_items(
+    matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str], unit: str, background: bool = False
+) -> list[Any]:
+    """Confusion matrix as a plot, unless it has too many classes, and the most frequent confusions as a table.
+
+    With ``background``, the last row is that of predictions without an object, of which there are no shares.
+    """
+    share = row_shares(matrix, background)
     items: list[Any] = []
     if len(rows) <= MAX_MATRIX:
         what = "Numbers are counts" if np.issubdtype(matrix.dtype, np.integer) else "Numbers are percent of a row"
         caption = (
             f"Row: true class, column: prediction, in {unit}. {what if len(rows) <= 16 else 'No numbers are printed'}; "
             "the darker, the larger the share of the row. A good model is dark on the diagonal only."
+            f"{f' Row {rows[-1]!r} has no colours, as there is no total to divide by.' if background else ''}"
         )
-        items.append(Figure.plot("confusion", "Confusion matrix", plots.matrix(matrix, rows, columns), caption))
+        items.append(Figure.plot("confusion", "Confusion matrix", plots.matrix(matrix, share, rows, columns), caption))
     else:
         items.append(Note(f"The confusion matrix of {len(rows)} classes is too large to be drawn."))
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
-    share = 100 * ratio(wrong, matrix.sum(axis=1, keepdims=True))
     order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]
     listed = []
     for place in order:
         y, x = np.unravel_index(place, wrong.shape)
         if wrong[y, x]:
-            listed.append((rows[y], columns[x], f"{wrong[y, x]:,.0f}", f"{share[y, x]:.1f} %"))
+            part = "" if np.isnan(share[y, x]) else f"{100 * share[y, x]:.1f} %"
+            listed.append((rows[y], columns[x], f"{wrong[y, x]:,.0f}", part))
     if not listed:
         items.append(Note("Nothing was confused."))
         return items
@@ -149,9 +159,34 @@ def calibration_figure(calibration: Calibration, right: str, unit: str) -> Figur
     mean, share = calibration.confidence.sum() / total, calibration.correct.sum() / total
     tendency = "too confident" if mean > share else "not confident enough"
     caption = (
-        f"Predictions are grouped by confidence; the line shows the share of {right}. Below the dotted line, the model "
+        f"Predictions are grouped by confidence; the line shows the share of {right}. The larger a point, the more "
+        f"predictions; groups of fewer than {plots.FEW_IN_BIN} are pale. Below the dotted line, the model "
         f"is too confident. Expected calibration error (ECE): {calibration.error:.3f}, the mean distance from the "
         f"dotted line over {total:,.0f} {unit}. The model is {tendency}: its mean confidence is {mean:.2f}, "
         f"and a share of {share:.2f} is right."
     )
     return Figure.plot("calibration", "Calibration", content, caption)
+
+
+def gallery_groups(quality: Sequence[float]) -> list[tuple[str, str, list[int]]]:
+    """Choose the images of a gallery: the worst and typical ones, or all if there are no more.
+
+    Args:
+        quality: one number per image; images with NaN are left out.
+
+    Returns:
+        For each group a name for its files, the beginning of a title, and the indices of its images.
+    """
+    worst, typical = worst_and_typical(np.asarray(quality, float), GALLERY)
+    if not typical:
+        return [("image", f"All {len(worst)} images" if len(worst) > 1 else "The only image", worst)] if worst else []
+    return [("worst", "Worst images", worst), ("typical", "Typical images", typical)]
+
+
+def gallery_order(groups: Sequence[tuple[str, str, list[int]]], quality: str) -> str:
+    """Words on the order of the images of :func:`gallery_groups`, by the name of their quality."""
+    if not groups:
+        return "No image can be compared."
+    if len(groups) == 1:
+        return f"{groups[0][1]}, the lowest {quality} first."
+    return f"The worst images have the lowest {quality}; the typical ones are next to the median."

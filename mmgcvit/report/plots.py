@@ -13,6 +13,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINES = ("-", "--", "-.", ":")  # as colours of classes may be alike
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MAX_BARS = 30  # classes in a bar plot
+FEW_IN_BIN = 5  # predictions in a bin of confidences below which their share says little
 MAX_LEGEND = 12  # classes in a legend
 WIDTH = 5.0  # inches; narrow, so that the text is readable on a phone
 STYLE: dict[Any, Any] = {
@@ -27,6 +28,21 @@ Colour = tuple[int, ...]
 def rgb(colours: Sequence[Colour]) -> list[tuple[float, ...]]:
     """Convert colours of 0 to 255 to matplotlib's."""
     return [tuple(value / 255 for value in colour) for colour in colours]
+
+
+def darkened(colour: Sequence[float]) -> tuple[float, ...]:
+    """Darken a colour from 0 to 1 until a line of it is visible on white: a contrast of 3 by WCAG 2."""
+    values = np.asarray(colour, float)
+    while 1.05 / (luminance(values) + 0.05) < 3:
+        values = 0.95 * values
+    return tuple(values.tolist())
+
+
+def luminance(colour: Sequence[float] | np.ndarray) -> float:
+    """Relative luminance of an sRGB colour from 0 to 1, by WCAG 2."""
+    values = np.asarray(colour, float)
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
 
 
 def shorten(name: str, length: int = 22) -> str:
@@ -127,7 +143,7 @@ def histogram(values: Mapping[str, np.ndarray], label: str, unit: str, bins: Any
             axes.stairs(share, edges, color=COLOURS[i], fill=i == 0, alpha=0.45 if i == 0 else 1, linewidth=2,
                         label=f"{name} ({len(row):,})")  # fmt: skip
         axes.set(xlabel=label, ylabel=f"share of {unit} (%)")
-        axes.legend()
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return plot.content
 
 
@@ -191,7 +207,7 @@ def class_curves(
     named = len(names) <= MAX_LEGEND
     with Plot(4.3 + (0.2 * -(-len(names) // 3) if named else 0)) as plot:
         (axes,) = plot.axes
-        for i, (name, y, colour) in enumerate(zip(names, rows, rgb(colours), strict=True)):
+        for i, (name, y, colour) in enumerate(zip(names, rows, map(darkened, rgb(colours)), strict=True)):
             places = x if isinstance(x, np.ndarray) else x[i]
             label = shorten(name, 14) if named else None
             axes.plot(places, y, color=colour, linestyle=LINES[i % len(LINES)], linewidth=1.3, label=label)
@@ -205,16 +221,16 @@ def class_curves(
     return plot.content
 
 
-def matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> bytes:
+def matrix(counts: np.ndarray, share: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> bytes:
     """Draw a confusion matrix: colours are shares of a row, numbers are counts.
 
     Args:
         counts: (R, C), the row of true classes and the column of predictions.
+        share: (R, C) from 0 to 1; NaN: without a colour.
         rows: names of the rows.
         columns: names of the columns.
     """
-    total = counts.sum(axis=1, keepdims=True)
-    share = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
+    share = np.nan_to_num(share)
     size = max(len(rows), len(columns))
     with Plot(min(9.0, 2.6 + 0.28 * size)) as plot:
         (axes,) = plot.axes
@@ -238,6 +254,8 @@ def matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> b
 def reliability(confidence: np.ndarray, accuracy: np.ndarray, count: np.ndarray, ylabel: str) -> bytes:
     """Draw how often predictions of a confidence are right, and how many there are.
 
+    Bins with fewer than :data:`FEW_IN_BIN` predictions are pale and not on the line.
+
     Args:
         confidence: (B,) mean confidence of each bin; NaN for an empty one.
         accuracy: (B,) share of right predictions.
@@ -248,10 +266,15 @@ def reliability(confidence: np.ndarray, accuracy: np.ndarray, count: np.ndarray,
     with Plot(4.4, rows=2) as plot:
         top, bottom = plot.axes
         top.plot([0, 1], [0, 1], color="#56616a", linestyle=":", label="perfectly calibrated")
-        there = count > 0
-        top.plot(confidence[there], accuracy[there], color=COLOURS[0], marker="o", label="model")
-        top.set(ylabel=ylabel, xlim=(0, 1), ylim=(0, 1.02))
-        top.legend()
+        enough, few = count >= FEW_IN_BIN, (count > 0) & (count < FEW_IN_BIN)
+        sizes = 25 + 150 * count / max(count.max(), 1)  # points^2
+        top.plot(confidence[enough], accuracy[enough], color=COLOURS[0])
+        top.scatter(confidence[enough], accuracy[enough], sizes[enough], color=COLOURS[0], label="model", zorder=3)
+        if few.any():
+            label = f"fewer than {FEW_IN_BIN}"
+            top.scatter(confidence[few], accuracy[few], sizes[few], color="#b9c7d0", label=label, zorder=2)
+        top.set(ylabel=ylabel, xlim=(0, 1), ylim=(-0.06, 1.06))
+        top.legend(loc="lower left", bbox_to_anchor=(-0.1, 1), ncols=3, columnspacing=1.0, handletextpad=0.4)
         bottom.stairs(100 * count / max(count.sum(), 1), edges, fill=True, color=COLOURS[0], alpha=0.5)
         bottom.set(xlabel="confidence", ylabel="share (%)")
         plot.axes[0].get_subplotspec().get_gridspec().set_height_ratios([3, 1])

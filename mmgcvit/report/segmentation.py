@@ -14,10 +14,18 @@ from PIL import Image
 from mmgcvit.datasets.problems import inner_datasets
 from mmgcvit.registry import type_name
 from mmgcvit.report import plots
-from mmgcvit.report.base import GALLERY, Model, TaskReport, encode_image, enlarged, infos
-from mmgcvit.report.numbers import Calibration, ratio, shown, worst_and_typical
+from mmgcvit.report.base import Model, TaskReport, encode_image, enlarged, infos
+from mmgcvit.report.numbers import Calibration, ratio, shown
 from mmgcvit.report.page import Figure, Note, Section, Table
-from mmgcvit.report.parts import calibration_figure, class_counts, confusion_items, ranked, size_figure
+from mmgcvit.report.parts import (
+    calibration_figure,
+    class_counts,
+    confusion_items,
+    gallery_groups,
+    gallery_order,
+    ranked,
+    size_figure,
+)
 from mmgcvit.runtime.drawing import Colour, draw
 from mmgcvit.runtime.predictions import Segmentation
 from mmgcvit.utils.images import bgr_to_display, to_display
@@ -140,12 +148,10 @@ class SegmentationReport(TaskReport):
     def _gallery(self, model: Model) -> Section:
         gallery = Section("gallery", "Images")
         cap = f" Images after the first {KEPT:,} are not considered." if len(self.quality) > KEPT else ""
-        gallery.add(Note("The worst images have the lowest mean IoU; the typical ones are next to the median. "
-                         f"Left: ground truth, middle: prediction, right: wrong pixels in red.{cap}"))  # fmt: skip
-        worst, typical = worst_and_typical(np.array(self.quality[:KEPT]), GALLERY)
-        for kind, chosen in (("worst", worst), ("typical", typical)):
-            if not chosen:
-                gallery.add(Note("There are too few validation images to show typical ones besides the worst ones."))
+        groups = gallery_groups(self.quality[:KEPT])
+        order = gallery_order(groups, "mean IoU")
+        gallery.add(Note(f"{order} Left: ground truth, middle: prediction, right: wrong pixels in red.{cap}"))
+        for kind, _, chosen in groups:
             for place, row in enumerate(chosen):
                 path, truth, found = self.kept[row]
                 image = bgr_to_display(model.predictor.reader.image(Path(path)))

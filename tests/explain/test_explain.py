@@ -18,6 +18,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmgcvit.errors import UsageError
 from mmgcvit.explain import METHODS, default_methods, explain
+from mmgcvit.explain.drawing import Canvas
 from mmgcvit.tasks import TASKS
 
 SIZES = {"a.png": (50, 83), "b.jpg": (64, 40)}
@@ -91,6 +92,40 @@ def test_global_attention_is_that_of_the_network(folder: Path, tmp_path: Path):
     np.testing.assert_allclose(pixel, 0.4 * original + 0.6 * np.array([122, 4, 3]), atol=3)
 
 
+def test_attention_to_padding_is_in_the_legend(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Windows of 7 tokens, of which the image covers a part: the rest is padding."""
+    scenes, titles, locals_ = [], [], []
+    heat, local = Canvas.heat, METHODS["local"]
+    monkeypatch.setattr(Canvas, "heat", lambda self, *args, **kw: titles.append(args[2]) or heat(self, *args, **kw))
+    monkeypatch.setitem(METHODS, "local", lambda scene: scenes.append(scene) or local(scene))
+    run(folder, "segmentation", tmp_path, methods=["local", "global", "heads"], stage=1, at=(38, 48))
+    assert len(scenes) == 2
+    assert len(titles) % 2 == 0
+    for scene, found in zip(scenes, (titles[: len(titles) // 2], titles[len(titles) // 2 :]), strict=True):
+        attention = scene.attention(is_global=False)
+        x, y = scene.place.place_of(38.5, 48.5)
+        share = attention.outside()[0, :, int(y // 8), int(x // 8)].mean()
+        locals_.append(float(share))
+        assert found[0].endswith(f"\n{100 * abs(share):.0f} % to padding")
+        attention = scene.attention(is_global=True)
+        assert len(attention.regions) > 1
+        shares = attention.outside()[0].mean((1, 2))
+        assert 0.05 < shares.mean() < 0.95
+        assert found[1].endswith(f"\n{100 * shares.mean():.0f} % to padding")
+        assert [title.split("\n")[1] for title in found[2:]] == [f"{100 * s:.0f} % to padding" for s in shares]
+    assert max(locals_) > 0.1
+
+
+def test_eigencam_has_no_box(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It does not depend on the box."""
+    pytest.importorskip("pytorch_grad_cam")
+    boxes = []
+    heat = Canvas.heat
+    monkeypatch.setattr(Canvas, "heat", lambda self, *args, **kw: boxes.append(kw["box"]) or heat(self, *args, **kw))
+    run(folder, "detection", tmp_path, methods=["hirescam", "eigencam"], stage=1)
+    assert [box is None for box in boxes] == [False, True] * 2
+
+
 def test_errors(folder: Path, tmp_path: Path):
     with pytest.raises(UsageError, match=r"method='cam'; allowed: global, heads, local, features, gradcam"):
         run(folder, "classification", tmp_path, methods=["cam"])
@@ -104,7 +139,7 @@ def test_errors(folder: Path, tmp_path: Path):
     cfg = config("detection")
     cfg.model.test_cfg.rcnn.score_thr = 1.0
     pytest.importorskip("pytorch_grad_cam")
-    with pytest.raises(UsageError, match=r"a.png.*hirescam: no box is detected at x=20, y=30; allowed"):
+    with pytest.raises(UsageError, match=r"a.png.*hirescam: no box is detected at x=20, y=30; choose"):
         explain(cfg, str(folder / "detection.pth"), [folder / "images"], tmp_path, ["hirescam"], at=(20, 30))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmgcvit.errors import UsageError
-from mmgcvit.report.collect import best_checkpoint, collect, metric_names, series
+from mmgcvit.report.collect import best_checkpoint, collect, is_of_class, may_go_on, metric_names, series
 
 ITERATIONS = "train_cfg = dict(type='IterBasedTrainLoop', max_iters=100, val_interval=30)"
 LOG = """2026/11/28 08:24:58 - mmengine - INFO -
@@ -109,3 +109,28 @@ def test_folders_that_are_no_runs(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("model = dict()")
     with pytest.raises(UsageError, match=r"checkpoint 'absent\.pth': no such file"):
         collect(tmp_path, "absent.pth")
+
+
+@pytest.mark.parametrize(
+    ("rates", "values", "wanted"),
+    [
+        ([0.1, 0.5, 0.4], [0.2, 0.4, 0.5], True),
+        ([0.1, 0.5, 0.04], [0.2, 0.4, 0.5], False),  # the schedule has ended
+        ([0.1, 0.5, 0.4], [0.2, 0.425, 0.433], False),  # within the noise
+        ([0.1, 0.5, 0.4], [0.2, 0.49, 0.4, 0.495], False),  # not clearly above the best one before
+        ([0.1, 0.5, 0.4], [0.2], False),
+        ([], [0.2, 0.4, 0.5], False),
+    ],
+)
+def test_a_longer_run_may_help_while_the_rate_is_high_and_the_gain_clear(
+    tmp_path: Path, rates: list[float], values: list[float], wanted: bool
+) -> None:
+    rows = [dict(loss=1.0, lr=rate, iter=i + 1, step=i + 1) for i, rate in enumerate(rates)]
+    for name, found in (("mIoU", values), ("val_loss", [1 - value for value in values])):
+        start(tmp_path / name, "20260101_000000", [*rows, *({name: value, "step": 0} for value in found)])
+        assert may_go_on(collect(tmp_path / name), name) == wanted
+
+
+def test_metrics_of_classes() -> None:
+    names = ["coco/fig_precision", "fig_precision", "IoU.fig", "val/Acc.fig", "coco/bbox_mAP", "IoU.other", "figure"]
+    assert [name for name in names if is_of_class(name, ("date", "fig"))] == names[:4]

@@ -7,7 +7,8 @@ import pytest
 from sklearn.metrics import f1_score
 
 from mmgcvit.report.classification import confusion
-from mmgcvit.report.numbers import THRESHOLDS, Calibration, ScoreCurves, spread, worst_and_typical
+from mmgcvit.report.numbers import THRESHOLDS, Calibration, ScoreCurves, row_shares, spread, worst_and_typical
+from mmgcvit.report.parts import gallery_groups, gallery_order
 from mmgcvit.report.segmentation import borders, iou
 
 
@@ -27,6 +28,23 @@ def test_calibration_limits() -> None:
     calibration.add(np.array([1.0, 0.0]), np.array([True, False]))
     assert calibration.count[[0, 9]].tolist() == [1, 1]
     assert calibration.error == 0
+
+
+def test_background_row_has_no_shares() -> None:
+    matrix = np.array([[3, 0, 1], [0, 0, 0], [5, 2, 0]])
+    np.testing.assert_allclose(row_shares(matrix), [[0.75, 0, 0.25], [np.nan] * 3, [5 / 7, 2 / 7, 0]])
+    np.testing.assert_allclose(row_shares(matrix, background=True), [[0.75, 0, 0.25], [np.nan] * 3, [np.nan] * 3])
+
+
+def test_gallery_of_few_images_has_all_of_them() -> None:
+    groups = gallery_groups([0.5, float("nan"), 0.2, 0.9])
+    assert groups == [("image", "All 3 images", [2, 0, 3])]
+    assert gallery_order(groups, "F1") == "All 3 images, the lowest F1 first."
+    assert [(name, len(chosen)) for name, _, chosen in gallery_groups(np.linspace(0, 1, 20).tolist())] == [
+        ("worst", 6),
+        ("typical", 6),
+    ]
+    assert gallery_groups([float("nan")]) == []
 
 
 def test_score_curves_and_best_threshold_by_hand() -> None:

@@ -23,6 +23,7 @@ from mmgcvit import apis
 from mmgcvit.classification import TopKAccuracy
 from mmgcvit.errors import UsageError
 from mmgcvit.report import make
+from mmgcvit.report.base import encode_image
 from mmgcvit.report.make import make_report, report_after_training
 from mmgcvit.report.matching import Objects
 from mmgcvit.report.page import Figure, Section, Table, render
@@ -62,8 +63,8 @@ class Page(HTMLParser):
             self.tables[self.headings[-1]].append([])
         if tag in ("td", "th"):
             self.tables[self.headings[-1]][-1].append("")
-        for name in ("src", "href"):  # nothing is loaded from elsewhere
-            assert values.get(name, "#").startswith(("#", "data:image/")), values[name][:80]
+        assert values.get("src", "data:image/").startswith("data:image/"), values["src"][:80]  # no other files needed
+        assert values.get("href", "#").startswith(("#", "report/")), values["href"]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -170,6 +171,7 @@ def test_detector_page_equals_the_metrics(tmp_path: Path, scenes: Path, monkeypa
     assert page.sections == ["data", "learning", "evaluation", "results", "errors", "gallery", "time", "reproduce"]
     metrics = dict(page.tables["Metrics"][1:])
     assert 0.2 < float(metrics["coco/bbox_mAP"]) < 1
+    assert not [name for name in metrics if name.endswith("_precision")]  # the table of classes has both of them
     header, *rows = page.tables["Classes"]
     for column, name in (
         ("box AP (%)", "coco/bbox_mAP"),
@@ -181,6 +183,10 @@ def test_detector_page_equals_the_metrics(tmp_path: Path, scenes: Path, monkeypa
     annotations = json.loads((scenes / "annotations/instances_val.json").read_text())
     objects, images = len(annotations["annotations"]), len(annotations["images"])
     assert sum(int(row[1]) for row in rows) == objects
+    confusions = page.tables["Most frequent confusions"][1:]
+    assert {row[0] == "background" for row in confusions if not row[3]} <= {True}
+    assert all(row[3].endswith(" %") for row in confusions if row[0] != "background")
+    assert "chosen on these images, so F1 is optimistic" in page.text
     kinds = {row[0]: int(row[2]) for row in page.tables["What the kinds mean"][1:]}
     assert images == 3
     assert kinds["class"] + kinds["missed"] >= images
@@ -203,7 +209,7 @@ def test_segmentor_page_equals_the_metrics(tmp_path: Path, scenes: Path) -> None
     assert np.mean(ious) == pytest.approx(float(metrics["mIoU"]), abs=0.02)
     assert [row[0] for row in rows] == list(classes)
     assert sum(float(row[1]) for row in rows) == pytest.approx(100, abs=0.1)
-    assert {"Where errors are", "Calibration", "Worst 1: 000000.jpg"} <= set(page.headings)
+    assert {"Where errors are", "Calibration", "Image 1: 000000.jpg"} <= set(page.headings)
     assert "The run was never validated" in page.text
 
 
@@ -250,7 +256,30 @@ def test_one_image_of_one_class(tmp_path: Path) -> None:
     page = detection([(*box, 0.7)], [(*box, nan)], tmp_path)
     assert page.tables["Classes"][1][:4] == ["a", "1", "100.0", "100.0"]
     assert "There are no errors" in page.text
-    assert "too few validation images to show typical ones" in page.text
+    assert "The only image, the lowest F1 first" in page.text
+
+
+def test_background_has_no_share(tmp_path: Path) -> None:
+    box, other, nan = (5, 5, 25, 25), (30, 5, 45, 25), float("nan")
+    page = detection([(*other, 0.9), (*box, 0.8)], [(*box, nan), (5, 28, 25, 38, nan)], tmp_path)
+    assert sorted(page.tables["Most frequent confusions"][1:]) == [
+        ["a", "background", "1", "50.0 %"],
+        ["background", "a", "1", ""],
+    ]
+
+
+def test_large_images_are_files_beside_the_page(tmp_path: Path) -> None:
+    """The page has a small version, which links to the large one."""
+    image = encode_image("worst_0", Image.new("RGB", (3840, 100)), "alt", "first\nsecond")
+    sections = [Section("s", "S", [Figure("t", [image], "c")])]
+    make.page.write(tmp_path / "a.html", render("t", "s", [], sections), sections)
+    found = Page(tmp_path / "a.html")
+    small = Image.open(io.BytesIO(base64.b64decode(found.images[0]["src"].partition(",")[2])))
+    assert small.width == 640
+    with Image.open(tmp_path / "report/worst_0.jpg") as large:
+        assert large.size == (1920, 50)
+    assert 'href="report/worst_0.jpg"' in found.source
+    assert "first\nsecond" in found.text
 
 
 def test_nothing_to_find_or_nothing_found(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def box_target(trained: TrainedModel, image: NetworkInput, at: tuple[float, floa
         inside = (x1 <= at[0]) & (at[0] < x2) & (y1 <= at[1]) & (at[1] < y2)
     if not inside.any():
         where = "" if at is None else f" at x={at[0]:g}, y={at[1]:g}"
-        raise UsageError(f"no box is detected{where}; allowed: images, and points, with a box")
+        advice = "choose another image" if at is None or not len(inside) else "choose a point inside a detected box"
+        raise UsageError(f"no box is detected{where}; {advice}")
     index = int(torch.where(inside, found.scores, -1).argmax())
     box, label, score = found.bboxes[index], int(found.labels[index]), float(found.scores[index])
 
