@@ -38,6 +38,14 @@ class Signal(Hook):
             os.kill(os.getpid(), self.number)
 
 
+@pytest.fixture(autouse=True)
+def foreground():
+    """Shells let background jobs ignore Ctrl-C, which a run respects."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
     return make_tree(tmp_path_factory.mktemp("colours"))
