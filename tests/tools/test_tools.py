@@ -112,6 +112,7 @@ def test_image_demo_on_a_folder(trained: Path):
     assert {result["image_id"] for result in found} <= {1, 2, 3}
 
 
+@pytest.mark.slow
 def test_test_with_tta(trained: Path):
     done = run("test.py", CONFIG, "work/iter_4.pth", "--work-dir", "tta", "--tta", cwd=trained)
     assert "coco/bbox_mAP" in done.stdout
@@ -148,6 +149,7 @@ def test_non_finite_loss_stops_the_run(trained: Path):
     assert "Last good checkpoint: " in last
 
 
+@pytest.mark.slow
 def test_auto_scale_lr(trained: Path):
     run(
         "train.py",
