@@ -39,6 +39,8 @@ HIDDEN_LOGS = (
     r'"FileClient" will be deprecated',
     r'"HardDiskBackend" is the alias',
     r"Failed to search registry with scope",
+    r"Advance dataloader \d+ steps",
+    r"Fast sampler-level resume is unavailable",
     r"The prefix is not set in metric class",
     r"Dataset \w+ has no metainfo",
 )

@@ -48,6 +48,7 @@ def written(*texts: str) -> str:
         ("11/28 12:38:01 - mmengine - INFO - Iter 5 is a message\n", "Iter 5 is a message\n"),
         ("11/28 12:38:01 - mmengine - \x1b[5m\x1b[4m\x1b[33mWARNING\x1b[0m - careful\n", "warning: careful\n"),
         ('11/28 12:38:01 - mmengine - WARNING - "FileClient" will be deprecated in future.\n', ""),
+        ("11/28 12:38:01 - mmengine - INFO - Advance dataloader 31 steps to skip data that has been trained\n", ""),
         ("11/28 12:38:01 - mmengine - ERROR - skipped image a.jpg\n", "error: skipped image a.jpg\n"),
         ("11/28 12:38:01 - mmengine - INFO - per class\n|a|b|\n", "per class\n|a|b|\n"),
         ("DONE (t=0.01s).\n", ""),
