@@ -24,7 +24,7 @@ BENCH ?=
 W24 := gcvit-tiny,pad=window,window_size=24/24/24/24,global_query_reductions=3/2/1/0
 DENSE := gcvit-tiny,pad=window gcvit-tiny $(W24) swin-t
 
-.PHONY: help install digits demo demo-seg demo-cls bench test test-all test-openmmlab coverage fuzz lint format clean
+.PHONY: help install lock digits demo demo-seg demo-cls bench test test-all test-openmmlab coverage fuzz lint format clean
 
 help:
 	@echo 'make demo            train a GC ViT Mask R-CNN on digit scenes, evaluate it, draw its predictions'
@@ -40,11 +40,21 @@ help:
 	@echo 'make lint            check with ruff (rules and formatting) and mypy'
 	@echo 'make format          apply ruff'"'"'s fixes and formatting'
 	@echo 'make install         create .venv with the whole stack; the other targets do this first'
+	@echo 'make lock            resolve the newest versions that the extras allow into requirements/*.txt, with hashes'
 	@echo 'make clean           remove the output of the demos (data/digit_scenes, work_dirs/demo*)'
 	@echo 'make help            this list'
 
 install:
 	@tools/install.sh onedl $(VENV)
+
+# Exact versions with hashes for every supported Python; opencv-python-headless takes the place of opencv-python.
+LOCK := $(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-annotate \
+	--custom-compile-command 'make lock' --build-constraints requirements/openmmlab.in --no-emit-package opencv-python
+lock: install
+	$(LOCK) pyproject.toml requirements/onedl.in -o requirements/onedl.txt \
+		$(addprefix --extra ,onedl digits report test dev mim export app explain)
+	$(LOCK) pyproject.toml requirements/openmmlab.in -o requirements/openmmlab.txt \
+		$(addprefix --extra ,openmmlab digits report test)
 
 digits: install
 	@[ -f $(DIGITS)/README.txt ] || $(RUN) tools/make_digit_scenes.py $(DIGITS)
