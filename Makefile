@@ -44,7 +44,7 @@ help:
 	@echo 'make clean           remove the output of the demos (data/digit_scenes, work_dirs/demo*)'
 	@echo 'make help            this list'
 
-install:
+install: # MMCV_OPS=compiled builds mmcv's operators; CPU=1 takes torch's CPU build
 	@tools/install.sh onedl $(VENV)
 
 # Exact versions with hashes for every supported Python; opencv-python-headless takes the place of opencv-python.

@@ -1,19 +1,30 @@
 #!/usr/bin/env bash
 # Installs one stack and the project (editable) into a virtual environment: tools/install.sh {onedl|openmmlab} VENV
 # Running it again is quick: a stamp in VENV holds the checksum of every file that determines what is installed.
-# PYTHON is the interpreter to create VENV with, MMGCVIT_WHEELS the folder in which the built mmcv is cached.
+#
+# PYTHON          the interpreter to create VENV with
+# MMCV_OPS        torchvision (default): mmcv without compiled operators; compiled: build them, which takes minutes
+# CPU=1           install the CPU builds of torch and torchvision, from TORCH_INDEX: 5 GB less to download
+# MMGCVIT_WHEELS  the folder in which a built mmcv is cached
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+fail() { echo "install.sh: $*" >&2; exit 1; }
+say() { printf '\n==> %s\n' "$*"; }
+
 stack=${1:?usage: tools/install.sh onedl|openmmlab VENV}
 venv=${2:?usage: tools/install.sh onedl|openmmlab VENV}
-pins=requirements/$stack.txt
-[ -f "$pins" ] || { echo "install.sh: unknown stack '$stack', there is no $pins (allowed: onedl, openmmlab)" >&2; exit 2; }
+lock=requirements/$stack.txt
+[ -f "$lock" ] || fail "unknown stack '$stack', there is no $lock (allowed: onedl, openmmlab)"
 python=${PYTHON:-python3}
 wheels=${MMGCVIT_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/mmgcvit/wheels}
+ops=${MMCV_OPS:-torchvision}
+[[ $ops == torchvision || $ops == compiled ]] || fail "MMCV_OPS=$ops; allowed: torchvision, compiled"
+cpu=${CPU:-0}
+[[ $cpu == 0 || $cpu == 1 ]] || fail "CPU=$cpu; allowed: 0, 1"
 
 stamp=$venv/.mmgcvit-installed
-state="$stack $PWD $(cat "$pins" setup.py pyproject.toml tools/install.sh | sha256sum | cut -d' ' -f1)"
+state="$stack $ops cpu=$cpu $PWD $(cat "$lock" setup.py pyproject.toml tools/install.sh | sha256sum | cut -d' ' -f1)"
 if [ "$(cat "$stamp" 2>/dev/null)" = "$state" ]; then
   exec "$venv/bin/python" -m mmgcvit doctor
 fi
@@ -22,52 +33,83 @@ last=13 # the newest Python for which there are wheels of the stack's torch
 [ "$stack" = onedl ] || last=11
 "$python" -c "import sys; ok = (3, 10) <= sys.version_info[:2] <= (3, $last)
 sys.exit(None if ok else f'install.sh: Python {sys.version.split()[0]} is not supported, only 3.10 to 3.$last: set PYTHON=...')"
-command -v c++ >/dev/null || { echo "install.sh: mmcv needs a C++ compiler to be built: apt-get install build-essential" >&2; exit 1; }
 "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
+rm -f "$stamp"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
-say() { printf '\n==> %s\n' "$*"; }
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 
-# mmcv is built from source against the installed torch, so torch and the build tools come first.
-say "Installing torch and the tools to build mmcv (about 5 GB to download)"
-pip install -q -c "$pins" setuptools wheel ninja psutil numpy torch torchvision
+# Prints the entries of the lock file whose package name matches a pattern, or with `-v` those that do not.
+locked() {
+  local keep=1
+  [ "$1" != -v ] || { keep=0; shift; }
+  awk -v pattern="^($1)==" -v keep=$keep '/^[A-Za-z0-9]/ { show = ($0 ~ pattern) == keep } show' "$lock"
+}
+# Installs the entries that `locked` prints: exact versions, each file checked against its hash.
+install_locked() {
+  locked "$@" >"$scratch/requirements.txt"
+  pip install -q --no-deps --no-build-isolation --require-hashes -r "$scratch/requirements.txt"
+}
 
-# pip's own cache does not record which torch an mmcv was built against, and would reuse one built against another.
-# So the wheel is cached in a folder named after everything that it depends on.
-mmcv=$(grep -oE '^(onedl-)?mmcv==[0-9.a-z]+' "$pins")
-key=$("$venv/bin/python" -c 'import sys, torch
-print(f"cp{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-" + ("cuda" if torch.cuda.is_available() else "cpu"))')-${mmcv/==/-}
-if [[ $key == *-cuda-* ]] && [ ! -x "${CUDA_HOME:-}/bin/nvcc" ] && ! command -v nvcc >/dev/null; then
-  echo "install.sh: mmcv's ops need nvcc to be built for the GPU: install the CUDA toolkit that torch is built" \
-    "with ($("$venv/bin/python" -c 'import torch; print(torch.version.cuda)')), or set CUDA_VISIBLE_DEVICES= to use the CPU" >&2
-  exit 1
+elsewhere='(onedl-)?mmcv(-lite)?'
+install_locked 'setuptools|wheel' # for packages that have to be built
+if [ "$cpu" = 1 ]; then
+  index=${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
+  say "Installing the CPU builds of torch and torchvision from $index"
+  pip install -q --no-deps --index-url "$index" $(locked 'torch|torchvision' | grep -oE '^torch[a-z]*==[0-9.]+')
+  elsewhere+='|torch|torchvision|triton|(cuda|nvidia)-.*' # what only the CUDA build needs
+  say "Installing the rest of the stack"
+else
+  say "Installing the stack (about 5 GB to download, most of it torch's CUDA libraries; CPU=1 avoids them)"
 fi
-mkdir -p "$wheels"
-exec 9>"$wheels/$key.lock"
-flock 9
-if ! compgen -G "$wheels/$key/*.whl" >/dev/null; then
-  say "Building $mmcv with its ops (6 to 17 minutes on 2 cores) into $wheels/$key"
-  building=$(mktemp -d "$wheels/$key.XXXXXX")
-  trap 'rm -rf "$building"' EXIT
-  MMCV_WITH_OPS=1 CFLAGS="-g0 -O2" MAX_JOBS=$(nproc) \
-    pip wheel --no-deps --no-cache-dir --no-build-isolation --no-binary :all: -w "$building" "$mmcv" \
-    >"$wheels/$key.log" 2>&1 || { tail -n 30 "$wheels/$key.log" >&2
-      echo "install.sh: building $mmcv failed, see the full log: $wheels/$key.log" >&2; exit 1; }
-  rm -rf "${wheels:?}/$key"
-  mv "$building" "$wheels/$key"
-fi
-flock -u 9
-pip install -q --no-deps "$wheels/$key"/*.whl
+install_locked -v "$elsewhere"
 
-say "Installing the rest of the stack and mmgcvit (editable)"
-extras=$stack,digits,report,test
-# With the OpenMMLab stack, mim requires a setuptools that cannot build mmcv, and torch cannot export to ONNX.
-[ "$stack" != onedl ] || extras+=,dev,mim,export,app,explain
-pip install -q --no-build-isolation -c "$pins" -e ".[$extras]"
-# opencv-python needs the system's libGL, which servers and containers often lack; the headless variant has the same cv2.
-if ! "$venv/bin/python" -c 'import cv2' 2>/dev/null; then
-  opencv=$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("opencv-python"))')
-  pip install -q --no-deps --force-reinstall "opencv-python-headless==$opencv"
+# Replaces an installed mmcv; uninstalled first, because mmcv and mmcv-lite install the same files.
+replace_mmcv() { pip uninstall -qq -y mmcv mmcv-lite onedl-mmcv && pip install -q --no-deps "$@"; }
+
+case $stack-$ops in
+  onedl-*) mmcv=onedl-mmcv ;;
+  openmmlab-compiled) mmcv=mmcv ;;
+  openmmlab-*) mmcv=mmcv-lite ;;
+esac
+locked "$mmcv" >"$scratch/mmcv.txt"
+release=$(grep -oE "^$mmcv==[0-9.a-z]+" "$scratch/mmcv.txt")
+if [ "$ops" = compiled ]; then
+  command -v c++ >/dev/null || fail "mmcv's operators need a C++ compiler: apt-get install build-essential, or leave MMCV_OPS out"
+  # pip's own cache does not record which torch an mmcv was built against, and would reuse one built against another.
+  # So the wheel is cached in a folder named after everything that it depends on.
+  key=$("$venv/bin/python" -c 'import sys, torch
+print(f"cp{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-" + ("cuda" if torch.cuda.is_available() else "cpu"))')-${release/==/-}
+  if [[ $key == *-cuda-* ]] && [ ! -x "${CUDA_HOME:-}/bin/nvcc" ] && ! command -v nvcc >/dev/null; then
+    fail "mmcv's operators need nvcc to be built for the GPU: install the CUDA toolkit that torch is built with" \
+      "($("$venv/bin/python" -c 'import torch; print(torch.version.cuda)')), set CUDA_VISIBLE_DEVICES= to use the CPU," \
+      "or leave MMCV_OPS out"
+  fi
+  mkdir -p "$wheels"
+  exec 9>"$wheels/$key.lock"
+  flock 9
+  if ! compgen -G "$wheels/$key/*.whl" >/dev/null; then
+    say "Building $release with its operators (6 to 17 minutes on 2 cores) into $wheels/$key"
+    building=$(mktemp -d "$wheels/$key.XXXXXX")
+    trap 'rm -rf "$scratch" "$building"' EXIT
+    MMCV_WITH_OPS=1 CFLAGS="-g0 -O2" MAX_JOBS=$(nproc) \
+      pip wheel --no-deps --no-cache-dir --no-build-isolation --require-hashes -w "$building" -r "$scratch/mmcv.txt" \
+      >"$wheels/$key.log" 2>&1 || { tail -n 30 "$wheels/$key.log" >&2
+        fail "building $release failed, see the full log: $wheels/$key.log"; }
+    rm -rf "${wheels:?}/$key"
+    mv "$building" "$wheels/$key"
+  fi
+  flock -u 9
+  replace_mmcv "$wheels/$key"/*.whl
+else
+  # Built in an environment without torch, mmcv leaves its operators out, and needs no compiler.
+  say "Installing $release without compiled operators"
+  grep -oE '^setuptools==[0-9.]+' "$lock" >"$scratch/build.txt"
+  PIP_CONSTRAINT=$scratch/build.txt pip wheel -q --no-deps --no-cache-dir --require-hashes -w "$scratch" -r "$scratch/mmcv.txt"
+  replace_mmcv "$scratch"/*mmcv*.whl
 fi
 
+say "Installing mmgcvit (editable)"
+pip install --no-deps -e . >"$scratch/log" 2>&1 || { cat "$scratch/log" >&2; fail "installing mmgcvit failed"; }
 "$venv/bin/python" -m mmgcvit doctor
 echo "$state" >"$stamp"
