@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mmgcvit.backbone import GCViT
 from mmgcvit.backbone.arch import ARCHS
+from mmgcvit.backbone.checks import check_choice
 from mmgcvit.checkpoint.fit import LoadReport
 from mmgcvit.checkpoint.loading import accept_bare_network, load_pretrained
 from mmgcvit.checkpoint.weights import WEIGHTS, Weights
@@ -40,13 +41,14 @@ class GCViTModel(nn.Module):
         proj_drop_rate: dropout rate after the projection of attention and in the MLPs.
         attn_drop_rate: dropout rate of the attention weights.
         drop_path_rate: drop path rate of the last block. As everywhere in timm, 0 if it is not given.
+        output_stride: only 32: the network cannot be dilated.
         **backbone: further arguments of :class:`~mmgcvit.GCViT`, such as ``window_size`` or ``pad``.
 
     Attributes:
         feature_info: for each stage its channels, its reduction and the name of its module.
 
     Raises:
-        ValueError: an argument of the backbone has a value that is not allowed.
+        ValueError: an argument has a value that is not allowed.
     """
 
     def __init__(
@@ -59,9 +61,11 @@ class GCViTModel(nn.Module):
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        output_stride: int = 32,
         **backbone: Any,
     ) -> None:
         super().__init__()
+        check_choice("output_stride", output_stride, (32,))
         self.in_chans, self.num_classes, self.global_pool, self.drop_rate = (
             in_chans,
             num_classes,
