@@ -340,14 +340,16 @@ class GCViT(SafePretrainedInit, BaseModule):
         self._set_initial_values()
         self._was_on_meta = self.stem.conv.weight.is_meta
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, indices: Sequence[int] | None = None) -> tuple[Tensor, ...]:
         """Compute the feature maps of a batch of images.
 
         Args:
             x: (B, in_channels, H, W), any H, W >= 1, floating point.
+            indices: stages whose maps are returned, ascending; ``out_indices`` by default. Only maps of stages in
+                ``out_indices`` are normalised. Stages after the last one are not computed.
 
         Returns:
-            (B, C * 2^i, ceil(H / stride_i), ceil(W / stride_i)) for each stage i of ``out_indices``, contiguous.
+            (B, C * 2^i, ceil(H / stride_i), ceil(W / stride_i)) for each stage i of ``indices``, contiguous.
 
         Raises:
             ValueError: x is not 4-D, has the wrong number of channels, or is empty.
@@ -362,14 +364,17 @@ class GCViT(SafePretrainedInit, BaseModule):
         if self.pad == "input":
             x = pad_to_multiple(x, self.pad_multiple)
         scales = self.sample_drop_path(x)
+        indices = self.out_indices if indices is None else indices
         x = self.stem(x)
         maps = []
         for i, stage in enumerate(self.stages):
+            if i > indices[-1]:
+                break
             x = stage(x, scales[i])
-            if i in self.out_indices:
+            if i in indices:
                 stride = 4 * 2**i
                 rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
-                y = getattr(self, f"norm{i}")(x)
+                y = getattr(self, f"norm{i}")(x) if i in self.out_indices else x
                 y = captured.crop(y, rows, columns) if dynamic else y[:, :rows, :columns]
                 # Contiguous NCHW: downstream code may read raw memory, as mmcv's RoIAlign does.
                 maps.append(y.permute(0, 3, 1, 2).contiguous())
