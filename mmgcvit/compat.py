@@ -209,6 +209,11 @@ def tree_leaves(tree: Any) -> list[Any]:
 Pair = tuple[int, int]
 
 
+def torchvision_has_cuda() -> bool:
+    """Whether torchvision's operators were built for a GPU."""
+    return bool(torch.ops.torchvision._cuda_version() > 0)
+
+
 def roi_align_gradient(
     gradient: Tensor,
     rois: Tensor,

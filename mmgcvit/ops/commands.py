@@ -84,17 +84,24 @@ def _write(file: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def describe() -> str:
-    """Return a sentence on the operators that mmcv uses, and how another program of this environment finds them."""
+def describe(short: bool = False) -> str:
+    """Return which operators mmcv uses, and which programs of this environment find them.
+
+    Args:
+        short: leave out the path of the file.
+
+    Raises:
+        UsageError: mmcv is not installed, or its operators cannot be imported.
+    """
+    importlib.invalidate_caches()  # the file may be new
     try:
         kind = in_use()
     except ImportError as error:
         raise UsageError(f"mmcv's operators cannot be imported: {error}; `mmgcvit doctor` says more") from error
-    if kind == "compiled":
-        return f"compiled: {importlib.import_module(EXTENSION).__file__}"
-    file = _folder() / "_ext.py"
-    where = f"in every program: {file}" if file.exists() else "in programs that import mmgcvit first"
-    return f"torchvision, {where}"
+    file = getattr(importlib.import_module(EXTENSION), "__file__", None)
+    if file is None:
+        return f"{kind}, in programs that import mmgcvit first"
+    return kind if short else f"{kind}, {file}"
 
 
 def run(action: str) -> int:

@@ -86,13 +86,11 @@ def softnms(
     areas = _areas(corners, offset)
     found, count, place = [], len(corners), 0
     while place < count:
-        # A NaN is never the larger one in a comparison, but stays the best if it is first.
+        # Swap the best one to the front. A NaN is never the larger one in a comparison, but stays the best if it is first.
         rest = score[place:count]
         best = place if np.isnan(rest[0]) else place + int(np.argmax(np.where(np.isnan(rest), -np.inf, rest)))
-        order = np.arange(place, count)
-        order[0], order[best - place] = best, place
-        corners, score, areas, indices = corners[:count], score[:count].copy(), areas[:count], indices[:count]
-        order = np.concatenate([np.arange(place), order])
+        order = np.arange(count)
+        order[place], order[best] = best, place
         corners, score, areas, indices = corners[order], score[order], areas[order], indices[order]
         found.append(np.append(corners[place], score[place]))
         others = slice(place + 1, count)
@@ -106,9 +104,9 @@ def softnms(
         stays = np.ones(count, dtype=bool)
         stays[others] = ~(score[others] < kind(min_score))
         remaining = int(stays.sum())
-        order = np.arange(remaining)
-        order[~stays[:remaining]] = np.flatnonzero(stays[remaining:])[::-1] + remaining
-        corners, score, areas, indices = corners[order], score[order], areas[order], indices[order]
+        places = np.arange(remaining)  # what drops out is replaced by the last ones that stay
+        places[~stays[:remaining]] = np.flatnonzero(stays[remaining:])[::-1] + remaining
+        corners, score, areas, indices = corners[places], score[places], areas[places], indices[places]
         count, place = remaining, place + 1
     if found:
         dets[: len(found)] = torch.from_numpy(np.stack(found)).to(dets)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torchvision
 
+from mmgcvit.compat import torchvision_has_cuda
 from mmgcvit.errors import UsageError
 from mmgcvit.ops.convolution import (
     deform_conv_backward_input,
@@ -48,8 +49,8 @@ def get_compiler_version() -> str:
 
 
 def get_compiling_cuda_version() -> str:
-    """CUDA version of the operators, 'not available' if torch has no CUDA."""
-    return torch.version.cuda or "not available"
+    """CUDA version of torch; 'not available' if torchvision was built for the CPU."""
+    return torch.version.cuda or "not available" if torchvision_has_cuda() else "not available"
 
 
 OPERATORS: dict[str, Callable[..., Any]] = {

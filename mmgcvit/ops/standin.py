@@ -45,7 +45,8 @@ def install() -> None:
 
     Modules of mmdet and mmseg that were imported before, and found no operators, get them now.
     """
-    if not any(isinstance(finder, OperatorFinder) for finder in sys.meta_path):
+    # By name: the package may have been imported twice.
+    if not any(type(finder).__name__ == OperatorFinder.__name__ for finder in sys.meta_path):
         sys.meta_path.append(OperatorFinder())
     missing = list(_missing())
     if not missing:
