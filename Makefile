@@ -1,8 +1,9 @@
 # `make demo` and `make test` work on a fresh checkout: they install what they need first.
 # PYTHON is the interpreter that .venv is created with; the built mmcv is cached outside the tree (MMGCVIT_WHEELS).
+# MMCV_OPS=compiled compiles mmcv's operators, MMCV_OPS=torchvision does without (the default in a new .venv).
 SHELL := bash
 PYTHON ?= python3
-export PYTHON
+export PYTHON MMCV_OPS
 VENV := .venv
 RUN := $(VENV)/bin/python
 
@@ -39,7 +40,7 @@ help:
 	@echo 'make fuzz            read mutated checkpoints for ten minutes (FUZZ_SECONDS=...)'
 	@echo 'make lint            check with ruff (rules and formatting) and mypy'
 	@echo 'make format          apply ruff'"'"'s fixes and formatting'
-	@echo 'make install         create .venv with the whole stack; the other targets do this first'
+	@echo 'make install         create .venv with the whole stack; the other targets do this first (MMCV_OPS=compiled: compile mmcv)'
 	@echo 'make clean           remove the output of the demos (data/digit_scenes, work_dirs/demo*)'
 	@echo 'make help            this list'
 

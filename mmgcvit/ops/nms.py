@@ -86,7 +86,7 @@ def softnms(
     areas = _areas(corners, offset)
     found, count, place = [], len(corners), 0
     while place < count:
-        # Swap the best one to the front. A NaN is never the larger one in a comparison, but stays the best if it is first.
+        # Swap the best one to the front. A NaN is never larger in a comparison, but stays the best if it is first.
         rest = score[place:count]
         best = place if np.isnan(rest[0]) else place + int(np.argmax(np.where(np.isnan(rest), -np.inf, rest)))
         order = np.arange(count)
