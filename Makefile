@@ -1,8 +1,9 @@
 # `make demo` and `make test` work on a fresh checkout: they install what they need first.
 # PYTHON is the interpreter that .venv is created with; the built mmcv is cached outside the tree (MMGCVIT_WHEELS).
+# MMCV_OPS=compiled builds mmcv's operators; CPU=1 takes torch's CPU build. See tools/install.sh.
 SHELL := bash
 PYTHON ?= python3
-export PYTHON
+export PYTHON MMCV_OPS CPU
 VENV := .venv
 RUN := $(VENV)/bin/python
 
@@ -39,12 +40,12 @@ help:
 	@echo 'make fuzz            read mutated checkpoints for ten minutes (FUZZ_SECONDS=...)'
 	@echo 'make lint            check with ruff (rules and formatting) and mypy'
 	@echo 'make format          apply ruff'"'"'s fixes and formatting'
-	@echo 'make install         create .venv with the whole stack; the other targets do this first'
+	@echo 'make install         create .venv with the whole stack; the other targets do this first (MMCV_OPS=compiled, CPU=1: see docs/install.md)'
 	@echo 'make lock            resolve the newest versions that the extras allow into requirements/*.txt, with hashes'
 	@echo 'make clean           remove the output of the demos (data/digit_scenes, work_dirs/demo*)'
 	@echo 'make help            this list'
 
-install: # MMCV_OPS=compiled builds mmcv's operators; CPU=1 takes torch's CPU build
+install:
 	@tools/install.sh onedl $(VENV)
 
 # Exact versions with hashes for every supported Python; opencv-python-headless takes the place of opencv-python.

@@ -2,11 +2,14 @@
 
 Importing the package registers ``GCViT`` and ``GCViTClassifier`` in mmengine's root registries, and everything else in
 its own registries with the scope ``mmgcvit`` (:mod:`mmgcvit.registry`). It also enables ``mmgcvit::...`` as a location
-of ``_base_`` configs, and ``gcvit://...`` and ``timm://...`` as names of checkpoints.
+of ``_base_`` configs, and ``gcvit://...`` and ``timm://...`` as names of checkpoints. Where mmcv has no compiled
+operators, it supplies them (:mod:`mmgcvit.ops`).
 """
 
+from mmgcvit import ops
 from mmgcvit.version import __version__
 
+ops.install()
 try:
     from mmengine.config.utils import MODULE2PACKAGE
 

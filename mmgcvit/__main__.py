@@ -30,6 +30,13 @@ def main(argv: list[str] | None = None) -> int:
     add_trust_argument(inspect)
     params = commands.add_parser("params", help="list the parameter groups of a config's optimizer")
     params.add_argument("config", help="config file, or e.g. mmgcvit::detection/... for a config of the package")
+    operators = commands.add_parser("ops", help="mmcv's operators: compiled, or computed by torchvision")
+    operators.add_argument(
+        "action",
+        choices=("status", "install", "remove"),
+        help="status: print which are in use; install: write mmcv/_ext.py, so that every program finds torchvision's "
+        "operators where there are no compiled ones; remove: delete that file",
+    )
     exporter = commands.add_parser("export", help="export a trained model to ONNX, OpenVINO or torch.export")
     app = commands.add_parser("app", help="serve a web page to try a model")
     argv = sys.argv[1:] if argv is None else argv
@@ -51,6 +58,10 @@ def main(argv: list[str] | None = None) -> int:
         from mmgcvit import doctor
 
         return doctor.main()
+    if args.command == "ops":
+        from mmgcvit.ops import commands as ops
+
+        return ops.run(args.action)
     return _params(args) if args.command == "params" else _weights(args)
 
 

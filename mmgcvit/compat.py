@@ -204,6 +204,52 @@ def tree_leaves(tree: Any) -> list[Any]:
     return _pytree.tree_flatten(tree)[0]
 
 
+# Backward passes of torchvision's operators (mmgcvit.ops). They exist once torchvision has been imported.
+
+Pair = tuple[int, int]
+
+
+def torchvision_has_cuda() -> bool:
+    """Whether torchvision's operators were built for a GPU."""
+    return bool(torch.ops.torchvision._cuda_version() > 0)
+
+
+def roi_align_gradient(
+    gradient: Tensor,
+    rois: Tensor,
+    scale: float,
+    size: Pair,
+    shape: tuple[int, ...],
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """Gradient of torchvision's RoIAlign with respect to its map of this shape, (N, C, h, w) -> (B, C, H, W).
+
+    Not available for tensors on a GPU under ``torch.use_deterministic_algorithms``.
+    """
+    return torch.ops.torchvision._roi_align_backward(gradient, rois, scale, *size, *shape, sampling_ratio, aligned)
+
+
+def deform_conv2d_gradients(
+    gradient: Tensor,
+    maps: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: Pair,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of torchvision's deformable convolution: those of the maps, weights, offsets and factors (``mask``)."""
+    factors = offset.new_zeros(len(offset), 1) if mask is None else mask
+    geometry = (*stride, *padding, *dilation, *groups)
+    bias = weight.new_zeros(len(weight))
+    backward = torch.ops.torchvision._deform_conv2d_backward
+    found = backward(gradient, maps, weight, offset, factors, bias, *geometry, mask is not None)
+    return found[0], found[1], found[2], found[3]
+
+
 # Runs and data (mmgcvit.engine, optim, tasks, analysis)
 
 #: The base class of mmengine's parameter schedulers.

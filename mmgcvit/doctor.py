@@ -19,6 +19,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import mmgcvit
+from mmgcvit.ops import commands
+from mmgcvit.ops import in_use as ops_in_use
 from mmgcvit.utils.text import describe
 
 if TYPE_CHECKING:
@@ -162,8 +164,19 @@ def _install_torch() -> str:
     return f"pip install --force-reinstall {pair}"
 
 
+def _install_mmcv(stack: str) -> str:
+    """Command that installs mmcv without compiled operators: mmgcvit supplies them (:mod:`mmgcvit.ops`).
+
+    pip's cache may hold a wheel with operators that were built against another torch.
+    """
+    if stack == "onedl":
+        return f'pip install --no-cache-dir --force-reinstall --no-deps "{_asked(MODULES["mmcv"][stack], stack)}"'
+    lite = _asked(MODULES["mmcv"][stack], stack).replace("mmcv", "mmcv-lite")
+    return f'pip uninstall -y mmcv && pip install --no-deps "{lite}"'
+
+
 def _install_ops(stack: str) -> str:
-    """Command that builds mmcv and its ops from source against the installed torch, bypassing pip's cache."""
+    """Command that builds mmcv and its operators from source against the installed torch, bypassing pip's cache."""
     mmcv = MODULES["mmcv"][stack]
     tools = "setuptools>=77,<82" if stack == "onedl" else "setuptools==69.5.1"
     return (
@@ -227,7 +240,7 @@ def _module(name: str, stack: str) -> Finding:
 def _fix_missing(name: str, stack: str) -> str:
     """Command that installs a missing module."""
     if name == "mmcv":
-        return _install_ops(stack)
+        return _install_mmcv(stack)
     if name in ("torch", "torchvision"):
         return _install_torch()
     if name in MODULES:
@@ -250,7 +263,7 @@ def _fix(error: BaseException, name: str, stack: str) -> str:
             return _fix_missing(missing, stack)
     culprit = _culprit(error) or name
     if culprit == "mmcv":
-        return _install_ops(stack)
+        return _install_mmcv(stack)
     if culprit in ("torch", "torchvision"):
         return _install_torch()
     if culprit in MODULES:
@@ -341,12 +354,16 @@ def _doubles() -> Iterator[Finding]:
 
 
 def _ops(stack: str) -> Finding:
-    for name in ("mmcv._ext", "mmcv.ops"):  # importing the ops looks up all their functions in the extension
+    for name in ("mmcv._ext", "mmcv.ops"):  # importing mmcv.ops looks up all its functions in the extension
         error = _import(name)
         if isinstance(error, BaseException):
-            problem = "mmcv's compiled ops (RoIAlign, NMS, ...) are missing or were built against another torch or mmcv"
-            return Finding("mmcv._ext", "-", "wrong", f"{problem}: {describe(error)}", _install_ops(stack))
-    return Finding("mmcv._ext", "compiled ops")
+            problem = f"mmcv's operators (RoIAlign, NMS, ...) cannot be imported: {describe(error)}"
+            if _culprit(error) in ("torch", "torchvision"):  # computes them in the place of compiled ones
+                return Finding("mmcv._ext", "-", "wrong", problem, _fix(error, "mmcv", stack))
+            problem += "; compiled ones work only with the torch and the mmcv that they were built against"
+            fix = f"{_install_mmcv(stack)}  # without compiled operators; with them: {_install_ops(stack)}"
+            return Finding("mmcv._ext", "-", "wrong", problem, fix)
+    return Finding("mmcv._ext", commands.describe(short=True))
 
 
 def _gpu(stack: str) -> Finding:
@@ -364,8 +381,11 @@ def _gpu(stack: str) -> Finding:
     except Exception:
         built_for = "not available"
     if built_for == "not available":
-        finding.state, finding.problem = "wrong", "mmcv's ops were built without CUDA, and fail on this GPU"
-        finding.fix = f"FORCE_CUDA=1 {_install_ops(stack)}"
+        broken = isinstance(_import("mmcv._ext"), BaseException)  # reported by _ops
+        compiled = broken or ops_in_use() == "compiled"
+        owner = "mmcv's operators were" if compiled else "torchvision, which computes mmcv's operators, was"
+        finding.state, finding.problem = "wrong", f"{owner} built without CUDA, and fails on this GPU"
+        finding.fix = f"FORCE_CUDA=1 {_install_ops(stack)}" if compiled else _install_torch()
     return finding
 
 

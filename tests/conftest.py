@@ -11,6 +11,9 @@ import torch
 from torch import nn
 from torch.utils.data import _utils
 
+# First, so that mmcv finds operators where it has no compiled ones.
+import mmgcvit  # noqa: F401
+
 # When a Runner is garbage-collected, the workers of its data loaders are not notified; torch waits for each before
 # killing it.
 _utils.MP_STATUS_CHECK_INTERVAL = 0.1  # seconds, instead of 5

@@ -233,7 +233,7 @@ def test_package_that_raises_any_exception_on_import(broken_stacks, package: str
     elif package in ("torch", "torchvision"):
         assert fix.startswith('pip install --force-reinstall "torch==')
     elif package == "mmcv":
-        assert "MMCV_WITH_OPS=1 pip install" in fix
+        assert fix == doctor._install_mmcv(doctor._stack())
     else:
         assert fix.startswith(f'pip install --force-reinstall --no-deps "{doctor.MODULES[package][doctor._stack()]}')
     assert lines[-1].endswith("checks failed")
@@ -266,7 +266,8 @@ def test_missing_dependency():
 
 def test_fix_for_incompatible_mmcv():
     error = AssertionError("MMCV==2.2.0 is used but incompatible. Please install mmcv>=2.0.0rc4, <2.2.0.")
-    assert "MMCV_WITH_OPS=1" in doctor._fix(error, "mmdet", "onedl")
+    assert doctor._fix(error, "mmdet", "onedl").endswith(' --no-deps "onedl-mmcv>=2.3.6"')
+    assert doctor._fix(error, "mmdet", "openmmlab").endswith(' --no-deps "mmcv-lite<2.2.0,>=2.0.0rc4"')
 
 
 def test_leftover_folder_is_not_a_package(tmp_path: Path, monkeypatch):
@@ -411,12 +412,15 @@ def test_gpu_with_cpu_only_ops(monkeypatch):
     ops = pytest.importorskip("mmcv.ops")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr(doctor, "ops_in_use", lambda: "compiled")
     monkeypatch.setattr(ops, "get_compiling_cuda_version", lambda: "13.0")
     assert finding("GPU").found.startswith("Some GPU, CUDA")
     assert finding("GPU").state == "ok"
     monkeypatch.setattr(ops, "get_compiling_cuda_version", lambda: "not available")
     assert finding("GPU").state == "wrong"
-    assert "FORCE_CUDA=1" in finding("GPU").fix
+    assert finding("GPU").fix == f"FORCE_CUDA=1 {doctor._install_ops(doctor._stack())}"
+    monkeypatch.setattr(doctor, "ops_in_use", lambda: "torchvision")
+    assert finding("GPU").fix == doctor._install_torch()
 
 
 @pytest.mark.parametrize("name", ["mmdet", "mmseg"])
@@ -430,17 +434,46 @@ def test_mmdet_requires_mmcv(monkeypatch):
     pytest.importorskip("mmdet")
     broken(monkeypatch, "mmcv", ModuleNotFoundError("No module named 'mmcv'", name="mmcv"))
     assert finding("mmcv").state == "wrong"
-    assert "MMCV_WITH_OPS=1" in finding("mmcv").fix
+    assert finding("mmcv").fix == doctor._install_mmcv(doctor._stack())
 
 
-def test_missing_ops(monkeypatch):
+def test_operators_of_another_torch(monkeypatch):
+    """Fixed without compiled operators, or by compiling them again."""
     pytest.importorskip("mmcv._ext")
     broken(monkeypatch, "mmcv._ext", ImportError("undefined symbol: _ZN3c10"))
     wrong = finding("mmcv._ext")
     assert wrong.state == "wrong"
     assert "undefined symbol" in wrong.problem
+    assert wrong.fix.startswith(doctor._install_mmcv(doctor._stack()))
     assert "MMCV_WITH_OPS=1" in wrong.fix
     assert "--no-cache-dir" in wrong.fix
+
+
+@pytest.mark.parametrize("kind", ["compiled", "torchvision"])
+def test_operators_in_use_are_named(monkeypatch, kind: str):
+    pytest.importorskip("mmcv._ext")
+    extension = types.ModuleType("mmcv._ext")
+    if kind == "torchvision":
+        extension.__getattr__ = lambda name: None
+    else:
+        extension.__file__ = "_ext.so"
+    monkeypatch.setitem(sys.modules, "mmcv._ext", extension)
+    found = finding("mmcv._ext")
+    assert (found.found.partition(",")[0], found.state) == (kind, "ok")
+
+
+def test_operators_by_a_broken_torchvision(monkeypatch):
+    """The fix is one for torchvision, not for mmcv."""
+    pytest.importorskip("mmcv._ext")
+    namespace = {"__name__": "torchvision.ops"}
+    exec("def fail():\n    raise OSError('libodd.so: cannot open shared object file')", namespace)
+
+    def load(name: str, real=importlib.import_module) -> types.ModuleType:
+        return namespace["fail"]() if name == "mmcv._ext" else real(name)
+
+    monkeypatch.setattr(importlib, "import_module", load)
+    wrong = doctor._ops(doctor._stack())
+    assert (wrong.state, wrong.fix) == ("wrong", doctor._install_torch())
 
 
 def test_torch_and_torchvision_of_different_builds(monkeypatch):

@@ -3,7 +3,8 @@
 # Running it again is quick: a stamp in VENV holds the checksum of every file that determines what is installed.
 #
 # PYTHON          the interpreter to create VENV with
-# MMCV_OPS        torchvision (default): mmcv without compiled operators; compiled: build them, which takes minutes
+# MMCV_OPS        torchvision: mmcv without compiled operators, which mmgcvit supplies; compiled: build them, which takes
+#                 minutes. By default, VENV keeps what it has, and a new one does without.
 # CPU=1           install the CPU builds of torch and torchvision, from TORCH_INDEX: 5 GB less to download
 # MMGCVIT_WHEELS  the folder in which a built mmcv is cached
 set -euo pipefail
@@ -18,7 +19,7 @@ lock=requirements/$stack.txt
 [ -f "$lock" ] || fail "unknown stack '$stack', there is no $lock (allowed: onedl, openmmlab)"
 python=${PYTHON:-python3}
 wheels=${MMGCVIT_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/mmgcvit/wheels}
-ops=${MMCV_OPS:-torchvision}
+ops=${MMCV_OPS:-$(compgen -G "$venv/lib/python3*/site-packages/mmcv/_ext.*.so" >/dev/null && echo compiled || echo torchvision)}
 [[ $ops == torchvision || $ops == compiled ]] || fail "MMCV_OPS=$ops; allowed: torchvision, compiled"
 cpu=${CPU:-0}
 [[ $cpu == 0 || $cpu == 1 ]] || fail "CPU=$cpu; allowed: 0, 1"
@@ -92,24 +93,36 @@ print(f"cp{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-" 
     say "Building $release with its operators (6 to 17 minutes on 2 cores) into $wheels/$key"
     building=$(mktemp -d "$wheels/$key.XXXXXX")
     trap 'rm -rf "$scratch" "$building"' EXIT
-    MMCV_WITH_OPS=1 CFLAGS="-g0 -O2" MAX_JOBS=$(nproc) \
-      pip wheel --no-deps --no-cache-dir --no-build-isolation --require-hashes -w "$building" -r "$scratch/mmcv.txt" \
-      >"$wheels/$key.log" 2>&1 || { tail -n 30 "$wheels/$key.log" >&2
-        fail "building $release failed, see the full log: $wheels/$key.log"; }
+    build() {
+      pip download --no-deps --no-build-isolation --require-hashes -d "$scratch" -r "$scratch/mmcv.txt" &&
+        mkdir "$scratch/source" && tar -xf "$scratch"/*.tar.gz -C "$scratch/source" --strip-components 1 || return
+      # mmcv 2.3.6 asks for C++17, torch for C++20 from 2.14 on.
+      if grep -qs 'C++20 or later' "$venv"/lib/python3*/site-packages/torch/include/ATen/ATen.h; then
+        sed -i 's/-std=c++17/-std=c++20/' "$scratch/source/setup.py"
+      fi
+      MMCV_WITH_OPS=1 CFLAGS="-g0 -O2" MAX_JOBS=$(nproc) \
+        pip wheel --no-deps --no-cache-dir --no-build-isolation -w "$building" "$scratch/source"
+    }
+    build >"$wheels/$key.log" 2>&1 || { tail -n 30 "$wheels/$key.log" >&2
+      fail "building $release failed, see the full log: $wheels/$key.log"; }
     rm -rf "${wheels:?}/$key"
     mv "$building" "$wheels/$key"
   fi
   flock -u 9
   replace_mmcv "$wheels/$key"/*.whl
 else
-  # Built in an environment without torch, mmcv leaves its operators out, and needs no compiler.
   say "Installing $release without compiled operators"
-  grep -oE '^setuptools==[0-9.]+' "$lock" >"$scratch/build.txt"
-  PIP_CONSTRAINT=$scratch/build.txt pip wheel -q --no-deps --no-cache-dir --require-hashes -w "$scratch" -r "$scratch/mmcv.txt"
+  # mmcv compiles its operators if its setup.py can import torch.
+  mkdir "$scratch/hidden"
+  echo 'raise ModuleNotFoundError("hidden from the setup.py of mmcv", name="torch")' >"$scratch/hidden/torch.py"
+  PYTHONPATH=$scratch/hidden pip wheel -q --no-deps --no-cache-dir --no-build-isolation --require-hashes -w "$scratch" \
+    -r "$scratch/mmcv.txt"
   replace_mmcv "$scratch"/*mmcv*.whl
 fi
 
 say "Installing mmgcvit (editable)"
 pip install --no-deps -e . >"$scratch/log" 2>&1 || { cat "$scratch/log" >&2; fail "installing mmgcvit failed"; }
+# For programs that import mmcv's operators before mmgcvit, such as some of mmdet's tools.
+[ "$ops" = compiled ] || "$venv/bin/python" -m mmgcvit ops install >/dev/null
 "$venv/bin/python" -m mmgcvit doctor
 echo "$state" >"$stamp"

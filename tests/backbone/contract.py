@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from conftest import TINY, loss_of, randomise, relative_error
-from torch.export import Dim
 
 from mmgcvit.backbone import GCViT
 from mmgcvit.kernels import cpu
@@ -148,6 +147,8 @@ class BackboneContract:
         """With named sizes, outside of ``no_grad``; also for one image, and for sizes other than the example's."""
         arch = {**TINY, **self.arguments.get("arch", {}), "depths": (1, 2, 1, 1)}
         model = tiny_model(**{**self.arguments, "arch": arch})
+        from torch.export import Dim  # torch 2.1 has none
+
         dims = {0: Dim("batch", max=64), 2: 32 * Dim("h", min=2, max=64), 3: 32 * Dim("w", min=2, max=64)}
         program = torch.export.export(model, (torch.randn(2, 3, 96, 128),), dynamic_shapes=(dims,)).module()
         with torch.no_grad():

@@ -1,0 +1,118 @@
+"""``mmgcvit ops``: which operators mmcv uses, and the file that supplies torchvision's to every program."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import sys
+from importlib import metadata
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from mmgcvit.errors import UsageError
+from mmgcvit.ops.standin import EXTENSION, in_use
+from mmgcvit.utils.files import atomic_path
+
+FILE = '''"""mmcv's operators, computed by torchvision.
+
+`mmgcvit ops install` wrote this file, `mmgcvit ops remove` deletes it. A compiled extension beside it takes precedence.
+"""
+
+from mmgcvit.ops.operators import __getattr__  # noqa: F401
+'''
+
+
+def _folder() -> Path:
+    """Folder of the installed mmcv, which is not imported.
+
+    Raises:
+        UsageError: mmcv is not installed.
+    """
+    spec = PathFinder.find_spec("mmcv")
+    if spec is None or spec.origin is None:
+        raise UsageError("mmcv is not installed, so there is nothing to add operators to; `mmgcvit doctor` says more")
+    return Path(spec.origin).parent
+
+
+def write_file() -> Path:
+    """Write ``mmcv/_ext.py``; returns its path. pip removes it together with mmcv.
+
+    Raises:
+        UsageError: mmcv is not installed, or the file cannot be written.
+    """
+    file = _folder() / "_ext.py"
+    try:
+        _write(file, FILE)
+        _record(file, True)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written: {error}") from error
+    return file
+
+
+def remove_file() -> Path | None:
+    """Delete ``mmcv/_ext.py``; returns its path, None if there was none.
+
+    Raises:
+        UsageError: mmcv is not installed, or the file cannot be deleted.
+    """
+    file = _folder() / "_ext.py"
+    try:
+        if not file.exists():
+            return None
+        file.unlink()
+        _record(file, False)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be deleted: {error}") from error
+    return file
+
+
+def _record(file: Path, there: bool) -> None:
+    """Add the file to, or remove it from, the list of mmcv's files that pip deletes when it uninstalls mmcv."""
+    entry = f"mmcv/{file.name}"
+    for distribution in metadata.distributions(path=[str(file.parents[1])]):
+        record = distribution.read_text("RECORD") or ""
+        if "mmcv/__init__.py," not in record:
+            continue
+        lines = [line for line in record.splitlines() if next(csv.reader([line]), [""])[0] != entry]
+        path = next(path for path in distribution.files or () if path.name == "RECORD")
+        text = "".join(f"{line}\n" for line in [*lines, *[f"{entry},,"] * there])
+        _write(Path(str(distribution.locate_file(path))), text)
+
+
+def _write(file: Path, text: str) -> None:
+    with atomic_path(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def describe(short: bool = False) -> str:
+    """Return which operators mmcv uses, and which programs of this environment find them.
+
+    Args:
+        short: leave out the path of the file.
+
+    Raises:
+        UsageError: mmcv is not installed, or its operators cannot be imported.
+    """
+    importlib.invalidate_caches()  # the file may be new
+    try:
+        kind = in_use()
+    except ImportError as error:
+        raise UsageError(f"mmcv's operators cannot be imported: {error}; `mmgcvit doctor` says more") from error
+    file = getattr(importlib.import_module(EXTENSION), "__file__", None)
+    if file is None:
+        return f"{kind}, in programs that import mmgcvit first"
+    return kind if short else f"{kind}, {file}"
+
+
+def run(action: str) -> int:
+    """Run ``mmgcvit ops``: print what is in use, after writing or deleting the file if asked to; returns the status."""
+    try:
+        if action == "install":
+            print(f"written: {write_file()}")
+        elif action == "remove":
+            print(f"deleted: {remove_file() or 'nothing, there was no file'}")
+        print(f"mmcv's operators: {describe()}")
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
