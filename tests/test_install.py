@@ -44,9 +44,7 @@ def install(folder: Path, *arguments: str, **environment: str) -> tuple[subproce
     inherited = {k: v for k, v in os.environ.items() if k not in ("CPU", "MMCV_OPS", "PYTHONPATH", "TORCH_INDEX")}
     process = subprocess.run(
         ["bash", str(ROOT / "tools/install.sh"), *arguments],
-        env=dict(
-            os.environ, PYTHON=str(python), CALLS=str(calls), MMGCVIT_WHEELS=str(folder / "wheels"), **environment
-        ),
+        env=dict(inherited, PYTHON=str(python), CALLS=str(calls), MMGCVIT_WHEELS=str(folder / "wheels"), **environment),
         capture_output=True,
         text=True,
         timeout=60,
