@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import sys
-from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -42,7 +40,7 @@ def write_file() -> Path:
     """
     file = _folder() / "_ext.py"
     try:
-        _write(file, FILE)
+        _write(file, FILE.encode())
         _record(file, True)
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error}") from error
@@ -68,20 +66,17 @@ def remove_file() -> Path | None:
 
 def _record(file: Path, there: bool) -> None:
     """Add the file to, or remove it from, the list of mmcv's files that pip deletes when it uninstalls mmcv."""
-    entry = f"mmcv/{file.name}"
-    for distribution in metadata.distributions(path=[str(file.parents[1])]):
-        record = distribution.read_text("RECORD") or ""
-        if "mmcv/__init__.py," not in record:
-            continue
-        lines = [line for line in record.splitlines() if next(csv.reader([line]), [""])[0] != entry]
-        path = next(path for path in distribution.files or () if path.name == "RECORD")
-        text = "".join(f"{line}\n" for line in [*lines, *[f"{entry},,"] * there])
-        _write(Path(str(distribution.locate_file(path))), text)
+    entry = f"mmcv/{file.name},,".encode()
+    for record in file.parents[1].glob("*.dist-info/RECORD"):
+        lines = record.read_bytes().splitlines(keepends=True)
+        if any(line.startswith(b"mmcv/__init__.py,") for line in lines):
+            lines = [line for line in lines if line.rstrip() != entry]
+            _write(record, b"".join([*lines, *[entry + b"\n"] * there]))
 
 
-def _write(file: Path, text: str) -> None:
+def _write(file: Path, content: bytes) -> None:
     with atomic_path(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def describe(short: bool = False) -> str:
