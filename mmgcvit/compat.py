@@ -1,4 +1,4 @@
-"""All private interfaces of torch, mmengine, mmcv, mmdet, mmseg and timm that the package uses.
+"""All private interfaces of torch, torchvision, mmengine, mmcv, mmdet, mmseg and timm that the package uses.
 
 No other module of the package imports a name with a leading underscore from another library.
 ``tests/test_compat*.py`` check that each of them still exists and behaves the same, so that a new release breaks a test

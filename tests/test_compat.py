@@ -198,3 +198,35 @@ def test_is_compiled():
     assert compat.is_compiled(torch.compile(module, backend="eager"))
     module.compile(backend="eager")
     assert compat.is_compiled(module)
+
+
+def test_gradients_of_torchvision_operators():
+    """They equal those of autograd through the public functions, also where regions or channels have none."""
+    from torchvision.ops import deform_conv2d, roi_align
+
+    torch.manual_seed(0)
+    maps = torch.randn(2, 4, 6, 7, dtype=torch.float64, requires_grad=True)
+    rois = torch.tensor([[0.0, 1, 1, 9, 8], [1, 3, 2, 3, 2]]).double()
+    pooled = roi_align(maps, rois, (2, 3), 0.5, 2, True)
+    weight = torch.randn_like(pooled)
+    found = compat.roi_align_gradient(weight, rois, 0.5, (2, 3), (2, 4, 6, 7), 2, True)
+    torch.testing.assert_close(found, torch.autograd.grad(pooled, maps, weight)[0])
+
+    kernel = torch.randn(6, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+    offset = torch.randn(2, 24, 3, 3, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(2, 12, 3, 3, dtype=torch.float64, requires_grad=True)
+    geometry = (2, 2), (1, 0), (1, 2)
+    for factors in (None, mask):
+        output = deform_conv2d(maps, offset, kernel, None, *geometry, mask=factors)
+        weight = torch.randn_like(output)
+        found = compat.deform_conv2d_gradients(weight, maps, kernel, offset, factors, *geometry, (2, 2))
+        tensors = [maps, kernel, offset] + [mask] * (factors is not None)
+        wanted = torch.autograd.grad(output, tensors, weight)
+        torch.testing.assert_close(found[: len(wanted)], wanted)
+
+
+def test_torchvision_with_cuda():
+    import torchvision
+
+    found = compat.torchvision_has_cuda()
+    assert found is (torch.version.cuda is not None and "+cpu" not in torchvision.__version__)
