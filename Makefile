@@ -10,6 +10,9 @@ RUN := $(VENV)/bin/python
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 
+# Material for MkDocs prints a notice about MkDocs 2.0 unless this variable is set.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs
+
 DIGITS := data/digit_scenes
 DEMO := work_dirs/demo
 DEMO_CONFIG := configs/detection/mask-rcnn_gcvit-nano_fpn_digits.py
@@ -24,7 +27,7 @@ BENCH ?=
 W24 := gcvit-tiny,pad=window,window_size=24/24/24/24,global_query_reductions=3/2/1/0
 DENSE := gcvit-tiny,pad=window gcvit-tiny $(W24) swin-t
 
-.PHONY: help install digits demo demo-seg demo-cls bench test test-all test-openmmlab coverage fuzz lint format clean
+.PHONY: help install digits demo demo-seg demo-cls bench test test-all test-openmmlab coverage fuzz docs docs-serve lint format clean
 
 help:
 	@echo 'make demo            train a GC ViT Mask R-CNN on digit scenes, evaluate it, draw its predictions'
@@ -37,6 +40,8 @@ help:
 	@echo 'make test-openmmlab  run all tests in a second environment with OpenMMLab'"'"'s own packages'
 	@echo 'make coverage        run the tests of `make test` and print the coverage of each file'
 	@echo 'make fuzz            read mutated checkpoints for ten minutes (FUZZ_SECONDS=...)'
+	@echo 'make docs            build the documentation site into site/; warnings are errors'
+	@echo 'make docs-serve      serve the documentation at http://127.0.0.1:8000 and build changed pages again'
 	@echo 'make lint            check with ruff (rules and formatting) and mypy'
 	@echo 'make format          apply ruff'"'"'s fixes and formatting'
 	@echo 'make install         create .venv with the whole stack; the other targets do this first'
@@ -95,6 +100,12 @@ coverage: install
 
 fuzz: install
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) OMP_NUM_THREADS=1 $(RUN) -m pytest tests/checkpoint/test_fuzzed_files.py
+
+docs: install
+	$(MKDOCS) build --strict
+
+docs-serve: install
+	$(MKDOCS) serve
 
 lint: install
 	$(VENV)/bin/ruff check .

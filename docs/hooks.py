@@ -59,7 +59,9 @@ def text_of(source: str) -> str:
     """A file of the repository as Markdown."""
     text = (ROOT / source).read_text(encoding="utf-8")
     if source.endswith(".ipynb"):
-        return "\n\n".join(map(_cell, json.loads(text)["cells"]))
+        title, *rest = map(_cell, json.loads(text)["cells"])
+        link = f'<a href="{Path(source).name}" download>Download this notebook</a>'
+        return "\n\n".join([title, link, *rest])
     if source.endswith(".md"):
         return text
     language = {".py": "python", ".yml": "yaml", ".sh": "bash"}.get(Path(source).suffix, "text")
@@ -77,6 +79,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are files outside docs/, and the files that pages link to."""
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=text_of(source)))
+        if source.endswith(".ipynb"):
+            files.append(File.generated(config, f"tutorials/{Path(source).name}", abs_src_path=str(ROOT / source)))
     linked = set()
     for file in files.documentation_pages():
         source = source_of(file.src_uri)
@@ -103,7 +107,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Show the roles of docstrings, as in :class:`GCViT`, as code; let wide tables scroll."""
+    """Show the roles of docstrings, as in :class:`GCViT`, as code."""
     return re.sub(r":(?:attr|class|data|func|meth|mod):(?=<code>)", "", html)
 
 

@@ -84,8 +84,8 @@ def test_make_targets_in_the_documents_exist(document: Path):
             assert set(command.split()) <= TARGETS, command
 
 
-def test_ci_runs_lint_and_tests():
-    assert re.search(r"^exec make lint test$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+def test_ci_runs_lint_docs_and_tests():
+    assert re.search(r"^exec make lint docs test$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
 
 
 def test_changelog_format():

@@ -61,7 +61,7 @@ pip install -q --no-deps "$wheels/$key"/*.whl
 say "Installing the rest of the stack and mmgcvit (editable)"
 extras=$stack,digits,report,test
 # With the OpenMMLab stack, mim requires a setuptools that cannot build mmcv, and torch cannot export to ONNX.
-[ "$stack" != onedl ] || extras+=,dev,mim,export,app,explain
+[ "$stack" != onedl ] || extras+=,dev,mim,export,app,explain,docs
 pip install -q --no-build-isolation -c "$pins" -e ".[$extras]"
 # opencv-python needs the system's libGL, which servers and containers often lack; the headless variant has the same cv2.
 if ! "$venv/bin/python" -c 'import cv2' 2>/dev/null; then
