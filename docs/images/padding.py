@@ -49,7 +49,9 @@ def grid(top: float, columns: int, rows: int, merged: bool) -> list[str]:
             if merged:
                 if right > COLUMNS:
                     parts.append(
-                        rectangle("padding", LEFT + COLUMNS * CELL, top + y * CELL, (right - COLUMNS) * CELL, WINDOW * CELL)
+                        rectangle(
+                            "padding", LEFT + COLUMNS * CELL, top + y * CELL, (right - COLUMNS) * CELL, WINDOW * CELL
+                        )
                     )
                 if bottom > ROWS:
                     width = min(right, COLUMNS) - x
