@@ -46,18 +46,12 @@ def grid(top: float, columns: int, rows: int, merged: bool) -> list[str]:
     for y in range(0, rows, WINDOW):
         for x in range(0, columns, WINDOW):
             right, bottom = x + WINDOW, y + WINDOW
-            if merged:
-                if right > COLUMNS:
-                    parts.append(
-                        rectangle(
-                            "padding", LEFT + COLUMNS * CELL, top + y * CELL, (right - COLUMNS) * CELL, WINDOW * CELL
-                        )
-                    )
-                if bottom > ROWS:
-                    width = min(right, COLUMNS) - x
-                    parts.append(
-                        rectangle("padding", LEFT + x * CELL, top + ROWS * CELL, width * CELL, (bottom - ROWS) * CELL)
-                    )
+            if merged and right > COLUMNS:
+                width = right - COLUMNS
+                parts.append(rectangle("padding", LEFT + COLUMNS * CELL, top + y * CELL, width * CELL, WINDOW * CELL))
+            if merged and bottom > ROWS:
+                width, height = min(right, COLUMNS) - x, bottom - ROWS
+                parts.append(rectangle("padding", LEFT + x * CELL, top + ROWS * CELL, width * CELL, height * CELL))
             parts.append(rectangle("window", LEFT + x * CELL, top + y * CELL, WINDOW * CELL, WINDOW * CELL))
     return parts
 
@@ -80,7 +74,8 @@ def draw() -> str:
         parts += [rectangle(kind, x, y, 16, 16), label(x + 24, y + 13, words)]
     height = top + 60
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:g}" viewBox="0 0 {WIDTH} {height:g}">\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:g}" '
+        f'viewBox="0 0 {WIDTH} {height:g}">\n'
         f"<title>The three padding modes</title>\n<style>\n{STYLE}\n</style>\n"
         '<defs><pattern id="hatch" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
         '<rect width="5" height="5" fill="#eee"/><rect width="2" height="5" fill="#bbb"/></pattern></defs>\n'
