@@ -42,7 +42,7 @@ help:
 	@echo 'make fuzz            read mutated checkpoints for ten minutes (FUZZ_SECONDS=...)'
 	@echo 'make docs            build the documentation site into site/; warnings are errors'
 	@echo 'make docs-serve      serve the documentation at http://127.0.0.1:8000 and build changed pages again'
-	@echo 'make lint            check with ruff (rules and formatting) and mypy'
+	@echo 'make lint            check with ruff (rules and formatting), mypy and hadolint'
 	@echo 'make format          apply ruff'"'"'s fixes and formatting'
 	@echo 'make install         create .venv with the whole stack; the other targets do this first'
 	@echo 'make clean           remove the output of the demos (data/digit_scenes, work_dirs/demo*)'
@@ -111,6 +111,7 @@ lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/hadolint Dockerfile
 
 format: install
 	$(VENV)/bin/ruff check --fix .

@@ -53,14 +53,12 @@ def cells(path: Path, kind: str) -> list[str]:
 def options_of(*command: str) -> frozenset[str]:
     """The options that `--help` lists."""
     out = io.StringIO()
-    with mock.patch.object(sys, "argv", [*command, "--help"]), contextlib.redirect_stdout(out):
-        try:
-            if command[0].endswith(".py"):
-                runpy.run_path(str(ROOT / command[0]), run_name="__main__")
-            else:
-                importlib.import_module(f"{command[0]}.__main__").main([*command[1:], "--help"])
-        except SystemExit as stop:
-            assert not stop.code
+    prints = mock.patch.object(sys, "argv", [*command, "--help"]), contextlib.redirect_stdout(out)
+    with prints[0], prints[1], contextlib.suppress(SystemExit):
+        if command[0].endswith(".py"):
+            runpy.run_path(str(ROOT / command[0]), run_name="__main__")
+        else:
+            importlib.import_module(f"{command[0]}.__main__").main([*command[1:], "--help"])
     found = frozenset(re.findall(r"(?<![\w-])--[a-z][\w-]*", out.getvalue()))
     assert "--help" in found
     return found
