@@ -89,8 +89,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             if page_of(path).startswith("files/") and (ROOT / path).is_file():
                 linked.add(path)
     for path in sorted(linked):
-        page = File.generated(config, page_of(path), content=text_of(path), inclusion=InclusionLevel.NOT_IN_NAV)
-        files.append(page)
+        shown = File.generated(config, page_of(path), content=text_of(path), inclusion=InclusionLevel.NOT_IN_NAV)
+        files.append(shown)
     return files
 
 
@@ -114,8 +114,18 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> Navigation:
     """Remember the pages and their sections for llms.txt."""
-    _pages[:] = [(page.ancestors[-1].title if page.ancestors else "", page) for page in nav.pages]
+    _pages[:] = [(page.parent.title if page.parent else "", page) for page in nav.pages]
     return nav
+
+
+def _first_sentence(markdown: str) -> str:
+    """The first sentence of a page, after a colon; nothing if the page begins with a list or table."""
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", markdown)
+    texts = [text for text in plain.split("\n\n") if text[:1] not in ("#", "<", "!", ">")]
+    if not texts or not re.match(r"\w|`\w", texts[0]):
+        return ""
+    sentence = re.split(r"(?<=[.:])\s", texts[0].replace("\n", " "))[0]
+    return f": {sentence.rstrip('.:')}"
 
 
 def on_post_build(config: MkDocsConfig) -> None:
@@ -130,5 +140,5 @@ def on_post_build(config: MkDocsConfig) -> None:
         if page.markdown and "\n::: " not in page.markdown:  # API pages have no text of their own
             link = page.file.src_uri
             (Path(config.site_dir) / link).write_text(page.markdown, encoding="utf-8")
-        lines.append(f"- [{page.title}]({link})")
+        lines.append(f"- [{page.title}]({link}){_first_sentence(page.markdown or '')}")
     (Path(config.site_dir) / "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

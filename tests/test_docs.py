@@ -216,7 +216,7 @@ def test_site_is_built_without_warnings(tmp_path: Path, monkeypatch, caplog):
     build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True))
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
     index = (tmp_path / "llms.txt").read_text(encoding="utf-8")
-    linked = re.findall(r"^- \[[^\]]+\]\((\S+)\)$", index, re.MULTILINE)
+    linked = re.findall(r"^- \[[^\]]+\]\((\S+?)\)(?:: .+)?$", index, re.MULTILINE)
     assert len(linked) == len(list(in_navigation(SITE["nav"])))
     for link in [*linked, "tutorials/own_detector.ipynb", "files/configs/detection/custom_coco_template.py.html"]:
         assert (tmp_path / link).is_file(), link

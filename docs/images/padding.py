@@ -72,14 +72,14 @@ def draw() -> str:
     for i, (kind, words) in enumerate(legend):
         x, y = LEFT + 190 * (i % 2), top + 26 * (i // 2)
         parts += [rectangle(kind, x, y, 16, 16), label(x + 24, y + 13, words)]
-    height = top + 60
+    total = top + 60
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:g}" '
-        f'viewBox="0 0 {WIDTH} {height:g}">\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{total:g}" '
+        f'viewBox="0 0 {WIDTH} {total:g}">\n'
         f"<title>The three padding modes</title>\n<style>\n{STYLE}\n</style>\n"
         '<defs><pattern id="hatch" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
         '<rect width="5" height="5" fill="#eee"/><rect width="2" height="5" fill="#bbb"/></pattern></defs>\n'
-        f'<rect width="{WIDTH}" height="{height:g}" rx="6" fill="#fff"/>\n'
+        f'<rect width="{WIDTH}" height="{total:g}" rx="6" fill="#fff"/>\n'
     )
     return head + "\n".join(parts) + "\n</svg>\n"
 
