@@ -13,6 +13,7 @@ from mmgcvit import errors
 
 PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
 HOLE = "\0"  # stands for a value in a message
+LEAST = 4  # pairs of letters; messages with fewer pass on the words of another library
 TEXTS = ("what", "problem", "reason", "why", "wrong")  # variables that hold a message, or a part of one
 
 
@@ -40,7 +41,8 @@ def messages() -> Iterator[tuple[str, str]]:
                 message = node.args[2]
             elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in TEXTS:
                 message = node.value
-            if message is not None and re.search(r"\w\w", words := words_of(message)):
+            words = words_of(message) if message is not None else ""
+            if len(re.findall(r"[A-Za-z]{2}", words)) >= LEAST:
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", words
 
 
