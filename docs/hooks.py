@@ -28,6 +28,8 @@ PAGES = {
     **{f"notebooks/{path.name}": f"tutorials/{path.stem}.md" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))},
 }
 SOURCES = {page: source for source, page in PAGES.items()}
+# Rank in the search: error messages first, history last.
+SEARCH = {"troubleshooting.md": {"boost": 8}, "changelog.md": {"boost": 0.2}, "design.md": {"boost": 0.5}}
 LINK = re.compile(r"(\]\()(?!\w+:|#)([^)#\s]*)(#[^)\s]*)?(?=\))")
 CODE = re.compile(r"^( *)(```+).*?^\1\2$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 _pages: list[tuple[str, Page]] = []  # (section, page) of the navigation, for llms.txt
@@ -97,6 +99,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Make links to files of the repository links of the site."""
     here = page.file.src_uri
+    page.meta["search"] = {"exclude": True} if here.startswith("files/") else SEARCH.get(here, {})
     source = source_of(here)
     parts, end = [], 0
     for match in outside_code(markdown, LINK):
