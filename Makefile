@@ -11,6 +11,9 @@ RUN := $(VENV)/bin/python
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 
+# Material for MkDocs prints a notice about MkDocs 2.0 unless this variable is set.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs
+
 DIGITS := data/digit_scenes
 DEMO := work_dirs/demo
 DEMO_CONFIG := configs/detection/mask-rcnn_gcvit-nano_fpn_digits.py
@@ -25,7 +28,7 @@ BENCH ?=
 W24 := gcvit-tiny,pad=window,window_size=24/24/24/24,global_query_reductions=3/2/1/0
 DENSE := gcvit-tiny,pad=window gcvit-tiny $(W24) swin-t
 
-.PHONY: help install lock digits demo demo-seg demo-cls bench test test-all test-openmmlab coverage fuzz lint format clean
+.PHONY: help install lock digits demo demo-seg demo-cls bench test test-all test-openmmlab coverage fuzz docs docs-serve lint format clean
 
 help:
 	@echo 'make demo            train a GC ViT Mask R-CNN on digit scenes, evaluate it, draw its predictions'
@@ -38,7 +41,9 @@ help:
 	@echo 'make test-openmmlab  run all tests in a second environment with OpenMMLab'"'"'s own packages'
 	@echo 'make coverage        run the tests of `make test` and print the coverage of each file'
 	@echo 'make fuzz            read mutated checkpoints for ten minutes (FUZZ_SECONDS=...)'
-	@echo 'make lint            check with ruff (rules and formatting) and mypy'
+	@echo 'make docs            build the documentation site into site/; warnings are errors'
+	@echo 'make docs-serve      serve the documentation at http://127.0.0.1:8000 and build changed pages again'
+	@echo 'make lint            check with ruff (rules and formatting), mypy and hadolint'
 	@echo 'make format          apply ruff'"'"'s fixes and formatting'
 	@echo 'make install         create .venv with the whole stack; the other targets do this first (MMCV_OPS=compiled, CPU=1: see docs/install.md)'
 	@echo 'make lock            resolve the newest versions that the extras allow into requirements/*.txt, with hashes'
@@ -53,7 +58,7 @@ LOCK := $(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-versio
 	--custom-compile-command 'make lock' --build-constraints requirements/openmmlab.in --no-emit-package opencv-python
 lock: install
 	$(LOCK) pyproject.toml requirements/onedl.in -o requirements/onedl.txt \
-		$(addprefix --extra ,onedl digits report test dev mim export app explain)
+		$(addprefix --extra ,onedl digits report test dev docs mim export app explain)
 	$(LOCK) pyproject.toml requirements/openmmlab.in -o requirements/openmmlab.txt \
 		$(addprefix --extra ,openmmlab digits report test)
 
@@ -107,10 +112,17 @@ coverage: install
 fuzz: install
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) OMP_NUM_THREADS=1 $(RUN) -m pytest tests/checkpoint/test_fuzzed_files.py
 
+docs: install
+	$(MKDOCS) build --strict
+
+docs-serve: install
+	$(MKDOCS) serve
+
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/hadolint Dockerfile
 
 format: install
 	$(VENV)/bin/ruff check --fix .

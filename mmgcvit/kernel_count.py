@@ -135,7 +135,7 @@ def count_kernels(
     Raises:
         BenchmarkError: the model cannot run on the meta device.
 
-    Example:
+    Examples:
         >>> sum(count_kernels(lambda: nn.Linear(4, 8), (2, 4)).kernels.values())
         1
     """

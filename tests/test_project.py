@@ -84,8 +84,8 @@ def test_make_targets_in_the_documents_exist(document: Path):
             assert set(command.split()) <= TARGETS, command
 
 
-def test_ci_runs_lint_and_tests():
-    assert re.search(r"^exec make lint test$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+def test_ci_runs_lint_docs_and_tests():
+    assert re.search(r"^exec make lint docs test$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
 
 
 def test_changelog_format():
@@ -122,3 +122,27 @@ def test_links_between_the_project_files():
     for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / name).read_text(encoding="utf-8")):
             assert (ROOT / link).exists(), f"{name}: {link}"
+
+
+def test_dockerfile():
+    """Two targets run `make install`; Python is the only version in it, and a supported one."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    code = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
+    (python,) = re.findall(r"\d+\.\d+(?:\.\d+)*", code)
+    assert f"ARG PYTHON={python}\n" in code
+    assert f"Programming Language :: Python :: {python}" in pyproject()["project"]["classifiers"]
+    stages = dict(re.findall(r"^FROM \S+ AS (\w+)\n((?:(?!FROM).*\n?)*)", code, re.MULTILINE))
+    assert "make install" in stages["cpu"]
+    assert "make install" in stages["cuda"]
+    guide = (ROOT / "docs/install.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"--target (\w+)", text + guide)) == {"cpu", "cuda"}
+    assert "WORKDIR /mmgcvit\n" in text
+    assert set(re.findall(r"\$PWD/\w+:(/\w+)/", guide)) == {"/mmgcvit"}
+
+
+def test_ignored_files_do_not_get_into_images():
+    def lines(name: str) -> set[str]:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        return {re.sub(r"^\*\*/|^/|/$", "", line) for line in text.splitlines() if line and line[0] != "#"}
+
+    assert lines(".gitignore") <= lines(".dockerignore")

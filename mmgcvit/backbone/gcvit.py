@@ -243,7 +243,7 @@ class GCViT(SafePretrainedInit, BaseModule):
             allowed.
         TypeError: an argument is unknown or has the wrong type.
 
-    Example:
+    Examples:
         >>> model = GCViT("xxtiny")
         >>> [tuple(m.shape) for m in model(torch.randn(2, 3, 100, 130))]
         [(2, 64, 25, 33), (2, 128, 13, 17), (2, 256, 7, 9), (2, 512, 4, 5)]

@@ -34,7 +34,7 @@ def trust_checkpoints(trust: bool = True) -> Iterator[None]:
     Args:
         trust: False has no effect.
 
-    Example:
+    Examples:
         >>> with trust_checkpoints():
         ...     model = init_detector(config, "my_own.pth")
     """

@@ -30,9 +30,12 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     the message hub), and a run with another length (number of processes, batch size or images) is not resumed.
 
     Args:
-        runner, dataloader, max_epochs, others: as of EpochBasedTrainLoop.
+        runner: as in EpochBasedTrainLoop, like the next two.
+        dataloader: training data.
+        max_epochs: length of the run.
         same_length: False: a run that was stopped between two epochs may be resumed with another length, as with
             mmengine's loop. Its iterations are then counted as if all epochs had the new length.
+        **others: further arguments of EpochBasedTrainLoop.
 
     Raises:
         ClassificationDataError: there are fewer images than a batch, and ``drop_last`` leaves no iteration; or the

@@ -170,7 +170,7 @@ def capture_attention(
     Raises:
         UsageError: the model has no GC ViT, or no such stage or block; or the model is compiled, with torch before 2.6.
 
-    Example:
+    Examples:
         >>> with capture_attention(detector, stage=2) as maps:
         ...     detector.test_step(data)
         >>> maps[2, 1].received()  # (B, heads, H, W)
@@ -203,7 +203,7 @@ def attention_maps(model: nn.Module, image: Tensor, stage: int, block: int) -> A
     Raises:
         UsageError: the model has no GC ViT, or no such stage or block; or the model is compiled, with torch before 2.6.
 
-    Example:
+    Examples:
         >>> found = attention_maps(GCViT("xxtiny"), torch.randn(1, 3, 224, 224), stage=2, block=1)
         >>> found.received().shape
         torch.Size([1, 8, 14, 14])

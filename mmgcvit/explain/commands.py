@@ -189,7 +189,8 @@ def make_scene(
         task: task of the model.
         model: a predictor of one view, whose model has a GC ViT.
         source: the image.
-        at, stage: see :func:`explain`.
+        at: see :func:`explain`.
+        stage: see :func:`explain`.
 
     Raises:
         UsageError: the point is outside of the image, or the model has no GC ViT.

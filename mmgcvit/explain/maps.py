@@ -57,7 +57,8 @@ def pca_colours(features: Tensor, rows: int | None = None, columns: int | None =
 
     Args:
         features: (C, H, W).
-        rows, columns: tokens that are not padding; by default all. The components are those of these tokens.
+        rows: rows of tokens that are not padding; by default all. The components are those of these tokens.
+        columns: columns of tokens that are not padding; by default all.
 
     Returns:
         (H, W, 3) from 0 to 1. Similar colours are similar features; the colours of two maps cannot be compared.

@@ -93,7 +93,7 @@ def export(
         UsageError: an argument is not allowed.
         ExportError: the model cannot be exported, or does not pass ``verify``.
 
-    Example:
+    Examples:
         >>> export("config.py", "work_dirs/demo/epoch_6.pth", "model.onnx", dynamic=True)
     """
     out = Path(out)

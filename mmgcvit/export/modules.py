@@ -18,7 +18,7 @@ class MatrixPool(nn.Module):
     Args:
         size: height and width of the output.
 
-    Example:
+    Examples:
         >>> pool = MatrixPool((3, 3))
         >>> pool(torch.ones(2, 8, 13, 21)).shape
         torch.Size([2, 8, 3, 3])

@@ -1,6 +1,6 @@
 """Exported models, run with numpy and Pillow on onnxruntime or OpenVINO; torch and OpenMMLab are not needed.
 
-Example:
+Examples:
     >>> from mmgcvit.runtime import Predictor
     >>> predictor = Predictor("detector.onnx")
     >>> for found in predictor(["a.jpg", "b.jpg"]):

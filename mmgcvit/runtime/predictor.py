@@ -41,7 +41,7 @@ class Predictor:
     Raises:
         UsageError: the file cannot be opened, or a value is not allowed.
 
-    Example:
+    Examples:
         >>> predictor = Predictor("detector.onnx")
         >>> for found in predictor("images"):
         ...     print(found.name, found.boxes, found.scores, found.names)
@@ -70,7 +70,8 @@ class Predictor:
         """Cut larger images into tiles from now on; None for whole images.
 
         Args:
-            tile, overlap: see above.
+            tile: side of the tiles, in pixels; None for whole images.
+            overlap: overlap of neighbouring tiles, as a share of their side.
 
         Raises:
             UsageError: the model cannot be run on these tiles.

@@ -28,7 +28,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
     On an exception, the temporary file is removed and ``path`` is unchanged.
 
-    Example:
+    Examples:
         >>> with atomic_path("report.txt") as temporary:
         ...     temporary.write_text("done")
     """

@@ -128,7 +128,7 @@ def any_image_size() -> Iterator[None]:
     Large images in a data set are not an attack; outside the block the limit of the host program stays in force. Blocks
     in several threads may overlap: the first one lifts the limit, the last one restores it.
 
-    Example:
+    Examples:
         >>> with any_image_size(), Image.open("map.png") as image:
         ...     pixels = np.asarray(image)
     """

@@ -14,7 +14,7 @@ MIN_WIDTH = 140  # columns
 def summarize(names: Iterable[object], limit: int = 8) -> str:
     """Format names as ``a, b, c and 5 more``: the first ``limit`` names and the number of remaining ones.
 
-    Example:
+    Examples:
         >>> summarize("abcde", limit=3)
         'a, b, c and 2 more'
     """
@@ -38,7 +38,7 @@ def describe(error: BaseException) -> str:
 def printable(text: str) -> str:
     """Write out escape codes and other control characters, which a file or a server could send to the terminal.
 
-    Example:
+    Examples:
         >>> printable("a\x1b[2J")
         'a\\x1b[2J'
     """

@@ -34,7 +34,8 @@ class TopKAccuracy(BaseMetric):
         out_csv: CSV file for the predictions: image, class, and the ``max(topk)`` most probable classes with their
             probabilities (``tools/test.py --out``). With ``classwise``, a second file with the suffix
             ``_classes.csv`` has recall, precision and the row of the confusion matrix of each class.
-        collect_device, prefix: as in mmengine.
+        collect_device: as in mmengine.
+        prefix: as in mmengine.
         classwise: whether to log recall and precision of each class, to log the confusion matrix of at most
             :data:`MATRIX` classes, and to add ``mean_class``, the mean recall of the classes that have images: the
             accuracy if each class counted equally.

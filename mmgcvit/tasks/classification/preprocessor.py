@@ -22,7 +22,8 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
     are collated, so that an erased rectangle hides both images of a mixture.
 
     Args:
-        mean, std: channel statistics of pixel values scaled to [0, 1].
+        mean: mean of each channel, of pixel values scaled to [0, 1].
+        std: standard deviation of each channel, likewise.
         num_classes: number of classes in the soft targets of mixup; :class:`GCViTClassifier` sets it.
         erasing: arguments of RandomErasing, such as ``dict(probability=0.25, mode='pixel')``; None for no erasing.
         mixup: arguments of Mixup, such as ``dict(mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.5,
