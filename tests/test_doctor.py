@@ -126,13 +126,14 @@ PECULIAR = {
     "not UTF-8": "raise RuntimeError('odd \\udce9 \u2192')",
 }
 # For each package, the modules that can be imported without it; they are shared by its cases and by later packages.
+# Without compiled operators, mmcv.ops needs torchvision, and where there is a file mmcv/_ext.py also mmgcvit and timm.
 PRELOADED = {
     "torch": (["mmengine", "cv2"], []),
     "mmengine": (["timm"], ["torch"]),
-    "torchvision": (["mmcv.ops"], ["mmengine.runner"]),
-    "timm": (["mmcv.ops", "torchvision"], []),
+    "torchvision": (["mmcv"], ["mmengine.runner"]),
+    "timm": (["mmcv", "torchvision"], []),
     "mmcv": ([], ["timm"]),
-    "mmdet": ([], ["mmcv.ops", "mmgcvit"]),
+    "mmdet": ([], ["mmgcvit", "mmcv.ops"]),
     "mmseg": ([], []),
 }
 # Runs `python -m mmgcvit doctor` once per case, in a fork of a process that has imported the shared modules.
