@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -47,8 +48,11 @@ def stop_at_signals() -> Iterator[None]:
         yield
         return
     first: list[float] = []
+    process = os.getpid()
 
     def receive(number: int, _: FrameType | None) -> None:
+        if os.getpid() != process:
+            return  # a worker of a data loader in its first moments (see GuardedWorker)
         if not first:
             first.append(time.monotonic())
             _received.append(number)
