@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmgcvit.checkpoint.loading import sharded_part
+from mmgcvit.checkpoint.stand_ins import find_placeholders
 from mmgcvit.datasets.problems import inner_datasets
 from mmgcvit.engine.schedule import counts_epochs
 from mmgcvit.errors import CheckpointError
@@ -78,6 +79,14 @@ class RunRecordHook(Hook):
         """Compare the record of a resumed run."""
         if not runner.cfg.get("resume"):
             return
+        if placeholders := find_placeholders(checkpoint):
+            listed = summarize(f"{place} ({name})" for place, name in sorted(placeholders.items()))
+            print_log(
+                f"the checkpoint to resume from has objects of other packages, which are not restored: {listed}. What "
+                "uses them finds a dict without their methods in their place",
+                logger="current",
+                level=logging.WARNING,
+            )
         self.record = mine = make_record(runner)
         theirs = read_record(checkpoint)
         differing = {
