@@ -115,7 +115,7 @@ class RestrictedUnpickler(PythonUnpickler):
 
     def _call(self, function: Any, args: Any) -> Any:
         if isinstance(function, Name) and function.value is Holder:
-            return function.function()
+            return function()
         if not isinstance(function, Name) or not isinstance(args, tuple):
             raise refused(f"a call of a {type(function).__name__}")
         try:
