@@ -31,7 +31,7 @@ from mmgcvit.engine.schedule import fit_warmups, fit_warmups_to_iterations
 from mmgcvit.engine.single_device import revert_sync_bn, scale_single_device_lr
 from mmgcvit.engine.stopping import stop_at_signals
 from mmgcvit.engine.unused_maps import require_used_maps
-from mmgcvit.engine.workers import lost_worker
+from mmgcvit.engine.workers import end_workers_on_error, lost_worker
 from mmgcvit.errors import (
     AnnotationError,
     CheckpointError,
@@ -112,7 +112,8 @@ def train(
             cfg.optim_wrapper.pop(key, None)
     scale_single_device_lr(cfg, auto_scale_lr)
     try:
-        with lock_work_dir(cfg.work_dir) if cfg.get("work_dir") else nullcontext(), stop_at_signals():
+        lock = lock_work_dir(cfg.work_dir) if cfg.get("work_dir") else nullcontext()
+        with lock, stop_at_signals(), end_workers_on_error():
             return _train(cfg, resume, corrupt)
     except RunStopped as stop:
         error = stop

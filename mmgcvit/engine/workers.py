@@ -7,6 +7,9 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import active_children
 from typing import Any
 
 from mmengine.runner import Runner
@@ -54,10 +57,8 @@ class GuardedWorker:
             if not TELLS_SENDER:
                 time.sleep(CHECK_EVERY)
             elif received := signal.sigtimedwait({signal.SIGTERM}, CHECK_EVERY):
-                if received.si_pid == self.parent:
-                    os._exit(0)
-                end = min(end, time.monotonic() + GRACE)
-        os._exit(1)
+                end = 0 if received.si_pid == self.parent else min(end, time.monotonic() + GRACE)
+        os._exit(0)  # any other status would raise an error in the process, which may be writing a checkpoint
 
 
 def guard_workers(runner: Runner) -> None:
@@ -71,6 +72,22 @@ def guard_workers(runner: Runner) -> None:
         return loader
 
     runner.build_dataloader = build_guarded
+
+
+@contextmanager
+def end_workers_on_error() -> Iterator[None]:
+    """End the workers that have been started inside the block if it ends with an exception.
+
+    Left to the garbage collector, they would often not get torch's notice, for which it waits 5 s each.
+    """
+    before = active_children()
+    try:
+        yield
+    except BaseException:
+        for process in active_children() if TELLS_SENDER else ():
+            if process not in before and process.daemon:
+                process.terminate()
+        raise
 
 
 def lost_worker(error: RuntimeError) -> str | None:
