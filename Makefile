@@ -24,7 +24,7 @@ BENCH ?=
 W24 := gcvit-tiny,pad=window,window_size=24/24/24/24,global_query_reductions=3/2/1/0
 DENSE := gcvit-tiny,pad=window gcvit-tiny $(W24) swin-t
 
-.PHONY: help install digits demo demo-seg demo-cls bench test test-all test-openmmlab coverage fuzz lint format clean
+.PHONY: help install digits demo demo-seg demo-cls bench test test-all test-openmmlab coverage fuzz soak lint format clean
 
 help:
 	@echo 'make demo            train a GC ViT Mask R-CNN on digit scenes, evaluate it, draw its predictions'
@@ -37,6 +37,7 @@ help:
 	@echo 'make test-openmmlab  run all tests in a second environment with OpenMMLab'"'"'s own packages'
 	@echo 'make coverage        run the tests of `make test` and print the coverage of each file'
 	@echo 'make fuzz            read mutated checkpoints for ten minutes (FUZZ_SECONDS=...)'
+	@echo 'make soak            watch the memory of runs on random sizes for 2 x 15 minutes (SOAK_SECONDS=...)'
 	@echo 'make lint            check with ruff (rules and formatting) and mypy'
 	@echo 'make format          apply ruff'"'"'s fixes and formatting'
 	@echo 'make install         create .venv with the whole stack; the other targets do this first'
@@ -94,7 +95,10 @@ coverage: install
 	$(PYTEST) -m 'not slow' --cov --cov-report term:skip-covered
 
 fuzz: install
-	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) OMP_NUM_THREADS=1 $(RUN) -m pytest tests/checkpoint/test_fuzzed_files.py
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) OMP_NUM_THREADS=1 $(RUN) -m pytest -s tests/checkpoint/test_fuzzed_files.py
+
+soak: install
+	SOAK_SECONDS=$(or $(SOAK_SECONDS),900) OMP_NUM_THREADS=1 $(RUN) -m pytest -s tests/backbone/test_soak.py
 
 lint: install
 	$(VENV)/bin/ruff check .

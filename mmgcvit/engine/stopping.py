@@ -27,7 +27,7 @@ from mmgcvit.utils.files import atomic_path
 
 #: Signals that stop a run: Ctrl-C, the end of a job, and Slurm's notice before it (``--signal=USR1@120``).
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-PATIENCE = 20.0  # seconds; an iteration that takes longer is not waited for
+PATIENCE = 15.0  # seconds; an iteration that takes longer is not waited for
 MARGIN = 5.0  # seconds; PyTorch may compute for long without Python, so that no signal handler runs
 
 _received: list[int] = []  # the first signal, once it has come
