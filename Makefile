@@ -28,7 +28,7 @@ BENCH ?=
 W24 := gcvit-tiny,pad=window,window_size=24/24/24/24,global_query_reductions=3/2/1/0
 DENSE := gcvit-tiny,pad=window gcvit-tiny $(W24) swin-t
 
-.PHONY: help install lock digits demo demo-seg demo-cls bench test test-all test-openmmlab coverage fuzz docs docs-serve lint format clean
+.PHONY: help install lock digits demo demo-seg demo-cls bench test test-all test-openmmlab coverage fuzz soak docs docs-serve lint format clean
 
 help:
 	@echo 'make demo            train a GC ViT Mask R-CNN on digit scenes, evaluate it, draw its predictions'
@@ -44,6 +44,7 @@ help:
 	@echo 'make docs            build the documentation site into site/; warnings are errors'
 	@echo 'make docs-serve      serve the documentation at http://127.0.0.1:8000 and build changed pages again'
 	@echo 'make lint            check with ruff (rules and formatting), mypy and hadolint'
+	@echo 'make soak            watch the memory of runs on random sizes for 2 x 15 minutes (SOAK_SECONDS=...)'
 	@echo 'make format          apply ruff'"'"'s fixes and formatting'
 	@echo 'make install         create .venv with the whole stack; the other targets do this first (MMCV_OPS=compiled, CPU=1: see docs/install.md)'
 	@echo 'make lock            resolve the newest versions that the extras allow into requirements/*.txt, with hashes'
@@ -110,7 +111,10 @@ coverage: install
 	$(PYTEST) -m 'not slow' --cov --cov-report term:skip-covered
 
 fuzz: install
-	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) OMP_NUM_THREADS=1 $(RUN) -m pytest tests/checkpoint/test_fuzzed_files.py
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) OMP_NUM_THREADS=1 $(RUN) -m pytest -s tests/checkpoint/test_fuzzed_files.py
+
+soak: install
+	SOAK_SECONDS=$(or $(SOAK_SECONDS),900) OMP_NUM_THREADS=1 $(RUN) -m pytest -s tests/backbone/test_soak.py
 
 docs: install
 	$(MKDOCS) build --strict

@@ -62,7 +62,8 @@ def main() -> None:
             if not args.no_report:
                 report_after_training(cfg.work_dir)
     except apis.RunStopped as stop:
-        print(f"train: {stop}", file=sys.stderr)
+        if is_main_process():  # all processes stop together
+            print(f"train: {stop}", file=sys.stderr)
         sys.exit(stop.exit_status)
     except apis.UsageError as error:
         sys.exit(printable(f"train: {error}"))

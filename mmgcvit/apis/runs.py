@@ -18,7 +18,7 @@ from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from mmgcvit.apis.checkpoints import checkpoint_to_resume, require_whole
+from mmgcvit.apis.checkpoints import checkpoint_to_resume, newest_checkpoint, require_whole
 from mmgcvit.apis.launch import build_runner, lost_process
 from mmgcvit.apis.lock import lock_work_dir
 from mmgcvit.apis.tracking import use_tracker
@@ -31,6 +31,7 @@ from mmgcvit.engine.schedule import fit_warmups, fit_warmups_to_iterations
 from mmgcvit.engine.single_device import revert_sync_bn, scale_single_device_lr
 from mmgcvit.engine.stopping import stop_at_signals
 from mmgcvit.engine.unused_maps import require_used_maps
+from mmgcvit.engine.workers import end_workers_on_error, lost_worker
 from mmgcvit.errors import (
     AnnotationError,
     CheckpointError,
@@ -49,8 +50,10 @@ FLOAT32 = {"AmpOptimWrapper": "OptimWrapper", "FSDPAmpOptimWrapper": "mmgcvit.FS
 MIXED = {"OptimWrapper": "AmpOptimWrapper", "FSDPOptimWrapper": "mmgcvit.FSDPAmpOptimWrapper"}
 CORRUPT = ("stop", "skip")
 DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+#: Errors about the data, which may have changed since they were checked, and files that have gone.
+DATA_ERRORS = (AnnotationError, ClassificationDataError, CorruptImageError, FileNotFoundError, PermissionError)
 #: Errors about what the user gave, which are shown without a traceback.
-USERS_ERRORS = (AnnotationError, CheckpointError, ClassificationDataError, CorruptImageError, UsageError)
+USERS_ERRORS = (*DATA_ERRORS, CheckpointError, UsageError)
 
 
 def train(
@@ -109,17 +112,20 @@ def train(
             cfg.optim_wrapper.pop(key, None)
     scale_single_device_lr(cfg, auto_scale_lr)
     try:
-        with lock_work_dir(cfg.work_dir) if cfg.get("work_dir") else nullcontext(), stop_at_signals():
+        lock = lock_work_dir(cfg.work_dir) if cfg.get("work_dir") else nullcontext()
+        with lock, stop_at_signals(), end_workers_on_error():
             return _train(cfg, resume, corrupt)
     except RunStopped as stop:
         error = stop
+    except DATA_ERRORS as failed:
+        raise UsageError(worker_message(failed) + _way_on(cfg)) from failed
     except USERS_ERRORS as failed:
         raise UsageError(worker_message(failed)) from failed
     except RuntimeError as failed:
-        message = lost_process(failed, cfg)
+        message = lost_process(failed, cfg) or lost_worker(failed)
         if message is None:
             raise
-        raise UsageError(message) from failed
+        raise UsageError(message + _way_on(cfg)) from failed
     except OSError as failed:
         if failed.errno not in DISK_FULL:
             raise
@@ -131,6 +137,12 @@ def train(
     error.__traceback__ = error.__context__ = None
     gc.collect()
     raise error
+
+
+def _way_on(cfg: Config) -> str:
+    """How a run that has failed goes on, for the end of a message."""
+    checkpoint = newest_checkpoint(cfg.work_dir) if cfg.get("work_dir") else None
+    return f". Last checkpoint: {checkpoint}; the same command with --resume goes on from it" if checkpoint else ""
 
 
 def _require_work_dir(cfg: Config) -> None:
@@ -237,6 +249,11 @@ def test(
         return runner.test()
     except USERS_ERRORS as error:
         raise UsageError(worker_message(error)) from error
+    except RuntimeError as error:
+        message = lost_worker(error)
+        if message is None:
+            raise
+        raise UsageError(message) from error
 
 
 def _show_in(cfg: Config, folder: str) -> None:

@@ -22,6 +22,9 @@ from mmgcvit.checkpoint.torch_files import read_old, read_zip
 from mmgcvit.errors import CheckpointError
 from mmgcvit.utils.text import printable
 
+#: Environment variable that names the files to trust, separated as in PATH; for tools without ``--trust-checkpoint``.
+VARIABLE = "MMGCVIT_TRUST_CHECKPOINT"
+
 _trusted: ContextVar[bool] = ContextVar("trusted", default=False)
 
 
@@ -45,6 +48,12 @@ def trust_checkpoints(trust: bool = True) -> Iterator[None]:
         _trusted.reset(token)
 
 
+def is_named(path: Path) -> bool:
+    """Whether the environment variable :data:`VARIABLE` names a file. A folder in it stands for nothing."""
+    named = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
+    return any(os.path.realpath(os.path.expanduser(name)) == os.path.realpath(path) for name in named)
+
+
 def is_trusting() -> bool:
     """Whether :func:`trust_checkpoints` is active."""
     return _trusted.get()
@@ -62,7 +71,8 @@ def read_checkpoint(
         path: the file.
         map_location: device for the tensors; anything else that ``torch.load`` accepts means the CPU.
         trust: unpickle the file with ``torch.load``, which **can run any code**, if it asks for something that this
-            reader refuses. Default: whether :func:`trust_checkpoints` is active.
+            reader refuses. Default: whether :func:`trust_checkpoints` is active, or the environment variable
+            :data:`VARIABLE` names the file.
 
     Returns:
         The contents of the file: a dict of tensors by name, or a dict that contains such a dict among other entries.
@@ -76,7 +86,7 @@ def read_checkpoint(
         raise CheckpointError(f"checkpoint {str(path)!r}: no such file")
     size = path.stat().st_size
     device = torch.device(map_location) if isinstance(map_location, (str, torch.device)) else torch.device("cpu")
-    trust = _trusted.get() if trust is None else trust
+    trust = _trusted.get() or is_named(path) if trust is None else trust
     name = f"checkpoint {printable(repr(str(path)))} ({size:,} bytes)"
     try:
         found = _read(path, size, device)
@@ -84,7 +94,10 @@ def read_checkpoint(
     except RefusedError as error:
         if trust:
             return _unpickle(path, device, f"{name}: {printable(str(error))}")
-        raise RefusedError(f"{name}: {printable(str(error))}. If you trust its source: --trust-checkpoint") from error
+        raise RefusedError(
+            f"{name}: {printable(str(error))}. If you trust its source: --trust-checkpoint, or {VARIABLE}=<the file> "
+            "in tools without this option"
+        ) from error
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {printable(str(error))}") from error
     except Exception as error:  # readers do not document what they raise for a damaged file

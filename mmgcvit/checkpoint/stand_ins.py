@@ -27,12 +27,21 @@ def refused(what: str) -> RefusedError:
 
 
 class Holder(dict):
-    """Placeholder for a settings object in a file; no code of the real class runs."""
+    """Placeholder for a settings object in a file; no code of the real class runs.
+
+    Args:
+        name: name of the class.
+    """
 
     state: object = None
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, name: str = "") -> None:
         super().__init__()
+        self.name = name
+
+    def __reduce__(self) -> tuple[type, tuple[dict]]:
+        """Become a plain dict in a copy or another file, such as the next checkpoint of a resumed run."""
+        return dict, ({**self, **(self.state if isinstance(self.state, dict) else {})},)
 
 
 class Name:
@@ -271,7 +280,7 @@ def _complex(real: Any, imaginary: Any) -> complex:
 
 def _attribute(holder: object, *_: object) -> Holder:
     """``getattr``, by which mmengine's HistoryBuffer refers to its own methods."""
-    if holder is not Holder and not (isinstance(holder, Name) and holder.value is HistoryBuffer):
+    if not isinstance(holder, Name) or holder.value not in (Holder, HistoryBuffer):
         raise refused("builtins.getattr")
     return Holder()
 
@@ -343,5 +352,23 @@ def known_names(size: int) -> dict[str, Any]:
     known["mmengine.logging.history_buffer.HistoryBuffer"] = Name(
         "HistoryBuffer", lambda *_: HistoryBuffer(), HistoryBuffer
     )
-    known |= {f"{module}.{name}": Holder for module, names in _HOLDERS.items() for name in names}
+    settings = [f"{module}.{name}" for module, names in _HOLDERS.items() for name in names]
+    known |= {name: Name(name, lambda *_, name=name: Holder(name), Holder) for name in settings}
     return known
+
+
+def find_placeholders(found: object) -> dict[str, str]:
+    """Names of the classes of all placeholders in the contents of a file, by their place, such as ``meta.args``."""
+    names, seen, waiting = {}, set(), [("", found)]
+    while waiting:
+        place, item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Holder):
+            names[place] = item.name
+        elif isinstance(item, dict):
+            waiting += [(f"{place}.{key}".lstrip("."), value) for key, value in item.items()]
+        elif isinstance(item, (list, tuple)):
+            waiting += [(f"{place}[{i}]", value) for i, value in enumerate(item)]
+    return names

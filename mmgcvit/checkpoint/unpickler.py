@@ -114,8 +114,8 @@ class RestrictedUnpickler(PythonUnpickler):
         self.load_newobj()
 
     def _call(self, function: Any, args: Any) -> Any:
-        if function is Holder:
-            return Holder()
+        if isinstance(function, Name) and function.value is Holder:
+            return function()
         if not isinstance(function, Name) or not isinstance(args, tuple):
             raise refused(f"a call of a {type(function).__name__}")
         try:

@@ -15,6 +15,8 @@ from PIL import Image, ImageOps
 from mmgcvit.utils.images import DEEP, PNG, any_image_size, bits_per_value, exif_orientation, has_alpha, require_pixels
 
 REDUCED = "16-bit image loaded as 8 bits"  # a kind of loss
+TAIL = 1024  # an intact file has its end mark in this many bytes at its end
+ENDS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND"))  # first bytes and end marks: JPEG, PNG
 
 
 def unreadable(content: bytes) -> str | None:
@@ -29,6 +31,15 @@ def unreadable(content: bytes) -> str | None:
     except Exception as error:  # Pillow's decoders raise many types of errors
         return f"cannot be decoded: {error}"
     return None
+
+
+def incomplete(content: bytes) -> str | None:
+    """Return the reason why an image cannot be decoded if its end mark is missing; None if it is there, or can be.
+
+    Complete files are not decoded.
+    """
+    complete = next((end in content[-TAIL:] for begin, end in ENDS if content.startswith(begin)), True)
+    return None if complete else unreadable(content)
 
 
 def image_size(path: str) -> tuple[tuple[int, int] | None, str | None]:

@@ -23,6 +23,7 @@ from mmgcvit.datasets.images import (
     DepthWarning,
     decode_with_pillow,
     describe_losses,
+    incomplete,
     orientation,
     unreadable,
 )
@@ -32,9 +33,8 @@ from mmgcvit.errors import AnnotationError, CorruptImageError, UsageError
 from mmgcvit.registry import TRANSFORMS, type_name
 from mmgcvit.utils.images import TIFF, any_image_size, check_pixels, turn_upright
 
-TAIL = 1024  # an intact file has its end mark in this many bytes at its end
-ENDS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND"))  # first bytes and end marks: JPEG, PNG
 JPEG = b"\xff\xd8"
+MAX_SKIPPED = 100  # images that are skipped one after the other
 REMEDY = "to load all bits: color_type='unchanged', to_float32=True, and mean and std of that range"
 
 
@@ -56,7 +56,8 @@ class LoadCheckedImage(LoadImageFromFile):
         **kwargs: arguments of LoadImageFromFile; ``ignore_empty=True`` means 'skip'.
 
     Raises:
-        CorruptImageError: an image cannot be decoded, with ``corrupt='stop'``.
+        CorruptImageError: an image cannot be decoded, with ``corrupt='stop'``; or :data:`MAX_SKIPPED` are skipped one
+            after the other, as when their drive has gone.
         UsageError: an image does not suit one of the ``colour_transforms``, or tifffile is not installed.
         AnnotationError: an image has another size than its annotations say, with ``corrupt='stop'``.
     """
@@ -72,6 +73,7 @@ class LoadCheckedImage(LoadImageFromFile):
                 raise UsageError("imdecode_backend='tifffile': not installed; run `pip install tifffile`") from error
         self.corrupt, self.colour_transforms = corrupt, tuple(colour_transforms)
         self.skipped = torch.zeros(1, dtype=torch.int64).share_memory_()  # shared by all workers
+        self.in_a_row = 0  # skipped by this worker since its last image
         self.warn = DepthWarning(REMEDY)
 
     def transform(self, results: dict) -> dict | None:
@@ -104,6 +106,7 @@ class LoadCheckedImage(LoadImageFromFile):
         if self.to_float32:
             image = image.astype("float32")
         results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
+        self.in_a_row = 0
         return results
 
     def decode(self, content: bytes) -> np.ndarray:
@@ -115,9 +118,7 @@ class LoadCheckedImage(LoadImageFromFile):
         if not content:
             raise CorruptImageError("cannot be decoded: the file is empty")
         check_pixels(content)
-        complete = next((end in content[-TAIL:] for begin, end in ENDS if content.startswith(begin)), True)
-        reason = None if complete else unreadable(content)
-        if reason:
+        if reason := incomplete(content):
             raise CorruptImageError(reason)
         image, said = None, ""
         try:
@@ -192,6 +193,12 @@ class LoadCheckedImage(LoadImageFromFile):
                 "skip` to skip and count such images"
             )
         self.skipped += 1
+        self.in_a_row += 1
+        if self.in_a_row >= MAX_SKIPPED:
+            raise CorruptImageError(
+                f"{self.in_a_row} images one after the other cannot be loaded, the last {path}: {reason}. Is their "
+                "drive there?"
+            )
         # Log at level ERROR: mmengine hides lower levels in all processes but the first.
         print_log(f"skipped image {path}: {reason}", logger="current", level=logging.ERROR)
 

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmgcvit.checkpoint.loading import sharded_part
+from mmgcvit.checkpoint.stand_ins import find_placeholders
 from mmgcvit.datasets.problems import inner_datasets
 from mmgcvit.engine.schedule import counts_epochs
 from mmgcvit.errors import CheckpointError
@@ -24,6 +25,7 @@ from mmgcvit.utils.files import file_sha256
 from mmgcvit.utils.text import summarize
 
 KEY = "mmgcvit_run"  # in the checkpoint's meta
+ADDED = "validation data"  # keys that are missing in the records of earlier releases
 #: Settings of a config that change neither the weights nor their training.
 WITHOUT_EFFECT = {
     "_scope_", "backend_args", "checkpoint", "init_cfg", "metainfo", "num_workers", "persistent_workers", "pin_memory",
@@ -39,8 +41,9 @@ ADVICE = (
 class RunRecordHook(Hook):
     """Store in each checkpoint what the run is, and compare it when a run is resumed.
 
-    Model, optimizer, batch size, pipeline, length of the run, and the training data: number of samples, and hash of
-    each annotation file. Checkpoints of earlier releases and of other tools have no such record; then only shapes and
+    Model, optimizer, batch size, pipeline, length of the run, and the data of training and validation: number of
+    samples, and hash of each annotation file at the start of the run. An annotation file that changes during the run is
+    named in a warning. Checkpoints of earlier releases and of other tools have no such record; then only shapes and
     parameter groups are compared.
 
     Raises:
@@ -50,19 +53,46 @@ class RunRecordHook(Hook):
 
     priority = "VERY_HIGH"  # before the weights are compared, which knows nothing of configs
 
+    def __init__(self) -> None:
+        self.record: dict[str, str] = {}
+        self.warned: set[str] = set()
+
+    def before_train(self, runner: Runner) -> None:
+        """Make the record, before the files may change."""
+        self.record = self.record or make_record(runner)
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Store the record."""
-        checkpoint["meta"][KEY] = json.dumps(make_record(runner))
+        """Store the record, and warn of annotation files that have changed since the start."""
+        self.record = self.record or make_record(runner)
+        checkpoint["meta"][KEY] = json.dumps(self.record)
+        for key, path, digest in _annotation_files(runner):
+            if digest != self.record.get(key, "") and key not in self.warned:
+                self.warned.add(key)
+                print_log(
+                    f"{key}: {path} {'has changed' if digest else 'has gone'} since the start of the run, which goes "
+                    "on with what it has read. A resumed run would read the file as it is then",
+                    logger="current",
+                    level=logging.WARNING,
+                )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the record of a resumed run."""
         if not runner.cfg.get("resume"):
             return
-        mine, theirs = make_record(runner), read_record(checkpoint)
+        if placeholders := find_placeholders(checkpoint):
+            listed = summarize(f"{place} ({name})" for place, name in sorted(placeholders.items()))
+            print_log(
+                f"the checkpoint to resume from has objects of other packages, which are not restored: {listed}. What "
+                "uses them finds a dict without their methods in their place",
+                logger="current",
+                level=logging.WARNING,
+            )
+        self.record = mine = make_record(runner)
+        theirs = read_record(checkpoint)
         differing = {
             key: f"{key}={_short(mine.get(key))} (checkpoint: {_short(theirs.get(key))})"
             for key in sorted(mine.keys() | theirs.keys())
-            if theirs and mine.get(key) != theirs.get(key)
+            if theirs and mine.get(key) != theirs.get(key) and (key in theirs or not key.startswith(ADDED))
         }
         model = [text for key, text in differing.items() if key.startswith("model.")]
         shapes = list(_other_shapes(runner.model, checkpoint.get("state_dict") or {}))
@@ -96,12 +126,28 @@ def make_record(runner: Runner) -> dict[str, str]:
     for part in ("model", "optim_wrapper", "train_dataloader"):
         if isinstance(cfg.get(part), Mapping):
             record.update(_flat(part, cfg[part]))
-    for i, dataset in enumerate(inner_datasets(runner.train_dataloader.dataset)):
-        record[f"training data[{i}].samples"] = str(len(dataset))
-        path = getattr(dataset, "ann_file", None)
-        if isinstance(path, str) and Path(path).is_file():
-            record[f"training data[{i}].annotation file, SHA-256"] = _hash(path, Path(path).stat().st_mtime_ns)
+    record.update((f"{key}.samples", str(len(dataset))) for key, dataset in _datasets(runner))
+    record.update((key, digest) for key, _, digest in _annotation_files(runner) if digest)
     return record
+
+
+def _datasets(runner: Runner) -> Iterator[tuple[str, Any]]:
+    """Yield the data sets of training and validation, with their names in the record."""
+    for part, loop in (("training", runner.train_loop), ("validation", runner.val_loop)):
+        for i, dataset in enumerate(inner_datasets(loop.dataloader.dataset) if loop is not None else ()):
+            yield f"{part} data[{i}]", dataset
+
+
+def _annotation_files(runner: Runner) -> Iterator[tuple[str, str, str]]:
+    """Yield the annotation files of the data sets: key in the record, path, and hash; '' if the file is not there."""
+    for key, dataset in _datasets(runner):
+        path = getattr(dataset, "ann_file", None)
+        if isinstance(path, str) and path and "://" not in path and not Path(path).is_dir():
+            try:
+                digest = _hash(path, Path(path).stat().st_mtime_ns)
+            except OSError:
+                digest = ""
+            yield f"{key}.annotation file, SHA-256", path, digest
 
 
 def read_record(checkpoint: Mapping) -> dict[str, str]:

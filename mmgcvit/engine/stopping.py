@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -24,11 +27,14 @@ from mmgcvit.utils.files import atomic_path
 
 #: Signals that stop a run: Ctrl-C, the end of a job, and Slurm's notice before it (``--signal=USR1@120``).
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-PATIENCE = 20.0  # seconds; an iteration that takes longer is not waited for
+PATIENCE = 15.0  # seconds; an iteration that takes longer is not waited for
+MARGIN = 5.0  # seconds; PyTorch may compute for long without Python, so that no signal handler runs
 
 _received: list[int] = []  # the first signal, once it has come
 _watching = False  # whether signals are received
 _training = False  # whether iterations are run, so that one can be waited for
+_answered = threading.Event()  # set when the process has reacted to a signal, or need not
+_forks_are_watched = False
 
 
 @contextmanager
@@ -37,6 +43,9 @@ def stop_at_signals() -> Iterator[None]:
 
     A second Ctrl-C, a second or more later, raises a KeyboardInterrupt at once. Outside the main thread, where Python
     allows no signal handlers, nothing changes. A signal that is ignored, as SIGINT in a background job, stays ignored.
+
+    If PyTorch computes for so long that the process has not reacted after :data:`PATIENCE` and :data:`MARGIN`, as in
+    the backward pass of a large model on a CPU, the process is ended without a checkpoint.
 
     Raises:
         RunStopped: a signal comes outside the training iterations, or the iteration does not end within
@@ -47,8 +56,11 @@ def stop_at_signals() -> Iterator[None]:
         yield
         return
     first: list[float] = []
+    process = os.getpid()
 
     def receive(number: int, _: FrameType | None) -> None:
+        if os.getpid() != process:
+            return  # a worker of a data loader in its first moments (see GuardedWorker)
         if not first:
             first.append(time.monotonic())
             _received.append(number)
@@ -72,6 +84,7 @@ def stop_at_signals() -> Iterator[None]:
 
     before: dict[int, Any] = {}
     _received.clear()
+    stop_watching = _watch()
     try:
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -83,14 +96,61 @@ def stop_at_signals() -> Iterator[None]:
     finally:
         _watching = _training = False
         _disarm()
+        stop_watching()
         for number, handler in before.items():
             signal.signal(number, handler)
         _received.clear()
 
 
 def _disarm() -> None:
+    _answered.set()
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _watch() -> Callable[[], None]:
+    """Start a thread that ends the process if it does not react to a signal; returns what ends the thread."""
+    global _forks_are_watched
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    other = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    _answered.clear()
+
+    def stop() -> None:
+        if other == -1:
+            signal.set_wakeup_fd(-1)
+        os.close(writer)
+
+    if other != -1:  # someone else needs to be woken, such as the event loop of a notebook
+        signal.set_wakeup_fd(other)
+        os.close(reader)
+        return stop
+    if not _forks_are_watched and hasattr(os, "register_at_fork"):
+        _forks_are_watched = True
+        os.register_at_fork(after_in_child=_forget_wakeup)
+    threading.Thread(target=_wait_for_signal, args=(reader,), daemon=True).start()
+    return stop
+
+
+def _wait_for_signal(reader: int) -> None:
+    with os.fdopen(reader, "rb", 0) as pipe:
+        while received := pipe.read(1):  # the interpreter writes the number of each signal at once
+            if received[0] in SIGNALS and not _answered.wait(PATIENCE + MARGIN):
+                name = signal.Signals(received[0]).name
+                print(
+                    f"train: stopped by {name}: the process has not reacted for {PATIENCE + MARGIN:g} s, and was ended "
+                    "without a checkpoint of this iteration. --resume continues from the last one",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(128 + received[0])
+
+
+def _forget_wakeup() -> None:
+    """Signals of a child are not those of its parent."""
+    if _watching:
+        with contextlib.suppress(ValueError):  # forked by another thread
+            signal.set_wakeup_fd(-1)
 
 
 @HOOKS.register_module()

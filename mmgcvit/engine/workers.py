@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import active_children
 from typing import Any
 
 from mmengine.runner import Runner
 
 CHECK_EVERY = 1.0  # seconds between two looks at the process
 GRACE = 25  # seconds that a worker lives on after SIGTERM, while its process does
+TELLS_SENDER = hasattr(signal, "sigtimedwait")  # whether the system says who has sent a signal
+#: What torch says about a worker that has ended.
+LOST = re.compile(r"DataLoader worker \(pid.*(is killed by signal|exited unexpectedly)")
 
 
 class GuardedWorker:
@@ -19,7 +26,7 @@ class GuardedWorker:
 
     A worker that waits for room in a full pipe does not notice that its process was killed, and would stay for ever.
     Signals that stop a run are sent to all its processes by a terminal and by Slurm. The workers survive them, because
-    the last iteration may need their data.
+    the last iteration may need their data. They end at once when their own process tells them to.
 
     Args:
         before: the ``worker_init_fn`` to call first, or None.
@@ -34,17 +41,24 @@ class GuardedWorker:
             self.before(worker)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if hasattr(signal, "alarm"):
+            signal.alarm(0)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             # torch ends a worker by SIGTERM, too, if it does not end by itself.
             signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
         if os.getppid() == self.parent:  # not started by a fork server
+            if TELLS_SENDER:
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        while os.getppid() == self.parent:
-            time.sleep(CHECK_EVERY)
-        os._exit(1)
+        end = float("inf")
+        while os.getppid() == self.parent and time.monotonic() < end:
+            if not TELLS_SENDER:
+                time.sleep(CHECK_EVERY)
+            elif received := signal.sigtimedwait({signal.SIGTERM}, CHECK_EVERY):
+                end = 0 if received.si_pid == self.parent else min(end, time.monotonic() + GRACE)
+        os._exit(0)  # any other status would raise an error in the process, which may be writing a checkpoint
 
 
 def guard_workers(runner: Runner) -> None:
@@ -58,3 +72,30 @@ def guard_workers(runner: Runner) -> None:
         return loader
 
     runner.build_dataloader = build_guarded
+
+
+@contextmanager
+def end_workers_on_error() -> Iterator[None]:
+    """End the workers that have been started inside the block if it ends with an exception.
+
+    Left to the garbage collector, they would often not get torch's notice, for which it waits 5 s each.
+    """
+    before = active_children()
+    try:
+        yield
+    except BaseException:
+        for process in active_children() if TELLS_SENDER else ():
+            if process not in before and process.daemon:
+                process.terminate()
+        raise
+
+
+def lost_worker(error: RuntimeError) -> str | None:
+    """Message if an error says that a worker of a data loader has ended; None for any other error."""
+    said = " ".join(str(error).split())
+    if not LOST.match(said):
+        return None
+    return (
+        f"a process that loads data has ended: {said.rstrip('. ')}. The system does this when memory is short (`dmesg` "
+        "says so): a smaller num_workers or prefetch_factor of the data loaders needs less"
+    )

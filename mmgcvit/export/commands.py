@@ -151,7 +151,7 @@ class Verification:
 
         batches, source = self._batches(model)
         allowed = verify.QUANTIZED if self.quantized else verify.HALF if self.half else verify.Tolerance()
-        found = verify.compare(model, verify.open_file(file, model.info), batches, allowed)
+        found = verify.compare(model, verify.open_file(file), batches, allowed)
         sizes = ", ".join(f"{height} x {width}" for height, width in dict.fromkeys(found.sizes))
         self.console.print(
             f"{file.name} against the model, {found.images} inputs from {source}, {sizes}:",

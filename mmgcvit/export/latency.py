@@ -17,6 +17,7 @@ from rich.table import Table
 from mmgcvit.backbone.gcvit import GCViT
 from mmgcvit.errors import BenchmarkError
 from mmgcvit.export.exporter import Exportable, open_model
+from mmgcvit.export.program import ProgramSession
 from mmgcvit.registry import type_name
 from mmgcvit.runtime.predictor import Predictor
 from mmgcvit.runtime.resize import prepare
@@ -64,7 +65,7 @@ def measure(
     """Measure exported files, one image at a time, in turn with their model in PyTorch.
 
     Args:
-        files: ONNX or OpenVINO files.
+        files: ONNX or OpenVINO files; or ``.pt2`` files, which are programs.
         images: images and folders.
         config, checkpoint: the model; without them, only files are measured.
         compiled: whether to measure the model with compiled blocks of the backbone, too.
@@ -88,7 +89,9 @@ def measure(
             _compile(other.model.backbone)
             models["PyTorch, compiled blocks"] = _torch_run(other)
     for file in files:
-        models[Path(file).name] = _file_run(Predictor(file, threads))
+        path = Path(file)
+        opened = ProgramSession(path) if path.suffix == ".pt2" and path.is_file() else file
+        models[path.name] = _file_run(Predictor(opened, threads))
     found, _ = list_inputs(images, None, videos=False)
     results = {name: Latency(name) for name in models}
     for turn in range(rounds + 1):

@@ -13,7 +13,7 @@ from mmgcvit.runtime.metadata import Resize
 
 #: Transforms of a test pipeline that do not change the size of images.
 UNCHANGED = ("LoadImageFromFile", "LoadCheckedImage", "LoadPillowImage", "LoadAnnotations", "LoadPanopticAnnotations",
-             "CheckLabels", "PackDetInputs", "PackSegInputs")  # fmt: skip
+             "CheckLabelFile", "CheckLabels", "PackDetInputs", "PackSegInputs")  # fmt: skip
 
 
 @dataclass(frozen=True)

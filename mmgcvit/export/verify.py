@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mmgcvit.errors import ExportError
 from mmgcvit.export.exporter import Exportable
+from mmgcvit.export.program import ProgramSession
 from mmgcvit.export.reference import predict
 from mmgcvit.runtime.masks import paste
-from mmgcvit.runtime.metadata import KEY, ModelInfo
-from mmgcvit.runtime.session import open_session
+from mmgcvit.runtime.metadata import ModelInfo
+from mmgcvit.runtime.session import Session, open_session
 
 Outputs = dict[str, np.ndarray]  # by name, with the batch as the first dimension
 
@@ -110,19 +110,9 @@ class Differences:
                 if not value <= getattr(allowed, name)]  # fmt: skip
 
 
-def open_file(file: Path, info: ModelInfo) -> Callable[[np.ndarray], Outputs]:
+def open_file(file: Path) -> Session:
     """Open an exported file as a function of images (B, C, H, W)."""
-    if file.suffix != ".pt2":
-        return open_session(file)
-    extra = {KEY: ""}
-    module = torch.export.load(file, extra_files=extra).module()
-
-    def run(images: np.ndarray) -> Outputs:
-        with torch.no_grad():
-            found = module(torch.from_numpy(images))
-        return dict(zip(info.outputs, (x.numpy() for x in found), strict=True))
-
-    return run
+    return ProgramSession(file) if file.suffix == ".pt2" else open_session(file)
 
 
 def compare(

@@ -17,7 +17,7 @@ from mmgcvit.runtime.images import Loader, Source
 from mmgcvit.runtime.masks import Region, enlarge, paste
 from mmgcvit.runtime.predictions import Classification, Detections, Prediction, Segmentation, merge_tiles
 from mmgcvit.runtime.resize import NetworkImage, pad, prepare, resize
-from mmgcvit.runtime.session import open_session
+from mmgcvit.runtime.session import Session, open_session
 from mmgcvit.utils.inputs import check_options, tile_starts, tile_step
 
 Outputs = dict[str, np.ndarray]  # of one image, by name
@@ -27,7 +27,7 @@ class Predictor:
     """An exported detector, segmentor or classifier, from image files to predictions.
 
     Args:
-        file: file written by tools/export.py: ONNX (.onnx) or OpenVINO (.xml).
+        file: file written by tools/export.py: ONNX (.onnx) or OpenVINO (.xml); or an opened file.
         threads: number of threads; by default the library's choice.
         batch_size: number of images or tiles that are run together, if they have the same size after resizing.
         tile: side in pixels of the square tiles that larger images are cut into. For a detector, the original image is
@@ -49,15 +49,15 @@ class Predictor:
 
     def __init__(
         self,
-        file: str | Path,
+        file: str | Path | Session,
         threads: int | None = None,
         batch_size: int = 1,
         tile: int | None = None,
         overlap: float = 0.25,
     ) -> None:
         check_options(batch_size, tile, overlap)
-        self.file = file
-        self.session = open_session(file, threads)
+        self.session = file if isinstance(file, Session) else open_session(file, threads)
+        self.file = file = self.session.file
         self.info = info = self.session.info
         fixed = info.shape[0]
         if fixed is not None and batch_size > fixed:

@@ -107,7 +107,7 @@ class OnnxSession(Session):
         options.log_severity_level = 3  # errors
         if threads is not None:
             options.intra_op_num_threads = threads
-        self.session = _reading(
+        self.session = reading(
             self.file, lambda: ort.InferenceSession(str(self.file), options, providers=["CPUExecutionProvider"])
         )
 
@@ -138,7 +138,7 @@ class OpenVinoSession(Session):
         if not (weights := self.file.with_suffix(".bin")).is_file():
             raise UsageError(f"model {str(self.file)!r}: {weights.name}, which has its weights, is not beside it")
         core = ov.Core()
-        model = _reading(self.file, lambda: core.read_model(str(self.file)))
+        model = reading(self.file, lambda: core.read_model(str(self.file)))
 
         def ports(nodes: Any) -> list[Port]:
             return [
@@ -155,7 +155,7 @@ class OpenVinoSession(Session):
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        self.compiled = _reading(self.file, lambda: core.compile_model(model, "CPU", settings))
+        self.compiled = reading(self.file, lambda: core.compile_model(model, "CPU", settings))
         return text, ports(model.inputs), ports(model.outputs)
 
     def _run(self, images: np.ndarray) -> Sequence[np.ndarray]:
@@ -196,7 +196,8 @@ def _require(package: str) -> ModuleType:
         raise UsageError(f"{package}: {problem}; run `pip install {package}`") from error
 
 
-def _reading(file: Path, read: Callable[[], Any]) -> Any:
+def reading(file: Path, read: Callable[[], Any]) -> Any:
+    """Return what a library reads from a file; its errors become a UsageError."""
     try:
         return read()
     except Exception as error:  # the libraries raise errors of their own types

@@ -245,43 +245,54 @@ def break_label_map(folder: Path, split: str, fault: str) -> None:
         (image if fault == "no image" else label_map).unlink(missing_ok=True)
 
 
+def write_pairs(folder: Path) -> None:
+    """Write two images and label maps for each of both splits."""
+    for split in ("train", "val"):
+        for kind in ("images", "annotations"):
+            (folder / kind / split).mkdir(parents=True)
+        for i in range(2):
+            noise = np.random.default_rng([i, len(split)]).integers(0, 256, (*SIZE[::-1], 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / f"images/{split}/{i}.png")
+            Image.fromarray(labels()).save(folder / f"annotations/{split}/{i}.png")
+
+
+def segmentation(folder: Path) -> Config:
+    """A narrow segmentor on crops of 32 x 32, trained for two iterations and then validated."""
+    cfg = Config.fromfile(ROOT / "configs/segmentation/_base_/fpn_gcvit-nano.py")
+    cfg.model.backbone.arch = dict(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2))
+    cfg.model.neck.in_channels = [16, 32, 64, 128]
+    cfg.model.decode_head.num_classes = len(CLASSES)
+    cfg.model.pop("auxiliary_head")
+    cfg.model.data_preprocessor.size = (32, 32)
+    load = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")]
+    crop = dict(type="RandomCrop", crop_size=(32, 32))
+    for split in ("train", "val"):
+        dataset = dict(
+            type="BaseSegDataset",
+            _scope_="mmseg",
+            data_root=str(folder),
+            metainfo=dict(classes=CLASSES),
+            img_suffix=".png",
+            data_prefix=dict(img_path=f"images/{split}", seg_map_path=f"annotations/{split}"),
+            pipeline=[*load, *([crop] if split == "train" else []), dict(type="PackSegInputs")],
+        )
+        cfg[f"{split}_dataloader"].update(num_workers=0, persistent_workers=False, dataset=dataset)
+    cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
+    cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=2, val_interval=2)
+    cfg.merge_from_dict(dict(param_scheduler=[], work_dir=str(folder / "run"), log_level="ERROR", launcher="none"))
+    cfg.experiment_name = cfg.visualizer.name = folder.name
+    cfg.default_hooks.checkpoint = None
+    return cfg
+
+
 def check_segmentation(found: list[tuple[str, str]]) -> str:
     """As check, for a segmentor; the images themselves are intact."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for split in ("train", "val"):
-            for kind in ("images", "annotations"):
-                (folder / kind / split).mkdir(parents=True)
-            for i in range(2):
-                noise = np.random.default_rng([i, len(split)]).integers(0, 256, (*SIZE[::-1], 3), dtype=np.uint8)
-                Image.fromarray(noise).save(folder / f"images/{split}/{i}.png")
-                Image.fromarray(labels()).save(folder / f"annotations/{split}/{i}.png")
+        write_pairs(folder)
         for split, fault in found:
             break_label_map(folder, split, fault)
-        cfg = Config.fromfile(ROOT / "configs/segmentation/_base_/fpn_gcvit-nano.py")
-        cfg.model.backbone.arch = dict(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2))
-        cfg.model.neck.in_channels = [16, 32, 64, 128]
-        cfg.model.decode_head.num_classes = len(CLASSES)
-        cfg.model.pop("auxiliary_head")
-        cfg.model.data_preprocessor.size = (32, 32)
-        load = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")]
-        crop = dict(type="RandomCrop", crop_size=(32, 32))
-        for split in ("train", "val"):
-            dataset = dict(
-                type="BaseSegDataset",
-                _scope_="mmseg",
-                data_root=str(folder),
-                metainfo=dict(classes=CLASSES),
-                img_suffix=".png",
-                data_prefix=dict(img_path=f"images/{split}", seg_map_path=f"annotations/{split}"),
-                pipeline=[*load, *([crop] if split == "train" else []), dict(type="PackSegInputs")],
-            )
-            cfg[f"{split}_dataloader"].update(num_workers=0, persistent_workers=False, dataset=dataset)
-        cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
-        cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=2, val_interval=2)
-        cfg.merge_from_dict(dict(param_scheduler=[], work_dir=str(folder / "run"), log_level="ERROR", launcher="none"))
-        cfg.experiment_name = cfg.visualizer.name = folder.name
-        cfg.default_hooks.checkpoint = None
+        cfg = segmentation(folder)
         if any(report.broken for report in check_data(cfg, 1, False)):
             with pytest.raises(apis.UsageError):
                 apis.train(cfg)

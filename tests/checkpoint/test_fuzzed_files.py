@@ -13,6 +13,8 @@ import os
 import pickle
 import resource
 import struct
+import subprocess
+import sys
 import time
 import warnings
 import zipfile
@@ -150,6 +152,7 @@ def test_mutated_files(tmp_path: Path, kind: str):
     path = tmp_path / "fuzzed.pth"
 
     failures: list[str] = []
+    count = 0
 
     @settings(max_examples=1_000_000, deadline=None, database=None, phases=[Phase.generate],
               suppress_health_check=list(HealthCheck))  # fmt: skip
@@ -157,6 +160,8 @@ def test_mutated_files(tmp_path: Path, kind: str):
     def read(content: bytes) -> None:
         if time.monotonic() > end or failures:
             pytest.skip("time is up")
+        nonlocal count
+        count += 1
         path.write_bytes(content)
         try:
             check(path)
@@ -165,6 +170,7 @@ def test_mutated_files(tmp_path: Path, kind: str):
 
     with contextlib.suppress(pytest.skip.Exception):
         read()
+    print(f"{kind}: {count} files")
     assert not failures
 
 
@@ -174,8 +180,8 @@ def test_pieces_make_files_that_are_read(tmp_path: Path):
     assert read_checkpoint(tmp_path / "a.pth")["a"].tolist() == [0, 0, 0, 0]
 
 
-H5 = """
-import sys, random, time
+H5 = r"""
+import sys, random, resource, time
 sys.path.insert(0, sys.argv[1])
 import h5py, numpy as np
 from pathlib import Path
@@ -194,28 +200,48 @@ def tree(group, depth):
             elif kind == 8: group.create_dataset(f"h{i}", (2**chance.randint(1, 40),), "f4", chunks=(1024,))
             else: group.create_dataset(f"s{i}", data="text")
         except (ValueError, OSError, RuntimeError): pass
-count = 0
-while time.monotonic() < end:
-    path = folder / "a.h5"
-    with h5py.File(path, "w") as file: tree(file, 0)
-    count += 1
-    start = time.process_time()
+def mutated(whole):
+    content = bytearray(whole)
+    for _ in range(chance.randint(1, 6)):
+        # near a piece of the format's structure more often than elsewhere
+        names = [b"TREE", b"SNOD", b"HEAP", b"OHDR", b"\x89HDF", b"GCOL", b"d0", b"g0"]
+        found = content.find(chance.choice(names), chance.randint(0, len(content)))
+        first = chance.randint(0, len(content)) if found < 0 or chance.random() < 0.3 else found + chance.randint(0, 64)
+        last = first + chance.randint(0, 16)
+        content[first:last] = chance.choice([
+            chance.randbytes(last - first), b"\xff" * (last - first), bytes(last - first), content[first:last] * 2, b"",
+            chance.choice([1, 2, 255, 2**16, 2**31, 2**40, 2**63]).to_bytes(8, "little"), chance.choice(names)])
+    return bytes(content[:chance.randint(0, len(content))] if chance.random() < 0.1 else content)
+trees = mutations = 0
+def check(path):
+    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try: read_checkpoint(path)
     except CheckpointError as error: assert str(path) in str(error)
     assert time.process_time() - start < 10
-print(count)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**10 * (200 + 3 * path.stat().st_size / 2**20)
+path = folder / "a.h5"
+while time.monotonic() < end:
+    with h5py.File(path, "w", libver=chance.choice([None, "latest"])) as file: tree(file, 0)
+    trees += 1
+    check(path)
+    whole = path.read_bytes()
+    for _ in range(5):
+        path.write_bytes(mutated(whole))
+        mutations += 1
+        check(path)
+print(trees, mutations)
 """
 
 
-def test_h5_trees(tmp_path: Path):
-    """Trees with links, cycles, huge claims and other types, in a process of their own."""
+def test_h5_files(tmp_path: Path):
+    """Trees with links, cycles, huge claims and other types, and mutations of them, in a process of their own."""
     pytest.importorskip("h5py")
-    import subprocess
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-c", H5, str(Path(__file__).parent), str(tmp_path), str(SECONDS / (len(FILES) + 1))],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout.split()[-1]) > 10
+    last = tmp_path / "a.h5"
+    assert done.returncode == 0, f"{done.returncode}: {done.stderr[-2000:]}: {last.read_bytes()[:20_000]!r}"
+    trees, mutations = map(int, done.stdout.split())
+    print(f"HDF5: {trees} trees, {mutations} mutations")
+    assert trees > 10

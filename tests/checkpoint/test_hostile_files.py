@@ -145,6 +145,18 @@ def test_a_trusted_file_is_read_with_a_warning(tmp_path: Path, content: dict, mo
         read_checkpoint(path, trust=False)
     with trust_checkpoints(False), pytest.raises(CheckpointError, match="refused"):
         read_checkpoint(path)
+    link = tmp_path / "link.pth"
+    link.symlink_to(path)
+    monkeypatch.setenv(reader.VARIABLE, os.pathsep.join(["", str(tmp_path / "other.pth"), str(tmp_path)]))
+    with pytest.raises(CheckpointError, match=rf"refused.*--trust-checkpoint, or {reader.VARIABLE}=<the file>"):
+        CheckpointLoader.load_checkpoint(str(path))  # the variable names files, not folders
+    monkeypatch.setenv(reader.VARIABLE, os.pathsep.join(["no.pth", str(link)]))
+    CheckpointLoader.load_checkpoint(str(path))  # as mmdet's tools do
+    (tmp_path / "ran").rmdir()
+    assert len(logged) == 4
+    assert "It is trusted: its code runs" in logged[3]
+    with pytest.raises(CheckpointError, match="refused"):
+        read_checkpoint(path, trust=False)
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     with pytest.raises(CheckpointError, match="TORCH_FORCE_WEIGHTS_ONLY_LOAD forbids"):
         read_checkpoint(path, trust=True)

@@ -8,13 +8,16 @@ import os
 import pickle
 import struct
 import zipfile
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mmgcvit.checkpoint import CheckpointError
 from mmgcvit.checkpoint.reader import read_checkpoint
+from mmgcvit.checkpoint.stand_ins import find_placeholders
 
 
 class Evil:
@@ -65,6 +68,27 @@ def test_settings_beside_the_weights_are_read(files):
     assert found["epoch"] == 310
     assert found["args"].state["lr"] == 0.005
     assert type(found["args"]).__name__ == "Holder"
+    assert find_placeholders(found) == {"args": "argparse.Namespace"}
+    written = pickle.loads(pickle.dumps(found))  # as a resumed run writes it into its next checkpoint
+    assert type(written["args"]) is dict
+    assert written["args"]["lr"] == 0.005
+
+
+def test_placeholders_are_found(tmp_path: Path):
+    from mmengine.config import ConfigDict
+
+    shared = [Path("a/b")]
+    content = dict(
+        meta=dict(args=Namespace(a=1), hooks=[(1, SimpleNamespace())]), a=shared, b=shared, c=ConfigDict(d=1)
+    )
+    torch.save(content, tmp_path / "a.pth")
+    found = find_placeholders(read_checkpoint(tmp_path / "a.pth"))
+    assert found.pop("a[0]", None) or found.pop("b[0]")
+    assert found == {
+        "meta.args": "argparse.Namespace",
+        "meta.hooks[0][1]": "types.SimpleNamespace",
+        "c": "mmengine.config.config.ConfigDict",
+    }
 
 
 @pytest.mark.parametrize("zipped", [True, False])

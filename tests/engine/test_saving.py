@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from mmengine.registry import HOOKS
 from mmgcvit import apis
 from mmgcvit.apis.checkpoints import checkpoint_to_resume, find_damage, newest_checkpoint
 from mmgcvit.checkpoint import trust_checkpoints
+from mmgcvit.checkpoint.reader import read_checkpoint
 from mmgcvit.errors import UsageError
 
 
@@ -173,3 +175,18 @@ def test_other_data_is_named(tmp_path: Path, tree: Path, whole: Path, capsys: py
     assert "train_dataloader.batch_size=6 (checkpoint: 4)" in said
     assert "training data[0].samples=30 (checkpoint: 24)" in said
     assert "data_root" not in said
+
+
+def test_objects_of_other_packages_are_named(tmp_path: Path, tree: Path, whole: Path, capsys: pytest.CaptureFixture):
+    first, second = copies(whole, tmp_path)
+    second.unlink()
+    checkpoint = torch.load(first, weights_only=False)
+    checkpoint["message_hub"]["runtime_info"]["mine"] = Namespace(rate=0.5)
+    checkpoint["message_hub"]["resumed_keys"]["mine"] = True
+    torch.save(checkpoint, first)
+    cfg = build(tree, tmp_path)
+    cfg.experiment_name += "-placeholders"
+    apis.train(cfg, resume=True)
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "objects of other packages" in line]
+    assert "not restored: message_hub.runtime_info.mine (argparse.Namespace). What uses them" in said
+    assert read_checkpoint(second)["message_hub"]["runtime_info"]["mine"] == dict(rate=0.5)

@@ -234,3 +234,27 @@ def test_a_hung_process_ends_the_run(tmp_path: Path, tree: Path):
             process.communicate()
     assert processes[0].returncode == 1, said
     assert "train: process 0: another process of the run has ended, or has not answered for 10 s" in said
+
+
+STUCK = """
+import os, signal, threading, time
+import torch
+from mmgcvit.engine import stopping
+stopping.PATIENCE, stopping.MARGIN = 0.5, 0.5
+with stopping.stop_at_signals():
+    stopping._training = True
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    print(time.time(), flush=True)
+    time.sleep(0.1)
+    torch.linalg.svd(torch.rand(3000, 3000))  # no signal handler runs meanwhile
+    torch.linalg.svd(torch.rand(3000, 3000))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_react():
+    done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, cwd=ROOT, check=False)
+    took = time.time() - float(done.stdout)
+    assert done.returncode == 143
+    assert "train: stopped by SIGTERM: the process has not reacted for 1 s, and was ended" in done.stderr
+    assert took < 4

@@ -37,7 +37,7 @@ def trained(tmp_path_factory) -> tuple[Config, str]:
 
 
 def compare(model, file: Path) -> verify.Differences:
-    return verify.compare(model, verify.open_file(file, model.info), made_up_images(model.info))
+    return verify.compare(model, verify.open_file(file), made_up_images(model.info))
 
 
 @pytest.mark.parametrize(("batch", "dynamic"), [(None, True), pytest.param(1, False, marks=pytest.mark.slow)])

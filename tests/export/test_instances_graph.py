@@ -93,7 +93,7 @@ def test_files(tmp_path, suffix):
     if suffix == ".xml":
         pytest.importorskip("openvino")
         formats.write_openvino(file.with_suffix(".onnx"), model.info, file)
-    verify.require_equal(compare(verify.open_file(file, model.info)), verify.Tolerance(), file.name)
+    verify.require_equal(compare(verify.open_file(file)), verify.Tolerance(), file.name)
 
 
 @pytest.mark.parametrize("change", [dict(panoptic_on=True), dict(instance_on=False)])

@@ -20,7 +20,7 @@ from classification_run import config, make_tree
 from conftest import randomise
 from onnx_models import scene, write_model
 
-from mmgcvit.errors import BenchmarkError
+from mmgcvit.errors import BenchmarkError, UsageError
 from mmgcvit.export import latency
 from mmgcvit.utils.inputs import Input
 
@@ -87,6 +87,27 @@ def test_classifier_in_torch(tmp_path: Path, images: Path, monkeypatch: pytest.M
     prepare, network, rest = found[0].seconds[0]
     assert min(prepare, network) > 0
     assert 0 <= rest < network
+
+
+def test_program(tmp_path: Path, images: Path):
+    """A .pt2 file, here of a classifier, is measured like the others."""
+    from mmgcvit.export import formats
+    from mmgcvit.runtime.metadata import ModelInfo
+
+    class Graph(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor]:
+            return (pixels.float().mean((2, 3)).softmax(1),)
+
+    onnx = write_model(tmp_path / "model.onnx", "classification", shape=(1, None, None))
+    info = latency.Predictor(onnx).info
+    assert isinstance(info, ModelInfo)
+    formats.write_pt2(Graph(), info, tmp_path / "model.pt2")
+    found = latency.measure([onnx, tmp_path / "model.pt2"], [images], rounds=1)
+    assert [result.name for result in found] == ["model.onnx", "model.pt2"]
+    assert all(value > 0 for times in found[1].seconds for value in times)
+    (tmp_path / "broken.pt2").write_bytes(b"no program")
+    with pytest.raises(UsageError, match=r"broken\.pt2': cannot be opened; is it damaged\?"):
+        latency.measure([tmp_path / "broken.pt2"], [images], rounds=1)
 
 
 def test_stages_of_a_detector_in_torch(tmp_path: Path):

@@ -91,7 +91,7 @@ def onnx_differences(head: str, tmp_path) -> verify.Differences:
     model = exportable(build(head))
     file = tmp_path / f"{head}.onnx"
     formats.write_onnx(model.graph, model.info, file)
-    return verify.compare(model, verify.open_file(file, model.info), map(images, SHAPES))
+    return verify.compare(model, verify.open_file(file), map(images, SHAPES))
 
 
 def test_onnx_of_any_size(tmp_path):
@@ -110,7 +110,7 @@ def test_onnx_of_other_heads(head, tmp_path):
 def test_pt2_of_any_size(head, tmp_path):
     model = exportable(build(head))
     formats.write_pt2(model.graph, model.info, tmp_path / "model.pt2")
-    run = verify.open_file(tmp_path / "model.pt2", model.info)
+    run = verify.open_file(tmp_path / "model.pt2")
     assert verify.compare(model, run, map(images, SHAPES)).labels < 1e-4
 
 
@@ -122,7 +122,7 @@ def test_openvino(head, tmp_path):
     model = exportable(build(head))
     formats.write_onnx(model.graph, model.info, tmp_path / "model.onnx")
     formats.write_openvino(tmp_path / "model.onnx", model.info, tmp_path / "model.xml")
-    run = verify.open_file(tmp_path / "model.xml", model.info)
+    run = verify.open_file(tmp_path / "model.xml")
     assert verify.compare(model, run, map(images, SHAPES)).labels < 1e-4
 
 

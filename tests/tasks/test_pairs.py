@@ -11,6 +11,7 @@ from PIL import Image
 pytest.importorskip("mmcv")
 pytest.importorskip("mmseg")
 
+import mmseg.datasets.transforms
 from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from test_labels import config, problems, three, write
 
@@ -153,7 +154,8 @@ def test_labels_are_checked_as_they_are_loaded(folder: Path):
     given = cfg.train_dataloader.dataset
     for _ in range(2):  # as with a config that was dumped by a run
         Segmentation().add_checks(given, cfg.model)
-    assert [step["type"] for step in given.pipeline][1:4] == ["LoadAnnotations", "mmgcvit.CheckLabels", "RandomCrop"]
+    steps = [step["type"] for step in given.pipeline][1:5]
+    assert steps == ["mmgcvit.CheckLabelFile", "LoadAnnotations", "mmgcvit.CheckLabels", "RandomCrop"]
     built = DATASETS.build(given)
     assert built[0]["data_samples"].gt_sem_seg.shape == (24, 32)
     labels = three()
@@ -169,9 +171,36 @@ def test_labels_are_checked_as_they_are_loaded(folder: Path):
     write(folder, "train", "b", three().astype(np.uint16) * 256)
     with pytest.raises(AnnotationError, match=r"b\.png: has values from 0 to 65280 .*allowed: 0 to 255, as larger"):
         built[1]
+    write(folder, "train", "b", three()[:20])
+    with pytest.raises(AnnotationError, match=rf"label map {path}: is 64 x 20 \(width x height\), its image 64 x 48"):
+        built[1]
     given.reduce_zero_label = True
     given.metainfo = dict(classes=("cat", "dog"))
     Segmentation().add_checks(given, dict(decode_head=dict(num_classes=2)))
     write(folder, "train", "b", three())
     assert set(np.unique(DATASETS.build(given)[1]["data_samples"].gt_sem_seg.data)) <= {0, 1, 255}
     assert TRANSFORMS.build(dict(type="mmgcvit.CheckLabels", num_classes=2))(dict(img=1)) == dict(img=1)
+
+
+def test_files_of_label_maps_are_checked_before_they_are_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    given = config(folder).train_dataloader.dataset
+    init_default_scope("mmseg")
+    Segmentation().add_checks(given, None)
+    built, path = DATASETS.build(given), next(folder.glob("*/train/b.png"))
+    whole = path.read_bytes()
+    monkeypatch.setenv("MMGCVIT_MAX_PIXELS", str(48 * 64))
+    assert built[1]["data_samples"].gt_sem_seg.shape == (24, 32)
+    monkeypatch.setattr(mmseg.datasets.transforms.LoadAnnotations, "transform", lambda *_: pytest.fail("was decoded"))
+    Image.new("L", (64, 49)).save(path)
+    with pytest.raises(AnnotationError, match=rf"label map {path}: .*64 x 49 = 0\.0 million pixels; .*--max-pixels"):
+        built[1]
+    for content, said in ((b"", "the file is empty"), (whole[: len(whole) // 2], "cannot be decoded: .*")):
+        path.write_bytes(content)
+        with pytest.raises(AnnotationError, match=rf"label map {path}: .*{said}$"):
+            built[1]
+    path.unlink()
+    with pytest.raises(AnnotationError, match=rf"label map {path}: cannot be read: \[Errno 2\] No such file"):
+        built[1]
+    path.mkdir()
+    with pytest.raises(AnnotationError, match=rf"label map {path}: cannot be read: not a file"):
+        built[1]

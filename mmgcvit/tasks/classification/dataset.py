@@ -154,7 +154,9 @@ class ClassificationDataset(Dataset):
                     "evaluation: a pipeline that stops (corrupt='stop')"
                 )
             index = int(np.random.randint(len(self)))
-        raise ClassificationDataError(f"{self.root}: {MAX_REFETCH} consecutive images cannot be decoded")
+        raise ClassificationDataError(
+            f"{self.root}: {MAX_REFETCH} consecutive images cannot be decoded. Is their drive there?"
+        )
 
 
 class _Unopened(io.RawIOBase, BinaryIO):

@@ -1,0 +1,85 @@
+"""Workers of data loaders: signals in their first moments, kills, and their end with a run that fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from multiprocessing import active_children
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mmgcvit.engine import stopping
+from mmgcvit.engine.workers import TELLS_SENDER, GuardedWorker, end_workers_on_error, lost_worker
+
+
+class Numbers(Dataset):
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((50_000,), float(index))
+
+
+class Send:
+    """Sends a signal to the worker before the guard is there."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self, worker: int) -> None:
+        os.kill(os.getpid(), self.number)
+
+
+def load(before: Send | None = None, workers: int = 1) -> DataLoader:
+    return DataLoader(Numbers(), batch_size=2, num_workers=workers, worker_init_fn=GuardedWorker(before))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1"])
+def test_signals_in_the_first_moments(name: str, training: bool):
+    """The signals that stop a run may reach a worker that has just been forked, with the handlers of its process."""
+    with stopping.stop_at_signals():
+        stopping._training = training
+        batches = iter(load(Send(getattr(signal, name))))
+        assert [int(next(batches)[0, 0]) for _ in range(4)] == [0, 2, 4, 6]
+    assert not stopping._received
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_in_the_first_moments(number: int):
+    """Until the guard is there, torch lets SIGTERM end a worker, too."""
+    start, batches = time.monotonic(), iter(load(Send(number)))
+    with pytest.raises(RuntimeError) as error:
+        next(batches)
+    assert time.monotonic() - start < 10
+    said = lost_worker(error.value)
+    assert said.startswith("a process that loads data has ended: DataLoader worker (pid")
+    assert lost_worker(RuntimeError("shape mismatch")) is None
+
+
+@pytest.mark.skipif(not TELLS_SENDER, reason="the system does not say who has sent a signal")
+def test_workers_end_with_a_failed_run():
+    before = set(active_children())
+    others = iter(load())
+    next(others)
+    (other,) = set(active_children()) - before
+
+    def fail() -> None:
+        batches = iter(load(workers=2))
+        next(batches)
+        next(batches)
+        mine.update(set(active_children()) - before - {other})
+        raise ValueError("fails")
+
+    mine: set = set()
+    with pytest.raises(ValueError, match="fails"), end_workers_on_error():
+        fail()
+    assert len(mine) == 2
+    for worker in mine:
+        worker.join(5)
+        assert worker.exitcode == 0
+    assert other.is_alive()
+    assert int(next(others)[0, 0]) == 2
