@@ -94,3 +94,164 @@ def coco_one_file(root: Path, masks: bool = False) -> None:
     """annotations.json with images/, without a split."""
     write_images(root / "images")
     write_json(root / "annotations.json", coco_content(range(6), masks))
+
+
+def yolo(root: Path, masks: bool = False) -> None:
+    """data.yaml, images/SPLIT and labels/SPLIT; the image without objects has no label file."""
+    for split, chosen in (("train", TRAIN), ("val", VAL)):
+        write_images(root / "images" / split, chosen)
+        write_yolo_labels(root / "labels" / split, chosen, masks)
+    lines = "".join(f"  {i}: {name}\n" for i, name in enumerate(NAMES))
+    (root / "data.yaml").write_text(f"path: .\ntrain: images/train\nval: images/val\nnames:\n{lines}", encoding="utf-8")
+
+
+def yolo_roboflow(root: Path, masks: bool = False) -> None:
+    """data.yaml with folders beside it that are called ../train/images, as Roboflow writes it."""
+    for split, chosen in (("train", TRAIN), ("valid", VAL)):
+        write_images(root / split / "images", chosen)
+        write_yolo_labels(root / split / "labels", chosen, masks)
+    names = ", ".join(f"'{name}'" for name in NAMES)
+    text = f"train: ../train/images\nval: ../valid/images\n\nnc: 4\nnames: [{names}]\n"
+    (root / "data.yaml").write_text(text, encoding="utf-8")
+
+
+def yolo_label_studio(root: Path, masks: bool = False) -> None:
+    """classes.txt, images/ and labels/, without a split."""
+    write_images(root / "images")
+    write_yolo_labels(root / "labels", range(6), masks)
+    (root / "classes.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
+
+
+def write_yolo_labels(folder: Path, chosen: range | list[int], masks: bool) -> None:
+    """Write a label file for each image with objects."""
+    folder.mkdir(parents=True)
+    for i in chosen:
+        width, height = SIZES[i]
+        lines = []
+        for k, (label, x, y, w, h) in enumerate(BOXES[i]):
+            if masks:
+                sides = (width, height)
+                values = [value / sides[j % 2] for j, value in enumerate(polygon(i, k))]
+            else:
+                values = [(x + w / 2) / width, (y + h / 2) / height, w / width, h / height]
+            lines.append(" ".join(map(str, [label, *values])))
+        if lines:
+            (folder / file_name(i)).with_suffix(".txt").write_text("\n".join(lines) + "\n")
+
+
+def voc(root: Path) -> None:
+    """Annotations/, JPEGImages/ and ImageSets/Main/."""
+    write_images(root / "JPEGImages")
+    sets = root / "ImageSets" / "Main"
+    sets.mkdir(parents=True)
+    for split, chosen in (("train", TRAIN), ("val", VAL)):
+        (sets / f"{split}.txt").write_text("\n".join(Path(file_name(i)).stem for i in chosen) + "\n", encoding="utf-8")
+    write_voc(root / "Annotations", range(6))
+
+
+def voc_beside(root: Path) -> None:
+    """XML files beside the images in train/ and valid/, as Roboflow writes them."""
+    for split, chosen in (("train", TRAIN), ("valid", VAL)):
+        write_images(root / split, chosen)
+        write_voc(root / split, chosen)
+
+
+def write_voc(folder: Path, chosen: range | list[int]) -> None:
+    """Write an XML file for each image."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in chosen:
+        objects = "".join(
+            f"  <object>\n    <name>{NAMES[label]}</name>\n    <difficult>0</difficult>\n    <bndbox>\n"
+            f"      <xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>\n    </bndbox>\n  </object>\n"
+            for label, x, y, w, h in BOXES[i]
+        )
+        size = f"<size><width>{SIZES[i][0]}</width><height>{SIZES[i][1]}</height><depth>3</depth></size>"
+        text = f"<annotation>\n  <filename>{file_name(i)}</filename>\n  {size}\n{objects}</annotation>\n"
+        (folder / f"{Path(file_name(i)).stem}.xml").write_text(text, encoding="utf-8")
+
+
+def labelme(root: Path, masks: bool = False) -> None:
+    """A JSON file beside each image in train/ and val/; with masks, the first polygon is in two parts of one group."""
+    for split, chosen in (("train", TRAIN), ("val", VAL)):
+        write_images(root / split, chosen)
+        for i in chosen:
+            shapes = []
+            for k, (label, x, y, w, h) in enumerate(BOXES[i]):
+                flat = polygon(i, k) if masks else [x + w, y + h, x, y]
+                points = [list(pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
+                kind = "polygon" if masks else "rectangle"
+                shapes.append(dict(label=NAMES[label], points=points, shape_type=kind, group_id=None))
+            shapes.append(dict(label="a place", points=[[3, 4]], shape_type="point", group_id=None))
+            content = dict(shapes=shapes, imagePath=file_name(i), imageWidth=SIZES[i][0], imageHeight=SIZES[i][1])
+            write_json((root / split / file_name(i)).with_suffix(".json"), content)
+
+
+def cvat(root: Path, masks: bool = False) -> None:
+    """annotations.xml and images/SUBSET/."""
+    labels = "".join(f"<label><name>{name}</name></label>" for name in NAMES)
+    lines = [f"<annotations><version>1.1</version><meta><task><labels>{labels}</labels></task></meta>"]
+    for split, chosen in (("train", TRAIN), ("val", VAL)):
+        write_images(root / "images" / split, chosen)
+        for i in chosen:
+            lines.append(
+                f'<image id="{i}" name="{file_name(i)}" subset="{split}" width="{SIZES[i][0]}" height="{SIZES[i][1]}">'
+            )
+            for k, (label, x, y, w, h) in enumerate(BOXES[i]):
+                flat = polygon(i, k)
+                points = ";".join(f"{a},{b}" for a, b in zip(flat[::2], flat[1::2], strict=True))
+                where = f'points="{points}"' if masks else f'xtl="{x}" ytl="{y}" xbr="{x + w}" ybr="{y + h}"'
+                lines.append(f'<{"polygon" if masks else "box"} label="{NAMES[label]}" occluded="0" {where}/>')
+            lines.append('<tag label="no"/>\n</image>')
+    (root / "annotations.xml").write_text("\n".join([*lines, "</annotations>"]), encoding="utf-8")
+
+
+def label_studio(root: Path, masks: bool = False) -> None:
+    """export.json; the images have a prefix in it, and one task was skipped."""
+    write_images(root / "images")
+    tasks = []
+    for i in range(6):
+        results = []
+        for k, (label, x, y, w, h) in enumerate(BOXES[i]):
+            width, height = SIZES[i]
+            sides = (100 / width, 100 / height)
+            flat = [value * sides[j % 2] for j, value in enumerate(polygon(i, k))]
+            if masks:
+                kind, value = "polygonlabels", dict(points=[list(p) for p in zip(flat[::2], flat[1::2], strict=True)])
+            else:
+                kind = "rectanglelabels"
+                value = dict(x=x * sides[0], y=y * sides[1], width=w * sides[0], height=h * sides[1], rotation=0)
+            value[kind] = [NAMES[label]]
+            results.append(dict(type=kind, value=value, original_width=width, original_height=height))
+        annotations = [dict(result=[], was_cancelled=True), dict(result=results, was_cancelled=False)]
+        tasks.append(dict(id=i, data=dict(image=f"/data/upload/1/0a1b2c3d-{file_name(i)}"), annotations=annotations))
+    tasks.append(dict(id=9, data=dict(image="/data/upload/1/0a1b2c3d-x.jpg"), annotations=[]))
+    write_json(root / "export.json", tasks)
+
+
+def label_map(i: int) -> np.ndarray:
+    """Label map of image i: class + 1 inside the boxes, 0 elsewhere."""
+    width, height = SIZES[i]
+    found = np.zeros((height, width), np.uint8)
+    for label, x, y, w, h in BOXES[i]:
+        found[y : y + h, x : x + w] = label + 1
+    return found
+
+
+def label_maps(root: Path, convert=Image.fromarray, names: bool = True) -> None:
+    """images/SPLIT, masks/SPLIT and classes.txt."""
+    for split, chosen in (("train", TRAIN), ("val", VAL)):
+        write_images(root / "images" / split, chosen)
+        (root / "masks" / split).mkdir(parents=True)
+        for i in chosen:
+            convert(label_map(i)).save((root / "masks" / split / file_name(i)).with_suffix(".png"))
+    if names:
+        (root / "classes.txt").write_text("\n".join(["background", *NAMES]) + "\n", encoding="utf-8")
+
+
+def class_folders(root: Path, split: bool = True) -> None:
+    """train/CLASS and valid/CLASS, or CLASS; two images of each class for training."""
+    for i, name in enumerate(NAMES):
+        for k in range(3):
+            folder = root / (("train", "train", "valid")[k]) / name if split else root / name
+            folder.mkdir(parents=True, exist_ok=True)
+            image((i + k) % 6).save(folder / f"{k} {file_name((i + k) % 6)}")

@@ -115,8 +115,8 @@ def run_training(cfg: Config, path: Path, work_dir: Path, say: Callable[[str], N
     if checkpoint:
         evaluated = apis.load_config(path, str(work_dir / "test"))
         metrics = apis.test(evaluated, checkpoint)
-        shown = {name: value for name, value in metrics.items() if "/" not in name or name.count("_") < 3}
-        say(f"{checkpoint}: " + ", ".join(f"{name} {value:.4g}" for name, value in list(shown.items())[:8]))
+        name = cfg.default_hooks.checkpoint.save_best
+        say(f"result of {Path(checkpoint).name} on the validation images: {name} {metrics[name]:.4g}")
     report_after_training(work_dir)
     say(apis.end_of_run(work_dir, path))
     return work_dir

@@ -177,7 +177,7 @@ def _dense_lines(settings: Settings, data: Data) -> list[str]:
         "    _delete_=True, type='IterBasedTrainLoop', max_iters=iterations, "
         "val_interval=max(iterations // validations, 1)",
         ")",
-        f"warmup = max(min({WARMUP}, iterations // 10), 1)",
+        f"warmup = max(min({WARMUP}, iterations // 10), 2)",
         "param_scheduler = [",
         "    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup),",
         "    dict(type='CosineAnnealingLR', by_epoch=False, begin=warmup, eta_min_ratio=0.01),",

@@ -7,12 +7,22 @@ from pathlib import Path
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.finetune.data import TASKS, Data, Item, merge_repeated
 from mmgcvit.finetune.formats.base import Format
+from mmgcvit.finetune.formats.class_folders import ClassFolders
 from mmgcvit.finetune.formats.coco import Coco
+from mmgcvit.finetune.formats.cvat import Cvat
+from mmgcvit.finetune.formats.label_maps import LabelMaps
+from mmgcvit.finetune.formats.label_studio import LabelStudio
+from mmgcvit.finetune.formats.labelme import LabelMe
+from mmgcvit.finetune.formats.voc import Voc
+from mmgcvit.finetune.formats.yolo import Yolo
 from mmgcvit.finetune.scan import Scan
 from mmgcvit.utils import summarize
 
 #: All formats by name.
-FORMATS: dict[str, Format] = {known.name: known for known in (Coco(),)}
+FORMATS: dict[str, Format] = {
+    known.name: known
+    for known in (Coco(), Yolo(), Voc(), LabelMe(), Cvat(), LabelStudio(), LabelMaps(), ClassFolders())
+}
 
 
 def read_data(source: str | Path, task: str | None = None, format_name: str | None = None) -> Data:
@@ -59,6 +69,8 @@ def recognise(scan: Scan, task: str | None = None, format_name: str | None = Non
     """
     wanted = [FORMATS[format_name]] if format_name else [f for f in FORMATS.values() if not task or task in f.tasks]
     found = {known: files for known in wanted if (files := known.find(scan))}
+    if len(found) > 1:  # images beside annotation files are in folders, too
+        found = {known: files for known, files in found.items() if known.name != ClassFolders.name}
     if len(found) == 1:
         return next(iter(found))
     if found:
