@@ -47,7 +47,24 @@ def write_images(folder: Path, chosen: range | list[int] = range(6)) -> None:
 def polygon(i: int, k: int) -> list[float]:
     """Octagon-like polygon of object k of image i, within its box and touching all its sides."""
     _, x, y, w, h = BOXES[i][k]
-    return [x + 4, y, x + w - 4, y, x + w, y + 4, x + w, y + h - 4, x + w - 4, y + h, x + 4, y + h, x, y + h - 4, x, y + 4]
+    return [
+        x + 4,
+        y,
+        x + w - 4,
+        y,
+        x + w,
+        y + 4,
+        x + w,
+        y + h - 4,
+        x + w - 4,
+        y + h,
+        x + 4,
+        y + h,
+        x,
+        y + h - 4,
+        x,
+        y + 4,
+    ]
 
 
 def coco_content(chosen: range | list[int], masks: bool) -> dict:

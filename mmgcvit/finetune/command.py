@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import shlex
 import sys
@@ -110,11 +111,13 @@ def run_training(cfg: Config, path: Path, work_dir: Path, say: Callable[[str], N
     """Train, evaluate the best checkpoint, write the report, and say how to go on."""
     cfg.command = shlex.join(["mmgcvit", *sys.argv[1:]])  # for the report
     apis.train(cfg)
+    gc.collect()  # ends the workers of its data loaders
     best = sorted(work_dir.glob("best_*.pth"), key=lambda file: file.stat().st_mtime)
     checkpoint = str(best[-1]) if best else apis.newest_checkpoint(work_dir)
     if checkpoint:
         evaluated = apis.load_config(path, str(work_dir / "test"))
         metrics = apis.test(evaluated, checkpoint)
+        gc.collect()
         name = cfg.default_hooks.checkpoint.save_best
         say(f"result of {Path(checkpoint).name} on the validation images: {name} {metrics[name]:.4g}")
     report_after_training(work_dir)

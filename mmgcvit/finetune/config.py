@@ -141,9 +141,9 @@ def make_config(data: Data, folder: Path, settings: Settings) -> str:
             values |= dict(
                 short=settings.size,
                 crop_size=(side, side),
-                img_suffix=common_suffix(data),
                 reduce_zero_label=data.ignore_zero,
             )
+            values["img_suffix, seg_map_suffix"] = (common_suffix(data), ".png")
         else:
             long = settings.size * 3 // 2 if settings.arch == NANO else round(settings.size * 1333 / 800)
             values["scale"] = (long, settings.size)
@@ -254,9 +254,7 @@ def _edit(text: str, values: Mapping[str, Any], inserted: list[str]) -> str:
     top, mark, rest = text.partition(END_OF_VARIABLES)
     lines = top.splitlines()
     nodes = {
-        node.targets[0].id: node
-        for node in ast.parse(top).body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        ast.unparse(node.targets[0]).strip("()"): node for node in ast.parse(top).body if isinstance(node, ast.Assign)
     }
     for name, value in sorted(values.items(), key=lambda pair: -nodes[pair[0]].lineno):
         node = nodes[name].value

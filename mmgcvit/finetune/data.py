@@ -167,11 +167,11 @@ def split_off(data: Data, fraction: float = 0.2, seed: int = 0) -> None:
     train: list[Item] = []
     val: list[Item] = []
     for groups in strata.values():
-        names = sorted(groups)
-        chosen.shuffle(names)
-        count = max(1, round(fraction * len(names))) if len(names) > 1 else 0
-        val += [item for name in sorted(names[:count]) for item in groups[name]]
-        train += [item for name in sorted(names[count:]) for item in groups[name]]
+        stems = sorted(groups)
+        chosen.shuffle(stems)
+        count = max(1, round(fraction * len(stems))) if len(stems) > 1 else 0
+        val += [item for stem in sorted(stems[:count]) for item in groups[stem]]
+        train += [item for stem in sorted(stems[count:]) for item in groups[stem]]
     if not val:
         raise AnnotationError(f"{data.root}: {len(train)} images with one name; allowed: at least 2 to split off one")
     rest = {name: items for name, items in data.splits.items() if name != "val"}

@@ -101,7 +101,9 @@ class Scan:
                 kind = "labelme"
             elif {"images", "annotations", "categories"} <= set(content):
                 known = content["annotations"]
-                panoptic = isinstance(known, list) and known and isinstance(known[0], dict) and "segments_info" in known[0]
+                panoptic = (
+                    isinstance(known, list) and known and isinstance(known[0], dict) and "segments_info" in known[0]
+                )
                 kind = "" if panoptic else "coco"
         elif isinstance(content, list) and content and isinstance(content[0], dict):
             first = content[0]
@@ -177,7 +179,7 @@ def read_yaml(path: Path) -> Any:
         AnnotationError: it is not YAML, with its line.
     """
     try:
-        return yaml.load(read_utf8("data set description", path), Loader=yaml.BaseLoader)  # noqa: S506  # text only
+        return yaml.load(read_utf8("data set description", path), Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""

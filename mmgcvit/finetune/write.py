@@ -80,12 +80,13 @@ def coco(items: Sequence[Item], classes: Sequence[str], root: Path, masks: bool)
         root: folder that file names are relative to.
         masks: whether to include masks.
     """
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, item in enumerate(items, 1):
         name = item.path.relative_to(root).as_posix()
         images.append(dict(id=image_id, file_name=name, width=item.size[0], height=item.size[1]))
         for instance in item.instances:
-            annotation = dict(
+            annotation: dict[str, Any] = dict(
                 id=len(annotations) + 1,
                 image_id=image_id,
                 category_id=instance.label + 1,

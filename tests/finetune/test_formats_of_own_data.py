@@ -35,9 +35,7 @@ def described(data: Data) -> dict[str, list]:
     }
 
 
-WANTED = {
-    sets.file_name(i): [(sets.NAMES[label], *map(float, box)) for label, *box in sets.BOXES[i]] for i in range(6)
-}
+WANTED = {sets.file_name(i): [(sets.NAMES[label], *map(float, box)) for label, *box in sets.BOXES[i]] for i in range(6)}
 
 
 @pytest.mark.parametrize("name, write, split, masks", CASES, ids=[case[1].__name__ for case in CASES])
@@ -132,7 +130,9 @@ def test_class_folders(split, tmp_path):
     sets.class_folders(tmp_path / "data", split)
     data = read_data(tmp_path / "data")
     assert data.format == "folders" and set(data.classes) == set(sets.NAMES)
-    assert {split: len(items) for split, items in data.splits.items()} == ({"train": 8, "val": 4} if split else {UNSPLIT: 12})
+    assert {split: len(items) for split, items in data.splits.items()} == (
+        {"train": 8, "val": 4} if split else {UNSPLIT: 12}
+    )
     split_off(data)
     out = convert(data, tmp_path / "out")
     for item in data.splits["train"]:
@@ -143,7 +143,7 @@ def test_class_folders(split, tmp_path):
 def test_the_split_keeps_copies_together_and_is_seeded(tmp_path):
     for i in range(20):
         for copy in "ab":
-            sets.image(i % 6).save((tmp_path / f"{i}_jpg.rf.{copy}.png"))
+            sets.image(i % 6).save(tmp_path / f"{i}_jpg.rf.{copy}.png")
     images = [dict(id=i, file_name=path.name) for i, path in enumerate(sorted(tmp_path.glob("*.png")))]
     content = dict(images=images, annotations=[], categories=[dict(id=1, name="a")])
     sets.write_json(tmp_path / "all.json", content)
@@ -199,7 +199,9 @@ def test_unknown_and_ambiguous_data(tmp_path):
     assert "Seen: 4 .jpg, 2 .png; no folders" in str(error.value) and FORMATS["yolo"].layout in str(error.value)
     sets.voc(tmp_path / "a")
     sets.labelme(tmp_path / "b")
-    with pytest.raises(AnnotationError, match=r"more than one format; choose one:\n  --format voc: .*\n  --format labelme"):
+    with pytest.raises(
+        AnnotationError, match=r"more than one format; choose one:\n  --format voc: .*\n  --format labelme"
+    ):
         read_data(tmp_path)
     assert read_data(tmp_path / "a").format == "voc"
     for options in (dict(task="boxes"), dict(format_name="tfrecord")):

@@ -77,7 +77,9 @@ def _objects(image: Node, names: Sequence[str], path: Path, left_out: dict[str, 
             continue
         where = f"{path}:{shape.line}"
         if shape.tag not in ("box", "polygon", "ellipse", "mask"):
-            raise AnnotationError(f"{where}: <{shape.tag}>; allowed: box, polygon, ellipse, mask, {', '.join(LEFT_OUT)}")
+            raise AnnotationError(
+                f"{where}: <{shape.tag}>; allowed: box, polygon, ellipse, mask, {', '.join(LEFT_OUT)}"
+            )
         label = _attribute(shape, "label", path)
         if label not in names:
             raise AnnotationError(f"{where}: label {label!r}; allowed: {summarize(names)}")
@@ -123,8 +125,8 @@ def _shape(shape: Node, path: Path, size: Sequence[int]) -> tuple[list[tuple[flo
     else:
         points = []
         for pair in _attribute(shape, "points", path).split(";"):
-            x, _, y = pair.partition(",")
-            points.append((number(x, f"{where}: points"), number(y, f"{where}: points")))
+            first, _, second = pair.partition(",")
+            points.append((number(first, f"{where}: points"), number(second, f"{where}: points")))
         if len(points) < 3:
             raise AnnotationError(f"{where}: polygon of {len(points)} points; allowed: at least 3")
     return points, [flat(points)]

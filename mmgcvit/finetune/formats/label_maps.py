@@ -62,7 +62,9 @@ class LabelMaps(Format):
             split = split or UNSPLIT
             data.splits.setdefault(split, []).append(Item(path, image_size(path), label_map=label_map))
         if maps:
-            raise AnnotationError(f"{summarize(maps.values(), 3)}: no image has the same name; allowed: images/NAME.jpg")
+            raise AnnotationError(
+                f"{summarize(maps.values(), 3)}: no image has the same name; allowed: images/NAME.jpg"
+            )
         if listed and UNSPLIT in data.splits:
             left = len(data.splits.pop(UNSPLIT))
             data.notes.append(f"{left} images are in none of ImageSets/Segmentation/train.txt, val.txt: left out")

@@ -93,7 +93,9 @@ def _results(entry: Mapping, where: str) -> tuple[list[tuple[Mapping, str, str]]
         found = []
         for key, values in entry.items():
             if isinstance(values, list) and values and isinstance(values[0], dict):
-                kinds = [[kind for kind in (*KINDS, "brushlabels", "keypointlabels") if kind in value] for value in values]
+                kinds = [
+                    [kind for kind in (*KINDS, "brushlabels", "keypointlabels") if kind in value] for value in values
+                ]
                 found += [(value, kind[0], f"{where}.{key}[{i}]") for i, (value, kind) in
                           enumerate(zip(values, kinds, strict=True)) if kind]  # fmt: skip
             elif key == "choice" and isinstance(values, str):
@@ -168,5 +170,7 @@ def _image(scan: Scan, values: Any, path: Path, where: str) -> Path:
 def _name(text: str) -> str:
     """File name in a path, a URL, or '/data/local-files/?d=...'; '' if it is none of an image."""
     parts = urlparse(text)
-    name = parse_qs(parts.query)["d"][0] if "d" in parse_qs(parts.query) else unquote(parts.path) if parts.scheme else text
+    name = (
+        parse_qs(parts.query)["d"][0] if "d" in parse_qs(parts.query) else unquote(parts.path) if parts.scheme else text
+    )
     return name.removeprefix("/data/upload/").lstrip("/") if name.lower().endswith(IMAGES) else ""

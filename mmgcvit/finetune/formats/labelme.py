@@ -44,7 +44,9 @@ class LabelMe(Format):
             image = scan.find_image(name, [path.parent, path.parent.parent / "images"], f"{path}: imagePath")
             sizes = [int(number(content.get(key) or 0, f"{path}: {key}")) for key in ("imageWidth", "imageHeight")]
             item = Item(image, (sizes[0], sizes[1]) if all(sizes) else image_size(image))
-            read.append((split_name(path.parent / "x", scan.root) or UNSPLIT, item, _objects(content, item, path, left_out)))
+            read.append(
+                (split_name(path.parent / "x", scan.root) or UNSPLIT, item, _objects(content, item, path, left_out))
+            )
         data.classes = sorted({label for _, _, objects in read for label, _ in objects})
         if not data.classes:
             raise AnnotationError(f"{scan.root}: no object in {len(read)} LabelMe files, so there are no class names")
@@ -86,7 +88,9 @@ def join(parts: Sequence[Instance]) -> Instance:
     corners = [(x, y) for p in parts for x, y in ((p.box[0], p.box[1]), (p.box[0] + p.box[2], p.box[1] + p.box[3]))]
     polygons: list | None = []
     for part in parts:
-        polygons = polygons + part.segmentation if polygons is not None and isinstance(part.segmentation, list) else None
+        polygons = (
+            polygons + part.segmentation if polygons is not None and isinstance(part.segmentation, list) else None
+        )
     return Instance(parts[0].label, bounds(corners), polygons)
 
 

@@ -58,7 +58,9 @@ class Yolo(Format):
         total = sum(map(len, images.values()))
         if missing and missing == total:
             example = next(path for paths in images.values() for path in paths)
-            raise AnnotationError(f"{scan.root}: no image has a label file, such as {_label_file(example)} for {example}")
+            raise AnnotationError(
+                f"{scan.root}: no image has a label file, such as {_label_file(example)} for {example}"
+            )
         if missing:
             data.notes.append(f"{missing} images have no label file: they are taken as images without objects")
         data.tasks = instance_tasks(data)
@@ -191,5 +193,3 @@ def _without_yaml(scan: Scan) -> tuple[list[str], dict[str, list[Path]]]:
     if not images:
         raise AnnotationError(f"{scan.root}: YOLO labels without images")
     return read_names("class names", listed[0]), images
-
-
