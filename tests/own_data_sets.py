@@ -179,7 +179,8 @@ def write_voc(folder: Path, chosen: range | list[int]) -> None:
     for i in chosen:
         objects = "".join(
             f"  <object>\n    <name>{NAMES[label]}</name>\n    <difficult>0</difficult>\n    <bndbox>\n"
-            f"      <xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>\n    </bndbox>\n  </object>\n"
+            f"      <xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>\n"
+            f"    </bndbox>\n  </object>\n"
             for label, x, y, w, h in BOXES[i]
         )
         size = f"<size><width>{SIZES[i][0]}</width><height>{SIZES[i][1]}</height><depth>3</depth></size>"

@@ -89,7 +89,9 @@ def finetune(source: str | Path, options: Options, say: Callable[[str], None] = 
     try:
         if options.batch is None and torch.cuda.is_available():
             limit = min(MOST, configs.training_images(data), int(cfg.auto_scale_lr.base_batch_size))
-            settings = replace(settings, batch=largest_batch(lambda batch: fits(cfg, batch), limit))
+            limit = configs.allowed_batch(settings.task, settings.arch, limit)
+            least = 1 if configs.allowed_batch(settings.task, settings.arch, 1) else 2
+            settings = replace(settings, batch=largest_batch(lambda batch: fits(cfg, batch), limit, least))
             say(f"batch size {settings.batch}: the largest that fits into the GPU, at most {limit}")
             text = configs.make_config(data, folder, settings)
         path = folder / "config.py"
@@ -131,12 +133,13 @@ def choose(data: Data, options: Options, say: Callable[[str], None]) -> Settings
     weights = options.weights or configs.default_weights(options.arch)
     if weights == "none":
         say("weights: none, the network is trained from scratch")
-    batch = options.batch or min(configs.CPU_BATCHES[task], len(data.splits["train"]))
+    batch = min(configs.CPU_BATCHES[task], len(data.splits["train"]))
+    batch = configs.allowed_batch(task, options.arch, batch) if options.batch is None else options.batch
     if options.batch is None:
         gpu = torch.cuda.is_available()
         say(f"batch size: the largest that fits into the GPU, from {batch}" if gpu else f"batch size {batch}, on a CPU")
-    elif task == "classify" and options.batch > len(data.splits["train"]):
-        raise UsageError(f"batch={options.batch}; allowed: at most {len(data.splits['train'])}, the training images")
+    elif task == "classify" and batch > len(data.splits["train"]):
+        raise UsageError(f"batch={batch}; allowed: at most {len(data.splits['train'])}, the training images")
     size = configs.default_size(task, options.arch) if options.size is None else options.size
     epochs = configs.EPOCHS[task] if options.epochs is None else options.epochs
     return Settings(task, options.arch, weights, epochs, batch, size, max(1, min(4, os.cpu_count() or 1)))

@@ -1,4 +1,4 @@
-"""Writing of a config for fine-tuning: a template of ``configs/`` with its variables set, and a few lines at its end."""
+"""Writing of a config for fine-tuning: a template of ``configs/`` with its variables set, and lines at its end."""
 
 from __future__ import annotations
 
@@ -84,6 +84,11 @@ def default_weights(arch: str) -> str:
 def default_size(task: str, arch: str) -> int:
     """Short side of the images in pixels."""
     return SIZES[task][arch != NANO]
+
+
+def allowed_batch(task: str, arch: str, batch: int) -> int:
+    """Return the batch size, or one less if it is odd and the recipe pairs the images of a batch (mixup)."""
+    return batch - batch % 2 if task == "classify" and arch != NANO else batch
 
 
 def training_images(data: Data) -> int:
@@ -215,7 +220,9 @@ def _classifier_lines(settings: Settings, images: int) -> list[str]:
         "for loader in (train_dataloader, val_dataloader):",
         f"    loader.num_workers = {settings.workers}",
         "    del loader",
-        "default_hooks['checkpoint'].update(by_epoch=True, interval=max(max_epochs // validations, 1), max_keep_ckpts=2)",
+        "every = max(max_epochs // validations, 1)",
+        "default_hooks['checkpoint'].update(by_epoch=True, interval=every, max_keep_ckpts=2)",
+        "del every",
         "default_hooks['logger'] = dict(interval=20)",
         f"val_evaluator['topk'] = {(1,)}",
         "randomness = dict(seed=0)",

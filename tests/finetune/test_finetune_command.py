@@ -12,7 +12,7 @@ from mmgcvit.__main__ import main
 from mmgcvit.checkpoint import weights as published
 from mmgcvit.errors import CheckpointError, UsageError
 from mmgcvit.finetune import command
-from mmgcvit.finetune.batch import largest_batch
+from mmgcvit.finetune.batch import fits, largest_batch
 from mmgcvit.finetune.config import Settings, base_config, learning_rate, load_text, make_config
 from mmgcvit.finetune.data import split_off
 from mmgcvit.finetune.formats import read_data
@@ -35,9 +35,11 @@ def test_a_dry_run_shows_the_config_and_writes_nothing(write, tmp_path, capsys, 
     assert main(["finetune", "data", "--arch", "nano", "--epochs", "3", "--dry-run"]) == 0
     assert sorted(tmp_path.rglob("*")) == before
     shown = capsys.readouterr().out
-    assert "recognised: " in shown and "dry run: nothing was written" in shown
+    assert "recognised: " in shown
+    assert "dry run: nothing was written" in shown
     assert all(name in shown for name in sets.NAMES)
-    assert "3 epochs of" in shown and "learning rate 0.00" in shown
+    assert "3 epochs of" in shown
+    assert "learning rate 0.00" in shown
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -54,7 +56,8 @@ def test_configs_of_all_tasks_and_archs(task, arch, tmp_path):
     train = cfg.train_dataloader.dataset
     assert tuple(train.get("classes") or train.metainfo.classes) == tuple(data.classes)
     assert str(tmp_path / "{{out") in train.data_root
-    assert cfg.train_dataloader.batch_size == 2 and cfg.auto_scale_lr.enable is True
+    assert cfg.train_dataloader.batch_size == 2
+    assert cfg.auto_scale_lr.enable is True
     assert cfg.default_hooks.checkpoint.save_best == best
     hooks = {hook.type.rpartition(".")[2] for hook in cfg.custom_hooks}
     assert {"EarlyStoppingHook", "EMAHook"} <= hooks
@@ -64,7 +67,7 @@ def test_configs_of_all_tasks_and_archs(task, arch, tmp_path):
     if arch == "small" and task == "detect":
         assert cfg.model.neck.in_channels == [96, 192, 384, 768]
     if task != "classify":
-        assert cfg.train_cfg.max_iters == 4 * (2 if task != "detect" else 2)
+        assert cfg.train_cfg.max_iters == 4 * 2  # 3 images with objects, or 4 label maps
     base = Config.fromfile(str(base_config(task, arch)))
     rate = base.optim_wrapper.optimizer.lr
     per = base.auto_scale_lr.base_batch_size if (task, arch) != ("classify", "nano") else 2
@@ -81,9 +84,11 @@ def test_training_in_one_command(task, tmp_path, capsys):
     argv = ["finetune", str(tmp_path / "data"), "--task", task, "--arch", "nano", "--weights", "none", "--epochs", "2"]
     assert main([*argv, "--size", "64", "--batch", "2", "--work-dir", str(work)]) == 0
     shown = capsys.readouterr().out
-    assert f"on the validation images: {best} " in shown and "tools/export.py" in shown
+    assert f"on the validation images: {best} " in shown
+    assert "tools/export.py" in shown
     checkpoint = next(work.glob("best_*.pth"))
-    assert str(checkpoint) in shown and (work / "report.html").stat().st_size > 10_000
+    assert str(checkpoint) in shown
+    assert (work / "report.html").stat().st_size > 10_000
     assert {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()} == before
     with pytest.raises(UsageError, match="exists; allowed: a new folder"):
         command.finetune(tmp_path / "data", command.Options(arch="nano", work_dir=str(work)))
@@ -111,7 +116,8 @@ def test_weights_that_cannot_be_fetched(tmp_path, capsys, monkeypatch):
     assert main(["finetune", str(tmp_path / "data"), "--work-dir", str(tmp_path / "run")]) == 1
     shown = capsys.readouterr().err
     assert "weights 'gcvit://tiny_in1k' cannot be fetched" in shown
-    assert "--weights none" in shown and "--weights FILE" in shown
+    assert "--weights none" in shown
+    assert "--weights FILE" in shown
     assert not (tmp_path / "run").exists()
 
 
@@ -138,7 +144,8 @@ def test_data_show_and_convert(tmp_path, capsys):
     sets.label_studio(tmp_path / "data", masks=True)
     assert main(["data", "show", str(tmp_path / "data")]) == 0
     shown = capsys.readouterr().out
-    assert "recognised: Label Studio JSON" in shown and "6 images, 8 objects, 4 classes" in shown
+    assert "recognised: Label Studio JSON" in shown
+    assert "6 images, 8 objects, 4 classes" in shown
     assert "task: segment (masks of objects), as the annotations are for it; for another: --task detect" in shown
     assert "note: 1 tasks are not annotated, or were skipped: left out" in shown
     assert main(["data", "convert", str(tmp_path / "data"), str(tmp_path / "out"), "--task", "detect"]) == 0
@@ -155,10 +162,21 @@ def test_the_largest_batch_that_fits():
         tried.append(batch)
         return batch <= 11
 
-    assert largest_batch(trial, 64) == 8 and tried == [1, 2, 4, 8, 16]
+    assert largest_batch(trial, 64) == 8
+    assert tried == [1, 2, 4, 8, 16]
     assert largest_batch(trial, 6) == 6
-    with pytest.raises(UsageError, match="not even one image fits"):
+    with pytest.raises(UsageError, match="not even a batch of 1 fits"):
         largest_batch(lambda batch: False, 8)
+
+
+@pytest.mark.parametrize("task", ["detect", "classify"])
+def test_the_steps_of_a_trial_run(task, tmp_path):
+    write, arguments, _ = TASKS[task]
+    write(tmp_path / "data", **arguments)
+    data = read_data(tmp_path / "data", task)
+    folder = convert(data, tmp_path / "out")
+    settings = Settings(task, "nano", "none", epochs=1, batch=1, size=64)
+    assert fits(load_text(make_config(data, folder, settings)), 2, "cpu")
 
 
 def test_a_data_set_is_converted_whole_or_not_at_all(tmp_path):

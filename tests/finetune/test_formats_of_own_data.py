@@ -38,11 +38,12 @@ def described(data: Data) -> dict[str, list]:
 WANTED = {sets.file_name(i): [(sets.NAMES[label], *map(float, box)) for label, *box in sets.BOXES[i]] for i in range(6)}
 
 
-@pytest.mark.parametrize("name, write, split, masks", CASES, ids=[case[1].__name__ for case in CASES])
+@pytest.mark.parametrize(("name", "write", "split", "masks"), CASES, ids=[case[1].__name__ for case in CASES])
 def test_every_format_gives_the_same_objects(name, write, split, masks, tmp_path):
     write(tmp_path)
     data = read_data(tmp_path)
-    assert data.format == name and data.tasks == ("detect",)
+    assert data.format == name
+    assert data.tasks == ("detect",)
     assert sorted(data.classes) == sorted(sets.NAMES)
     assert described(data) == WANTED
     wanted = {"train": len(sets.TRAIN), "val": len(sets.VAL)} if split else {UNSPLIT: 6}
@@ -64,7 +65,7 @@ def test_every_format_gives_the_same_polygons(write, tmp_path):
             np.testing.assert_allclose(instance.segmentation, [sets.polygon(i, k)], atol=1e-3)
 
 
-@pytest.mark.parametrize("name, write, split, masks", CASES, ids=[case[1].__name__ for case in CASES])
+@pytest.mark.parametrize(("name", "write", "split", "masks"), CASES, ids=[case[1].__name__ for case in CASES])
 def test_the_converted_annotations_are_read_again(name, write, split, masks, tmp_path):
     """Converted to COCO and read as COCO: the same objects."""
     write(tmp_path / "data")
@@ -77,18 +78,21 @@ def test_the_converted_annotations_are_read_again(name, write, split, masks, tmp
     assert [category["name"] for category in content["categories"]] == data.classes
     assert (out / "classes.txt").read_text().splitlines() == data.classes
     listed = [line for split in data.splits for line in (out / f"{split}.txt").read_text().splitlines()]
-    assert {Path(line).name for line in listed} == set(WANTED) and all(Path(line).is_file() for line in listed)
+    assert {Path(line).name for line in listed} == set(WANTED)
+    assert all(Path(line).is_file() for line in listed)
     if name != "coco":  # the images of the others are below the folder of the data
         for split in data.splits:
             (tmp_path / "data" / f"converted_{split}.json").write_bytes((out / f"{split}.json").read_bytes())
         again = read_data(tmp_path / "data", format_name="coco")
-        assert described(again) == WANTED and again.classes == data.classes
+        assert described(again) == WANTED
+        assert again.classes == data.classes
 
 
 def test_label_maps_are_linked_to_the_template_layout(tmp_path):
     sets.label_maps(tmp_path / "data")
     data = read_data(tmp_path / "data")
-    assert data.format == "labelmaps" and data.classes == ["background", *sets.NAMES]
+    assert data.format == "labelmaps"
+    assert data.classes == ["background", *sets.NAMES]
     out = convert(data, tmp_path / "out")
     for split, chosen in (("train", sets.TRAIN), ("val", sets.VAL)):
         for i in chosen:
@@ -101,7 +105,7 @@ def test_label_maps_are_linked_to_the_template_layout(tmp_path):
 def test_label_maps_in_colours_are_converted(tmp_path):
     colours = np.array([[0, 0, 0], [9, 0, 0], [0, 9, 0], [0, 0, 9], [200, 100, 7]], np.uint8)
     sets.label_maps(tmp_path / "data", lambda labels: Image.fromarray(colours[labels]), names=False)
-    with pytest.raises(AnnotationError, match="label maps in colours, .* without labelmap.txt"):
+    with pytest.raises(AnnotationError, match=r"label maps in colours, .* without labelmap"):
         read_data(tmp_path / "data")
     names = ["background", *sets.NAMES]
     lines = [f"{name}:{','.join(map(str, colour))}::" for name, colour in zip(names, colours.tolist(), strict=True)]
@@ -125,11 +129,22 @@ def test_binary_masks_of_0_and_255(tmp_path):
     assert any("255 becomes label 1, 'cell'" in note for note in data.notes)
 
 
+def test_masks_of_some_objects_are_not_used_without_a_word(tmp_path):
+    content = sets.coco_content(range(6), True)
+    del content["annotations"][0]["segmentation"]
+    sets.write_images(tmp_path / "images")
+    sets.write_json(tmp_path / "annotations.json", content)
+    data = read_data(tmp_path)
+    assert data.tasks == ("detect",)
+    assert any(note.startswith("the masks are not used (1 objects have no mask") for note in data.notes)
+
+
 @pytest.mark.parametrize("split", [True, False])
 def test_class_folders(split, tmp_path):
     sets.class_folders(tmp_path / "data", split)
     data = read_data(tmp_path / "data")
-    assert data.format == "folders" and set(data.classes) == set(sets.NAMES)
+    assert data.format == "folders"
+    assert set(data.classes) == set(sets.NAMES)
     assert {split: len(items) for split, items in data.splits.items()} == (
         {"train": 8, "val": 4} if split else {UNSPLIT: 12}
     )
@@ -152,7 +167,8 @@ def test_the_split_keeps_copies_together_and_is_seeded(tmp_path):
         data = read_data(tmp_path)
         split_off(data)
         splits.append({name: sorted(item.path.name for item in items) for name, items in data.splits.items()})
-    assert splits[0] == splits[1] and [len(splits[0][name]) for name in ("train", "val")] == [32, 8]
+    assert splits[0] == splits[1]
+    assert [len(splits[0][name]) for name in ("train", "val")] == [32, 8]
     names = [{name.partition(".rf.")[0] for name in splits[0][split]} for split in ("train", "val")]
     assert not names[0] & names[1]
 
@@ -174,7 +190,8 @@ def test_an_image_that_is_listed_twice_is_kept_once(tmp_path):
     sets.write_images(tmp_path / "images")
     sets.write_json(tmp_path / "annotations.json", content)
     data = read_data(tmp_path)
-    assert described(data) == WANTED and any("listed more than once" in note for note in data.notes)
+    assert described(data) == WANTED
+    assert any("listed more than once" in note for note in data.notes)
 
 
 def test_roboflows_first_category_is_left_out(tmp_path):
@@ -185,7 +202,8 @@ def test_roboflows_first_category_is_left_out(tmp_path):
     sets.write_images(tmp_path / "images")
     sets.write_json(tmp_path / "annotations.json", content)
     data = read_data(tmp_path)
-    assert data.classes == sets.NAMES and described(data) == WANTED
+    assert data.classes == sets.NAMES
+    assert described(data) == WANTED
 
 
 def test_unknown_and_ambiguous_data(tmp_path):
@@ -196,7 +214,8 @@ def test_unknown_and_ambiguous_data(tmp_path):
     sets.write_images(tmp_path)
     with pytest.raises(AnnotationError) as error:
         read_data(tmp_path)
-    assert "Seen: 4 .jpg, 2 .png; no folders" in str(error.value) and FORMATS["yolo"].layout in str(error.value)
+    assert "Seen: 4 .jpg, 2 .png; no folders" in str(error.value)
+    assert FORMATS["yolo"].layout in str(error.value)
     sets.voc(tmp_path / "a")
     sets.labelme(tmp_path / "b")
     with pytest.raises(
@@ -207,6 +226,6 @@ def test_unknown_and_ambiguous_data(tmp_path):
     for options in (dict(task="boxes"), dict(format_name="tfrecord")):
         with pytest.raises(UsageError, match="allowed: "):
             read_data(tmp_path, **options)
+    sets.coco_one_file(tmp_path / "c")
     with pytest.raises(AnnotationError, match=r"task='segment': .*8 objects have no mask, such as"):
-        sets.coco_one_file(tmp_path / "c")
         read_data(tmp_path / "c", "segment")

@@ -58,6 +58,8 @@ def read_data(source: str | Path, task: str | None = None, format_name: str | No
         )
     if task is not None:
         data.tasks = (task,)
+    elif data.tasks == ("detect",) and any(i.segmentation is not None for item in data.items for i in item.instances):
+        data.notes.append(f"the masks are not used{_without_mask(data)}")
     return data
 
 
