@@ -70,8 +70,10 @@ def finetune(source: str | Path, options: Options, say: Callable[[str], None] = 
     """
     data = read_data(source, options.task, options.format)
     describe_data(data, options.task, say)
+    known = len(data.notes)
     split_off(data)
-    say(data.notes[-1] if data.notes else "")
+    for note in data.notes[known:]:
+        say(f"note: {note}")
     print_counts(data)
     work_dir = Path(options.work_dir or Path("work_dirs", f"finetune_{data.root.name}_{data.tasks[0]}"))
     folder = (work_dir / FOLDER).absolute()
@@ -131,8 +133,10 @@ def choose(data: Data, options: Options, say: Callable[[str], None]) -> Settings
     """Fill in what the user has not decided."""
     task = data.tasks[0]
     weights = options.weights or configs.default_weights(options.arch)
-    if weights == "none":
-        say("weights: none, the network is trained from scratch")
+    if options.weights is None and weights == "none":
+        say(f"no weights are published for arch {options.arch}: it is trained from scratch")
+    elif Path(weights).is_file():
+        weights = str(Path(weights).absolute())  # the config may be used in another folder
     batch = min(configs.CPU_BATCHES[task], len(data.splits["train"]))
     batch = configs.allowed_batch(task, options.arch, batch) if options.batch is None else options.batch
     if options.batch is None:

@@ -50,6 +50,10 @@ def read_data(source: str | Path, task: str | None = None, format_name: str | No
     merge_repeated(data)
     if not any(data.splits.values()):
         raise AnnotationError(f"{scan.source}: {FORMATS[data.format].title}: there are no images in it")
+    if scan.source == scan.root and data.tasks != ("semantic",):
+        used = {item.path for item in data.items}
+        if left := [path for path in scan.images if path not in used]:
+            data.notes.append(f"{len(left)} image files are not in the annotations, such as {left[0]}: left out")
     if task is not None and task not in data.tasks:
         reason = _without_mask(data) if task == "segment" else ""
         raise AnnotationError(
