@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import multiprocessing
 import re
 from pathlib import Path
 
@@ -198,3 +199,15 @@ def test_is_compiled():
     assert compat.is_compiled(torch.compile(module, backend="eager"))
     module.compile(backend="eager")
     assert compat.is_compiled(module)
+
+
+def test_end_workers():
+    data = torch.arange(4)
+    loader = torch.utils.data.DataLoader(data, batch_size=2, num_workers=1, persistent_workers=True)
+    compat.end_workers(loader)  # nothing has started
+    for _ in range(2):
+        assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3]]
+        workers = multiprocessing.active_children()
+        assert workers
+        compat.end_workers(loader)
+        assert not any(worker.is_alive() for worker in workers)

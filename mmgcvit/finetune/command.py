@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import shlex
 import sys
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from mmgcvit import apis
 from mmgcvit.checkpoint.weights import fetch
+from mmgcvit.compat import end_workers
 from mmgcvit.datasets.check import check_data
 from mmgcvit.datasets.report import print_reports
 from mmgcvit.errors import CheckpointError, MMGCViTError, UsageError
@@ -114,14 +114,15 @@ def finetune(source: str | Path, options: Options, say: Callable[[str], None] = 
 def run_training(cfg: Config, path: Path, work_dir: Path, say: Callable[[str], None]) -> Path:
     """Train, evaluate the best checkpoint, write the report, and say how to go on."""
     cfg.command = shlex.join(["mmgcvit", *sys.argv[1:]])  # for the report
-    apis.train(cfg)
-    gc.collect()  # ends the workers of its data loaders
+    runner = apis.train(cfg)
+    for loader in (runner.train_dataloader, runner.val_dataloader):
+        end_workers(loader)
     best = sorted(work_dir.glob("best_*.pth"), key=lambda file: file.stat().st_mtime)
     checkpoint = str(best[-1]) if best else apis.newest_checkpoint(work_dir)
     if checkpoint:
         evaluated = apis.load_config(path, str(work_dir / "test"))
+        evaluated.test_dataloader.persistent_workers = False
         metrics = apis.test(evaluated, checkpoint)
-        gc.collect()
         name = cfg.default_hooks.checkpoint.save_best
         say(f"result of {Path(checkpoint).name} on the validation images: {name} {metrics[name]:.4g}")
     report_after_training(work_dir)

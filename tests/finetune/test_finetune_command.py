@@ -81,7 +81,7 @@ def test_training_in_one_command(task, tmp_path, capsys):
     write(tmp_path / "data", **arguments)
     before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
     work = tmp_path / "run"
-    argv = ["finetune", str(tmp_path / "data"), "--task", task, "--arch", "nano", "--weights", "none", "--epochs", "2"]
+    argv = ["finetune", str(tmp_path / "data"), "--task", task, "--arch", "nano", "--weights", "none", "--epochs", "1"]
     assert main([*argv, "--size", "64", "--batch", "2", "--work-dir", str(work)]) == 0
     shown = capsys.readouterr().out
     assert f"on the validation images: {best} " in shown
