@@ -229,3 +229,36 @@ def test_unknown_and_ambiguous_data(tmp_path):
     sets.coco_one_file(tmp_path / "c")
     with pytest.raises(AnnotationError, match=r"task='segment': .*8 objects have no mask, such as"):
         read_data(tmp_path / "c", "segment")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [r"images\1/{}", r"..\..\label-studio\media\upload\4\{}", "images/1/{}", "/data/upload/1/{}", "./{}"],
+)
+def test_file_names_of_label_studios_coco_exports(name, tmp_path):
+    """Its releases write paths of its own storage, with the slashes of its system."""
+    content = sets.coco_content(range(6), False)
+    for image in content["images"]:
+        image["file_name"] = name.format(image["file_name"])
+    sets.write_images(tmp_path / "images")
+    sets.write_json(tmp_path / "result.json", content)
+    assert described(read_data(tmp_path)) == WANTED
+
+
+def test_crowds_are_named(tmp_path):
+    """CVAT exports masks with iscrowd=1, which nothing would be learned from."""
+    content = sets.coco_content(range(6), False)
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    sets.write_images(tmp_path / "images")
+    sets.write_json(tmp_path / "annotations.json", content)
+    assert "8 objects have iscrowd=1: ignored in training and evaluation" in read_data(tmp_path).notes
+
+
+@pytest.mark.parametrize("path", ["path: ../datasets/mine", "path: ''", "path: .", "test:  # none"])
+def test_yolo_with_a_path_of_another_machine(path, tmp_path):
+    sets.yolo(tmp_path)
+    text = (tmp_path / "data.yaml").read_text(encoding="utf-8")
+    (tmp_path / "data.yaml").write_text(text.replace("path: .", path), encoding="utf-8")
+    assert described(read_data(tmp_path)) == WANTED
+    assert described(read_data(tmp_path / "data.yaml")) == WANTED

@@ -61,6 +61,8 @@ class Coco(Format):
         names = _without_root(names or {}, data, [scan.json(path) for path in by_split.values()])
         data.classes = unique_names(list(names.values()), data.notes)
         data.tasks = instance_tasks(data)
+        if crowds := sum(instance.crowd for image in data.items for instance in image.instances):
+            data.notes.append(f"{crowds} objects have iscrowd=1: ignored in training and evaluation")
         return data
 
 
