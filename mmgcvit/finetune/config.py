@@ -35,7 +35,7 @@ TEMPLATES = {
 SIZES = {"detect": (320, 800), "segment": (320, 800), "semantic": (192, 512), "classify": (128, 224)}  # nano, others
 CPU_BATCHES = {"detect": 2, "segment": 2, "semantic": 4, "classify": 16}
 EPOCHS = {"detect": 50, "segment": 50, "semantic": 100, "classify": 60}
-VALIDATIONS, PATIENCE = 25, 8  # at most so many validations; the run stops after this many without a better result
+VALIDATIONS, PATIENCE = 25, 10  # at most so many validations; the run stops after this many without a better result
 WARMUP = 500  # iterations at most; a tenth of a shorter run
 END_OF_VARIABLES = "# No changes are needed below."
 
