@@ -287,7 +287,8 @@ def end_workers(loader: Any) -> None:
 
     Workers that end only when the loader is collected as garbage, or with the process, may print tracebacks.
     """
-    iterator, loader._iterator = getattr(loader, "_iterator", None), None
+    iterator: Any = getattr(loader, "_iterator", None)
+    loader._iterator = None
     if hasattr(iterator, "_shutdown_workers"):  # there are worker processes
         iterator._shutdown_workers()
 
