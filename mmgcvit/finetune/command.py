@@ -78,7 +78,7 @@ def finetune(source: str | Path, options: Options, say: Callable[[str], None] = 
     work_dir = Path(options.work_dir or Path("work_dirs", f"finetune_{data.root.name}_{data.tasks[0]}"))
     folder = (work_dir / FOLDER).absolute()
     if work_dir.exists() and (not work_dir.is_dir() or any(work_dir.iterdir())):
-        raise UsageError(f"work_dir={str(work_dir)!r} exists; allowed: a new folder (--work-dir)")
+        raise UsageError(f"work_dir={str(work_dir)!r} exists; allowed: a new folder (--work-dir), or remove it")
     settings = choose(data, options, say)
     text = configs.make_config(data, folder, settings)
     cfg = configs.load_text(text, str(work_dir))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
 import own_data_sets as sets
@@ -166,3 +167,23 @@ def test_several_images_with_the_name_in_an_annotation(tmp_path):
         AnnotationError, match=r"images\[0\].file_name: image .*: several have this name: .*/a/.*, .*/b/"
     ):
         read_data(tmp_path)
+
+
+def test_voc_with_objects_and_label_maps(tmp_path):
+    """The task decides; the lists of ImageSets/Segmentation are those of the label maps."""
+    sets.voc(tmp_path)
+    for folder in ("SegmentationClass", "ImageSets/Segmentation"):
+        (tmp_path / folder).mkdir()
+    for i in range(6):
+        image = Image.fromarray(sets.label_map(i)).convert("P")
+        image.save((tmp_path / "SegmentationClass" / sets.file_name(i)).with_suffix(".png"))
+    for split, chosen in (("train", [0, 1, 2]), ("val", [4])):
+        names = [Path(sets.file_name(i)).stem for i in chosen]
+        (tmp_path / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names), encoding="utf-8")
+    (tmp_path / "classes.txt").write_text("\n".join(["background", *sets.NAMES]), encoding="utf-8")
+    with pytest.raises(AnnotationError, match="more than one format"):
+        read_data(tmp_path)
+    assert read_data(tmp_path, "detect").format == "voc"
+    data = read_data(tmp_path, "semantic")
+    assert {split: len(items) for split, items in data.splits.items()} == {"train": 3, "val": 1}
+    assert any(note.startswith("2 images are in none of") for note in data.notes)
