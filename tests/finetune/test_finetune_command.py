@@ -179,6 +179,20 @@ def test_the_steps_of_a_trial_run(task, tmp_path):
     assert fits(load_text(make_config(data, folder, settings)), 2, "cpu")
 
 
+def test_the_config_gets_the_batch_that_fits_on_a_gpu(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command, "fits", lambda cfg, batch: batch <= 2)
+    monkeypatch.setattr(command, "check_data", lambda cfg, progress: [])
+    trained = []
+    monkeypatch.setattr(command, "run_training", lambda cfg, path, work_dir, say: trained.append((cfg, path)))
+    sets.coco_one_file(tmp_path / "data")
+    command.finetune(tmp_path / "data", command.Options(arch="nano", work_dir=str(tmp_path / "run")))
+    ((cfg, path),) = trained
+    assert "batch size 2: the largest that fits into the GPU, at most 2" in capsys.readouterr().out
+    assert cfg.train_dataloader.batch_size == 2
+    assert path.read_text(encoding="utf-8").count("batch_size = 2") == 1
+
+
 def test_a_data_set_is_converted_whole_or_not_at_all(tmp_path):
     sets.class_folders(tmp_path / "data")
     data = read_data(tmp_path / "data")
