@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     exporter = commands.add_parser("export", help="export a trained model to ONNX, OpenVINO or torch.export")
     app = commands.add_parser("app", help="serve a web page to try a model")
+    tuning = commands.add_parser("finetune", help="train on your own data in one command, from any common format")
+    data = commands.add_parser("data", help="your own data: show what is recognised, or convert it")
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["export"]:  # its arguments need mmengine
         with _imports("export", "mmgcvit.export", "backbone,export"):
@@ -52,6 +54,14 @@ def main(argv: list[str] | None = None) -> int:
 
         add_arguments(app)
         return run(parser.parse_args(argv))
+    if argv[:1] in (["finetune"], ["data"]):  # their arguments need mmengine
+        with _imports(argv[0], "mmgcvit.finetune", "backbone,finetune"):
+            from mmgcvit.finetune import command as own_data
+
+        own_data.add_finetune_arguments(tuning)
+        own_data.add_data_arguments(data)
+        args = parser.parse_args(argv)
+        return own_data.run_finetune(args) if args.command == "finetune" else own_data.run_data(args)
     args = parser.parse_args(argv)
 
     if args.command == "doctor":

@@ -282,6 +282,17 @@ def skipped_batch_size(iterator: Any) -> int | None:
     return None if iterator._iterator is not None else iterator._resolve_batch_size()
 
 
+def end_workers(loader: Any) -> None:
+    """End the persistent workers of a torch DataLoader; it can be used again.
+
+    Workers that end only when the loader is collected as garbage, or with the process, may print tracebacks.
+    """
+    iterator: Any = getattr(loader, "_iterator", None)
+    loader._iterator = None
+    if hasattr(iterator, "_shutdown_workers"):  # there are worker processes
+        iterator._shutdown_workers()
+
+
 def dataset_metainfo(dataset_class: Any, metainfo: dict) -> dict:
     """Meta information of a data set class, updated by a config's ``metainfo``; class names in a file are read."""
     return dataset_class._load_metainfo(metainfo) if hasattr(dataset_class, "_load_metainfo") else metainfo

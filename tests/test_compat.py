@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import multiprocessing
 import re
 from pathlib import Path
 
@@ -230,3 +231,15 @@ def test_torchvision_with_cuda():
 
     found = compat.torchvision_has_cuda()
     assert found is (torch.version.cuda is not None and "+cpu" not in torchvision.__version__)
+
+
+def test_end_workers():
+    data = torch.arange(4)
+    loader = torch.utils.data.DataLoader(data, batch_size=2, num_workers=1, persistent_workers=True)
+    compat.end_workers(loader)  # nothing has started
+    for _ in range(2):
+        assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3]]
+        workers = multiprocessing.active_children()
+        assert workers
+        compat.end_workers(loader)
+        assert not any(worker.is_alive() for worker in workers)

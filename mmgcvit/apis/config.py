@@ -80,6 +80,10 @@ def load_config(
         if own_rate and cfg.get("auto_scale_lr") and "enable" not in cfg.auto_scale_lr:
             cfg.auto_scale_lr.enable = False
     rename_old_types(cfg)
+    for split in ("train", "val", "test"):
+        collate = (cfg.get(f"{split}_dataloader") or {}).get("collate_fn")
+        if isinstance(collate, dict):
+            collate.pop("_scope_", None)  # a base 'mmgcvit::...' has it; mmengine would pass it on to the function
     cfg.launcher = launcher
     if work_dir is not None:
         cfg.work_dir = work_dir

@@ -1,0 +1,1 @@
+"""Fine-tuning in one command: recognising and converting data, writing a config, training, evaluating, reporting."""

@@ -1,0 +1,283 @@
+"""The commands ``mmgcvit finetune`` and ``mmgcvit data``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from rich.table import Table
+
+from mmgcvit import apis
+from mmgcvit.checkpoint.weights import fetch
+from mmgcvit.compat import end_workers
+from mmgcvit.datasets.check import check_data
+from mmgcvit.datasets.report import print_reports
+from mmgcvit.errors import CheckpointError, MMGCViTError, UsageError
+from mmgcvit.finetune import config as configs
+from mmgcvit.finetune.batch import fits, largest_batch
+from mmgcvit.finetune.config import Settings
+from mmgcvit.finetune.data import TASKS, UNSPLIT, Data, counts, split_off
+from mmgcvit.finetune.formats import FORMATS, read_data
+from mmgcvit.finetune.write import convert
+from mmgcvit.report.make import report_after_training
+from mmgcvit.utils.files import atomic_path
+from mmgcvit.utils.text import printable, wide_console
+
+AUTO = "auto"
+MOST = 256  # images of a batch that is found automatically
+SHOWN = 30  # classes in the table of counts
+FOLDER = "finetune"  # in the work directory: the config and the converted annotations
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of :func:`finetune`; None: what suits the data and the machine."""
+
+    task: str | None = None
+    format: str | None = None
+    arch: str = "tiny"
+    weights: str | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    size: int | None = None
+    work_dir: str | None = None
+    dry_run: bool = False
+
+
+def finetune(source: str | Path, options: Options, say: Callable[[str], None] = print) -> Path | None:
+    """Fine-tune a model on a data set: read, convert and check it, write a config, train, evaluate and report.
+
+    Args:
+        source: a folder, or one annotation file.
+        options: what to do.
+        say: prints a line.
+
+    Returns:
+        The work directory; None for a dry run, which writes nothing.
+
+    Raises:
+        UsageError: an option is not allowed, the work directory exists, the weights cannot be fetched, or the checks of
+            the data have found errors.
+        AnnotationError: the annotations are not recognised or cannot be read.
+        RunStopped: a signal has stopped the training.
+    """
+    data = read_data(source, options.task, options.format)
+    describe_data(data, options.task, say)
+    known = len(data.notes)
+    split_off(data)
+    for note in data.notes[known:]:
+        say(f"note: {note}")
+    print_counts(data)
+    work_dir = Path(options.work_dir or Path("work_dirs", f"finetune_{data.root.name}_{data.tasks[0]}"))
+    folder = (work_dir / FOLDER).absolute()
+    if work_dir.exists() and (not work_dir.is_dir() or any(work_dir.iterdir())):
+        raise UsageError(f"work_dir={str(work_dir)!r} exists; allowed: a new folder (--work-dir), or remove it")
+    settings = choose(data, options, say)
+    text = configs.make_config(data, folder, settings)
+    cfg = configs.load_text(text, str(work_dir))
+    if options.dry_run:
+        describe_run(cfg, settings, data, say)
+        say(f"\nThe config would be {folder / 'config.py'}:\n\n{text}\ndry run: nothing was written")
+        return None
+    require_weights(settings.weights)
+    convert(data, folder)
+    try:
+        if options.batch is None and torch.cuda.is_available():
+            limit = min(MOST, configs.training_images(data), int(cfg.auto_scale_lr.base_batch_size))
+            limit = configs.allowed_batch(settings.task, settings.arch, limit)
+            least = 1 if configs.allowed_batch(settings.task, settings.arch, 1) else 2
+            settings = replace(settings, batch=largest_batch(lambda batch: fits(cfg, batch), limit, least))
+            say(f"batch size {settings.batch}: the largest that fits into the GPU, at most {limit}")
+            text = configs.make_config(data, folder, settings)
+        path = folder / "config.py"
+        with atomic_path(path) as part:
+            part.write_text(text, encoding="utf-8")
+        cfg = apis.load_config(path, str(work_dir))
+        describe_run(cfg, settings, data, say)
+        reports = check_data(cfg, progress=sys.stderr.isatty())
+        print_reports(reports)
+        if any(report.broken for report in reports):
+            raise UsageError(f"the data would break the training; see above. The config is {path}")
+    except BaseException:
+        say(f"annotations and config were left in {folder}")
+        raise
+    return run_training(cfg, path, work_dir, say)
+
+
+def run_training(cfg: Config, path: Path, work_dir: Path, say: Callable[[str], None]) -> Path:
+    """Train, evaluate the best checkpoint, write the report, and say how to go on."""
+    cfg.command = shlex.join(["mmgcvit", *sys.argv[1:]])  # for the report
+    runner = apis.train(cfg)
+    for loader in (runner.train_dataloader, runner.val_dataloader):
+        end_workers(loader)
+    best = sorted(work_dir.glob("best_*.pth"), key=lambda file: file.stat().st_mtime)
+    checkpoint = str(best[-1]) if best else apis.newest_checkpoint(work_dir)
+    if checkpoint:
+        evaluated = apis.load_config(path, str(work_dir / "test"))
+        evaluated.test_dataloader.persistent_workers = False
+        metrics = apis.test(evaluated, checkpoint)
+        name = cfg.default_hooks.checkpoint.save_best
+        say(f"result of {Path(checkpoint).name} on the validation images: {name} {metrics[name]:.4g}")
+    report_after_training(work_dir)
+    say(apis.end_of_run(work_dir, path))
+    return work_dir
+
+
+def choose(data: Data, options: Options, say: Callable[[str], None]) -> Settings:
+    """Fill in what the user has not decided."""
+    task = data.tasks[0]
+    weights = options.weights or configs.default_weights(options.arch)
+    if options.weights is None and weights == "none":
+        say(f"no weights are published for arch {options.arch}: it is trained from scratch")
+    elif Path(weights).is_file():
+        weights = str(Path(weights).absolute())  # the config may be used in another folder
+    batch = min(configs.CPU_BATCHES[task], len(data.splits["train"]))
+    batch = configs.allowed_batch(task, options.arch, batch) if options.batch is None else options.batch
+    if options.batch is None:
+        gpu = torch.cuda.is_available()
+        say(f"batch size: the largest that fits into the GPU, from {batch}" if gpu else f"batch size {batch}, on a CPU")
+    elif task == "classify" and batch > len(data.splits["train"]):
+        raise UsageError(f"batch={batch}; allowed: at most {len(data.splits['train'])}, the training images")
+    size = configs.default_size(task, options.arch) if options.size is None else options.size
+    epochs = configs.EPOCHS[task] if options.epochs is None else options.epochs
+    return Settings(task, options.arch, weights, epochs, batch, size, max(1, min(4, os.cpu_count() or 1)))
+
+
+def require_weights(weights: str) -> None:
+    """Fetch published weights before anything else is done.
+
+    Raises:
+        UsageError: they cannot be fetched; says what else is possible.
+    """
+    if "://" not in weights:
+        return
+    try:
+        fetch(weights)
+    except (CheckpointError, OSError) as error:
+        raise UsageError(
+            f"weights {weights!r} cannot be fetched: {error}\nWithout a network: --weights FILE for a checkpoint that "
+            "you have, or --weights none to train from scratch, which needs more images and epochs"
+        ) from error
+
+
+def describe_data(data: Data, task: str | None, say: Callable[[str], None]) -> None:
+    """Say what was recognised."""
+    chosen = data.tasks[0]
+    images = sum(map(len, data.splits.values()))
+    objects = sum(len(item.instances) for item in data.items)
+    said = f"{images} images, " + (f"{objects} objects, " if chosen in ("detect", "segment") else "")
+    say(f"recognised: {FORMATS[data.format].title} in {data.root}: {said}{len(data.classes)} classes")
+    others = f"; for another: --task {', '.join(data.tasks[1:])}" if data.tasks[1:] else ""
+    say(f"task: {chosen} ({TASKS[chosen]})" + ("" if task else f", as the annotations are for it{others}"))
+    for note in data.notes:
+        say(f"note: {note}")
+
+
+def print_counts(data: Data) -> None:
+    """Print a table with the number of images, and of the objects of each class, in each split."""
+    table = Table()
+    table.add_column("")
+    for split in data.splits:
+        table.add_column("images" if split == UNSPLIT else split, justify="right")
+    table.add_row("images", *(str(len(items)) for items in data.splits.values()))
+    if data.tasks[0] in ("detect", "segment"):
+        empty = [sum(not item.instances for item in items) for items in data.splits.values()]
+        table.add_row("images without objects", *map(str, empty))
+    found = counts(data)
+    for name in data.classes[:SHOWN]:
+        numbers = ["" if data.tasks[0] == "semantic" else str(found[split][name]) for split in data.splits]
+        table.add_row(f"class {printable(name)}", *numbers)
+    if len(data.classes) > SHOWN:
+        table.add_row(f"{len(data.classes) - SHOWN} more classes", *("" for _ in data.splits))
+    wide_console().print(table, markup=False)
+
+
+def describe_run(cfg: Config, settings: Settings, data: Data, say: Callable[[str], None]) -> None:
+    """Say what will be trained."""
+    rate, own, base = configs.learning_rate(cfg)
+    say(f"model: {configs.base_config(settings.task, settings.arch).name}, arch {settings.arch}")
+    say(f"weights: {settings.weights}")
+    say(
+        f"{settings.epochs} epochs of {configs.training_images(data)} images, batch size {settings.batch}, "
+        f"size {settings.size}, learning rate {rate:.3g} ({own:g} for {base:g} images per step)"
+    )
+
+
+def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``mmgcvit finetune``."""
+    _add_source(parser)
+    parser.add_argument("--arch", default="tiny", help="nano, xxtiny, xtiny, tiny, small, base, ... (default: tiny)")
+    parser.add_argument(
+        "--weights", metavar="NAME|FILE|none", help="weights to start from (default: ImageNet weights of the arch)"
+    )
+    parser.add_argument("--epochs", type=int, help="passes over the training images")
+    parser.add_argument(
+        "--batch", type=_batch, metavar="N|auto", help="images per step (default: auto, the largest that fits)"
+    )
+    parser.add_argument("--size", type=int, metavar="S", help="short side of the images in pixels")
+    parser.add_argument("--work-dir", metavar="DIR", help="new folder for everything that is written")
+    parser.add_argument("--dry-run", action="store_true", help="show the config and the counts, and write nothing")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``mmgcvit data``."""
+    actions = parser.add_subparsers(dest="action", required=True)
+    _add_source(actions.add_parser("show", help="show what is recognised, and count it"))
+    converter = actions.add_parser("convert", help="write annotations in the layout of the template configs")
+    _add_source(converter)
+    converter.add_argument("out", help="new folder")
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", help="folder with images and annotations, or one annotation file")
+    parser.add_argument("--task", choices=tuple(TASKS), help="default: what the annotations are for")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="default: recognised by the files")
+
+
+def _batch(text: str) -> int | None:
+    if text == AUTO:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a number, or {AUTO!r}") from None
+
+
+def run_finetune(args: argparse.Namespace) -> int:
+    """Run ``mmgcvit finetune`` and return its exit status."""
+    options = Options(
+        args.task, args.format, args.arch, args.weights, args.epochs, args.batch, args.size, args.work_dir, args.dry_run
+    )
+    try:
+        with apis.short_output():
+            finetune(args.data, options)
+    except apis.RunStopped as stop:
+        print(f"finetune: {stop}", file=sys.stderr)
+        return stop.exit_status
+    except MMGCViTError as error:
+        print(printable(f"finetune: {error}"), file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_data(args: argparse.Namespace) -> int:
+    """Run ``mmgcvit data`` and return its exit status."""
+    try:
+        data = read_data(args.data, args.task, args.format)
+        describe_data(data, args.task, print)
+        if args.action == "convert":
+            split_off(data)
+            folder = convert(data, args.out)
+            print(f"written: {folder}")
+        print_counts(data)
+    except MMGCViTError as error:
+        print(printable(f"data: {error}"), file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,145 @@
+"""LabelMe's format: a JSON file per image, with shapes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mmgcvit.errors import AnnotationError
+from mmgcvit.finetune.data import UNSPLIT, Data, Instance, Item, image_size, split_name
+from mmgcvit.finetune.formats.base import Format, instance_tasks
+from mmgcvit.finetune.scan import Scan, bounds, number
+
+CORNERS = 36  # of the polygon in place of a circle or an ellipse
+LEFT_OUT = ("point", "points", "line", "linestrip")  # shapes without an area
+
+
+class LabelMe(Format):
+    """LabelMe JSON: polygons, rectangles, circles and masks. Shapes with one group and label are one object."""
+
+    name, title, tasks = "labelme", "LabelMe JSON", ("detect", "segment")
+    layout = "NAME.json beside each image (or in folders train/, val/)"
+
+    def find(self, scan: Scan) -> list[Path]:
+        """Return the JSON files with shapes and an image path."""
+        return [path for path, kind in scan.json_kinds.items() if kind == "labelme"]
+
+    def read(self, scan: Scan, task: str | None) -> Data:
+        """Read all files; the classes are the labels in them, sorted."""
+        data = Data(self.name, scan.root, [], {})
+        left_out: dict[str, int] = {}
+        read: list[tuple[str, Item, list[tuple[str, Instance]]]] = []
+        for path in self.find(scan):
+            content = scan.json(path)
+            name = content["imagePath"]
+            if not isinstance(name, str):
+                raise AnnotationError(f"{path}: imagePath={name!r}; allowed: a file name")
+            image = scan.find_image(name, [path.parent, path.parent.parent / "images"], f"{path}: imagePath")
+            sizes = [int(number(content.get(key) or 0, f"{path}: {key}")) for key in ("imageWidth", "imageHeight")]
+            item = Item(image, (sizes[0], sizes[1]) if all(sizes) else image_size(image))
+            read.append(
+                (split_name(path.parent / "x", scan.root) or UNSPLIT, item, _objects(content, item, path, left_out))
+            )
+        data.classes = sorted({label for _, _, objects in read for label, _ in objects})
+        if not data.classes:
+            raise AnnotationError(f"{scan.root}: no object in {len(read)} LabelMe files, so there are no class names")
+        for split, item, objects in read:
+            for label, instance in objects:
+                instance.label = data.classes.index(label)
+                item.instances.append(instance)
+            data.splits.setdefault(split, []).append(item)
+        data.notes += [f"{count} shapes of type {kind!r} have no area: left out" for kind, count in left_out.items()]
+        data.tasks = instance_tasks(data)
+        return data
+
+
+def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0) -> list[tuple[float, float]]:
+    """Corners of a polygon in place of an ellipse; the angle is in degrees."""
+    turn = math.radians(angle)
+    found = []
+    for i in range(CORNERS):
+        a, b = rx * math.cos(2 * math.pi * i / CORNERS), ry * math.sin(2 * math.pi * i / CORNERS)
+        found.append((x + a * math.cos(turn) - b * math.sin(turn), y + a * math.sin(turn) + b * math.cos(turn)))
+    return found
+
+
+def flat(points: Sequence[Sequence[float]]) -> list[float]:
+    """Coordinates x1, y1, x2, y2, ... of points."""
+    return [value for point in points for value in point]
+
+
+def rle(mask: np.ndarray) -> dict[str, Any]:
+    """COCO's uncompressed RLE of a mask (H, W): lengths of runs of 0 and 1 down the columns, beginning with 0."""
+    values = np.asarray(mask, bool).ravel(order="F")
+    changes = np.flatnonzero(np.diff(np.concatenate([[False], values])))
+    counts = np.diff(np.concatenate([[0], changes, [values.size]]))
+    return dict(size=list(mask.shape), counts=counts.tolist())
+
+
+def join(parts: Sequence[Instance]) -> Instance:
+    """One object of several parts with polygons, boxes, or a single mask."""
+    corners = [(x, y) for p in parts for x, y in ((p.box[0], p.box[1]), (p.box[0] + p.box[2], p.box[1] + p.box[3]))]
+    polygons: list | None = []
+    for part in parts:
+        polygons = (
+            polygons + part.segmentation if polygons is not None and isinstance(part.segmentation, list) else None
+        )
+    return Instance(parts[0].label, bounds(corners), polygons)
+
+
+def _objects(content: Mapping, item: Item, path: Path, left_out: dict[str, int]) -> list[tuple[str, Instance]]:
+    shapes = content["shapes"]
+    if not isinstance(shapes, list):
+        raise AnnotationError(f"{path}: shapes is {type(shapes).__name__}; allowed: a list")
+    groups: dict[tuple, list[Instance]] = {}
+    for i, shape in enumerate(shapes):
+        where = f"{path}: shapes[{i}]"
+        if not isinstance(shape, dict) or not isinstance(shape.get("label"), str) or not shape["label"].strip():
+            raise AnnotationError(f"{where}: has no label; allowed: an object with label and points")
+        kind = shape.get("shape_type") or "polygon"
+        if kind in LEFT_OUT:
+            left_out[kind] = left_out.get(kind, 0) + 1
+            continue
+        group = shape.get("group_id")
+        key = (shape["label"], "group", group) if group is not None else (shape["label"], "shape", i)
+        groups.setdefault(key, []).append(_shape(shape, kind, item.size, where))
+    return [(key[0], parts[0] if len(parts) == 1 else join(parts)) for key, parts in groups.items()]
+
+
+def _shape(shape: Mapping, kind: str, size: tuple[int, int], where: str) -> Instance:
+    given = shape.get("points")
+    if not isinstance(given, list) or not all(isinstance(point, list) and len(point) == 2 for point in given):
+        raise AnnotationError(f"{where}.points={given!r}; allowed: [[x, y], ...]")
+    points = [(number(x, f"{where}.points"), number(y, f"{where}.points")) for x, y in given]
+    least = {"polygon": 3, "circle": 2, "rectangle": 2, "mask": 2, "oriented_rectangle": 4}
+    if kind not in least:
+        raise AnnotationError(f"{where}.shape_type={kind!r}; allowed: {', '.join((*least, *LEFT_OUT))}")
+    if len(points) < least[kind]:
+        raise AnnotationError(f"{where}.points: {len(points)} for a {kind}; allowed: at least {least[kind]}")
+    if kind == "rectangle":
+        return Instance(0, bounds(points))
+    if kind == "circle":
+        points = ellipse(*points[0], radius := math.dist(points[0], points[1]), radius)
+    if kind == "mask":
+        return Instance(0, bounds(points), rle(_mask(shape.get("mask"), points, size, where)))
+    return Instance(0, bounds(points), [flat(points)])
+
+
+def _mask(encoded: Any, points: Sequence[Sequence[float]], size: tuple[int, int], where: str) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+            part = np.asarray(image) > 0
+    except Exception as error:  # Pillow raises errors of many types
+        raise AnnotationError(f"{where}.mask: not a PNG in base64: {error}") from error
+    mask = np.zeros((size[1], size[0]), bool)
+    x, y = (round(min(values)) for values in zip(*points, strict=True))
+    space = mask[max(y, 0) : y + part.shape[0], max(x, 0) : x + part.shape[1]]
+    space[:] = part[: space.shape[0], : space.shape[1]]
+    return mask
