@@ -1,17 +1,15 @@
 """NVIDIA TAO's DINO detectors with a GC ViT, and their conversion to mmdet's DINO.
 
-TAO saves PyTorch Lightning checkpoints. The detector is under ``model.model.``, and its backbone, in the authors' layout,
-under ``model.model.backbone.0.body.``. The settings of the detector are not in the file: most of them follow from shapes,
-the others are TAO's defaults or come from its experiment file (:class:`TaoSettings`).
+TAO saves PyTorch Lightning checkpoints. The detector is under ``model.model.``, and its backbone, in the authors'
+layout, under ``model.model.backbone.0.body.``. The settings of the detector are not in the file: most of them follow
+from shapes, the others are TAO's defaults or come from its experiment file (:class:`TaoSettings`).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor
 from mmgcvit.backbone.arch import ARCHS
 from mmgcvit.checkpoint.fit import InferredArch
 from mmgcvit.checkpoint.layouts import Converted, find_network, split_state_dict
+from mmgcvit.checkpoint.tao_settings import TaoSettings
 from mmgcvit.compat import dino_coordinate_features
 from mmgcvit.errors import CheckpointError
 from mmgcvit.utils import summarize
@@ -39,61 +38,6 @@ _OTHER_SETTINGS = (
     (r"transformer\.pat_embed_for_2stage", "two_stage_pat_embed"),
     (r".*\.(norm_channel|activ_channel)\.", "add_channel_attention=True"),
 )
-
-
-@dataclass(frozen=True)
-class TaoSettings:
-    """Settings of TAO's DINO that do not follow from the shapes of its tensors; the defaults are TAO's.
-
-    Args:
-        nheads: attention heads.
-        temperature: of the positional encoding (``pe_temperatureH`` and ``pe_temperatureW``).
-        num_select: largest number of predictions per image.
-        mean: of the input, for values of 0 to 1.
-        std: of the input, for values of 0 to 1.
-    """
-
-    nheads: int = 8
-    temperature: int = 20
-    num_select: int = 300
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-
-    @classmethod
-    def from_spec(cls, path: str | Path) -> TaoSettings:
-        """Read an experiment file of TAO (YAML).
-
-        Raises:
-            CheckpointError: the file cannot be read, or has a setting that mmdet's DINO does not have.
-        """
-        import yaml
-
-        try:
-            spec = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"TAO's experiment file {str(path)!r} cannot be read: {reason}") from error
-        model = _section(spec, "model", path)
-        image = _section(_section(spec, "dataset", path), "augmentation", path)
-        own = cls()
-        height, width = (model.get(f"pe_temperature{axis}", own.temperature) for axis in "HW")
-        if height != width:
-            raise CheckpointError(
-                f"{path}: pe_temperatureH={height}, pe_temperatureW={width}; allowed: the same, as mmdet has one"
-            )
-        found = cls(
-            nheads=model.get("nheads", own.nheads),
-            temperature=height,
-            num_select=model.get("num_select", own.num_select),
-            mean=tuple(image.get("input_mean", own.mean)),
-            std=tuple(image.get("input_std", own.std)),
-        )
-        for item in fields(cls):
-            value = getattr(found, item.name)
-            for number in value if isinstance(value, tuple) else (value,):
-                if not isinstance(number, (int, float)) or isinstance(number, bool) or number <= 0:
-                    raise CheckpointError(f"{path}: {item.name}={value!r}; allowed: positive numbers")
-        return found
 
 
 @dataclass
@@ -130,26 +74,6 @@ def find_tao_dino(state_dict: Mapping[str, Tensor]) -> str | None:
     return prefix if is_dino and f"{prefix}transformer.level_embed" in state_dict else None
 
 
-def read_categories(path: str | Path) -> dict[int, str]:
-    """Names of the categories of a COCO annotation file by id, in the order of the file.
-
-    Raises:
-        CheckpointError: the file cannot be read, or has no categories.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        found = {int(row["id"]): str(row["name"]) for row in content["categories"]}
-        count = len(content["categories"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"categories {str(path)!r}: {type(error).__name__}: {error}; allowed: a COCO annotation file with "
-            "`categories`, each with `id` and `name`"
-        ) from error
-    if not found or len(found) < count:
-        raise CheckpointError(f"categories {str(path)!r}: {count} categories with {len(found)} different ids")
-    return found
-
-
 def convert_tao_dino(
     state_dict: Mapping[str, Tensor],
     categories: Mapping[int, str] | None = None,
@@ -160,8 +84,9 @@ def convert_tao_dino(
 
     Args:
         state_dict: TAO's tensors.
-        categories: names of the classes by TAO's class (the category id in its annotations), in the order of the labels.
-            Default: classes 1, 2, ... become the labels 0, 1, ...; class 0 is TAO's background, without examples.
+        categories: names of the classes by TAO's class (the category id in its annotations), in the order of the
+            labels. Default: classes 1, 2, ... become the labels 0, 1, ...; class 0 is TAO's background, which has no
+            examples.
         keep_background: keep all classes, so that each label is TAO's class. Not with ``categories``.
         settings: default: TAO's defaults.
 
@@ -249,7 +174,7 @@ class _Shape:
                 break  # the others downsample the last map
             inputs.append(weight.shape[1])
             stages.append((weight.shape[1] // max(embed_dims, 1)).bit_length() - 1)
-        if [embed_dims * 2**max(i, 0) for i in stages] != inputs or not inputs:
+        if [embed_dims * 2 ** max(i, 0) for i in stages] != inputs or not inputs:
             raise CheckpointError(f"input_proj has {inputs} channels; allowed: those of maps of a GC ViT-{embed_dims}")
 
         def points(part: str, attention: str) -> int:
@@ -397,15 +322,17 @@ def _select_classes(state: dict[str, Tensor], ids: Sequence[int], shape: _Shape)
     for name, value in state.items():
         if name == labels or name.startswith("bbox_head.cls_branches."):
             if name != labels and len(value) != shape.num_classes:
-                raise CheckpointError(f"{name}: {len(value)} classes; allowed: {shape.num_classes}, as in class_embed.0")
+                raise CheckpointError(
+                    f"{name}: {len(value)} classes; allowed: {shape.num_classes}, as in class_embed.0"
+                )
             state[name] = value[list(ids)]
 
 
 def _widen(state: dict[str, Tensor], features: int) -> None:
     """Adapt the layer after the encoding of boxes to the number of features that mmdet has for each coordinate.
 
-    TAO, as mmdet 3.3, has 128. OneDL's mmdet has 256, of which every second pair of a sine and a cosine has one of TAO's
-    frequencies: the weights of the others are 0, and the results are the same.
+    TAO, as mmdet 3.3, has 128. OneDL's mmdet has 256, of which every second pair of a sine and a cosine has one of
+    TAO's frequencies: the weights of the others are 0, and the results are the same.
     """
     name, theirs = "decoder.ref_point_head.layers.0.weight", CHANNELS // 2
     weight = state[name]
@@ -414,8 +341,8 @@ def _widen(state: dict[str, Tensor], features: int) -> None:
     if features == theirs:
         return
     if features != 2 * theirs:
-        raise CheckpointError(f"mmdet's DINO encodes a coordinate in {features} numbers; allowed: {theirs}, {2 * theirs}")
-    wide = weight.new_zeros(CHANNELS, 4, theirs // 2, 2, 2)  # coordinate, TAO's frequency, used or not, sine and cosine
+        raise CheckpointError(f"mmdet encodes a coordinate in {features} numbers; allowed: {theirs}, {2 * theirs}")
+    wide = weight.new_zeros(CHANNELS, 4, theirs // 2, 2, 2)  # coordinate, TAO's frequency, used or not, sine or cosine
     wide[:, :, :, 0] = weight.reshape(CHANNELS, 4, theirs // 2, 2)
     state[name] = wide.reshape(CHANNELS, 4 * features)
 
@@ -442,9 +369,15 @@ def _select_norms(converted: Converted, shape: _Shape, notes: list[str]) -> dict
 
 def _model(shape: _Shape, arch: InferredArch, settings: TaoSettings, num_classes: int) -> dict[str, Any]:
     """The ``model`` of the config, as a delta over the DINO configs of this repository."""
-    backbone: dict[str, Any] = dict(arch=arch.archs[0]) if arch.archs else dict(
-        arch=dict(_delete_=True, embed_dims=arch.embed_dims, depths=arch.depths, num_heads=arch.num_heads, mlp_ratio=arch.mlp_ratio,
-                  layer_scale=1e-5 if arch.layer_scale else None))  # fmt: skip
+    custom = dict(
+        _delete_=True,
+        embed_dims=arch.embed_dims,
+        depths=arch.depths,
+        num_heads=arch.num_heads,
+        mlp_ratio=arch.mlp_ratio,
+        layer_scale=1e-5 if arch.layer_scale else None,
+    )
+    backbone: dict[str, Any] = dict(arch=arch.archs[0] if arch.archs else custom)
     if not arch.archs or arch.windows != ARCHS[arch.archs[0]]["window_size"]:
         backbone["window_size"] = arch.windows
     same = len(set(arch.windows)) == 1  # as in the authors' detectors
@@ -454,7 +387,9 @@ def _model(shape: _Shape, arch: InferredArch, settings: TaoSettings, num_classes
     def attention(points: int) -> dict[str, Any]:
         return dict(num_heads=settings.nheads, num_levels=shape.levels, num_points=points)
 
-    encoder = dict(self_attn_cfg=attention(shape.encoder_points), ffn_cfg=dict(feedforward_channels=shape.encoder_width))
+    encoder = dict(
+        self_attn_cfg=attention(shape.encoder_points), ffn_cfg=dict(feedforward_channels=shape.encoder_width)
+    )
     decoder = dict(
         self_attn_cfg=dict(num_heads=settings.nheads),
         cross_attn_cfg=attention(shape.decoder_points),
@@ -476,12 +411,3 @@ def _model(shape: _Shape, arch: InferredArch, settings: TaoSettings, num_classes
         bbox_head=dict(num_classes=num_classes),
         test_cfg=dict(max_per_img=settings.num_select),
     )
-
-
-def _section(content: object, name: str, path: str | Path) -> Mapping[str, Any]:
-    found = content.get(name) if isinstance(content, Mapping) else None
-    if found is None:
-        found = {} if isinstance(content, Mapping) else content
-    if not isinstance(found, Mapping):
-        raise CheckpointError(f"TAO's experiment file {str(path)!r}: no section {name!r}; allowed: model, dataset, ...")
-    return found

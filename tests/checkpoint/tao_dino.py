@@ -6,6 +6,7 @@ It has TAO's parameter names. Only what predictions need is here: no denoising, 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +74,9 @@ class DecoderLayer(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(WIDTH) for _ in range(3))
         self.linear1, self.linear2 = nn.Linear(WIDTH, hidden), nn.Linear(hidden, WIDTH)
 
-    def forward(self, x: Tensor, position: Tensor, boxes: Tensor, memory: Tensor, padding: Tensor, shapes: list) -> Tensor:
+    def forward(
+        self, x: Tensor, position: Tensor, boxes: Tensor, memory: Tensor, padding: Tensor, shapes: list
+    ) -> Tensor:
         """Map (B, Q, C) to the same shape."""
         query = (x + position).transpose(0, 1)
         x = self.norm2(x + self.self_attn(query, query, x.transpose(0, 1))[0].transpose(0, 1))
@@ -84,7 +87,7 @@ class DecoderLayer(nn.Module):
 class MLP(nn.Module):
     def __init__(self, *widths: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layers with ReLU between them."""
@@ -94,7 +97,9 @@ class MLP(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, levels: int, layers: tuple[int, int], points: tuple[int, int], hidden: int, queries: int) -> None:
+    def __init__(
+        self, levels: int, layers: tuple[int, int], points: tuple[int, int], hidden: int, queries: int
+    ) -> None:
         super().__init__()
         self.level_embed = nn.Parameter(torch.randn(levels, WIDTH))
         self.tgt_embed = nn.Embedding(queries, WIDTH)
@@ -120,6 +125,8 @@ class TaoDetector(nn.Module):
         hidden: channels of the feed-forward layers.
         shared: whether all layers of the decoder share their heads.
     """
+
+    limit = 1e-5  # of boxes between the layers of the decoder; 1e-3 in mmdet
 
     def __init__(
         self,
@@ -213,13 +220,13 @@ class TaoDetector(nn.Module):
             normed = transformer.decoder.norm(query)
             scores.append(classify(normed))
             found.append((regress(normed) + unsigmoid(boxes)).sigmoid())
-            boxes = (regress(query) + unsigmoid(boxes)).sigmoid()
+            boxes = (regress(query) + unsigmoid(boxes, self.limit)).sigmoid()
         return torch.stack(scores), torch.stack(found)
 
 
-def unsigmoid(x: Tensor) -> Tensor:
-    """Inverse of the sigmoid, with TAO's limit."""
-    return (x.clamp(0, 1).clamp(min=1e-5) / (1 - x.clamp(0, 1)).clamp(min=1e-5)).log()
+def unsigmoid(x: Tensor, limit: float = 1e-5) -> Tensor:
+    """Inverse of the sigmoid for numbers from ``limit`` to 1 - ``limit``; others are clipped."""
+    return (x.clamp(0, 1).clamp(min=limit) / (1 - x.clamp(0, 1)).clamp(min=limit)).log()
 
 
 def waves(x: Tensor, features: int, temperature: float) -> Tensor:
