@@ -409,5 +409,5 @@ def _model(shape: _Shape, arch: InferredArch, settings: TaoSettings, num_classes
         decoder=dict(num_layers=shape.decoder_layers, layer_cfg=decoder),
         positional_encoding=dict(temperature=settings.temperature),
         bbox_head=dict(num_classes=num_classes),
-        test_cfg=dict(max_per_img=settings.num_select),
+        test_cfg=dict(max_per_img=min(settings.num_select, shape.num_queries * num_classes)),
     )

@@ -22,6 +22,7 @@ from mmgcvit.__main__ import main
 from mmgcvit.checkpoint import CheckpointError
 from mmgcvit.checkpoint import tao as tao_module
 from mmgcvit.checkpoint.commands import convert_file, inspect
+from mmgcvit.checkpoint.layouts import export_state_dict
 from mmgcvit.checkpoint.tao import TaoDino, convert_tao_dino, find_tao_dino
 from mmgcvit.checkpoint.tao_settings import TaoSettings, read_categories
 
@@ -139,6 +140,7 @@ def test_classes_without_background():
     converted = convert_tao_dino(tao_names(theirs))
     assert converted.model["bbox_head"] == dict(num_classes=4)
     assert converted.category_ids == (1, 2, 3, 4)
+    assert converted.model["test_cfg"] == dict(max_per_img=12 * 4)  # mmdet selects among all scores
     assert differ(predict(mmdet_detector(converted), images, SIZES), (scores[..., 1:], boxes)) < 2e-4
     notes = "\n".join(converted.notes)
     assert "classes: 4 of TAO's 5; label = category id - 1" in notes
@@ -184,6 +186,56 @@ def test_every_tensor_is_used_once():
     body.load_state_dict({k[9:]: v for k, v in ours.items() if k.startswith("backbone.")})
     for name, value in model.model.model.backbone[0].body.state_dict().items():
         assert torch.equal(body.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(("name", "arch"), [("tiny", "tiny"), ("large", "large-384")])
+def test_published_sizes(name: str, arch: str):
+    """TAO's DINO of full size, without values, is that of our configs, but for the listed settings."""
+    pytest.importorskip("mmdet")
+    from mmdet.registry import MODELS
+
+    base = Config.fromfile(ROOT / f"configs/detection/dino-4scale_gcvit-{name}_8xb2-12e_coco.py").model
+    channels = tuple(base.neck.in_channels)
+    with torch.device("meta"):
+        theirs = TaoDetector(
+            GCViT(arch, out_indices=(1, 2, 3)),
+            channels,
+            classes=91,
+            queries=900,
+            layers=(6, 6),
+            points=(4, 4),
+            hidden=2048,
+        )
+    state = {
+        k: v for k, v in theirs.state_dict().items() if "decoder.class_embed" not in k and "decoder.bbox_" not in k
+    }
+    body, left = export_state_dict({k[len(BODY) :]: v for k, v in state.items() if k.startswith(BODY)}, "nvidia")
+    assert left == []
+    state = {f"{BODY}{k}": v for k, v in body.items()} | {k: v for k, v in state.items() if not k.startswith(BODY)}
+    converted = convert_tao_dino(state, {i: f"class {i}" for i in range(1, 81)})
+    config = Config(dict(model=copy.deepcopy(base)))
+    config.merge_from_dict(dict(model=copy.deepcopy(converted.model)))
+    given, own = leaves(config.model), leaves(base)
+    assert {key: value for key, value in given.items() if own.get(key) != value} == {
+        "num_feature_levels": 4, "backbone.pad": "window", "neck.bias": True,
+        "backbone.global_query_reductions": (3, 2, 0, 0), "encoder.layer_cfg.self_attn_cfg.num_heads": 8,
+        "encoder.layer_cfg.self_attn_cfg.num_points": 4, "decoder.layer_cfg.cross_attn_cfg.num_heads": 8,
+        "decoder.layer_cfg.cross_attn_cfg.num_points": 4,
+    }  # fmt: skip
+    assert config.model.backbone.init_cfg is None
+    init_default_scope("mmdet")
+    with torch.device("meta"):
+        model = MODELS.build(config.model)
+    shapes = {k: v.shape for k, v in model.state_dict().items()}
+    assert {k: v.shape for k, v in converted.state_dict.items()} == shapes
+
+
+def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings of a config by their dotted names."""
+    found = {}
+    for key, value in config.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def test_tensors_without_a_counterpart():
