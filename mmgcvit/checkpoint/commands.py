@@ -47,10 +47,10 @@ def print_weights() -> None:
     console.print(table)
     console.print("use: init_cfg=dict(type='Pretrained', checkpoint=NAME), or mmgcvit weights fetch NAME", markup=False)
     table = Table(title="NVIDIA TAO's GC ViT files, to download by hand from NGC", title_justify="left")
-    for title in ("name", "file", "arch", "contents", "licence"):
+    for title in ("name", "arch", "contents", "licence"):
         table.add_column(title, no_wrap=True)
     for file in NGC_FILES.values():
-        table.add_row(file.name, file.filename, file.arch, file.contents, file.licence)
+        table.add_row(file.name, file.arch, file.contents, file.licence)
     console.print(table)
     console.print("ngc registry model download-version NAME, without ngc://; or from these pages:", markup=False)
     for page in dict.fromkeys(file.page for file in NGC_FILES.values()):
@@ -88,7 +88,7 @@ def inspect(source: str) -> str:
         "in_channels": str(inferred.in_channels),
         "classes": str(inferred.num_classes) if inferred.num_classes else "no head",
         "EMA weights": ", ".join(name for name in _EMA if name in checkpoint) or "no",
-        "optimizer state": "yes" if "optimizer" in checkpoint else "no",
+        "optimizer state": "yes" if checkpoint.keys() & {"optimizer", "optimizer_states"} else "no",
         "types": ", ".join(kinds),
         "other contents": summarize(extras) or "nothing",
         "other parts": group_by_part(list(converted.others)) or "none",

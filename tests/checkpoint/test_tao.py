@@ -347,6 +347,10 @@ def test_convert_file(tmp_path: Path):
     model = init_detector(config, str(path), device="cpu")
     assert require_complete(model, content).is_exact
     assert model.dataset_meta["classes"] == ("screw", "nut", "bolt")
+    with pytest.raises(
+        CheckpointError, match=r"It is a DINO of NVIDIA TAO: convert it by tools/convert_checkpoint\.py"
+    ):
+        require_complete(model, torch.load(source, weights_only=True))
     images = batch(SIZES)
     scores, boxes = predict(model, images, SIZES)
     theirs.model.model.class_embed = nn.ModuleList(cut(x) for x in theirs.model.model.class_embed)
@@ -391,9 +395,11 @@ def test_backbone_alone(tmp_path: Path):
     report = load_pretrained(model, source)
     assert report.layout == "nvidia-detection"
     assert report.left_initial == []
+    assert "the file has a whole DINO of NVIDIA TAO: tools/convert_checkpoint.py converts it" in report.notes
     for name, value in theirs.model.model.backbone[0].body.state_dict().items():
         assert torch.equal(model.backbone.state_dict()[name], value), name
     said = inspect(str(source))
+    assert "optimizer state  yes\n" in said
     assert "layout           nvidia-detection under 'model.model.backbone.0.body.'\n" in said
     assert "NVIDIA TAO's DINO: 5 classes with the background, 12 queries, 5 levels" in said
     more = dict(tao_names(theirs)) | {"model.model.transformer.encoder.norm.bias": torch.ones(2)}
@@ -426,11 +432,11 @@ def test_encrypted_files(tmp_path: Path, capsys):
         assert "encrypted by NVIDIA TAO: load it in TAO with your key, and save it as .pth" in said
 
 
-def test_list_and_fetch(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_list_and_fetch(capsys):
     assert main(["weights", "list"]) == 0
     said = capsys.readouterr().out
-    (line,) = [line for line in said.splitlines() if "dino_gcvit_tiny0_ep12.pth" in line]
+    assert "…" not in said
+    (line,) = [line for line in said.splitlines() if "pretrained_dino_coco:" in line]
     for value in ("ngc://nvidia/tao/pretrained_dino_coco:dino_gc_vit_tiny_trainable_v1.0", "tiny", "CC BY-NC-SA 4.0"):
         assert value in line
     assert "by hand" in said
