@@ -119,6 +119,9 @@ def convert_tao_dino(
     notes = [f"{len(state)} tensors of the neck, the transformer and the heads: converted to mmdet's DINO"]
     if same:
         notes.append(f"left out: {same} tensors of transformer.decoder that are equal to those of the heads")
+    constants = len(state_dict) - len(converted.backbone) - len(converted.others)
+    if constants:
+        notes.append(f"left out: {constants} constants of the backbone, which are computed: relative_position_index")
     ids, classes = _labels(shape.num_classes, categories, keep_background, notes)
     _select_classes(state, ids, shape)
     _widen(state, dino_coordinate_features(CHANNELS))
@@ -160,12 +163,14 @@ class _Shape:
             return theirs[name]
 
         def count(pattern: str) -> int:
-            found = {int(match[1]) for name in theirs if (match := re.match(pattern, name))}
-            return max(found, default=-1) + 1
+            # gaps between the numbers show up as missing tensors
+            return len({match[1] for name in theirs if (match := re.match(pattern, name))})
 
         levels, channels = get("transformer.level_embed", 2).shape
         if channels != CHANNELS:
             raise CheckpointError(f"a transformer of {channels} channels (hidden_dim); allowed: {CHANNELS}, as in TAO")
+        if not levels:
+            raise CheckpointError("transformer.level_embed has no levels; allowed: one or more")
         embed_dims = InferredArch.of(converted.backbone).embed_dims
         stages, inputs = [], []
         for i in range(count(r"input_proj\.(\d+)\.")):
@@ -262,7 +267,7 @@ def _drop_aliases(theirs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]
         first = re.sub(r"^transformer\.decoder\.(?=(class|bbox)_embed\.)", "", name)
         if first == name:
             kept[name] = value
-        elif first not in theirs or not torch.equal(value, theirs[first]):
+        elif first not in theirs or value.dtype != theirs[first].dtype or not torch.equal(value, theirs[first]):
             raise CheckpointError(f"{name} differs from {first}; allowed: the same tensor, as TAO saves one twice")
     return kept, len(theirs) - len(kept)
 
@@ -315,17 +320,13 @@ def _labels(
 def _select_classes(state: dict[str, Tensor], ids: Sequence[int], shape: _Shape) -> None:
     """Keep the rows of the classes ``ids`` in the heads and in the embedding of labels for denoising."""
     labels = "dn_query_generator.label_embedding.weight"
-    if len(state[labels]) != shape.num_classes + 1:  # TAO's last row is for padding
-        raise CheckpointError(
-            f"label_enc has {len(state[labels])} rows for {shape.num_classes} classes; allowed: {shape.num_classes + 1}"
-        )
-    for name, value in state.items():
-        if name == labels or name.startswith("bbox_head.cls_branches."):
-            if name != labels and len(value) != shape.num_classes:
-                raise CheckpointError(
-                    f"{name}: {len(value)} classes; allowed: {shape.num_classes}, as in class_embed.0"
-                )
-            state[name] = value[list(ids)]
+    heads = [name for name in state if name.startswith("bbox_head.cls_branches.")]
+    for name, rows in {labels: shape.num_classes + 1, **dict.fromkeys(heads, shape.num_classes)}.items():
+        if state[name].shape[:1] != (rows,):  # TAO's last row of label_enc is for padding
+            raise CheckpointError(
+                f"{name} {tuple(state[name].shape)}; allowed for {shape.num_classes} classes: {rows} rows"
+            )
+        state[name] = state[name][list(ids)]
 
 
 def _widen(state: dict[str, Tensor], features: int) -> None:

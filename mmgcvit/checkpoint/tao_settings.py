@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +55,23 @@ class TaoSettings:
             nheads=model.get("nheads", own.nheads),
             temperature=height,
             num_select=model.get("num_select", own.num_select),
-            mean=tuple(image.get("input_mean", own.mean)),
-            std=tuple(image.get("input_std", own.std)),
+            mean=_tuple(image.get("input_mean", own.mean)),
+            std=_tuple(image.get("input_std", own.std)),
         )
-        for item in fields(cls):
-            value = getattr(found, item.name)
-            for number in value if isinstance(value, tuple) else (value,):
-                if not isinstance(number, (int, float)) or isinstance(number, bool) or number <= 0:
-                    raise CheckpointError(f"{path}: {item.name}={value!r}; allowed: positive numbers")
+        for name in ("nheads", "temperature", "num_select"):
+            value = getattr(found, name)
+            if type(value) is not int or value < 1:
+                raise CheckpointError(f"{path}: {name}={value!r}; allowed: a positive integer")
+        for name, lowest in (("mean", 0.0), ("std", 1e-6)):
+            value = getattr(found, name)
+            numbers = [x for x in value if type(x) in (int, float) and x >= lowest] if isinstance(value, tuple) else []
+            if len(numbers) != 3 or len(value) != 3:
+                raise CheckpointError(f"{path}: {name}={value!r}; allowed: three numbers >= {lowest:g}")
         return found
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
 def read_categories(path: str | Path) -> dict[int, str]:

@@ -179,6 +179,12 @@ def test_every_tensor_is_used_once():
     assert f"left out: {len(second)} tensors of transformer.decoder that are equal to those of the heads" in (
         converted.notes
     )
+    index = [name for name in state if name.endswith("relative_position_index")]
+    assert f"left out: {len(index)} constants of the backbone, which are computed: relative_position_index" in (
+        converted.notes
+    )
+    body = [name for name in state if name.startswith(BODY)]
+    assert len(body) - len(index) == sum(name.startswith("backbone.") for name in converted.state_dict)
     for name in ("level_embed", "memory_trans_norm.bias", "decoder.layers.2.norms.0.weight"):
         source = next(theirs for theirs, other in converted.used.items() if other == name)
         assert torch.equal(ours[name], state[f"model.model.{source}"])
@@ -272,6 +278,25 @@ def test_tensors_without_a_counterpart():
         convert_tao_dino({k.removeprefix(BODY): v for k, v in state.items() if k.startswith(BODY)})
     with pytest.raises(CheckpointError, match="128 attention weights for 3 heads and 4 levels"):
         convert_tao_dino(state, settings=TaoSettings(nheads=3))
+
+
+def test_impossible_shapes():
+    """Wrong shapes and numbers of layers are errors of the conversion, not of torch."""
+    state = tao_names(tao_detector(layers=(1, 1)))
+    for name, value, message in (
+        ("transformer.level_embed", torch.ones(0, 256), "no levels"),
+        ("transformer.level_embed", torch.ones(4, 128), "a transformer of 128 channels"),
+        ("transformer.level_embed", torch.ones(4), r"level_embed \(4,\); allowed: 2 axes"),
+        ("label_enc.weight", torch.ones(5, 256), r"\(5, 256\); allowed for 5 classes: 6 rows"),
+        ("label_enc.weight", torch.tensor(1.0), r"\(\); allowed for 5 classes: 6 rows"),
+        ("transformer.enc_out_class_embed.bias", torch.ones(4), r"\(4,\); allowed for 5 classes: 5 rows"),
+        ("transformer.decoder.ref_point_head.layers.0.weight", torch.ones(256, 256), r"allowed: \(256, 512\)"),
+        ("input_proj.0.0.weight", torch.ones(256, 48, 1, 1), "input_proj has .* allowed: those of maps of a GC ViT-16"),
+        ("transformer.decoder.class_embed.0.bias", torch.ones(5, dtype=torch.int32), "differs from class_embed"),
+        (f"transformer.encoder.layers.{'9' * 5000}.norm1.bias", torch.ones(1), "no counterpart"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            convert_tao_dino(state | {f"model.model.{name}": value})
 
 
 def test_norms_and_stages_that_the_detector_does_not_use():
@@ -452,9 +477,16 @@ def test_experiment_files(tmp_path: Path):
     path = tmp_path / "tao.yaml"
     path.write_text("model: {nheads: 4, pe_temperatureH: 10, pe_temperatureW: 10}\nresults_dir: x\n")
     assert TaoSettings.from_spec(path) == TaoSettings(nheads=4, temperature=10)
+    path.write_text("dataset: {augmentation: {input_mean: [0, 0, 0], input_std: [1, 1, 1]}}")
+    assert TaoSettings.from_spec(path) == TaoSettings(mean=(0, 0, 0), std=(1, 1, 1))
     for text, message in {
         "model: {pe_temperatureH: 10}": "pe_temperatureH=10, pe_temperatureW=20; allowed: the same",
-        "model: {nheads: no}": "nheads=False; allowed: positive numbers",
+        "model: {nheads: no}": "nheads=False; allowed: a positive integer",
+        "model: {num_select: 2.5}": "num_select=2.5; allowed: a positive integer",
+        "model: {num_select: [300]}": "num_select=.*; allowed: a positive integer",
+        "dataset: {augmentation: {input_std: [0.2, 0.2]}}": r"std=\(0.2, 0.2\); allowed: three numbers >= 1e-06",
+        "dataset: {augmentation: {input_std: [0.2, 0.2, 0]}}": r"std=\(0.2, 0.2, 0\); allowed: three numbers",
+        "dataset: {augmentation: {input_mean: a}}": "mean='a'; allowed: three numbers >= 0",
         "model: [1]": "no section 'model'",
         "- 1": "no section 'model'",
         "a: [": "cannot be read",
