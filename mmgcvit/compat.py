@@ -308,6 +308,22 @@ def forward_mask_head(roi_head: Any, *args: Any) -> Any:
     return roi_head._mask_forward(*args)
 
 
+def dino_coordinate_features(channels: int) -> int:
+    """Numbers by which the decoder of the installed mmdet's DINO encodes each coordinate of a box.
+
+    mmdet 3.3 has 128, OneDL's mmdet as many as ``channels``. Without mmdet, it is that of mmdet 3.3.
+    """
+    try:
+        from mmdet.models.layers import DinoTransformerDecoder
+    except ImportError:
+        return 128
+    attention = dict(embed_dims=channels, num_heads=8)
+    layer = dict(self_attn_cfg=attention, cross_attn_cfg=attention,
+                 ffn_cfg=dict(embed_dims=channels, feedforward_channels=8))  # fmt: skip
+    decoder = DinoTransformerDecoder(num_layers=1, layer_cfg=layer, post_norm_cfg=None, return_intermediate=True)
+    return decoder.ref_point_head.layers[0].in_features // 4
+
+
 #: Private methods and attributes of other libraries, by class, that the package overrides or sets in subclasses.
 OVERRIDDEN = {
     "mmengine.hooks.CheckpointHook": ("_save_best_checkpoint", "_save_checkpoint_with_step"),

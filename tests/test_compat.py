@@ -243,3 +243,11 @@ def test_end_workers():
         assert workers
         compat.end_workers(loader)
         assert not any(worker.is_alive() for worker in workers)
+
+
+def test_encoding_of_boxes_in_dino():
+    """mmdet has the features for each coordinate that the first layer after their encoding takes."""
+    coordinate_to_encoding = pytest.importorskip("mmdet.models.layers.transformer.utils").coordinate_to_encoding
+    features = compat.dino_coordinate_features(256)
+    assert features in (128, 256)
+    assert coordinate_to_encoding(torch.rand(1, 2, 4), features).shape == (1, 2, 4 * features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -17,12 +18,16 @@ from mmgcvit.checkpoint.fit import InferredArch, LoadReport, group_by_part, matc
 from mmgcvit.checkpoint.layouts import WRITABLE, Converted, export_state_dict, split_state_dict, unwrap_checkpoint
 from mmgcvit.checkpoint.reader import read_checkpoint
 from mmgcvit.checkpoint.sources import resolve_source
-from mmgcvit.checkpoint.weights import LICENCE, WEIGHTS
+from mmgcvit.checkpoint.tao import MMDET_DINO, TaoDino, convert_tao_dino, find_tao_dino
+from mmgcvit.checkpoint.tao_config import config_path, write_config
+from mmgcvit.checkpoint.tao_settings import TaoSettings, read_categories
+from mmgcvit.checkpoint.weights import LICENCE, NGC_FILES, WEIGHTS
 from mmgcvit.errors import CheckpointError
 from mmgcvit.utils import file_sha256, summarize
 from mmgcvit.utils.text import printable, wide_console
 
 SUFFIXES = (".pth", ".safetensors")
+TARGETS = (*WRITABLE, MMDET_DINO)
 _EMA = ("state_dict_ema", "ema_state_dict", "model_ema")
 
 
@@ -41,6 +46,15 @@ def print_weights() -> None:
     console = wide_console()
     console.print(table)
     console.print("use: init_cfg=dict(type='Pretrained', checkpoint=NAME), or mmgcvit weights fetch NAME", markup=False)
+    table = Table(title="NVIDIA TAO's GC ViT files, to download by hand from NGC", title_justify="left")
+    for title in ("name", "arch", "contents", "licence"):
+        table.add_column(title, no_wrap=True)
+    for file in NGC_FILES.values():
+        table.add_row(file.name, file.arch, file.contents, file.licence)
+    console.print(table)
+    console.print("ngc registry model download-version NAME, without ngc://; or from these pages:", markup=False)
+    for page in dict.fromkeys(file.page for file in NGC_FILES.values()):
+        console.print(f"  {page}", markup=False)
 
 
 def inspect(source: str) -> str:
@@ -57,7 +71,8 @@ def inspect(source: str) -> str:
     """
     path = resolve_source(source)
     checkpoint = read_checkpoint(path)
-    converted = split_state_dict(unwrap_checkpoint(checkpoint))
+    tensors = unwrap_checkpoint(checkpoint)
+    converted = split_state_dict(tensors)
     inferred = InferredArch.of(converted.backbone)
     backbone = _model_for(inferred)
     _, report = match_state_dict(backbone, converted, str(path))
@@ -73,36 +88,61 @@ def inspect(source: str) -> str:
         "in_channels": str(inferred.in_channels),
         "classes": str(inferred.num_classes) if inferred.num_classes else "no head",
         "EMA weights": ", ".join(name for name in _EMA if name in checkpoint) or "no",
-        "optimizer state": "yes" if "optimizer" in checkpoint else "no",
+        "optimizer state": "yes" if checkpoint.keys() & {"optimizer", "optimizer_states"} else "no",
         "types": ", ".join(kinds),
         "other contents": summarize(extras) or "nothing",
         "other parts": group_by_part(list(converted.others)) or "none",
         "meta": str(checkpoint["meta"]) if isinstance(checkpoint.get("meta"), Mapping) else "none",
     }  # fmt: skip
+    if find_tao_dino(tensors) is not None:
+        rows["detector"] = _describe_tao(tensors)
     width = max(map(len, rows))
     lines = [f"{key:<{width}}  {value}" for key, value in rows.items()]
     lines += ["", "into a GCViT with these dimensions and all maps:", *str(report).splitlines()[1:]]
     return printable("\n".join(lines))
 
 
+def _describe_tao(tensors: Mapping[str, Tensor]) -> str:
+    """What can be converted of a DINO of TAO."""
+    try:
+        dino = convert_tao_dino(tensors)
+    except CheckpointError as error:
+        return f"NVIDIA TAO's DINO; it cannot be converted whole: {error}"
+    return (
+        f"NVIDIA TAO's DINO: {len(dino.category_ids) + 1} classes with the background, "
+        f"{dino.model['num_queries']} queries, {dino.model['num_feature_levels']} levels; "
+        "tools/convert_checkpoint.py converts it whole to mmdet's DINO"
+    )
+
+
 def convert_file(
     source: str,
     target: str | os.PathLike,
-    to: str = "mmgcvit",
+    to: str | None = None,
     ema: bool = False,
     hashed: bool = False,
     force: bool = False,
+    categories: str | Path | None = None,
+    keep_background: bool = False,
+    spec: str | Path | None = None,
 ) -> tuple[Path, LoadReport]:
     """Convert a checkpoint to another layout. Values are permuted, never recomputed.
+
+    A DINO detector of NVIDIA TAO is converted whole to mmdet's DINO; its config is written next to the target.
 
     Args:
         source: file, URL or published name.
         target: .pth (with ``state_dict`` and ``meta``) or .safetensors (with ``meta`` as its metadata).
         to: 'mmgcvit', 'nvidia' (the authors' detection layout if there are other parts or norms of several maps,
-            otherwise their classification layout) or 'timm'.
+            otherwise their classification layout), 'timm', or 'mmdet-dino' (from NVIDIA TAO's DINO). Default:
+            'mmdet-dino' for NVIDIA TAO's DINO, otherwise 'mmgcvit'.
         ema: convert the averaged (EMA) weights.
         hashed: append the first 8 digits of the SHA-256 to the file name.
         force: replace an existing file.
+        categories: COCO annotation file with the categories that TAO's detector was trained on; see
+            :func:`~mmgcvit.checkpoint.tao.convert_tao_dino`.
+        keep_background: keep all of TAO's classes, with its background.
+        spec: TAO's experiment file.
 
     Returns:
         The path of the new file, and the report of loading the source into a GC ViT with its dimensions. Tensors
@@ -115,22 +155,43 @@ def convert_file(
     target = Path(target)
     if target.suffix not in SUFFIXES:
         raise CheckpointError(f"target {str(target)!r}; allowed suffixes: {', '.join(SUFFIXES)}")
-    if to not in WRITABLE:
-        raise CheckpointError(f"to={to!r}; allowed: {', '.join(WRITABLE)}")
-    if target.exists() and not hashed and not force:
-        raise FileExistsError(f"{target} exists: choose another name, or use --force to replace it")
+    if to not in (None, *TARGETS):
+        raise CheckpointError(f"to={to!r}; allowed: {', '.join(TARGETS)}")
+    if not hashed and not force:
+        _require_new(target)
     path = resolve_source(source)
-    checkpoint = read_checkpoint(path)
-    converted = split_state_dict(unwrap_checkpoint(checkpoint, ema))
+    tensors = unwrap_checkpoint(read_checkpoint(path), ema)
+    is_tao = find_tao_dino(tensors) is not None
+    to = to or (MMDET_DINO if is_tao else "mmgcvit")
+    if to != MMDET_DINO and (categories or keep_background or spec):
+        raise CheckpointError(f"to={to!r} with categories, keep_background or spec; allowed with: {MMDET_DINO}")
+    dino = None
+    if to == MMDET_DINO:
+        if not hashed and not force:
+            _require_new(config_path(target))
+        dino = convert_tao_dino(
+            tensors,
+            read_categories(categories) if categories else None,
+            keep_background,
+            TaoSettings.from_spec(spec) if spec else None,
+        )
+    converted = dino.backbone if dino else split_state_dict(tensors)
     inferred = InferredArch.of(converted.backbone)
-    _, report = match_state_dict(_model_for(inferred), converted, str(path))
-    state_dict, left = _in_layout(converted, to)
+    stages = dino.model["backbone"]["out_indices"] if dino else None
+    _, report = match_state_dict(_model_for(inferred, stages), converted, str(path))
+    state_dict, left = (dino.state_dict, []) if dino else _in_layout(converted, to)
+    report.target = to
     if left:
         report.notes.append(f"no counterpart in layout {to!r}, not written: {group_by_part(left)}")
-    meta = {
+    elif is_tao and not dino:
+        report.notes.append("the detector's other parts keep TAO's names: mmdet cannot load them")
+    meta: dict[str, Any] = {
         "source": path.name, "source_layout": converted.layout, "source_sha256": file_sha256(path), "layout": to,
         "arch": " or ".join(inferred.archs), "licence": f"{LICENCE}, if these are published GC ViT weights",
     }  # fmt: skip
+    if dino:
+        report.notes += dino.notes
+        meta |= _tao_meta(dino, as_text=target.suffix == ".safetensors")
     state_dict = {name: value.contiguous() for name, value in state_dict.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     # Use a temporary folder next to the target, as the final name may depend on the hash of the finished file.
@@ -147,10 +208,27 @@ def convert_file(
                 torch.save({"state_dict": state_dict, "meta": meta}, file)
         if hashed:
             target = target.with_name(f"{target.stem}-{file_sha256(unfinished)[:8]}{target.suffix}")
-            if target.exists() and not force:
-                raise FileExistsError(f"{target} exists: choose another name, or use --force to replace it")
+            if not force:
+                _require_new(target)
+                if dino:
+                    _require_new(config_path(target))
+        if dino:
+            report.notes.append(f"config: {write_config(target, dino, path.name)}")
         unfinished.replace(target)
     return target, report
+
+
+def _require_new(path: Path) -> None:
+    if path.exists():
+        raise FileExistsError(f"{path} exists: choose another name, or use --force to replace it")
+
+
+def _tao_meta(dino: TaoDino, as_text: bool) -> dict[str, Any]:
+    """Meta data of a converted DINO. Classes without known names are named by their ids."""
+    classes = dino.classes or tuple(map(str, dino.category_ids))
+    found = dict(category_ids=dino.category_ids, dataset_meta=dict(classes=classes))
+    texts = {name: json.dumps(value) for name, value in found.items()} if as_text else found
+    return {**texts, "licence": "that of NVIDIA TAO's file: see mmgcvit weights list"}
 
 
 def _in_layout(converted: Converted, to: str) -> tuple[dict[str, Tensor], list[str]]:
@@ -162,8 +240,8 @@ def _in_layout(converted: Converted, to: str) -> tuple[dict[str, Tensor], list[s
     return theirs, left + list(converted.others)
 
 
-def _model_for(inferred: InferredArch) -> GCViT:
-    """Build a GC ViT with the given dimensions on the meta device."""
+def _model_for(inferred: InferredArch, out_indices: tuple[int, ...] | None = None) -> GCViT:
+    """Build a GC ViT with the given dimensions on the meta device; default: with all maps."""
     stages = inferred.stages
     known = (inferred.depths, inferred.num_heads, inferred.windows, inferred.mlp_channels)
     if not (inferred.embed_dims and stages) or any(
@@ -192,7 +270,7 @@ def _model_for(inferred: InferredArch) -> GCViT:
                 window_size=[n or 1 for n in inferred.windows],
                 global_query_reductions=reductions,
                 qkv_bias=inferred.qkv_bias,
-                out_indices=tuple(range(stages)),
+                out_indices=tuple(range(stages)) if out_indices is None else out_indices,
             )
     except ValueError as error:
         raise CheckpointError(f"impossible network: {error}") from error

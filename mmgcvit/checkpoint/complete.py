@@ -20,6 +20,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
 from mmgcvit.checkpoint.layouts import unwrap_checkpoint
+from mmgcvit.checkpoint.tao import find_tao_dino
 from mmgcvit.compat import add_load_state_dict_pre_hook, with_versions
 from mmgcvit.errors import CheckpointError
 from mmgcvit.utils import summarize
@@ -155,6 +156,8 @@ def require_complete(model: nn.Module, checkpoint: Mapping[str, Any], name: str 
         unused = f". Not used by the model: {result.group_in_checkpoint()}" if result.unused else ""
         trained = class_names(checkpoint)
         classes = f". It was trained on {len(trained)} classes: {summarize(trained)}" if trained else ""
+        if find_tao_dino(_state_dict(checkpoint)) is not None:
+            classes += ". It is a DINO of NVIDIA TAO: convert it by tools/convert_checkpoint.py first"
         raise CheckpointError(
             f"{_of(name)}does not belong to the model of the config: it {' and '.join(problems)}. These would stay at "
             f"random initial values; allowed: a checkpoint with all weights of the model{unused}{classes}"

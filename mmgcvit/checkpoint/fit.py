@@ -43,6 +43,7 @@ class LoadReport:
         left_in_file: tensors of the file that the model does not use.
         left_initial: tensors of the backbone (and head) that are missing from the file and keep their initial values.
         notes: further remarks for the user.
+        target: layout that was written; '' if the checkpoint was loaded.
     """
 
     source: str
@@ -54,6 +55,7 @@ class LoadReport:
     left_in_file: list[str] = field(default_factory=list)
     left_initial: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    target: str = ""
 
     @property
     def is_exact(self) -> bool:

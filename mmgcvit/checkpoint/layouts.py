@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mmgcvit.backbone.bias import table_window
+from mmgcvit.checkpoint.limits import DECRYPT
 from mmgcvit.errors import CheckpointError
 from mmgcvit.utils import summarize
 
@@ -132,6 +133,8 @@ def unwrap_checkpoint(checkpoint: object, ema: bool = False) -> dict[str, Tensor
     Raises:
         CheckpointError: there is no dict of tensors, or no averaged weights although ``ema`` is set.
     """
+    if isinstance(checkpoint, Mapping) and checkpoint.get("state_dict_encrypted") is True:
+        raise CheckpointError(f"the weights are encrypted by NVIDIA TAO: {DECRYPT}")
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f"the checkpoint is a {type(checkpoint).__name__}; allowed: a dict of tensors")
     names = ("state_dict_ema", "ema_state_dict", "model_ema") if ema else ("state_dict", "model", "module", "network")
@@ -220,11 +223,12 @@ def split_state_dict(
     others: dict[str, Tensor] = {}
     for name, value in state_dict.items():
         if not name.startswith(before):
-            # The head of a classifier is next to `backbone.`: `head.fc` in mmpretrain, `head` in our classifier.
+            # The head of a classifier is next to `backbone.`: `head.fc` in mmpretrain, `head` in our classifier,
+            # `decoder.fc` in NVIDIA TAO.
             outer = before.removesuffix("backbone.")
-            head = re.fullmatch(re.escape(outer) + r"head\.(fc\.)?(weight|bias)", name)
+            head = re.fullmatch(re.escape(outer) + r"(?:head\.(?:fc\.)?|decoder\.fc\.)(weight|bias)", name)
             if head and outer != before:
-                backbone[f"head.{head[2]}"] = value
+                backbone[f"head.{head[1]}"] = value
             else:
                 others[name] = value
             continue

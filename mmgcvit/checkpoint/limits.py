@@ -25,6 +25,13 @@ MAX_DIMS = 64  # of a tensor, as in torch
 _SLACK = 64 * MIB
 
 
+#: What to do with a file that NVIDIA TAO has encrypted.
+DECRYPT = (
+    "load it in TAO with your key, and save it as .pth without encryption_key; allowed: .pth files that are not "
+    "encrypted"
+)
+
+
 class RefusedError(CheckpointError):
     """A file asks for something that checkpoints do not need. A user who trusts its source may let it in."""
 

@@ -21,6 +21,7 @@ from mmgcvit.checkpoint.fit import LoadReport, is_unbuilt, match_state_dict
 from mmgcvit.checkpoint.layouts import find_network, is_ours, split_state_dict, unwrap_checkpoint
 from mmgcvit.checkpoint.reader import read_checkpoint, trust_checkpoints
 from mmgcvit.checkpoint.sources import resolve_source
+from mmgcvit.checkpoint.tao import find_tao_dino
 from mmgcvit.compat import add_load_state_dict_pre_hook
 from mmgcvit.errors import CheckpointError
 
@@ -69,11 +70,14 @@ def load_pretrained(
     with trust_checkpoints(trust_checkpoint):
         checkpoint = source if isinstance(source, Mapping) else read_checkpoint(resolve_source(name), map_location)
     try:
-        converted = split_state_dict(unwrap_checkpoint(checkpoint, ema), prefix, also=_own_names(backbones[0]))
+        tensors = unwrap_checkpoint(checkpoint, ema)
+        converted = split_state_dict(tensors, prefix, also=_own_names(backbones[0]))
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}" if name else str(error)) from error
     _, head = _classifier_head(_parent(model, backbones[0]))
     chosen, report = match_state_dict(backbones[0], converted, name, head, partial=partial)
+    if prefix is None and find_tao_dino(tensors) is not None:
+        report.notes.append("the file has a whole DINO of NVIDIA TAO: tools/convert_checkpoint.py converts it")
     parameters = backbones[0].state_dict(keep_vars=True)
     parameters |= {} if head is None else {f"head.{key}": value for key, value in head.named_parameters()}
     with torch.no_grad():

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from mmengine.logging import print_log
 
-from mmgcvit.checkpoint.limits import RefusedError, check_contents
+from mmgcvit.checkpoint.limits import DECRYPT, RefusedError, check_contents
 from mmgcvit.checkpoint.other_files import is_safetensors, read_h5, read_safetensors
 from mmgcvit.checkpoint.torch_files import read_old, read_zip
 from mmgcvit.errors import CheckpointError
@@ -119,6 +119,8 @@ def _read(path: Path, size: int, device: torch.device) -> Any:
         return read_zip(path, size, device)
     if head.startswith(b"\x80"):
         return read_old(path, size, device)
+    if path.suffix in (".tlt", ".etlt"):
+        raise CheckpointError(f"it is encrypted by NVIDIA TAO: {DECRYPT}")
     raise CheckpointError(
         f"not a checkpoint; allowed: torch's .pth, .safetensors, Keras' .h5. It begins with {head[:16]!r}"
     )

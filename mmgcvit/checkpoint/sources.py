@@ -22,7 +22,7 @@ from mmgcvit.checkpoint.reader import is_trusting, read_checkpoint
 from mmgcvit.checkpoint.weights import fetch
 from mmgcvit.errors import CheckpointError
 
-SCHEMES = ("gcvit://", "timm://")
+SCHEMES = ("gcvit://", "timm://", "ngc://")
 URLS = ("http://", "https://")
 READER = "mmgcvit-reader://"  # prefix of names of which mmengine gets only the weights, whatever the file's layout
 Loader = Callable[..., Any]

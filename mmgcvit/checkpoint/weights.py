@@ -84,12 +84,63 @@ WEIGHTS: dict[str, Weights] = {
 # fmt: on
 
 
+@dataclass(frozen=True)
+class NgcFile:
+    """A file of NVIDIA TAO on NGC, which has no URL for downloads without an account or NVIDIA's program.
+
+    Args:
+        resource: model on NGC.
+        version: its version.
+        filename: the file of this version.
+        arch: variant, a key of :data:`~mmgcvit.backbone.arch.ARCHS`.
+        contents: what the file contains.
+        licence: licence of the weights, as the model's page states it.
+    """
+
+    resource: str
+    version: str
+    filename: str
+    arch: str
+    contents: str
+    licence: str
+
+    @property
+    def name(self) -> str:
+        """NGC's name with the scheme ``ngc://``."""
+        return f"ngc://nvidia/tao/{self.resource}:{self.version}"
+
+    @property
+    def page(self) -> str:
+        """Page of the model on NGC."""
+        return f"https://catalog.ngc.nvidia.com/orgs/nvidia/teams/tao/models/{self.resource}"
+
+
+NGC_FILES: dict[str, NgcFile] = {
+    file.name: file for file in (
+        NgcFile("pretrained_dino_coco", "dino_gc_vit_tiny_trainable_v1.0", "dino_gcvit_tiny0_ep12.pth", "tiny",
+                "DINO, COCO", LICENCE),
+        *(NgcFile("pretrained_dino_imagenet", version, f"{version}.pth", arch, "ImageNet", LICENCE)
+          for version, arch in (("gcvit_large_imagenet22k_384", "large-384"),
+                                *((f"gcvit_{arch}_imagenet1k", arch)
+                                  for arch in ("large", "base", "small", "tiny", "xtiny", "xxtiny")))),
+        *(NgcFile("pretrained_dino_nvimagenet", f"gcvit_{arch}_nvimagenet", f"gcvit_{arch}_nvimagenet.pth", arch,
+                  "NVImageNet", "NVIDIA AI Enterprise EULA") for arch in ("base", "small", "tiny", "xtiny", "xxtiny")),
+    )
+}  # fmt: skip
+
+
 def find_weights(name: str) -> Weights:
     """Return the entry of :data:`WEIGHTS` with this name.
 
     Raises:
-        CheckpointError: the name is unknown.
+        CheckpointError: the name is unknown, or that of a file to download by hand.
     """
+    if name in NGC_FILES:
+        file = NGC_FILES[name]
+        raise CheckpointError(
+            f"weights {name!r}: to download by hand from {file.page} (version {file.version}, licence {file.licence}); "
+            f"allowed then: the path of {file.filename}"
+        )
     if name not in WEIGHTS:
         raise CheckpointError(f"weights {name!r}; allowed: {', '.join(WEIGHTS)}")
     return WEIGHTS[name]
