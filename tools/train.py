@@ -9,6 +9,7 @@ from mmengine.dist import is_main_process
 from mmgcvit import apis
 from mmgcvit.apis.tracking import TRACKERS
 from mmgcvit.checkpoint import trust_checkpoints
+from mmgcvit.errors import InvalidLossError
 from mmgcvit.report.make import report_after_training
 from mmgcvit.utils.arguments import add_trust_argument
 from mmgcvit.utils.images import set_max_pixels
@@ -65,7 +66,7 @@ def main() -> None:
         if is_main_process():  # all processes stop together
             print(f"train: {stop}", file=sys.stderr)
         sys.exit(stop.exit_status)
-    except apis.UsageError as error:
+    except (apis.UsageError, InvalidLossError) as error:
         sys.exit(printable(f"train: {error}"))
     if is_main_process():
         print(apis.end_of_run(cfg.work_dir, args.config))
