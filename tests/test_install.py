@@ -17,7 +17,7 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 PYTHON = r"""#!/bin/bash
 # Answers `-c`, `-m venv`, `-m pip` and `-m mmgcvit doctor`; writes pip's arguments and requirement files to $CALLS.
 case "$*" in
-  *"-m venv"*) mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" ;;
+  *"-m venv"*) mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" && touch "${@: -1}/pyvenv.cfg" ;;
   *"pip --version") [ -x "$0" ] ;;
   *pip*)
     echo "pip $* PYTHONPATH=${PYTHONPATH:-}" >>"$CALLS"
@@ -91,6 +91,28 @@ def test_cpu_build_takes_torch_from_its_index_and_leaves_cuda_out(tmp_path: Path
     cuda = {name for name, _ in entries("onedl")} - requested(calls)
     assert {"torch", "torchvision", "triton", "nvidia-cublas"} <= cuda
     assert all(re.match("torch|torchvision|triton|nvidia-|cuda-", name) for name in cuda)
+
+
+def test_cpu_build_is_kept_until_the_other_one_is_asked_for(tmp_path: Path):
+    venv = tmp_path / "venv"
+    install(tmp_path, "onedl", str(venv), CPU="1")
+    (venv / "lib/python3.11/site-packages/torch-2.12.1+cpu.dist-info").mkdir(parents=True)
+    _, calls = install(tmp_path, "onedl", str(venv))
+    assert calls == ["doctor"]  # as before
+    _, calls = install(tmp_path, "onedl", str(venv), CPU="0")
+    removed = next(i for i, line in enumerate(calls) if "uninstall" in line and "torch torchvision" in line)
+    assert removed < next(i for i, line in enumerate(calls) if line.startswith("    torch=="))
+
+
+def test_a_folder_that_is_no_environment_is_left_alone(tmp_path: Path):
+    folder = tmp_path / "work_dirs"
+    folder.mkdir()
+    (folder / "precious.pth").write_text("")
+    process, calls = install(tmp_path, "onedl", str(folder))
+    assert process.returncode == 1
+    assert "exists and is no virtual environment" in process.stderr
+    assert [path.name for path in folder.iterdir()] == ["precious.pth"]
+    assert not calls
 
 
 @pytest.mark.parametrize(

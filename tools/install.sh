@@ -5,7 +5,8 @@
 # PYTHON          the interpreter to create VENV with
 # MMCV_OPS        torchvision: mmcv without compiled operators, which mmgcvit supplies; compiled: build them, which takes
 #                 minutes. By default, VENV keeps what it has, and a new one does without.
-# CPU=1           install the CPU builds of torch and torchvision, from TORCH_INDEX: 5 GB less to download
+# CPU=1           install the CPU builds of torch and torchvision, from TORCH_INDEX: 5 GB less to download; CPU=0: those
+#                 with CUDA. By default, VENV keeps what it has, and a new one has CUDA.
 # MMGCVIT_WHEELS  the folder in which a built mmcv is cached
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,7 +22,9 @@ python=${PYTHON:-python3}
 wheels=${MMGCVIT_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/mmgcvit/wheels}
 ops=${MMCV_OPS:-$(compgen -G "$venv/lib/python3*/site-packages/mmcv/_ext.*.so" >/dev/null && echo compiled || echo torchvision)}
 [[ $ops == torchvision || $ops == compiled ]] || fail "MMCV_OPS=$ops; allowed: torchvision, compiled"
-cpu=${CPU:-0}
+# Whether torch's CPU build is installed: pip takes 2.12.1 and 2.12.1+cpu for the same version.
+has_cpu=$(compgen -G "$venv/lib/python3*/site-packages/torch-*+cpu.dist-info" >/dev/null && echo 1 || echo 0)
+cpu=${CPU:-$has_cpu}
 [[ $cpu == 0 || $cpu == 1 ]] || fail "CPU=$cpu; allowed: 0, 1"
 
 stamp=$venv/.mmgcvit-installed
@@ -34,6 +37,8 @@ last=13 # the newest Python for which there are wheels of the stack's torch
 [ "$stack" = onedl ] || last=11
 "$python" -c "import sys; ok = (3, 10) <= sys.version_info[:2] <= (3, $last)
 sys.exit(None if ok else f'install.sh: Python {sys.version.split()[0]} is not supported, only 3.10 to 3.$last: set PYTHON=...')"
+[ ! -e "$venv" ] || [ -f "$venv/pyvenv.cfg" ] || [ -z "$(ls -A "$venv")" ] ||
+  fail "$venv exists and is no virtual environment; allowed: a new folder"
 "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
 rm -f "$stamp"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
@@ -54,6 +59,7 @@ install_locked() {
 
 elsewhere='(onedl-)?mmcv(-lite)?'
 install_locked 'setuptools|wheel' # for packages that have to be built
+[ "$cpu" = "$has_cpu" ] || pip uninstall -qq -y torch torchvision
 if [ "$cpu" = 1 ]; then
   index=${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
   say "Installing the CPU builds of torch and torchvision from $index"
@@ -62,8 +68,12 @@ if [ "$cpu" = 1 ]; then
   say "Installing the rest of the stack"
 else
   say "Installing the stack (about 5 GB to download, most of it torch's CUDA libraries; CPU=1 avoids them)"
+  echo "This takes some minutes without further output."
 fi
-install_locked -v "$elsewhere"
+free=$(df -Pk "$venv" | awk 'NR == 2 { print int($4 / 1000000) }')
+[ "$free" -ge 12 ] || echo "install.sh: only $free GB are free here; a new environment needs about 14 GB for a time" >&2
+install_locked -v "$elsewhere" ||
+  fail "the installation failed, see above. Run the same command again when the cause is mended: it goes on from there"
 
 # Replaces an installed mmcv; uninstalled first, because mmcv and mmcv-lite install the same files.
 replace_mmcv() { pip uninstall -qq -y mmcv mmcv-lite onedl-mmcv && pip install -q --no-deps "$@"; }

@@ -8,6 +8,9 @@ import inspect
 import logging
 import os
 import re
+import reprlib
+import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from mmgcvit.registry import rename_old_types
 from mmgcvit.utils.files import require_file
 from mmgcvit.utils.images import MAX_PIXELS
 from mmgcvit.utils.paths import SHIPPED_CONFIGS
-from mmgcvit.utils.text import describe
+from mmgcvit.utils.text import describe, summarize
 
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 #: Keys of a config that are used besides the arguments of mmengine's Runner.
@@ -35,6 +38,32 @@ USED_KEYS = (
 SINGLE_GPU = "_1gpu"  # suffix of the single-GPU configs of earlier releases
 #: Batch sizes of those configs by the prefix of their names; the others used the batch size of their base config.
 SINGLE_GPU_BATCHES = {"gcvit-large-384_upernet": 2, "gcvit-": 4}
+
+#: What Python and GCViT say of arguments that do not exist, and the functions by which mmengine builds from a config.
+UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'|unknown argument (\w+)=")
+BUILDERS = ("build_from_cfg", "build_model_from_cfg", "build_dataloader", "build_runner_from_cfg")
+
+
+def unknown_argument(error: TypeError, cfg: Config) -> str | None:
+    """Message for a setting of a config that what is built from it does not take; None for any other error."""
+    found = UNEXPECTED.search(str(error))
+    functions = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    if found is None or functions.isdisjoint(BUILDERS):
+        return None
+    places = list(_places(dict(cfg.items()), found[1] or found[2]))
+    return f"config: {summarize(places) or 'a setting'}: {error}"
+
+
+def _places(node: Any, name: str, place: str = "") -> Iterator[str]:
+    """Where a config has a key, such as ``train_cfg.max_iter=10``."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if key == name:
+                yield f"{place}{key}={reprlib.repr(value)}"
+            yield from _places(value, name, f"{place}{key}.")
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from _places(value, name, f"{place}{index}.")
 
 
 def load_config(

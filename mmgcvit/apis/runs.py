@@ -19,6 +19,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from mmgcvit.apis.checkpoints import checkpoint_to_resume, newest_checkpoint, require_whole
+from mmgcvit.apis.config import unknown_argument
 from mmgcvit.apis.launch import build_runner, lost_process
 from mmgcvit.apis.lock import lock_work_dir
 from mmgcvit.apis.tracking import use_tracker
@@ -121,6 +122,11 @@ def train(
         raise UsageError(worker_message(failed) + _way_on(cfg)) from failed
     except USERS_ERRORS as failed:
         raise UsageError(worker_message(failed)) from failed
+    except TypeError as failed:
+        message = unknown_argument(failed, cfg)
+        if message is None:
+            raise
+        raise UsageError(message) from failed
     except RuntimeError as failed:
         message = lost_process(failed, cfg) or lost_worker(failed)
         if message is None:
@@ -249,8 +255,8 @@ def test(
         return runner.test()
     except USERS_ERRORS as error:
         raise UsageError(worker_message(error)) from error
-    except RuntimeError as error:
-        message = lost_worker(error)
+    except (RuntimeError, TypeError) as error:
+        message = unknown_argument(error, cfg) if isinstance(error, TypeError) else lost_worker(error)
         if message is None:
             raise
         raise UsageError(message) from error

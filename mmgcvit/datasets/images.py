@@ -24,6 +24,8 @@ def unreadable(content: bytes) -> str | None:
 
     OpenCV silently fills the missing part of a truncated file with grey; Pillow raises an error.
     """
+    if not content:
+        return "cannot be decoded: the file is empty"
     try:
         with any_image_size(), Image.open(io.BytesIO(content)) as image:
             require_pixels(*image.size)

@@ -28,6 +28,7 @@ from mmgcvit.utils.files import atomic_path
 #: Signals that stop a run: Ctrl-C, the end of a job, and Slurm's notice before it (``--signal=USR1@120``).
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 PATIENCE = 15.0  # seconds; an iteration that takes longer is not waited for
+END = b"\0"  # tells the thread that waits for signals to end; no signal has this number
 MARGIN = 5.0  # seconds; PyTorch may compute for long without Python, so that no signal handler runs
 
 _received: list[int] = []  # the first signal, once it has come
@@ -110,15 +111,17 @@ def _disarm() -> None:
 
 def _watch() -> Callable[[], None]:
     """Start a thread that ends the process if it does not react to a signal; returns what ends the thread."""
-    global _forks_are_watched
+    global _answered, _forks_are_watched
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     other = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    _answered.clear()
+    _answered = threading.Event()  # a thread of an earlier run has its own
 
     def stop() -> None:
         if other == -1:
             signal.set_wakeup_fd(-1)
+            with contextlib.suppress(BlockingIOError):
+                os.write(writer, END)  # workers that live on hold the pipe open
         os.close(writer)
 
     if other != -1:  # someone else needs to be woken, such as the event loop of a notebook
@@ -128,14 +131,15 @@ def _watch() -> Callable[[], None]:
     if not _forks_are_watched and hasattr(os, "register_at_fork"):
         _forks_are_watched = True
         os.register_at_fork(after_in_child=_forget_wakeup)
-    threading.Thread(target=_wait_for_signal, args=(reader,), daemon=True).start()
+    threading.Thread(target=_wait_for_signal, args=(reader, _answered), daemon=True).start()
     return stop
 
 
-def _wait_for_signal(reader: int) -> None:
+def _wait_for_signal(reader: int, answered: threading.Event) -> None:
     with os.fdopen(reader, "rb", 0) as pipe:
-        while received := pipe.read(1):  # the interpreter writes the number of each signal at once
-            if received[0] in SIGNALS and not _answered.wait(PATIENCE + MARGIN):
+        # The interpreter writes the number of each signal at once.
+        while (received := pipe.read(1)) and received != END:
+            if received[0] in SIGNALS and not answered.wait(PATIENCE + MARGIN):
                 name = signal.Signals(received[0]).name
                 print(
                     f"train: stopped by {name}: the process has not reacted for {PATIENCE + MARGIN:g} s, and was ended "

@@ -15,6 +15,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from rich.table import Table
 
 from mmgcvit.backbone.gcvit import GCViT
+from mmgcvit.datasets.images import unreadable
 from mmgcvit.errors import BenchmarkError
 from mmgcvit.export.exporter import Exportable, open_model
 from mmgcvit.export.program import ProgramSession
@@ -93,6 +94,9 @@ def measure(
         opened = ProgramSession(path) if path.suffix == ".pt2" and path.is_file() else file
         models[path.name] = _file_run(Predictor(opened, threads))
     found, _ = list_inputs(images, None, videos=False)
+    for entry in found:
+        if reason := unreadable(entry.path.read_bytes()):
+            raise BenchmarkError(f"image {str(entry.path)!r}: {reason}; remove it, or name other images")
     results = {name: Latency(name) for name in models}
     for turn in range(rounds + 1):
         for entry in found:

@@ -73,7 +73,7 @@ def finetune(source: str | Path, options: Options, say: Callable[[str], None] = 
     known = len(data.notes)
     split_off(data)
     for note in data.notes[known:]:
-        say(f"note: {note}")
+        say(printable(f"note: {note}"))
     print_counts(data)
     work_dir = Path(options.work_dir or Path("work_dirs", f"finetune_{data.root.name}_{data.tasks[0]}"))
     folder = (work_dir / FOLDER).absolute()
@@ -114,7 +114,12 @@ def finetune(source: str | Path, options: Options, say: Callable[[str], None] = 
 def run_training(cfg: Config, path: Path, work_dir: Path, say: Callable[[str], None]) -> Path:
     """Train, evaluate the best checkpoint, write the report, and say how to go on."""
     cfg.command = shlex.join(["mmgcvit", *sys.argv[1:]])  # for the report
-    runner = apis.train(cfg)
+    try:
+        runner = apis.train(cfg)
+    except MMGCViTError:
+        command = shlex.join(["python", "tools/train.py", str(path), "--work-dir", str(work_dir), "--resume"])
+        say(f"To go on with this training: {command}")
+        raise
     for loader in (runner.train_dataloader, runner.val_dataloader):
         end_workers(loader)
     best = sorted(work_dir.glob("best_*.pth"), key=lambda file: file.stat().st_mtime)
@@ -173,11 +178,11 @@ def describe_data(data: Data, task: str | None, say: Callable[[str], None]) -> N
     images = sum(map(len, data.splits.values()))
     objects = sum(len(item.instances) for item in data.items)
     said = f"{images} images, " + (f"{objects} objects, " if chosen in ("detect", "segment") else "")
-    say(f"recognised: {FORMATS[data.format].title} in {data.root}: {said}{len(data.classes)} classes")
+    say(printable(f"recognised: {FORMATS[data.format].title} in {data.root}: {said}{len(data.classes)} classes"))
     others = f"; for another: --task {', '.join(data.tasks[1:])}" if data.tasks[1:] else ""
-    say(f"task: {chosen} ({TASKS[chosen]})" + ("" if task else f", as the annotations are for it{others}"))
+    say(f"task: {chosen} ({TASKS[chosen]})" + ("" if task else f", which the annotations contain{others}"))
     for note in data.notes:
-        say(f"note: {note}")
+        say(printable(f"note: {note}"))
 
 
 def print_counts(data: Data) -> None:

@@ -63,13 +63,14 @@ class Scan:
         if not self.source.exists():
             raise AnnotationError(f"{str(source)!r}: no such file or folder")
         self.root = self.source if self.source.is_dir() else self.source.parent
-        self.files = sorted(_walk(self.root))
+        self.files = sorted(walk(self.root))
         if not self.files:
             raise AnnotationError(f"{str(source)!r}: the folder is empty")
         self.images = [path for path in self.files if path.suffix.lower() in IMAGES]
         chosen = [self.source] if self.source.is_file() else self.files
         self.annotations = [path for path in chosen if path.suffix.lower() not in IMAGES]
         self._kept: dict[Path, Any] = {}
+        self.by_name_only: list[Path] = []  # images that were in none of the expected folders
 
     @cached_property
     def by_name(self) -> dict[str, list[Path]]:
@@ -140,14 +141,16 @@ class Scan:
                 return Path(os.path.normpath(path))
         found = self.by_name.get(name.rpartition("/")[2], [])
         if len(found) == 1:
+            self.by_name_only.append(found[0])
             return found[0]
         if found:
-            raise AnnotationError(f"{where}: image {name!r}: several have this name: {summarize(found, 4)}")
+            raise AnnotationError(f"{where}: image {name!r}: several images have this name: {summarize(found, 4)}")
         shown = summarize(dict.fromkeys(map(str, near)), 4)
-        raise AnnotationError(f"{where}: image {name!r}: no such file in {shown}, nor elsewhere in {self.root}")
+        raise AnnotationError(f"{where}: image {name!r}: no such file in {shown}, nor anywhere below {self.root}")
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def walk(root: Path) -> Iterator[Path]:
+    """Find the regular files below a folder, without hidden ones."""
     seen = set()
     for folder, names, files in os.walk(root, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:  # a link to a folder above
@@ -155,7 +158,8 @@ def _walk(root: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         names[:] = sorted(name for name in names if not name.startswith((".", "__MACOSX")))
-        yield from (Path(folder, name) for name in files if not name.startswith("."))
+        # Devices, pipes and dangling links are no files: reading them could wait for ever.
+        yield from (path for name in files if not name.startswith(".") and (path := Path(folder, name)).is_file())
 
 
 def read_json(path: Path) -> Any:

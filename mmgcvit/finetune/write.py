@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.finetune.data import Data, Instance, Item
+from mmgcvit.utils import summarize
 from mmgcvit.utils.files import temporary_path, write_json
 
 
@@ -168,6 +169,12 @@ def convert_label_map(path: Path, values: dict[Any, int]) -> np.ndarray:
 
 
 def _link_classes(data: Data, split: str, items: Sequence[Item], out: Path) -> None:
+    bad = [name for name in data.classes if not name or name.startswith(".") or "/" in name or "\0" in name]
+    if bad:
+        raise AnnotationError(
+            f"classes {summarize(map(repr, bad))} cannot be names of folders; allowed: names without '/' that do not "
+            "begin with '.'"
+        )
     for name in data.classes:
         (out / split / name).mkdir(parents=True, exist_ok=True)
     for item in items:

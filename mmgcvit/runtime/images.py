@@ -82,6 +82,8 @@ class Loader:
 
         def decode() -> np.ndarray:
             content = entry.path.read_bytes()
+            if not content:
+                raise UsageError("cannot be decoded: the file is empty")
             with any_image_size(), Image.open(io.BytesIO(content)) as image:
                 require_pixels(*image.size)
                 if self.info.channels == 1 and self.info.task != "classification":

@@ -285,3 +285,31 @@ def test_load_from_says_what_it_left_out(tmp_path: Path, tree: Path, classifier)
     (tmp_path / "half.pth").write_bytes((tmp_path / "five.pth").read_bytes()[:3000])
     with pytest.raises(UsageError, match=r"half.pth' \(3,000 bytes\): truncated or damaged"):
         apis.train(config(tree, tmp_path / "half", workers=0, load_from=str(tmp_path / "half.pth")))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"train_cfg.max_iter": 10}, r"config: train_cfg\.max_iter=10: .*max_iter"),
+        ({"train_dataloader.batchsize": 2}, r"config: train_dataloader\.batchsize=2: .*batchsize"),
+        (
+            {"model.backbone.drop_path": 0.1},
+            r"config: model\.backbone\.drop_path=0\.1: .*unknown argument.*drop_path_rate",
+        ),
+    ],
+)
+def test_settings_that_do_not_exist_are_named(tmp_path: Path, tree: Path, setting: dict, message: str):
+    cfg = config(tree, tmp_path)
+    cfg.merge_from_dict(setting)
+    with pytest.raises(UsageError, match=message):
+        apis.train(cfg)
+
+
+def test_other_type_errors_keep_their_traceback(tmp_path: Path, tree: Path, monkeypatch):
+    def wrong(*_args, **_kwargs):
+        raise TypeError("forward() got an unexpected keyword argument 'mask'")
+
+    cfg = config(tree, tmp_path)
+    monkeypatch.setattr("mmengine.runner.Runner.train", wrong)
+    with pytest.raises(TypeError, match="mask"):
+        apis.train(cfg)

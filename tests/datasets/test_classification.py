@@ -75,7 +75,7 @@ def test_custom_class_order(tree: Path):
         with pytest.raises(ClassificationDataError, match=r"1 of the 4 classes without an image to train on: 3"):
             ClassificationDataset(str(tree), "train", classes=classes)
         assert dict(greys(dataset)) == {10: 1, 11: 1, 20: 2, 21: 2, 100: 0, 101: 0}
-    with pytest.raises(ClassificationDataError, match=r"1 folders that are not among the 2 classes: 2"):
+    with pytest.raises(ClassificationDataError, match=r"folders that are not among the 2 classes: 2; classes: 10, 1"):
         ClassificationDataset(str(tree), "train", classes=("10", "1"))
     with pytest.raises(ClassificationDataError, match=r"nowhere.txt': no such file"):
         ClassificationDataset(str(tree), "train", classes="nowhere.txt")
@@ -107,7 +107,7 @@ def test_tar(tree: Path):
     assert sorted(greys(dataset)) == [(10, 2), (11, 2), (20, 1), (21, 1), (100, 0), (101, 0)]
     with pytest.raises(ClassificationDataError, match="nothing: no such tar file"):
         ClassificationDataset(str(tree), "nothing", reader="tar")
-    with pytest.raises(ClassificationDataError, match=r"all.tar: 2 folders that are not among the 1 classes: 1, 10"):
+    with pytest.raises(ClassificationDataError, match=r"all.tar: folders .* among the 1 classes: 1, 10; classes: 2"):
         ClassificationDataset(str(tree), "all", reader="tar", classes=("2",))
     with pytest.raises(ClassificationDataError, match=r"all.tar: 1 of the 4 classes without an image to train on: 3"):
         ClassificationDataset(str(tree), "all", reader="tar", classes=("1", "2", "3", "10"))

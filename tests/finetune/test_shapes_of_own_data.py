@@ -164,7 +164,7 @@ def test_several_images_with_the_name_in_an_annotation(tmp_path):
         sets.write_images(tmp_path / folder, [0])
     sets.write_json(tmp_path / "c" / "all.json", sets.coco_content([0], False))
     with pytest.raises(
-        AnnotationError, match=r"images\[0\].file_name: image .*: several have this name: .*/a/.*, .*/b/"
+        AnnotationError, match=r"images\[0\].file_name: image .*: several images have this name: .*/a/.*, .*/b/"
     ):
         read_data(tmp_path)
 

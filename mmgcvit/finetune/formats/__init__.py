@@ -47,6 +47,10 @@ def read_data(source: str | Path, task: str | None = None, format_name: str | No
         raise UsageError(f"format={format_name!r}; allowed: {', '.join(FORMATS)}")
     scan = Scan(source)
     data = recognise(scan, task, format_name).read(scan, task)
+    if found := scan.by_name_only:
+        data.notes.append(
+            f"{len(found)} images are not where the annotations say, and were found by their names, such as {found[0]}"
+        )
     merge_repeated(data)
     if not any(data.splits.values()):
         raise AnnotationError(f"{scan.source}: {FORMATS[data.format].title}: there are no images in it")

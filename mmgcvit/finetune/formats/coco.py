@@ -57,7 +57,7 @@ class Coco(Format):
                     f"{path}: categories {summarize(categories.items())}; {first} has {summarize(names.items())}; "
                     "allowed: the same in all files"
                 )
-            data.splits[split] = _read_items(scan, content, path, list(categories))
+            data.splits[split] = _read_items(scan, content, path, list(names))  # in the order of the first file
         names = _without_root(names or {}, data, [scan.json(path) for path in by_split.values()])
         data.classes = unique_names(list(names.values()), data.notes)
         data.tasks = instance_tasks(data)

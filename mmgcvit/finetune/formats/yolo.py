@@ -11,7 +11,7 @@ from mmgcvit.datasets.text import read_lines, read_names, read_utf8
 from mmgcvit.errors import AnnotationError
 from mmgcvit.finetune.data import SPLITS, UNSPLIT, Data, Instance, Item, image_size, split_name, unique_names
 from mmgcvit.finetune.formats.base import Format, instance_tasks
-from mmgcvit.finetune.scan import Scan, bounds, number, read_yaml
+from mmgcvit.finetune.scan import Scan, bounds, number, read_yaml, walk
 from mmgcvit.utils import summarize
 from mmgcvit.utils.images import IMAGES
 
@@ -138,7 +138,10 @@ def _images_of(content: Mapping, path: Path, data: Data) -> dict[str, list[Path]
             sources[key] = [_place(content, entry, key, path) for entry in entries]
     if not sources:
         raise AnnotationError(f"{path}: has none of {', '.join(FOLDERS)}; allowed: folders with images")
-    if sources.get("train") and sources.get("train") in [places for key, places in sources.items() if key != "train"]:
+    validation = [key for key in FOLDERS if key in sources and SPLITS[key] == "val"]
+    if len(validation) > 1:
+        raise AnnotationError(f"{path}: has {' and '.join(validation)}; allowed: one of them")
+    if "train" in sources and any(sources["train"] == sources[key] for key in validation):
         data.notes.append(f"{path.name}: the folder of the validation images is that of the training images")
         return {UNSPLIT: [image for place in sources["train"] for image in _images_in(place)]}
     found = {SPLITS[key]: [image for place in places for image in _images_in(place)] for key, places in sources.items()}
@@ -160,7 +163,7 @@ def _place(content: Mapping, entry: str, key: str, path: Path) -> Path:
 
 def _images_in(place: Path) -> list[Path]:
     if place.is_dir():
-        return sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGES)
+        return sorted(path for path in walk(place) if path.suffix.lower() in IMAGES)
     listed = []
     for i, line in enumerate(read_lines("list of images", place), 1):
         path = next((p for p in (place.parent / line, Path(line)) if p.is_file()), None)

@@ -219,8 +219,10 @@ def _label(content: bytes, where: str, classes: int) -> int:
 
 def _refuse_unknown(where: Path, unknown: Sequence[str], names: Iterable[str]) -> None:
     if unknown:
+        names = list(names)
         raise ClassificationDataError(
-            f"{where}: {len(unknown)} folders that are not among the {len(list(names))} classes: {summarize(unknown)}"
+            f"{where}: folders that are not among the {len(names)} classes: {summarize(unknown)}; classes: "
+            f"{summarize(names)}"
         )
 
 
