@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -101,6 +102,7 @@ def train(
     """
     if corrupt is not None and corrupt not in CORRUPT:
         raise UsageError(f"corrupt={corrupt!r}; allowed: {', '.join(CORRUPT)}")
+    started = time.time()
     cfg = rename_old_types(copy.deepcopy(cfg))
     if track is not None:
         use_tracker(cfg, track)
@@ -119,7 +121,7 @@ def train(
     except RunStopped as stop:
         error = stop
     except DATA_ERRORS as failed:
-        raise UsageError(worker_message(failed) + _way_on(cfg)) from failed
+        raise UsageError(worker_message(failed) + _way_on(cfg, started)) from failed
     except USERS_ERRORS as failed:
         raise UsageError(worker_message(failed)) from failed
     except TypeError as failed:
@@ -131,7 +133,7 @@ def train(
         message = lost_process(failed, cfg) or lost_worker(failed)
         if message is None:
             raise
-        raise UsageError(message + _way_on(cfg)) from failed
+        raise UsageError(message + _way_on(cfg, started)) from failed
     except OSError as failed:
         if failed.errno not in DISK_FULL:
             raise
@@ -145,9 +147,11 @@ def train(
     raise error
 
 
-def _way_on(cfg: Config) -> str:
-    """How a run that has failed goes on, for the end of a message."""
+def _way_on(cfg: Config, started: float) -> str:
+    """How a run that has failed goes on, for the end of a message; '' if it has written no checkpoint."""
     checkpoint = newest_checkpoint(cfg.work_dir) if cfg.get("work_dir") else None
+    if checkpoint and not cfg.get("resume") and os.path.isfile(checkpoint) and os.path.getmtime(checkpoint) < started:
+        checkpoint = None  # of an earlier run
     return f". Last checkpoint: {checkpoint}; the same command with --resume goes on from it" if checkpoint else ""
 
 

@@ -15,6 +15,7 @@ from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.finetune.data import Data, Instance, Item
 from mmgcvit.utils import summarize
 from mmgcvit.utils.files import temporary_path, write_json
+from mmgcvit.utils.images import any_image_size
 
 
 def convert(data: Data, out: str | Path) -> Path:
@@ -154,7 +155,7 @@ def convert_label_map(path: Path, values: dict[Any, int]) -> np.ndarray:
         AnnotationError: a value or colour has no label.
     """
     colours = isinstance(next(iter(values)), tuple)
-    with Image.open(path) as image:
+    with any_image_size(), Image.open(path) as image:  # the number of pixels was checked when it was read
         pixels = np.asarray(image.convert("RGB") if colours else image)
     codes = pixels.astype(np.int64)
     if colours:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -313,3 +314,15 @@ def test_other_type_errors_keep_their_traceback(tmp_path: Path, tree: Path, monk
     monkeypatch.setattr("mmengine.runner.Runner.train", wrong)
     with pytest.raises(TypeError, match="mask"):
         apis.train(cfg)
+
+
+def test_the_checkpoint_of_an_earlier_run_is_no_way_on(tmp_path: Path, tree: Path):
+    old = tmp_path / "work/iter_9.pth"
+    old.parent.mkdir()
+    torch.save({"meta": {}, "state_dict": {}}, old)
+    os.utime(old, (1, 1))
+    cfg = config(tree, old.parent)
+    cfg.train_dataloader.dataset.split = "nowhere"
+    with pytest.raises(UsageError, match="nowhere") as error:
+        apis.train(cfg)
+    assert "--resume" not in str(error.value)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -99,3 +102,16 @@ def test_pipes_and_dangling_links_are_no_files(tmp_path: Path):
     (tmp_path / "b.png").symlink_to(tmp_path / "nowhere.png")
     data = read_data(tmp_path)
     assert [item.path.name for items in data.splits.values() for item in items] == ["a.png"]
+
+
+def test_masks_of_labelme_beyond_the_edges_are_cropped():
+    from mmgcvit.finetune.formats.labelme import _mask
+
+    part = np.zeros((4, 6), np.uint8)
+    part[2:, 3:] = 255
+    file = io.BytesIO()
+    Image.fromarray(part).convert("RGB").save(file, "PNG")
+    mask = _mask(base64.b64encode(file.getvalue()).decode(), [[-3, -1], [2, 2]], (5, 4), "shape")
+    expected = np.zeros((4, 5), bool)
+    expected[1:3, :3] = True
+    assert np.array_equal(mask, expected)

@@ -15,7 +15,7 @@ from mmgcvit.finetune.formats.base import Format
 from mmgcvit.finetune.formats.voc import image_sets
 from mmgcvit.finetune.scan import Scan
 from mmgcvit.utils import summarize
-from mmgcvit.utils.images import any_image_size
+from mmgcvit.utils.images import any_image_size, require_pixels
 
 FOLDERS = ("masks", "mask", "annotations", "labels", "label_maps", "segmentationclass", "gtfine", "gt", "ann_dir")
 IMAGE_FOLDERS = ("images", "image", "imgs", "jpegimages", "leftimg8bit", "img_dir")
@@ -147,6 +147,7 @@ def _values(data: Data) -> tuple[set[int] | None, Path]:
         example = item.label_map
         try:
             with any_image_size(), Image.open(example) as image:
+                require_pixels(*image.size)
                 if image.mode not in ("L", "P", "1", "I", "I;16"):
                     return None, example
                 found.update(np.unique(np.asarray(image)).tolist())

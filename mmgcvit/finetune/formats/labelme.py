@@ -135,11 +135,13 @@ def _shape(shape: Mapping, kind: str, size: tuple[int, int], where: str) -> Inst
 def _mask(encoded: Any, points: Sequence[Sequence[float]], size: tuple[int, int], where: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
-            part = np.asarray(image) > 0
+            part = np.asarray(image.convert("L")) > 0
     except Exception as error:  # Pillow raises errors of many types
         raise AnnotationError(f"{where}.mask: not a PNG in base64: {error}") from error
     mask = np.zeros((size[1], size[0]), bool)
     x, y = (round(min(values)) for values in zip(*points, strict=True))
-    space = mask[max(y, 0) : y + part.shape[0], max(x, 0) : x + part.shape[1]]
+    part = part[max(-y, 0) :, max(-x, 0) :]  # what lies left of the image or above it
+    y, x = max(y, 0), max(x, 0)
+    space = mask[y : y + part.shape[0], x : x + part.shape[1]]
     space[:] = part[: space.shape[0], : space.shape[1]]
     return mask
