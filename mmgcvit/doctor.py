@@ -188,7 +188,7 @@ def _install_ops(stack: str) -> str:
 def _asked(distribution: str, stack: str) -> str:
     """Requirement for pip: the distribution with the version bounds from mmgcvit's own metadata."""
     for requirement in _requirements("mmgcvit", stack):
-        if requirement.name == distribution:
+        if requirement.name in (distribution, f"{distribution}-lite"):  # mmcv-lite is mmcv without operators
             return f"{distribution}{requirement.specifier}"
     return distribution
 

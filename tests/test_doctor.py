@@ -268,7 +268,7 @@ def test_missing_dependency():
 def test_fix_for_incompatible_mmcv():
     error = AssertionError("MMCV==2.2.0 is used but incompatible. Please install mmcv>=2.0.0rc4, <2.2.0.")
     assert doctor._fix(error, "mmdet", "onedl").endswith(' --no-deps "onedl-mmcv>=2.3.6"')
-    assert doctor._fix(error, "mmdet", "openmmlab").endswith(' --no-deps "mmcv-lite<2.2.0,>=2.0.0rc4"')
+    assert doctor._fix(error, "mmdet", "openmmlab").endswith(' --no-deps "mmcv-lite<2.2.0,>=2.0.0"')
 
 
 def test_leftover_folder_is_not_a_package(tmp_path: Path, monkeypatch):
