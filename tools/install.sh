@@ -73,7 +73,7 @@ fi
 free=$(df -Pk "$venv" | awk 'NR == 2 { print int($4 / 1000000) }')
 [ "$free" -ge 12 ] || echo "install.sh: only $free GB are free here; a new environment needs about 14 GB for a time" >&2
 install_locked -v "$elsewhere" ||
-  fail "the installation failed, see above. Run the same command again when the cause is mended: it goes on from there"
+  fail "the installation failed, see above. Run the same command again when the cause is fixed: it goes on from there"
 
 # Replaces an installed mmcv; uninstalled first, because mmcv and mmcv-lite install the same files.
 replace_mmcv() { pip uninstall -qq -y mmcv mmcv-lite onedl-mmcv && pip install -q --no-deps "$@"; }

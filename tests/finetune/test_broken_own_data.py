@@ -37,7 +37,7 @@ def error_of(root: Path, **options) -> str:
         ('"category_id": 7', '"category_id": 99', "annotations[0].category_id=99; allowed: 7, 3, 11, 5"),
         ('"image_id": 100', '"image_id": 1', "annotations[0].image_id=1: no image has this id"),
         ('"category_id": 7', '"kind": 7', "annotations[0]: has no 'category_id'; its keys are id, image_id, kind"),
-        ('"id": 101', '"id": 100', "images[1].id=100: an image before has the same id"),
+        ('"id": 101', '"id": 100', "images[1].id=100: an entry above has the same id"),
         ('"width": 97', '"width": "wide"', "images[0].width: 'wide' is not a number"),
         ('"file_name": "bild 0', '"file_name": "x 0', "images[0].file_name: image 'x 0.foto ä.jpg': no such file in"),
         ('"name": "007"', '"name": " "', "categories[2].name=' '; allowed: a name"),

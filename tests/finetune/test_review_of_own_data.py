@@ -78,7 +78,7 @@ def test_two_folders_of_validation_images(tmp_path: Path):
         read_data(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["N/A", "../../x", "/tmp/x", "..", ".hidden"])
+@pytest.mark.parametrize("name", ["N/A", "../../x", "/absolute", "..", ".hidden"])
 def test_class_names_are_no_paths(tmp_path: Path, name: str):
     tasks = [
         dict(
@@ -115,3 +115,14 @@ def test_masks_of_labelme_beyond_the_edges_are_cropped():
     expected = np.zeros((4, 5), bool)
     expected[1:3, :3] = True
     assert np.array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("place", ["categories", "images"])
+def test_ids_that_are_lists(tmp_path: Path, place: str):
+    coco(tmp_path, ["a.png"], [dict(id=1, name="cat"), dict(id=2, name="dog")])
+    file = tmp_path / "_annotations.coco.json"
+    content = json.loads(file.read_text())
+    content[place][0]["id"] = [1]
+    file.write_text(json.dumps(content))
+    with pytest.raises(AnnotationError, match=rf"{place}\[0\]\.id=\[1\]; allowed: an integer"):
+        read_data(tmp_path)

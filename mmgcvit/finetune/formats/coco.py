@@ -71,9 +71,7 @@ def read_categories(content: Mapping, path: Path) -> dict[Any, str]:
     found: dict[Any, str] = {}
     for i, category in enumerate(_objects(content, "categories", path)):
         where = f"{path}: categories[{i}]"
-        identity, name = _key(category, "id", where), _key(category, "name", where)
-        if identity in found:
-            raise AnnotationError(f"{where}.id={identity!r}: a category before has the same id")
+        identity, name = _new_id(category, where, found), _key(category, "name", where)
         if not isinstance(name, (str, int)) or not str(name).strip():
             raise AnnotationError(f"{where}.name={name!r}; allowed: a name")
         found[identity] = str(name)
@@ -88,9 +86,7 @@ def _read_items(scan: Scan, content: Mapping, path: Path, ids: Sequence[Any]) ->
     items: dict[Any, Item] = {}
     for i, image in enumerate(_objects(content, "images", path)):
         where = f"{path}: images[{i}]"
-        identity, name = _key(image, "id", where), _key(image, "file_name", where)
-        if identity in items:
-            raise AnnotationError(f"{where}.id={identity!r}: an image before has the same id")
+        identity, name = _new_id(image, where, items), _key(image, "file_name", where)
         if not isinstance(name, str):
             raise AnnotationError(f"{where}.file_name={name!r}; allowed: a file name")
         file = scan.find_image(name, near, f"{where}.file_name")
@@ -147,6 +143,15 @@ def _key(values: Mapping, key: str, where: str) -> Any:
     if key not in values:
         raise AnnotationError(f"{where}: has no {key!r}; its keys are {summarize(values)}")
     return values[key]
+
+
+def _new_id(values: Mapping, where: str, known: Mapping[Any, Any]) -> int | str:
+    identity = _key(values, "id", where)
+    if not isinstance(identity, (int, str)):
+        raise AnnotationError(f"{where}.id={identity!r}; allowed: an integer")
+    if identity in known:
+        raise AnnotationError(f"{where}.id={identity!r}: an entry above has the same id")
+    return identity
 
 
 def _without_root(names: dict[Any, str], data: Data, contents: Sequence[Mapping]) -> dict[Any, str]:

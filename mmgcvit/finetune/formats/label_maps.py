@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmgcvit.datasets.text import read_lines, read_names
+from mmgcvit.datasets.text import read_lines, read_names, read_utf8
 from mmgcvit.errors import AnnotationError
 from mmgcvit.finetune.data import UNSPLIT, Data, Item, image_size, split_name, unique_names
 from mmgcvit.finetune.formats.base import Format
@@ -159,7 +159,7 @@ def _values(data: Data) -> tuple[set[int] | None, Path]:
 def _read_colours(path: Path) -> tuple[list[str], dict]:
     names: list[str] = []
     values: dict = {}
-    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for i, line in enumerate(read_utf8("colours of the classes", path).splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         parts = line.split(":")
