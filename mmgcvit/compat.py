@@ -56,6 +56,20 @@ forward_ad_level: Callable[[], int] = partial(getattr, forward_ad, "_current_lev
 #: Whether torch may call oneDNN (``torch.backends.mkldnn.flags`` can disable it).
 onednn_is_enabled: Callable[[], bool] = torch._C._get_mkldnn_enabled
 
+
+def has_onednn_linear() -> bool:
+    """Whether torch has the operator that :func:`onednn_linear` calls."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    """Linear layer, optionally with an exact GELU, by one call of oneDNN: (..., C), (C', C), (C',) -> (..., C').
+
+    torch's compiler uses this operator for CPUs. All arguments are float32 or all are bfloat16; it has no gradient.
+    """
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none" if gelu else "")
+
+
 #: Attributes of a module that hold its hooks. A module with an entry in any of them must be called.
 MODULE_HOOKS = tuple(
     name for name, value in vars(nn.Module()).items() if name.endswith("_hooks") and "state_dict" not in name
@@ -130,9 +144,9 @@ def storage_id(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def softmax_backward(gradient: Tensor, output: Tensor) -> Tensor:
+def softmax_backward(gradient: Tensor, output: Tensor, out: Tensor) -> Tensor:
     """Gradient of a softmax over the last dimension with respect to its input, from that of its output."""
-    return torch._softmax_backward_data(gradient, output, -1, output.dtype)
+    return torch._softmax_backward_data(gradient, output, -1, output.dtype, grad_input=out)
 
 
 # Checkpoints: state dict hooks, and the unpickler whose steps can be restricted.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, relative_error
 from torch import nn
 from torch.autograd import forward_ad
 
@@ -166,6 +166,30 @@ def test_module_hooks_and_global_hooks():
     assert any(compat.GLOBAL_HOOKS)
     handle.remove()
     assert not any(compat.GLOBAL_HOOKS)
+
+
+@pytest.mark.skipif(not compat.has_onednn_linear(), reason="this torch has no such operator")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_onednn_linear(dtype: torch.dtype, gelu: bool):
+    """Also with transposed, sliced and missing arguments."""
+    x, weight = torch.randn(5, 7, 24).to(dtype)[..., ::2], torch.randn(12, 10).to(dtype).T
+    for bias in (None, torch.randn(10).to(dtype)):
+        wanted = nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+        wanted = nn.functional.gelu(wanted) if gelu else wanted
+        got = compat.onednn_linear(x, weight, bias, gelu)
+        assert got.dtype is dtype
+        assert got.is_contiguous()
+        assert relative_error(got.double(), wanted) < (1e-6 if dtype is torch.float32 else 4e-3)
+
+
+def test_softmax_backward_into_given_memory():
+    x = torch.randn(3, 5, requires_grad=True)
+    gradient, out = torch.randn(3, 5), torch.empty(3, 5)
+    y = x.softmax(-1)
+    (wanted,) = torch.autograd.grad(y, x, gradient)
+    assert compat.softmax_backward(gradient, y.detach(), out) is out
+    assert relative_error(out, wanted) < 1e-6
 
 
 def test_torch_state_queries():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import runpy
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,7 +17,7 @@ from torch import nn
 import mmgcvit
 from mmgcvit import GCViT
 from mmgcvit.kernel_count import count_kernels
-from mmgcvit.kernels import cpu, dispatch, reference
+from mmgcvit.kernels import processor
 
 W24 = dict(pad="window", window_size=(24,) * 4, global_query_reductions=(3, 2, 1, 0))
 DENSE = (2, 3, 800, 1344)
@@ -79,9 +78,8 @@ def test_attention_is_two_kernels_and_an_expanded_mask_counts_once():
 @pytest.mark.parametrize("onednn", [False, True])
 def test_forward_pass_makes_few_python_calls(monkeypatch, onednn: bool):
     """At most 500 calls of the package's functions for one image of 224 x 224, also on a processor that uses oneDNN."""
-    monkeypatch.setattr(cpu, "onednn_is_faster", lambda: onednn)
-    linear = dict(linear=cpu.linear, gelu_linear=cpu.gelu_linear) if onednn else dict(linear=reference.linear)
-    monkeypatch.setitem(dispatch._tables, "cpu", replace(dispatch.CPU, **linear))
+    monkeypatch.setattr(processor, "convolutions_are_faster", lambda: onednn)
+    monkeypatch.setattr(processor, "onednn_linear_is_faster", lambda: not onednn)
     package, calls = str(Path(mmgcvit.__file__).parent), 0
 
     def profile(frame: FrameType, event: str, _: Any) -> None:

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from mmgcvit import apis
+from mmgcvit.apis.precision import AMP
 from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.utils.arguments import add_trust_argument
 from mmgcvit.utils.text import printable
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--ann-file", help="COCO file that provides the image and category ids for a detector's predictions"
     )
+    parser.add_argument("--amp", choices=tuple(AMP), help="mixed precision: fp16 (on a GPU) or bf16")
     apis.add_pixels_argument(parser)
     parser.add_argument("--no-draw", action="store_true", help="write the predictions only")
     add_trust_argument(parser)
@@ -62,6 +64,7 @@ def main() -> None:
                 args.ann_file,
                 not args.no_draw,
                 args.max_pixels,
+                args.amp,
             )
     except apis.UsageError as error:
         sys.exit(printable(f"image_demo: {error}"))

@@ -7,6 +7,7 @@ import sys
 from mmengine.dist import is_main_process
 
 from mmgcvit import apis
+from mmgcvit.apis.precision import AMP
 from mmgcvit.apis.tracking import TRACKERS
 from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.errors import InvalidLossError
@@ -33,8 +34,8 @@ def main() -> None:
         nargs="?",
         const="fp16",
         default=False,
-        choices=("fp16", "bf16"),
-        help="mixed precision, on a GPU; fp16 if no value is given",
+        choices=tuple(AMP),
+        help="mixed precision: fp16 (on a GPU; the default without a value) or bf16",
     )
     parser.add_argument(
         "--auto-scale-lr",

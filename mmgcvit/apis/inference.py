@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from mmgcvit.apis.config import load_config
+from mmgcvit.apis.precision import autocast
 from mmgcvit.apis.tta import use_tta
 from mmgcvit.errors import CheckpointError, ClassificationDataError, CorruptImageError, UsageError
 from mmgcvit.registry import rename_old_types
@@ -60,6 +61,7 @@ def predict(
     ann_file: str | None = None,
     draw: bool = True,
     max_pixels: int | None = None,
+    amp: str | None = None,
 ) -> Summary:
     """Detect, segment or classify images, folders of images, and videos; write drawings and predictions.
 
@@ -95,6 +97,7 @@ def predict(
             labels plus 1.
         draw: whether to make drawings.
         max_pixels: images with more pixels are not decoded; by default 100 million.
+        amp: mixed precision, 'fp16' (GPU only) or 'bf16'.
 
     Returns:
         Counts, and the results as written to the file.
@@ -120,10 +123,11 @@ def predict(
         raise UsageError(f"out_dir={out_dir!r}: cannot be written: {error}") from error
     run = _Run(model, folder, draw, score_thr)
     try:
-        run.images([entry for entry in entries if not entry.is_video])
-        for entry in entries:
-            if entry.is_video:
-                run.video(entry)
+        with autocast(amp, device):
+            run.images([entry for entry in entries if not entry.is_video])
+            for entry in entries:
+                if entry.is_video:
+                    run.video(entry)
     finally:
         run.finish()
     if run.failures:

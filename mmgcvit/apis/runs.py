@@ -14,7 +14,6 @@ from contextlib import nullcontext
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -23,6 +22,7 @@ from mmgcvit.apis.checkpoints import checkpoint_to_resume, newest_checkpoint, re
 from mmgcvit.apis.config import unknown_argument
 from mmgcvit.apis.launch import build_runner, lost_process
 from mmgcvit.apis.lock import lock_work_dir
+from mmgcvit.apis.precision import autocast, fit_precision_to_device, use_mixed_precision
 from mmgcvit.apis.tracking import use_tracker
 from mmgcvit.apis.tta import use_tta
 from mmgcvit.checkpoint.sources import through_reader
@@ -47,9 +47,6 @@ from mmgcvit.tasks import TASKS, task_of_dataset
 from mmgcvit.utils.files import require_file
 from mmgcvit.utils.text import worker_message
 
-AMP = ("fp16", "bf16")
-FLOAT32 = {"AmpOptimWrapper": "OptimWrapper", "FSDPAmpOptimWrapper": "mmgcvit.FSDPOptimWrapper"}
-MIXED = {"OptimWrapper": "AmpOptimWrapper", "FSDPOptimWrapper": "mmgcvit.FSDPAmpOptimWrapper"}
 CORRUPT = ("stop", "skip")
 DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 #: Errors about the data, which may have changed since they were checked, and files that have gone.
@@ -80,7 +77,7 @@ def train(
         resume: True or 'auto': resumes from the newest intact checkpoint in the work directory, if there is one;
             damaged ones are named in warnings. A file or URL: resumes from that checkpoint.
         amp: mixed precision: 'fp16' (or True) with a dynamic loss scale and, unless the config clips gradients,
-            clipping at a norm of 35; or 'bf16'. (A config that enables mixed precision itself runs in float32 on a
+            clipping at a norm of 35; or 'bf16', on a CPU, too. (A config that enables fp16 itself runs in float32 on a
             CPU.)
         auto_scale_lr: True multiplies the learning rate by (global batch size incl. gradient accumulation) /
             ``auto_scale_lr.base_batch_size``, like ``auto_scale_lr.enable`` in the config. By default, the learning
@@ -92,7 +89,7 @@ def train(
             (:func:`~mmgcvit.apis.tracking.use_tracker`).
 
     Raises:
-        UsageError: ``amp`` is used without a GPU; the learning rate is to be scaled but the config has no
+        UsageError: ``amp`` is 'fp16' without a GPU; the learning rate is to be scaled but the config has no
             ``base_batch_size``; the checkpoint does not exist, cannot be read, or is resumed by another model or with
             other schedules; parts of the config contradict each other
             (:func:`~mmgcvit.datasets.consistency.check_config`); the annotations would break the run; the classes
@@ -107,12 +104,9 @@ def train(
     if track is not None:
         use_tracker(cfg, track)
     if amp:
-        _use_mixed_precision(cfg, "fp16" if amp is True else amp)
-    elif type_name(cfg.get("optim_wrapper") or {}) in FLOAT32 and get_device() == "cpu":
-        print_log("the config's mixed precision is disabled: there is no GPU", level=logging.WARNING)
-        cfg.optim_wrapper.type = FLOAT32[type_name(cfg.optim_wrapper)]
-        for key in ("dtype", "loss_scale", "use_fsdp"):
-            cfg.optim_wrapper.pop(key, None)
+        use_mixed_precision(cfg, "fp16" if amp is True else amp)
+    else:
+        fit_precision_to_device(cfg)
     scale_single_device_lr(cfg, auto_scale_lr)
     try:
         lock = lock_work_dir(cfg.work_dir) if cfg.get("work_dir") else nullcontext()
@@ -212,7 +206,12 @@ def _use_safe_checkpoints(cfg: Config) -> None:
 
 
 def test(
-    cfg: Config, checkpoint: str, show_dir: str | None = None, tta: bool = False, out: str | None = None
+    cfg: Config,
+    checkpoint: str,
+    show_dir: str | None = None,
+    tta: bool = False,
+    out: str | None = None,
+    amp: str | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the config's test data.
 
@@ -225,6 +224,7 @@ def test(
         show_dir: folder for images with the ground truth on the left and the prediction on the right.
         tta: use test-time augmentation (:func:`use_tta`).
         out: for a classifier, CSV file for the predictions (:class:`~mmgcvit.classification.TopKAccuracy`).
+        amp: mixed precision, 'fp16' (GPU only) or 'bf16'.
 
     Returns:
         The metrics.
@@ -256,7 +256,8 @@ def test(
     try:
         runner = build_runner(cfg)
         revert_sync_bn(runner)
-        return runner.test()
+        with autocast(amp):
+            return runner.test()
     except USERS_ERRORS as error:
         raise UsageError(worker_message(error)) from error
     except (RuntimeError, TypeError) as error:
@@ -276,20 +277,6 @@ def _show_in(cfg: Config, folder: str) -> None:
         )
     known[type_name(hook)].show_in(cfg, hook, folder)
     hook.draw = True
-
-
-def _use_mixed_precision(cfg: Config, kind: str) -> None:
-    if kind not in AMP:
-        raise UsageError(f"amp={kind!r}; allowed: {', '.join(AMP)}")
-    if get_device() == "cpu":
-        raise UsageError("--amp needs a GPU: mmengine's mixed precision does not run on a CPU")
-    cfg.optim_wrapper.type = MIXED.get(type_name(cfg.optim_wrapper).replace("Amp", ""), "AmpOptimWrapper")
-    if kind == "bf16":
-        cfg.optim_wrapper.dtype = "bfloat16"
-        return
-    cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
-    if not cfg.optim_wrapper.get("clip_grad"):
-        cfg.optim_wrapper.clip_grad = dict(max_norm=35, norm_type=2)
 
 
 def _check_data(cfg: Config, *splits: str) -> None:

@@ -137,10 +137,9 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, ops: kernels.Kernels = kernels.REFERENCE) -> Tensor:
         """Return fc2(GELU(fc1(x))), computed by ``ops``."""
-        x = ops.linear(self.fc1, x)
         if not self.drop_rate:
-            return ops.gelu_linear(self.fc2, x)
-        x = F.dropout(F.gelu(x), self.drop_rate, self.training)
+            return ops.mlp(self.fc1, self.fc2, x)
+        x = F.dropout(F.gelu(ops.linear(self.fc1, x)), self.drop_rate, self.training)
         return F.dropout(ops.linear(self.fc2, x), self.drop_rate, self.training)
 
 

@@ -1,5 +1,6 @@
 """Hooks, loops and optimizer wrappers for mmengine."""
 
+from mmgcvit.engine.bfloat16 import CPUAmpOptimWrapper
 from mmgcvit.engine.hooks import CorruptImageHook, InvalidLossHook, LoadedWeightsHook, ReproducibleHook
 from mmgcvit.engine.loops import EMAValLoop, ResumableTrainLoop
 from mmgcvit.engine.record import RunRecordHook
@@ -13,6 +14,7 @@ from mmgcvit.tasks.classification.hook import ClassificationHook
 CorruptPictureHook = CorruptImageHook  # former name, kept for one release
 
 __all__ = [
+    "CPUAmpOptimWrapper",
     "ClassificationHook",
     "CorruptImageHook",
     "CorruptPictureHook",

@@ -8,8 +8,15 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from mmgcvit.compat import forward_ad_level, functorch_is_active, is_built_from, is_compiling, is_tracing
-from mmgcvit.kernels import cpu, eager, reference
+from mmgcvit.compat import (
+    autocast_is_enabled,
+    forward_ad_level,
+    functorch_is_active,
+    is_built_from,
+    is_compiling,
+    is_tracing,
+)
+from mmgcvit.kernels import cpu, cpu_attention, eager, reference
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,7 @@ class Kernels:
     """One implementation of each operation; see :mod:`mmgcvit.kernels.reference` for what they compute."""
 
     linear: Callable = reference.linear
-    gelu_linear: Callable = reference.gelu_linear
+    mlp: Callable = reference.mlp
     residual: Callable = reference.residual
     mbconv_tail: Callable = reference.mbconv_tail
     window_attention: Callable = reference.window_attention
@@ -26,23 +33,23 @@ class Kernels:
 
 REFERENCE = Kernels()
 EAGER = Kernels(
-    gelu_linear=eager.gelu_linear,
+    mlp=eager.mlp,
     residual=eager.residual,
     mbconv_tail=eager.mbconv_tail,
     position_biases=eager.position_biases,
 )
 CPU = Kernels(
-    linear=cpu.linear if cpu.onednn_is_faster() else reference.linear,
-    gelu_linear=cpu.gelu_linear if cpu.onednn_is_faster() else eager.gelu_linear,
+    linear=cpu.linear,
+    mlp=cpu.mlp,
     residual=eager.residual,
     mbconv_tail=cpu.mbconv_tail,
-    window_attention=cpu.window_attention,
-    position_biases=cpu.position_biases,
+    window_attention=cpu_attention.window_attention,
+    position_biases=cpu_attention.position_biases,
 )
 #: Names that can be disabled, and the operations that belong to each.
 KERNELS = {
     "linear": ("linear",),
-    "gelu_linear": ("gelu_linear",),
+    "mlp": ("mlp",),
     "residual": ("residual",),
     "mbconv_tail": ("mbconv_tail",),
     "window_attention": ("window_attention", "position_biases"),
@@ -61,7 +68,9 @@ def choose(x: Tensor, module: nn.Module) -> Kernels:
     captured = is_compiling() or is_tracing() or functorch_is_active() or forward_ad_level() >= 0  # is_eager(), inlined
     if captured or not is_built_from(module, _BUILT_FROM, _OWN):
         return REFERENCE
-    return _tables["cpu" if x.device.type == "cpu" else "eager"]
+    if x.device.type != "cpu":
+        return _tables["eager"]
+    return cpu.with_cast_weights(_tables["cpu"]) if autocast_is_enabled("cpu") else _tables["cpu"]
 
 
 def max_pack(x: Tensor) -> int | None:

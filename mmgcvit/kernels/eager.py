@@ -44,8 +44,13 @@ class GeluLinear(torch.autograd.Function):
         return d_x, d_weight, d_bias
 
 
+def mlp(fc1: nn.Linear, fc2: nn.Linear, x: Tensor) -> Tensor:
+    """See :func:`mmgcvit.kernels.reference.mlp`; ``fc2`` must be unmodified."""
+    return gelu_linear(fc2, fc1(x))
+
+
 def gelu_linear(module: nn.Linear, x: Tensor) -> Tensor:
-    """See :func:`mmgcvit.kernels.reference.gelu_linear`; ``module`` must be unmodified."""
+    """Apply an exact GELU and a linear layer: (..., C) -> (..., C')."""
     if not torch.is_grad_enabled():
         return module(F.gelu(x))
     # Under autocast x has the compute dtype already, but autograd functions do not cast their arguments.
@@ -72,9 +77,9 @@ class ScaledAdd(torch.autograd.Function):
 
 def residual(x: Tensor, y: Tensor, gamma: Tensor | None, scale: Tensor | None) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.residual`."""
-    if gamma is not None or (scale is not None and not x.dtype == y.dtype == scale.dtype):
+    if gamma is not None or (scale is not None and x.dtype != y.dtype):
         return reference.residual(x, y, gamma, scale)
-    return x + y if scale is None else ScaledAdd.apply(x, y, scale)
+    return x + y if scale is None else ScaledAdd.apply(x, y, scale.to(x.dtype))
 
 
 def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: Any) -> Tensor:

@@ -22,9 +22,9 @@ def linear(module: nn.Linear, x: Tensor) -> Tensor:
     return module(x)
 
 
-def gelu_linear(module: nn.Linear, x: Tensor) -> Tensor:
-    """Apply an exact GELU and a linear layer: (..., C) -> (..., C')."""
-    return module(F.gelu(x))
+def mlp(fc1: nn.Linear, fc2: nn.Linear, x: Tensor) -> Tensor:
+    """Apply two linear layers with an exact GELU between them: (..., C) -> (..., C')."""
+    return fc2(F.gelu(fc1(x)))
 
 
 def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: Any) -> Tensor:

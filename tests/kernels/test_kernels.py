@@ -16,23 +16,31 @@ from mmgcvit.backbone.attention import WindowAttention
 from mmgcvit.backbone.gcvit import GCViT
 from mmgcvit.backbone.layers import MBConv
 from mmgcvit.backbone.windows import PAD_MODES, window_layout
-from mmgcvit.kernels import cpu, dispatch, eager, reference
+from mmgcvit.kernels import cpu, cpu_attention, dispatch, eager, processor, products, reference
 
-ONEDNN = replace(dispatch.CPU, linear=cpu.linear, gelu_linear=cpu.gelu_linear)
-IMPLEMENTATIONS = {"eager": dispatch.EAGER, "cpu": dispatch.CPU, "cpu, oneDNN": ONEDNN}
+# The same kernels with oneDNN's products, which are float32 only.
+CONVOLUTION, ONEDNN = replace(dispatch.CPU), replace(dispatch.CPU)
+FLOAT32 = {"convolutions_are_faster": CONVOLUTION, "onednn_linear_is_faster": ONEDNN}
+IMPLEMENTATIONS = {"eager": dispatch.EAGER, "cpu": dispatch.CPU, **FLOAT32}
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def ops(request, monkeypatch) -> Iterator[kernels.Kernels]:
     """Each implementation, with limits so small that everything runs in several chunks, and with oneDNN forced."""
     monkeypatch.setattr(cpu, "MAX_PACK", 60)
-    monkeypatch.setattr(cpu, "MAX_SCORES", 100)
-    if request.param == "cpu, oneDNN":
+    monkeypatch.setattr(cpu_attention, "MAX_SCORES", 100)
+    for name in FLOAT32:
+        monkeypatch.setattr(processor, name, lambda name=name: name == request.param)
+    if request.param in FLOAT32:
         if not torch.backends.mkldnn.is_available():
             pytest.skip("this torch has no oneDNN")
-        monkeypatch.setattr(cpu, "onednn_is_faster", lambda: True)
-        monkeypatch.setattr(cpu, "MIN_ONEDNN", 0)
+        monkeypatch.setattr(products, "MIN_ONEDNN", 0)
     return IMPLEMENTATIONS[request.param]
+
+
+def in_float32(ops: kernels.Kernels) -> bool:
+    """Whether these kernels are tested in float32."""
+    return any(ops is kernel for kernel in FLOAT32.values())
 
 
 def compare(got: Callable, wanted: Callable, inputs: Sequence[Tensor], tolerance: float = 1e-5) -> None:
@@ -54,7 +62,9 @@ def test_linear(ops: kernels.Kernels, shape: tuple[int, ...], bias: bool):
     x = torch.randn(shape, requires_grad=True)
     inputs = [x, *module.parameters()]
     compare(lambda: ops.linear(module, x), lambda: reference.linear(module, x), inputs)
-    compare(lambda: ops.gelu_linear(module, x), lambda: reference.gelu_linear(module, x), inputs)
+    fc2 = randomise(nn.Linear(20, 7, bias=bias))
+    inputs = [*inputs, *fc2.parameters()]
+    compare(lambda: ops.mlp(module, fc2, x), lambda: reference.mlp(module, fc2, x), inputs)
 
 
 @pytest.mark.parametrize("gamma", [True, False])
@@ -86,8 +96,8 @@ def test_mbconv_tail(ops: kernels.Kernels, size: tuple[int, int], frozen: tuple[
 @pytest.mark.parametrize("is_global", [False, True])
 def test_window_attention(ops: kernels.Kernels, monkeypatch, is_global: bool, shape: tuple[int, ...], max_bias: int):
     """Tests both operations together, as the biases passed between them depend on the implementation."""
-    monkeypatch.setattr(cpu, "MAX_BIAS", max_bias)
-    dtype = torch.float32 if ops is ONEDNN else torch.double  # oneDNN's products are float32
+    monkeypatch.setattr(cpu_attention, "MAX_BIAS", max_bias)
+    dtype = torch.float32 if in_float32(ops) else torch.double  # oneDNN's products are float32
     attention = randomise(WindowAttention(12, 3, 3, is_global)).to(dtype)
     layout = window_layout((*shape, 12), 3, torch.device("cpu"), 60)
     x = torch.randn(*shape, 12, dtype=dtype, requires_grad=True)
@@ -104,7 +114,7 @@ def test_window_attention(ops: kernels.Kernels, monkeypatch, is_global: bool, sh
         return layout.unpack(packs, *x.shape[1:3])
 
     inputs = [x, *attention.parameters(), *([query] if is_global else [])]
-    compare(lambda: run(ops), lambda: run(kernels.REFERENCE), inputs, 1e-5 if ops is ONEDNN else 1e-10)
+    compare(lambda: run(ops), lambda: run(kernels.REFERENCE), inputs, 1e-5 if in_float32(ops) else 1e-10)
 
 
 def results(model: nn.Module, images: Tensor) -> list[Tensor]:
@@ -123,7 +133,7 @@ def results(model: nn.Module, images: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("size", [(50, 70), (64, 64), (9, 33)])
 def test_network_with_each_implementation(ops, monkeypatch, tiny_model, pad: str, size: tuple[int, int]):
     """With a batch of 3 and drop path; the reference packs all windows at once."""
-    dtype = torch.float32 if ops is ONEDNN else torch.double  # oneDNN's products are float32
+    dtype = torch.float32 if in_float32(ops) else torch.double  # oneDNN's products are float32
     model = tiny_model(pad=pad, drop_path_rate=0.3, arch={**TINY, "depths": (2, 3, 1, 2)}).to(dtype)
     images = torch.randn(3, 3, *size, dtype=dtype)
     with kernels.disabled(*kernels.KERNELS):
@@ -133,7 +143,7 @@ def test_network_with_each_implementation(ops, monkeypatch, tiny_model, pad: str
         monkeypatch.setattr(dispatch, "max_pack", lambda x: None)
         monkeypatch.setattr(kernels, "max_pack", lambda x: None)
     for got, w in zip(results(model, images), wanted, strict=True):
-        assert (got - w).abs().max() < (2e-4 if ops is ONEDNN else 1e-9) * max(1, w.abs().max().item())
+        assert (got - w).abs().max() < (2e-4 if in_float32(ops) else 1e-9) * max(1, w.abs().max().item())
 
 
 @pytest.mark.parametrize("name", kernels.KERNELS)
@@ -155,7 +165,7 @@ def test_each_kernel_can_be_disabled(tiny_model, name: str):
 
 def test_disabled_rejects_unknown_names():
     with (
-        pytest.raises(ValueError, match=r"disabled: 'lineal'; allowed: linear, gelu_linear"),
+        pytest.raises(ValueError, match=r"disabled: 'lineal'; allowed: linear, mlp"),
         kernels.disabled("lineal"),
     ):
         pass
@@ -302,7 +312,7 @@ def test_func_transforms_use_the_reference(tiny_model):
     assert chosen == [kernels.REFERENCE] * 2
 
 
-def test_gelu_linear_saves_no_activation():
+def test_mlp_saves_no_activation():
     module = randomise(nn.Linear(12, 6))
     x = torch.randn(3, 5, 12, requires_grad=True)
     kept: list[Tensor] = []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,8 +9,9 @@ from conftest import randomise, relative_error
 from torch import nn
 
 from mmgcvit import GCViT
-from mmgcvit.kernels import cpu, dispatch
-from mmgcvit.kernels.cpu import fits_onednn, gelu_linear, linear, product
+from mmgcvit.kernels import dispatch, processor, products
+from mmgcvit.kernels.cpu import linear
+from mmgcvit.kernels.products import Linear, product, product_dtype
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -27,15 +26,16 @@ def onednn(monkeypatch) -> list:
             calls.append(tuple(x.shape))
         return real(x, *args, **kwargs)
 
-    monkeypatch.setattr(cpu, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(cpu, "MIN_ONEDNN", 0)
+    monkeypatch.setattr(processor, "convolutions_are_faster", lambda: True)
+    monkeypatch.setattr(products, "MIN_ONEDNN", 0)
     monkeypatch.setattr(F, "conv2d", spy)
-    monkeypatch.setitem(dispatch._tables, "cpu", replace(dispatch.CPU, linear=linear, gelu_linear=gelu_linear))
     return calls
 
 
 def apply(module: nn.Linear, x: torch.Tensor, gelu: bool) -> torch.Tensor:
-    return gelu_linear(module, x) if gelu else linear(module, x)
+    if not torch.is_grad_enabled():
+        return product(F.gelu(x) if gelu else x, module.weight, module.bias)
+    return Linear.apply(x, module.weight, module.bias, module.weight, module.bias, gelu)
 
 
 # Numbers of rows that are and are not multiples of 4; inputs large enough and too small for torch to use oneDNN.
@@ -89,20 +89,22 @@ def test_only_required_gradients_are_computed(onednn):
 
 def test_unsupported_cases_use_torch(onednn, monkeypatch):
     x, weight = torch.randn(100, 12), torch.randn(20, 12)
-    assert fits_onednn(x, weight)
-    assert not fits_onednn(x.double(), weight.double())
-    assert not fits_onednn(x.bfloat16(), weight.bfloat16())
+    monkeypatch.setattr(processor, "multiplies_bfloat16", lambda: False)
+    assert product_dtype(x, weight) is torch.float32
+    assert product_dtype(x.double(), weight.double()) is None
+    assert product_dtype(x.bfloat16(), weight.bfloat16()) is None
     with torch.backends.mkldnn.flags(enabled=False):
-        assert not fits_onednn(x, weight)
+        assert product_dtype(x, weight) is None
     with torch.autocast("cpu", torch.bfloat16):
-        assert not fits_onednn(x, weight)
+        assert product_dtype(x, weight) is None
         assert linear(nn.Linear(12, 20), x).dtype is torch.bfloat16
 
-    monkeypatch.setattr(cpu, "MIN_ONEDNN", 1200)
-    assert not fits_onednn(x, weight)
-    monkeypatch.setattr(cpu, "MIN_ONEDNN", 0)
+    monkeypatch.setattr(products, "MIN_ONEDNN", 1200)
+    assert product_dtype(x, weight) is None
+    monkeypatch.setattr(products, "MIN_ONEDNN", 0)
     onednn.clear()
-    monkeypatch.setattr(cpu, "onednn_is_faster", lambda: False)
+    monkeypatch.setattr(processor, "convolutions_are_faster", lambda: False)
+    monkeypatch.setattr(processor, "onednn_linear_is_faster", lambda: False)
     assert torch.equal(product(x, weight), F.linear(x, weight))
     assert not onednn
 
@@ -126,7 +128,7 @@ def test_backbone_with_and_without_onednn(onednn, pad: str, monkeypatch):
 
     by_it = run()
     assert len(onednn) > 50
-    monkeypatch.setattr(cpu, "onednn_is_faster", lambda: False)
+    monkeypatch.setattr(processor, "convolutions_are_faster", lambda: False)
     monkeypatch.setitem(dispatch._tables, "cpu", dispatch.EAGER)
     onednn.clear()
     for a, b in zip(by_it, run(), strict=True):

@@ -1,0 +1,250 @@
+"""Window attention on a CPU: scores in chunks that fit the caches, and a bias that is not materialised per window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmgcvit.compat import softmax_backward
+from mmgcvit.kernels import reference
+from mmgcvit.kernels.products import differentiable
+
+MAX_SCORES = 2**19  # elements of q k^T that are computed at a time in the backward pass of attention
+MAX_BIAS = 2**22  # elements of a bias that is materialised at once; a larger one is computed a few rows at a time
+MAX_COLUMNS = 2**20  # elements of the columns of a bias that are computed for several blocks at once
+
+
+class Bias(NamedTuple):
+    """Relative position bias of one block for windows of one size; can be materialised one row at a time.
+
+    Args:
+        columns: see :func:`bias_columns`.
+        padding: see :func:`padding_bias`; None if the windows are not padded.
+        dense: (heads, queries, keys), materialised from both without a gradient; None if it would be large.
+    """
+
+    columns: Tensor
+    padding: Tensor | None = None
+    dense: Tensor | None = None
+
+    def groups(self, limit: int | None) -> Iterator[tuple[slice, Tensor]]:
+        """Yield queries and their bias (heads, queries, keys), at most ``limit`` elements or one row of the window."""
+        height, width = (self.columns.shape[2] + 1) // 2, self.columns.shape[1]
+        step = height if limit is None else max(1, limit // (self.columns.shape[0] * width * height * width))
+        for first in range(0, height, step):
+            yield slice(first * width, min(first + step, height) * width), self.rows(first, min(first + step, height))
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Bias of the queries in rows first to last - 1 of the window: (heads, i * j, keys)."""
+        height, width = (self.columns.shape[2] + 1) // 2, self.columns.shape[1]
+        rows = []
+        for i in range(first, last):
+            rows.append(self.columns[:, :, height - 1 - i : 2 * height - 1 - i])
+        bias = torch.stack(rows, 1).flatten(3, 4).flatten(1, 2)  # [heads, i, j, k, l] -> [heads, i * j, k * l]
+        if self.padding is not None:
+            bias = torch.cat([bias, self.padding[:, first * width : last * width].to(bias.dtype)], 2)
+        return bias
+
+
+def bias_columns(table: Tensor, window: int, height: int, width: int) -> Tensor:
+    """Bias between the columns of a window: a table ((2w-1)^2, heads) -> (heads, j, k - i, l).
+
+    Entry [h, j, r, l] is the bias of head h between a query in column j and a key in column l, r - (height - 1) rows
+    below it. The bias of the queries in one row is a slice of length ``height`` along r, without indexing or scattered
+    reads.
+    """
+    grid = table.T.reshape(-1, 2 * window - 1, 2 * window - 1).flip(1, 2)
+    grid = grid[:, window - height : window + height - 1, window - width : window + width - 1]
+    return torch.stack([grid[:, :, width - 1 - j : 2 * width - 1 - j] for j in range(width)], 1)
+
+
+def padding_bias(table: Tensor, window: int, height: int, width: int) -> Tensor:
+    """Bias of the padding token (:func:`mmgcvit.kernels.reference.position_biases`) of windows cut off by an edge.
+
+    Returns:
+        (heads, height * width, 1), float32 or wider.
+    """
+    grid = table.T.reshape(-1, 2 * window - 1, 2 * window - 1).flip(1, 2)  # [h, k - i + w - 1, l - j + w - 1]
+    grid = grid.to(torch.promote_types(grid.dtype, torch.float32))
+
+    def logsumexp(rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+        """Logsumexp over the keys in ``rows`` and ``columns`` (first, last + 1) per query: (heads, height, width)."""
+        sums = grid
+        for axis, (first, last), queries in ((1, rows, height), (2, columns, width)):
+            # For a query in row i, these keys are first - i to last - 1 - i rows below. The last query comes first.
+            part = sums.narrow(axis, first - queries + window, last - first + queries - 1)
+            sums = part.unfold(axis, last - first, 1).logsumexp(-1).flip(axis)
+        return sums
+
+    parts = []
+    if height < window:  # below, and in the corner
+        parts.append(logsumexp((height, window), (0, window)))
+    if width < window:  # on the right
+        parts.append(logsumexp((0, height), (width, window)))
+    return torch.stack(parts).logsumexp(0).flatten(1)[..., None]
+
+
+def position_biases(
+    tables: Sequence[Tensor], sizes: Sequence[tuple[int, int]], window: int, dtype: torch.dtype
+) -> Iterator[list[Any]]:
+    """See :func:`mmgcvit.kernels.reference.position_biases`; yields :class:`Bias`, materialised block by block."""
+    heads = tables[0].shape[1]
+    if len(tables) > 1 and len(tables) * heads * window**2 * (2 * window - 1) > MAX_COLUMNS:
+        for table in tables:
+            yield from position_biases([table], sizes, window, dtype)
+        return
+    # Concatenate the tables of all blocks along the heads, (rows, blocks * heads), to compute all columns at once.
+    table = tables[0] if len(tables) == 1 else torch.cat(list(tables), 1)
+    parts = []
+    for height, width in sizes:
+        columns = bias_columns(table, window, height, width).split(heads)
+        padding: Sequence[Tensor | None] = [None] * len(tables)
+        if height < window or width < window:
+            padding = padding_bias(table, window, height, width).split(heads)
+        parts.append((height, columns, padding))
+    for block in range(len(tables)):
+        biases = []
+        for height, columns, padding in parts:
+            bias = Bias(columns[block], padding[block])
+            if heads * (height * columns[block].shape[1]) ** 2 <= MAX_BIAS:
+                with torch.no_grad():  # the gradient flows through the other two fields
+                    bias = bias._replace(dense=bias.rows(0, height).to(dtype))
+            biases.append(bias)
+        yield biases
+
+
+def window_attention(qkv: Tensor, query: Tensor | None, bias: Bias, num_heads: int, dropout: float = 0.0) -> Tensor:
+    """See :func:`mmgcvit.kernels.reference.window_attention`; the result of the padding token is zero."""
+    if dropout:
+        bias = bias._replace(dense=None)  # `dense` has no gradient; dropout is applied to all queries at once
+    elif torch.is_grad_enabled() and (qkv.requires_grad or bias.columns.requires_grad):
+        return WindowAttention.apply(qkv, query, *bias, num_heads)
+    if bias.dense is not None and bias.padding is None:
+        q, k, v = reference.split_heads(qkv, query, num_heads)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.dense[None]).transpose(1, 2).flatten(2)
+    return _window_attention(qkv, query, bias, num_heads, dropout)
+
+
+def _window_attention(qkv: Tensor, query: Tensor | None, bias: Bias, num_heads: int, dropout: float = 0.0) -> Tensor:
+    """Compute attention with torch's fused kernel, a few rows of queries at a time."""
+    q, k, v = reference.split_heads(qkv, query, num_heads)
+    groups = bias.groups(None if dropout else MAX_BIAS)
+    if bias.dense is not None:
+        groups = iter([(slice(0, bias.dense.shape[1]), bias.dense)])
+    parts = []
+    for queries, mask in groups:
+        mask = mask.to(q.dtype)[None]
+        x = F.scaled_dot_product_attention(q[:, :, queries], k, v, attn_mask=mask, dropout_p=dropout)
+        parts.append(x.transpose(1, 2))  # [windows, heads, queries, d] -> [windows, queries, heads, d]
+    if bias.padding is not None:
+        parts.append(parts[0].new_zeros(parts[0].shape[0], 1, *parts[0].shape[2:]))
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).flatten(2)
+
+
+class WindowAttention(torch.autograd.Function):
+    """Attention with a bias that needs a gradient.
+
+    On a CPU, torch's fused attention does not support such a bias and falls back to an implementation that saves all of
+    q k^T. Here the forward pass uses the fused kernel. The backward pass recomputes q k^T in chunks that stay in the
+    caches, and sums the gradient of the bias over windows.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        query: Tensor | None,
+        columns: Tensor,
+        padding: Tensor | None,
+        dense: Tensor | None,
+        num_heads: int,
+    ) -> Tensor:
+        """See :func:`window_attention`; the fields of the bias are separate arguments."""
+        ctx.save_for_backward(qkv, query, columns, padding)
+        ctx.num_heads = num_heads
+        return _window_attention(qkv, query, Bias(columns, padding, dense), num_heads)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of forward's arguments."""
+        qkv, query, columns, padding = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            attend = partial(_plain_window_attention, ctx.num_heads)
+            return *differentiable(attend, (qkv, query, columns, padding), gradient), None, None
+        bias = Bias(columns, padding)
+        heads, width, height = ctx.num_heads, columns.shape[1], (columns.shape[2] + 1) // 2
+        tokens = height * width
+        d_qkv = torch.empty_like(qkv)
+        q, k, v = reference.split_heads(qkv, query, heads)
+        scale = q.shape[-1] ** -0.5
+        acc_dtype = torch.promote_types(qkv.dtype, torch.float32)  # dtype of sums over windows
+        d_query: Any = None if query is None else torch.zeros_like(query, dtype=acc_dtype)
+        d_columns = torch.zeros_like(columns, dtype=acc_dtype)
+        d_padding: Any = None if padding is None else torch.zeros_like(padding, dtype=acc_dtype)
+        d_q, d_k, d_v = reference.split_heads(d_qkv, d_query, heads)
+        if query is None:
+            d_q[:, :, tokens:] = 0  # the padding token's own result was not computed
+        gradient = gradient.unflatten(2, (heads, -1)).transpose(1, 2)  # [windows, heads, tokens, d]
+        for queries, mask in bias.groups(MAX_BIAS):
+            first, last = queries.start // width, queries.stop // width
+            write = Tensor.add_ if first else Tensor.copy_
+            d_mask, mask = columns.new_zeros(mask.shape, dtype=acc_dtype), mask.to(qkv.dtype)
+            step = min(len(qkv), max(1, MAX_SCORES // mask.numel()))
+            # The same memory for all chunks: new memory would take longer than the arithmetic.
+            buffers = qkv.new_empty(3, step * heads, *mask.shape[1:])
+            for windows in _chunks(len(qkv), step):
+                shape = (windows.stop - windows.start, heads)
+                scores, weights, d_weights = buffers[:, : shape[0] * heads]
+                # [windows, heads, tokens, d] -> [windows * heads, tokens, d], copied
+                qs = (q[windows, :, queries] * scale).flatten(0, 1)
+                ks, vs = k[windows].flatten(0, 1), v[windows].flatten(0, 1)
+                gs = gradient[windows, :, queries].flatten(0, 1)
+                scores.unflatten(0, shape).copy_(mask)
+                torch.softmax(scores.baddbmm_(qs, ks.mT), -1, out=weights)
+                write(d_v[windows], (weights.mT @ gs).unflatten(0, shape))
+                torch.bmm(gs, vs.mT, out=d_weights)
+                d_scores = softmax_backward(d_weights, weights, out=scores)  # [windows * heads, queries, keys]
+                by_window = d_scores.unflatten(0, shape)
+                d_mask += by_window[0] if len(by_window) == 1 else by_window.sum(0, dtype=acc_dtype)
+                write(d_k[windows], (d_scores.mT @ qs).unflatten(0, shape))
+                d_qs = (d_scores @ ks).mul_(scale).unflatten(0, shape)
+                if query is None:
+                    d_q[windows, :, queries] = d_qs
+                elif query.shape[0] == len(qkv):
+                    d_query[windows, :, queries] = d_qs.to(acc_dtype)
+                else:
+                    d_query[0, :, queries] += d_qs.sum(0, dtype=acc_dtype)
+            if padding is not None:
+                d_padding[:, queries] += d_mask[..., -1:]
+                d_mask = d_mask[..., :-1]
+            d_mask = d_mask.unflatten(1, (last - first, width))  # [heads, i, j, keys]
+            for i in range(first, last):
+                below = slice(height - 1 - i, 2 * height - 1 - i)
+                d_columns[:, :, below] += d_mask[:, i - first].unflatten(2, (height, width))
+        return (
+            d_qkv,
+            None if query is None else d_query.to(query.dtype),
+            d_columns.to(columns.dtype),
+            None if padding is None else d_padding.to(padding.dtype),
+            None,
+            None,
+        )
+
+
+def _plain_window_attention(
+    num_heads: int, qkv: Tensor, query: Tensor | None, columns: Tensor, padding: Tensor | None
+) -> Tensor:
+    q, k, v = reference.split_heads(qkv, query, num_heads)
+    bias = Bias(columns, padding).rows(0, (columns.shape[2] + 1) // 2).to(q.dtype)
+    x = reference.plain_attention(q[:, :, : bias.shape[1]], k, v, bias)
+    return F.pad(x, (0, 0, 0, q.shape[2] - x.shape[2])).transpose(1, 2).flatten(2)
+
+
+def _chunks(length: int, step: int) -> Iterator[slice]:
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
