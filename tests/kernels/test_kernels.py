@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -20,6 +21,11 @@ from mmgcvit.kernels import cpu, dispatch, eager, reference
 
 ONEDNN = replace(dispatch.CPU, linear=cpu.linear, gelu_linear=cpu.gelu_linear)
 IMPLEMENTATIONS = {"eager": dispatch.EAGER, "cpu": dispatch.CPU, "cpu, oneDNN": ONEDNN}
+SINGLE_PRECISION = [ONEDNN]  # oneDNN's products are float32
+if os.environ.get("TRITON_INTERPRET") == "1":  # set by tests/kernels/test_fused.py
+    with kernels.enabled("triton_attention"):
+        IMPLEMENTATIONS["triton"] = dispatch._tables["eager"]
+        SINGLE_PRECISION.append(IMPLEMENTATIONS["triton"])
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -87,7 +93,7 @@ def test_mbconv_tail(ops: kernels.Kernels, size: tuple[int, int], frozen: tuple[
 def test_window_attention(ops: kernels.Kernels, monkeypatch, is_global: bool, shape: tuple[int, ...], max_bias: int):
     """Tests both operations together, as the biases passed between them depend on the implementation."""
     monkeypatch.setattr(cpu, "MAX_BIAS", max_bias)
-    dtype = torch.float32 if ops is ONEDNN else torch.double  # oneDNN's products are float32
+    dtype = torch.float32 if ops in SINGLE_PRECISION else torch.double
     attention = randomise(WindowAttention(12, 3, 3, is_global)).to(dtype)
     layout = window_layout((*shape, 12), 3, torch.device("cpu"), 60)
     x = torch.randn(*shape, 12, dtype=dtype, requires_grad=True)
@@ -104,7 +110,7 @@ def test_window_attention(ops: kernels.Kernels, monkeypatch, is_global: bool, sh
         return layout.unpack(packs, *x.shape[1:3])
 
     inputs = [x, *attention.parameters(), *([query] if is_global else [])]
-    compare(lambda: run(ops), lambda: run(kernels.REFERENCE), inputs, 1e-5 if ops is ONEDNN else 1e-10)
+    compare(lambda: run(ops), lambda: run(kernels.REFERENCE), inputs, 1e-5 if ops in SINGLE_PRECISION else 1e-10)
 
 
 def results(model: nn.Module, images: Tensor) -> list[Tensor]:
@@ -123,17 +129,17 @@ def results(model: nn.Module, images: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("size", [(50, 70), (64, 64), (9, 33)])
 def test_network_with_each_implementation(ops, monkeypatch, tiny_model, pad: str, size: tuple[int, int]):
     """With a batch of 3 and drop path; the reference packs all windows at once."""
-    dtype = torch.float32 if ops is ONEDNN else torch.double  # oneDNN's products are float32
+    dtype = torch.float32 if ops in SINGLE_PRECISION else torch.double
     model = tiny_model(pad=pad, drop_path_rate=0.3, arch={**TINY, "depths": (2, 3, 1, 2)}).to(dtype)
     images = torch.randn(3, 3, *size, dtype=dtype)
     with kernels.disabled(*kernels.KERNELS):
         wanted = results(model, images)
     monkeypatch.setitem(dispatch._tables, "cpu", ops)
-    if ops is dispatch.EAGER:  # as on a GPU
+    if ops.position_biases is eager.position_biases:  # as on a GPU
         monkeypatch.setattr(dispatch, "max_pack", lambda x: None)
         monkeypatch.setattr(kernels, "max_pack", lambda x: None)
     for got, w in zip(results(model, images), wanted, strict=True):
-        assert (got - w).abs().max() < (2e-4 if ops is ONEDNN else 1e-9) * max(1, w.abs().max().item())
+        assert (got - w).abs().max() < (2e-4 if ops in SINGLE_PRECISION else 1e-9) * max(1, w.abs().max().item())
 
 
 @pytest.mark.parametrize("name", kernels.KERNELS)
