@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language import constexpr, tensor
 
 from mmgcvit.kernels import reference
 from mmgcvit.kernels.cpu import _differentiable
@@ -27,7 +28,7 @@ INTERPRETED_DTYPES = (torch.float32, torch.float16)
 
 
 @triton.jit
-def _load(matrix: tl.tensor, rows: tl.tensor, stride: tl.tensor, tokens: tl.tensor, DIM: tl.constexpr, WIDTH: tl.constexpr) -> tl.tensor:
+def _load(matrix: tensor, rows: tensor, stride: tensor, tokens: tensor, DIM: constexpr, WIDTH: constexpr) -> tensor:
     """Load rows of a matrix (tokens, DIM), with zeros beyond its edges: (rows, WIDTH)."""
     columns = tl.arange(0, WIDTH)
     inside = (rows[:, None] < tokens) & (columns[None, :] < DIM)
@@ -36,8 +37,8 @@ def _load(matrix: tl.tensor, rows: tl.tensor, stride: tl.tensor, tokens: tl.tens
 
 @triton.jit
 def _store(
-    matrix: tl.tensor, values: tl.tensor, rows: tl.tensor, stride: tl.tensor, tokens: tl.tensor, DIM: tl.constexpr, WIDTH: tl.constexpr
-) -> None:
+    matrix: tensor, values: tensor, rows: tensor, stride: tensor, tokens: tensor, DIM: constexpr, WIDTH: constexpr
+) -> None:  # fmt: skip
     """Store rows of a matrix (tokens, DIM), the counterpart of :func:`_load`."""
     columns = tl.arange(0, WIDTH)
     inside = (rows[:, None] < tokens) & (columns[None, :] < DIM)
@@ -46,8 +47,9 @@ def _store(
 
 @triton.jit
 def _scores(
-    q: tl.tensor, k: tl.tensor, bias: tl.tensor, rows: tl.tensor, keys: tl.tensor, bias_row: tl.tensor, tokens: tl.tensor, scale: tl.tensor, PRECISION: tl.constexpr
-) -> tl.tensor:
+    q: tensor, k: tensor, bias: tensor, rows: tensor, keys: tensor, bias_row: tensor, tokens: tensor, scale: tensor,
+    PRECISION: constexpr,
+) -> tensor:  # fmt: skip
     """Compute q k^T * scale + bias in float32; minus infinity for keys beyond the window: (rows, keys)."""
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
     inside = (rows[:, None] < tokens) & (keys[None, :] < tokens)
@@ -57,10 +59,9 @@ def _scores(
 
 @triton.jit
 def _forward(
-    q: tl.tensor, q_window: tl.tensor, q_head: tl.tensor, q_token: tl.tensor, qkv: tl.tensor, bias: tl.tensor, bias_head: tl.tensor, bias_row: tl.tensor,
-    out: tl.tensor, logsumexp: tl.tensor, tokens: tl.tensor, scale: tl.tensor,
-    HEADS: tl.constexpr, PARTS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q: tensor, q_window: tensor, q_head: tensor, q_token: tensor, qkv: tensor, bias: tensor, bias_head: tensor,
+    bias_row: tensor, out: tensor, logsumexp: tensor, tokens: tensor, scale: tensor,
+    HEADS: constexpr, PARTS: constexpr, DIM: constexpr, WIDTH: constexpr, BLOCK: constexpr, PRECISION: constexpr,
 ) -> None:  # fmt: skip
     """Attention of a block of queries of one window and head; the softmax is computed online, over blocks of keys.
 
@@ -92,12 +93,12 @@ def _forward(
 
 @triton.jit
 def _backward_queries(
-    q: tl.tensor, q_window: tl.tensor, q_head: tl.tensor, q_token: tl.tensor, qkv: tl.tensor, bias: tl.tensor, bias_head: tl.tensor, bias_row: tl.tensor,
-    out: tl.tensor, logsumexp: tl.tensor, gradient: tl.tensor, delta: tl.tensor,
-    d_q: tl.tensor, d_window: tl.tensor, d_head: tl.tensor, d_token: tl.tensor, d_qkv: tl.tensor, d_bias: tl.tensor,
-    windows: tl.tensor, windows_per_group: tl.tensor, tokens: tl.tensor, scale: tl.tensor,
-    HEADS: tl.constexpr, PARTS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-    PRECISION: tl.constexpr, SINGLE: tl.constexpr,
+    q: tensor, q_window: tensor, q_head: tensor, q_token: tensor, qkv: tensor, bias: tensor, bias_head: tensor,
+    bias_row: tensor, out: tensor, logsumexp: tensor, gradient: tensor, delta: tensor, d_q: tensor,
+    d_window: tensor, d_head: tensor, d_token: tensor, d_qkv: tensor, d_bias: tensor, windows: tensor,
+    windows_per_group: tensor, tokens: tensor, scale: tensor,
+    HEADS: constexpr, PARTS: constexpr, DIM: constexpr, WIDTH: constexpr, BLOCK: constexpr, PRECISION: constexpr,
+    SINGLE: constexpr,
 ) -> None:  # fmt: skip
     """Gradients of a block of queries and of their bias, for one head and the windows of one group in turn.
 
@@ -154,10 +155,9 @@ def _backward_queries(
 
 @triton.jit
 def _backward_keys(
-    q: tl.tensor, q_window: tl.tensor, q_head: tl.tensor, q_token: tl.tensor, qkv: tl.tensor, bias: tl.tensor, bias_head: tl.tensor, bias_row: tl.tensor,
-    logsumexp: tl.tensor, gradient: tl.tensor, delta: tl.tensor, d_qkv: tl.tensor, tokens: tl.tensor, scale: tl.tensor,
-    HEADS: tl.constexpr, PARTS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q: tensor, q_window: tensor, q_head: tensor, q_token: tensor, qkv: tensor, bias: tensor, bias_head: tensor,
+    bias_row: tensor, logsumexp: tensor, gradient: tensor, delta: tensor, d_qkv: tensor, tokens: tensor, scale: tensor,
+    HEADS: constexpr, PARTS: constexpr, DIM: constexpr, WIDTH: constexpr, BLOCK: constexpr, PRECISION: constexpr,
 ) -> None:  # fmt: skip
     """Gradients of a block of keys and values of one window and head; grid: (windows, heads, blocks of keys)."""
     window, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -213,7 +213,7 @@ class WindowAttention(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, query: Tensor | None, bias: Tensor, num_heads: int) -> Tensor:
         """See :func:`window_attention`."""
         qkv = qkv.contiguous()
-        windows, tokens, channels = qkv.shape
+        windows, tokens, _ = qkv.shape
         q, k, v = reference.split_heads(qkv, query, num_heads)
         out = qkv.new_empty(windows, tokens, num_heads * v.shape[-1])
         logsumexp = qkv.new_empty(windows, num_heads, tokens, dtype=torch.float32)
