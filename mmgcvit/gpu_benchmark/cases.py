@@ -47,7 +47,7 @@ class Network:
     @property
     def expected_seconds(self) -> float:
         """Roughly how long the measurement takes, with building and compilation."""
-        return (90 if self.mode == "forward" else 180) if self.variant == "compiled" else 8
+        return (60 if self.mode == "forward" else 150) if self.variant == "compiled" else 5
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Attention:
     @property
     def expected_seconds(self) -> float:
         """Roughly how long the measurement takes, with compilation."""
-        return 25 if self.variant == "flex" else 3
+        return 25 if self.variant == "flex" else 2
 
 
 Case = Network | Attention
