@@ -9,7 +9,7 @@ import runpy
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from conftest import ROOT
 from mmgcvit import benchmark
 from mmgcvit.errors import BenchmarkError
 from mmgcvit.gpu_benchmark import cases as case_lists
+from mmgcvit.gpu_benchmark import measure as measures
 from mmgcvit.gpu_benchmark import run as runs
 from mmgcvit.gpu_benchmark.cases import Attention, Network
 from mmgcvit.gpu_benchmark.measure import Effort, measure
@@ -138,6 +139,15 @@ def test_plan():
     assert sum(case.expected_seconds for case in plan[: compiled + 2]) < 540
 
 
+def test_operations_are_counted_where_kernels_are_not():
+    """mmdet's Swin-T cannot run on the meta device in bfloat16."""
+    case = Network("swin-t", "forward", 2, (64, 64), "bfloat16")
+    counted, exact = measures.count(case), measures.count(replace(case, dtype="float32"))
+    assert "cannot run on the meta device in torch.bfloat16" in counted["error"]
+    assert counted["flop"] == exact["flop"] > 0
+    assert exact["kernels"] > 100
+
+
 def test_models_of_timm():
     for name in benchmark.TIMM:
         if name.endswith("-small"):
@@ -218,6 +228,7 @@ def test_tables_show_own_results_beside_published_ones():
         rates=RATES,
         results=[
             fields | dict(variant="eager", images_per_second=4321.4, median=0.03, peak_bytes=2**31),
+            fields | dict(model="gcvit-tiny", variant="eager", images_per_second=1234, median=0.1),
             fields | dict(variant="compiled", error="no | room"),
         ],
         left_out=[fields | dict(variant="graph", reason="no time")],
@@ -229,7 +240,7 @@ def test_tables_show_own_results_beside_published_ones():
     assert "| `timm-swin-tiny` | float16 | eager | 4321 | 30.00 |  |  |  | 2.00 |  |  |  |" in text
     assert "| `timm-swin-tiny` 128 x 224 x 224 forward float16 compiled | no \\| room |" in text
     assert "- `timm-swin-tiny` 128 x 224 x 224 forward float16 graph: no time" in text
-    assert "| `timm-swin-tiny` | eager | 2749 | 4321 |" in text
-    assert "| `timm-swin-tiny` | compiled | 5020 |  |" in text
+    assert "| `timm-swin-tiny` | eager | 2749 | 4321 | 1234 |" in text
+    assert "| `timm-swin-tiny` | compiled | 5020 |  |  |" in text
     columns = {line.count(" | ") for line in text.splitlines() if line.startswith("| `timm-swin-tiny` | float16")}
     assert columns == {len(text[text.index("| model") :].splitlines()[0].split(" | ")) - 1}

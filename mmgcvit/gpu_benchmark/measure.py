@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
 
 from mmgcvit import benchmark, kernels
 from mmgcvit.errors import BenchmarkError
@@ -45,8 +44,8 @@ def measure(case: Case, device: str, effort: Effort) -> dict[str, Any]:
         with warnings.catch_warnings(record=True) as caught, precision(case.dtype):
             warnings.simplefilter("always")
             try:
-                measured = _network if isinstance(case, Network) else _attention
-                return measured(case, torch.device(device), effort)  # type: ignore[operator] # of the case's own type
+                where = torch.device(device)
+                return _network(case, where, effort) if isinstance(case, Network) else _attention(case, where, effort)
             except Exception as error:
                 # torch says in warnings why an implementation of attention does not run
                 reasons = dict.fromkeys(str(w.message).split(" (Triggered internally")[0] for w in caught)
@@ -72,24 +71,26 @@ def rates(device: str) -> dict[str, float]:
     return found | {"bytes": 2 * source.numel() / min(seconds)}
 
 
-def count(case: Network) -> dict[str, float]:
+def count(case: Network) -> dict[str, Any]:
     """Count the operations, kernels and memory traffic of a case without a GPU (:mod:`mmgcvit.kernel_count`).
 
     The weights are counted in the dtype of the matrix products, so the bytes are a lower bound under autocast.
+
+    Returns:
+        ``flop``; ``kernels``, ``bytes`` and ``kept_bytes``, or ``error``, why these cannot be counted.
     """
     from mmgcvit.analysis import count_flops
     from mmgcvit.kernel_count import count_kernels
 
     train, build = case.mode == "train", partial(benchmark.build, case.model)
-    dtype = benchmark.DTYPES[_torch_name(case.dtype)]
-    counted = count_kernels(build, (case.batch, 3, *case.shape), train, dtype)
     macs = count_flops(build().to("meta"), case.shape).total.macs
-    return dict(
-        flop=2 * macs * case.batch * (3 if train else 1),  # a backward pass has twice the products of a forward pass
-        kernels=sum(counted.kernels.values()),
-        bytes=sum(counted.moved.values()),
-        kept_bytes=counted.kept,
-    )
+    flop = 2 * macs * case.batch * (3 if train else 1)  # a backward pass has twice the products of a forward pass
+    try:
+        found = count_kernels(build, (case.batch, 3, *case.shape), train, benchmark.DTYPES[_torch_name(case.dtype)])
+    except BenchmarkError as error:
+        return dict(flop=flop, error=str(error))
+    kernels, moved = (sum(counter.values()) for counter in (found.kernels, found.moved))
+    return dict(flop=flop, kernels=kernels, bytes=moved, kept_bytes=found.kept)
 
 
 def _torch_name(dtype: str) -> str:
@@ -246,8 +247,8 @@ def profile(step: Callable[[], object], device: torch.device) -> dict[str, Any]:
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
         step()
         benchmark.wait(device)
-    kind, time_of = (DeviceType.CUDA, "self_device_time_total") if on_gpu else (DeviceType.CPU, "self_cpu_time_total")
-    events = [event for event in profiler.key_averages() if event.device_type == kind]
+    kind, time_of = ("CUDA", "self_device_time_total") if on_gpu else ("CPU", "self_cpu_time_total")
+    events = [event for event in profiler.key_averages() if event.device_type.name == kind]
     events.sort(key=lambda event: -getattr(event, time_of))
     top = [[e.key[:120], e.count, getattr(e, time_of) * 1e-6] for e in events[:TOP_KERNELS]]
     return dict(launches=sum(e.count for e in events), top_kernels=top)

@@ -56,7 +56,7 @@ class Worker:
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._pipe, other = context.Pipe()
-            self._process = context.Process(target=_serve, args=(other,), daemon=True)
+            self._process = context.Process(target=_serve, args=(other,))
             self._process.start()
             other.close()
         self._pipe.send((function, args))
@@ -203,7 +203,8 @@ def _add_counts(data: dict[str, Any], cases: Sequence[Case], counts: dict[Networ
         entry["counted"] = counted
         if "median" in entry and "bytes" in data["rates"]:
             entry["share_of_matrix_rate"] = counted["flop"] / entry["median"] / data["rates"][case.dtype]
-            entry["share_of_memory_rate"] = counted["bytes"] / entry["median"] / data["rates"]["bytes"]
+            if "bytes" in counted:
+                entry["share_of_memory_rate"] = counted["bytes"] / entry["median"] / data["rates"]["bytes"]
 
 
 def _measured(out: Path, machine: dict[str, Any]) -> list[dict[str, Any]]:

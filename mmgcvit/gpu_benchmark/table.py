@@ -49,14 +49,14 @@ def _group(entry: Entry) -> tuple[Any, ...]:
     return entry["mode"], entry["batch"], tuple(entry["shape"])
 
 
-def _number(key: str, scale: float = 1.0, digits: int = 0) -> Callable[[Entry], str]:
+def _number(key: str, scale: float = 1.0, form: str = ".0f") -> Callable[[Entry], str]:
     """Column of a number, which may be missing."""
 
     def text(entry: Entry) -> str:
         value: Any = entry
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        return "" if value is None else f"{value * scale:.{digits}f}"
+        return "" if value is None else f"{value * scale:{form}}"
 
     return text
 
@@ -66,25 +66,25 @@ NETWORK_COLUMNS: dict[str, Callable[[Entry], str]] = {
     "dtype": lambda e: e["dtype"],
     "variant": lambda e: e["variant"],
     "images/s": _number("images_per_second"),
-    "ms": _number("median", 1e3, 2),
-    "spread": _number("spread", 1, 2),
-    "of the matrix rate": _number("share_of_matrix_rate", 1, 3),
-    "of the memory rate": _number("share_of_memory_rate", 1, 3),
-    "peak GiB": _number("peak_bytes", 2**-30, 2),
+    "ms": _number("median", 1e3, ".2f"),
+    "spread": _number("spread", 1, ".2f"),
+    "of the matrix rate": _number("share_of_matrix_rate", 1, ".3f"),
+    "of the memory rate": _number("share_of_memory_rate", 1, ".3f"),
+    "peak GiB": _number("peak_bytes", 2**-30, ".2f"),
     "launches": _number("launches"),
     "counted": _number("counted.kernels"),
-    "GB counted": _number("counted.bytes", 1e-9, 1),
+    "GB counted": _number("counted.bytes", 1e-9, ".1f"),
 }
 ATTENTION_COLUMNS: dict[str, Callable[[Entry], str]] = {
     "windows": lambda e: e["place"],
     "mode": lambda e: e["mode"],
     "dtype": lambda e: e["dtype"],
     "variant": lambda e: e["variant"],
-    "ms": _number("median", 1e3, 3),
-    "spread": _number("spread", 1, 2),
-    "error of the output": _number("errors.output", 1, 6),
-    "of qkv's gradient": _number("errors.qkv", 1, 6),
-    "of the bias's gradient": _number("errors.bias", 1, 6),
+    "ms": _number("median", 1e3, ".3f"),
+    "spread": _number("spread", 1, ".2f"),
+    "error of the output": _number("errors.output", form=".1e"),
+    "of qkv's gradient": _number("errors.qkv", form=".1e"),
+    "of the bias's gradient": _number("errors.bias", form=".1e"),
 }
 FAILED_COLUMNS: dict[str, Callable[[Entry], str]] = {
     "case": name,
@@ -102,14 +102,18 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _published(published: Entry, measured: Sequence[Entry]) -> str:
-    """Table of the published figures beside this machine's own."""
-    rows = []
-    for model, figures in published["images_per_second"].items():
-        for variant, figure in figures.items():
-            wanted = dict(model=model, mode="forward", dtype=published["dtype"], variant=variant)
-            own = [e for e in measured if wanted.items() <= e.items() and list(e["shape"]) == list(published["shape"])]
-            rows.append([f"`{model}`", variant, str(figure), *(f"{e['images_per_second']:.0f}" for e in own[:1])])
-            rows[-1] += [""] * (4 - len(rows[-1]))
-    titles = ["model", "variant", f"published by timm ({published['card']})", "this machine"]
+    """Table of the published figures beside this machine's own, and those of this package's GC ViT."""
+
+    def own(model: str, variant: str) -> str:
+        wanted = dict(model=model, mode="forward", dtype=published["dtype"], variant=variant)
+        found = [e for e in measured if wanted.items() <= e.items() and list(e["shape"]) == list(published["shape"])]
+        return f"{found[0]['images_per_second']:.0f}" if found else ""
+
+    rows = [
+        [f"`{model}`", variant, str(figure), own(model, variant), own("gcvit-tiny", variant)]
+        for model, figures in published["images_per_second"].items()
+        for variant, figure in figures.items()
+    ]
+    titles = ["model", "variant", f"published by timm ({published['card']})", "this machine", "`gcvit-tiny` here"]
     size = " x ".join(map(str, published["shape"]))
     return f"### Published by timm: images/s, {size}, {published['dtype']} autocast\n\n{_table(titles, rows)}"

@@ -280,9 +280,15 @@ def _constants(qkv: Tensor, k: Tensor) -> dict[str, Any]:
         DIM=dim,
         WIDTH=max(16, triton.next_power_of_2(dim)),
         BLOCK=block,
-        PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+        PRECISION="tf32" if _allows_tf32() else "ieee",
         num_stages=1 if tokens <= block else 2,  # a single block cannot be pipelined
     )
+
+
+def _allows_tf32() -> bool:
+    """Whether float32 products may be computed in TF32; from torch 2.9 on, reading the older setting may raise."""
+    settings = torch.backends.cuda.matmul
+    return settings.fp32_precision == "tf32" if hasattr(settings, "fp32_precision") else settings.allow_tf32
 
 
 def _plain(heads: int, qkv: Tensor, query: Tensor | None, bias: Tensor) -> Tensor:

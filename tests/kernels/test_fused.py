@@ -53,6 +53,8 @@ def test_parity_with_the_reference(monkeypatch, name: str, dtype: str, tolerance
 
     if INTERPRETED and dtype == "bfloat16":
         pytest.skip("Triton's interpreter multiplies the bits of bfloat16 numbers")
+    if INTERPRETED and WINDOWS[name][2] > 200:
+        monkeypatch.setattr(fused, "MAX_BLOCK", 256)  # fewer steps for the interpreter
     monkeypatch.setattr(fused, "PROGRAMS", 4)
     heads = WINDOWS[name][1]
     inputs = random_inputs(name, getattr(torch, dtype))
