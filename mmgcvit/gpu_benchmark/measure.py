@@ -123,7 +123,10 @@ def _network(case: Network, device: torch.device, effort: Effort) -> dict[str, A
         result = _results(timed(step, device, effort), case.batch)
         if device.type == "cuda":
             result["peak_bytes"] = torch.cuda.max_memory_allocated(device)
-        return result | profile(step, device)
+        try:
+            return result | profile(step, device)
+        except Exception as error:  # e.g. the profiler may not be allowed; the times are still right
+            return result | dict(profile_error=describe(error))
 
 
 def _attention(case: Attention, device: torch.device, effort: Effort) -> dict[str, Any]:
@@ -161,7 +164,10 @@ def attention_function(variant: str, device: torch.device) -> Callable[[Tensor, 
 
         def triton(qkv: Tensor, bias: Tensor, heads: int) -> Tensor:
             if not fused.supports(qkv, None, bias, heads):
-                raise BenchmarkError(f"variant 'triton' does not support qkv of {tuple(qkv.shape)} in {qkv.dtype}")
+                raise BenchmarkError(
+                    f"variant 'triton': qkv of shape {tuple(qkv.shape)} and {qkv.dtype}; allowed: at most "
+                    f"{fused.MAX_DIM} channels per head, {', '.join(map(str, fused.DTYPES))}"
+                )
             return fused.window_attention(qkv, None, bias, heads)
 
         return triton
@@ -249,6 +255,8 @@ def profile(step: Callable[[], object], device: torch.device) -> dict[str, Any]:
         benchmark.wait(device)
     kind, time_of = ("CUDA", "self_device_time_total") if on_gpu else ("CPU", "self_cpu_time_total")
     events = [event for event in profiler.key_averages() if event.device_type.name == kind]
+    if on_gpu and events and not hasattr(events[0], time_of):  # before torch 2.4
+        time_of = "self_cuda_time_total"
     events.sort(key=lambda event: -getattr(event, time_of))
     top = [[e.key[:120], e.count, getattr(e, time_of) * 1e-6] for e in events[:TOP_KERNELS]]
     return dict(launches=sum(e.count for e in events), top_kernels=top)

@@ -142,17 +142,17 @@ def run(
             for index, case in enumerate(cases):
                 if key(case) in done:
                     continue
-                reason = missing(case)
-                left = deadline - time.monotonic()
-                if reason is None and left < case.expected_seconds:
-                    reason = f"would take about {case.expected_seconds:.0f} s of the {max(left, 0):.0f} s left"
-                if reason is not None:
-                    data["left_out"].append(asdict(case) | dict(reason=reason))
+                left, expected = deadline - time.monotonic(), case.expected_seconds
+                skip = missing(case)
+                if skip is None and left < expected:
+                    skip = f"about {expected:.0f} s, {max(left, 0):.0f} s left"
+                if skip is not None:
+                    data["left_out"].append(asdict(case) | dict(reason=skip))
                     continue
                 progress(f"{index + 1} of {len(cases)}, {left:.0f} s left: {title(case)}")
                 if isinstance(case, Network) and (plain := _counted_as(case)) not in counts:
                     counts[plain] = counter.submit(count, plain)
-                limit = min(left, START_SECONDS + LIMIT_FACTOR * case.expected_seconds)
+                limit = min(left, START_SECONDS + LIMIT_FACTOR * expected)
                 data["results"].append(asdict(case) | worker.call(measure, case, device, effort, seconds=limit))
                 write_json(out, data, indent=1)
             _add_counts(data, cases, counts, deadline + RESERVE_SECONDS / 2)
