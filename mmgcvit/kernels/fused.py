@@ -184,14 +184,17 @@ def _backward_keys(
     _store(d_qkv + of_keys + DIM, d_v.to(k.dtype), keys, stride, tokens, DIM, WIDTH)
 
 
+#: Whether Triton interprets the kernels on the CPU.
+INTERPRETED = not isinstance(_forward, triton.JITFunction)
+
+
 def supports(qkv: Tensor, query: Tensor | None, bias: Tensor, num_heads: int, dropout: float = 0.0) -> bool:
     """Whether the kernels can compute :func:`window_attention` of these arguments."""
-    interpreted = triton.knobs.runtime.interpret
     dim = qkv.shape[2] // (num_heads * (3 if query is None else 2))
     tensors = [qkv, bias] if query is None else [qkv, bias, query]
     return (
-        (qkv.device.type == "cuda" or (interpreted and qkv.device.type == "cpu"))
-        and qkv.dtype in (INTERPRETED_DTYPES if interpreted else DTYPES)
+        (qkv.device.type == "cuda" or (INTERPRETED and qkv.device.type == "cpu"))
+        and qkv.dtype in (INTERPRETED_DTYPES if INTERPRETED else DTYPES)
         and all(t.dtype == qkv.dtype and type(t) is Tensor for t in tensors)
         and qkv.numel() > 0
         and dim <= MAX_DIM
