@@ -23,8 +23,7 @@ MAX_BLOCK = 64  # queries and keys that a program holds at a time; half as many 
 MAX_DIM = 64  # channels of a head; all variants of GC ViT have 32
 PROGRAMS = 1024  # of a backward pass, if there are that many windows
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# The interpreter multiplies the bits of bfloat16 numbers (triton-lang/triton #11584).
-INTERPRETED_DTYPES = (torch.float32, torch.float16)
+INTERPRETED_DTYPES = DTYPES[:2]  # the interpreter multiplies the bits of bfloat16 numbers (triton-lang/triton #11584)
 
 
 @triton.jit
@@ -276,8 +275,8 @@ def _constants(qkv: Tensor, k: Tensor) -> dict[str, Any]:
     capability 9.0, as its compiler says; they have not been tuned on a GPU.
     """
     heads, tokens, dim = k.shape[1:]
-    limit = MAX_BLOCK // 2 if qkv.dtype == torch.float32 else MAX_BLOCK
-    block = min(limit, max(16, triton.next_power_of_2(tokens)))
+    block = MAX_BLOCK // 2 if qkv.dtype == torch.float32 else MAX_BLOCK
+    block = min(block, max(16, triton.next_power_of_2(tokens)))
     return dict(
         HEADS=heads,
         PARTS=qkv.shape[2] // (heads * dim),
