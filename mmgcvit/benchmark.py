@@ -35,9 +35,18 @@ DISABLED = "disabled"  # argument of a model: kernels to disable
 NOISY = 0.15  # interquartile range over median above which a result counts as noisy
 MODES = ("forward", "train")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PEERS = ("swin-t", "resnet-50", "timm-gcvit-tiny", "timm-swin-tiny", "timm-convnext-tiny")
+#: Models of timm by the name here, with their name there and their arguments.
+TIMM: dict[str, tuple[str, dict[str, Any]]] = {
+    f"timm-{family}-{size}": (name.format(size), arguments)
+    for family, name, arguments in (
+        ("gcvit", "gcvit_{}", dict(num_classes=0, global_pool="")),
+        ("swin", "swin_{}_patch4_window7_224", dict(features_only=True)),
+        ("convnext", "convnext_{}", dict(features_only=True)),
+    )
+    for size in ("tiny", "small", "base")
+}
 ALLOWED = "gcvit-ARCH and arguments of GCViT, as in gcvit-tiny,pad=window,window_size=24/24/24/24; or " + ", ".join(
-    PEERS
+    ("swin-t", "resnet-50", *TIMM)
 )
 
 
@@ -132,18 +141,11 @@ def build(name: str) -> nn.Module:
             from mmgcvit.backbone import GCViT
 
             return GCViT(base.removeprefix("gcvit-"), **options)
-        if base == "timm-gcvit-tiny":
+        if base in TIMM:
             import timm
 
-            return timm.create_model("gcvit_tiny", num_classes=0, global_pool="", **options)
-        if base == "timm-swin-tiny":
-            import timm
-
-            return timm.create_model("swin_tiny_patch4_window7_224", features_only=True, **options)
-        if base == "timm-convnext-tiny":
-            import timm
-
-            return timm.create_model("convnext_tiny", features_only=True, **options)
+            timm_name, arguments = TIMM[base]
+            return timm.create_model(timm_name, **arguments, **options)
         if base == "swin-t":
             from mmdet.models.backbones import SwinTransformer
 
@@ -214,9 +216,15 @@ class Measurement:
         self.model: Callable = torch.compile(model) if settings.compile else model
 
     def run(self) -> float:
-        """Run once and return the time in seconds; a training step includes resetting the gradients."""
-        self._wait()
+        """Run once and return the time in seconds."""
+        wait(self.device)
         start = time.perf_counter()
+        self.step()
+        wait(self.device)
+        return time.perf_counter() - start
+
+    def step(self) -> None:
+        """Run once without waiting for the device; a training step includes resetting the gradients."""
         dtype = DTYPES[self.settings.dtype]
         autocast = torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32)
         with autocast, kernels.disabled(*self.disabled):
@@ -227,8 +235,6 @@ class Measurement:
                 _loss(self.model(self.images)).backward()
                 for parameter in self.parameters:
                     parameter.grad = None
-        self._wait()
-        return time.perf_counter() - start
 
     def count(self) -> int:
         """Number of operations of a forward pass, including attention; a multiply-add counts as two."""
@@ -237,9 +243,11 @@ class Measurement:
         height, width = self.images.shape[2:]
         return 2 * self.settings.batch * count_flops(self.module, (height, width)).total.macs
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+
+def wait(device: torch.device) -> None:
+    """Wait until a GPU has computed everything that was launched."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _loss(maps: Tensor | Sequence[Tensor]) -> Tensor:
@@ -263,8 +271,7 @@ def matrix_rates(settings: Settings) -> tuple[float, float]:
         for _ in range(4):
             start = time.perf_counter()
             way()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait(device)
             best = min(best, time.perf_counter() - start)
         return 2 * side**3 / best
 

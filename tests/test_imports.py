@@ -95,7 +95,7 @@ def test_import_requires_only_torch_timm_and_mmengine():
 import sys
 for name in ("mmcv", "mmdet", "mmseg", "sklearn", "pycocotools"):
     sys.modules[name] = None  # importing it fails
-import mmgcvit, mmgcvit.apis, mmgcvit.analysis, mmgcvit.datasets.check
+import mmgcvit, mmgcvit.apis, mmgcvit.analysis, mmgcvit.datasets.check, mmgcvit.gpu_benchmark.run
 from mmgcvit.datasets.classification import ClassificationDataset
 print(mmgcvit.GCViTClassifier.__name__, ClassificationDataset is mmgcvit.ClassificationDataset)
 """

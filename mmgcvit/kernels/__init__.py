@@ -2,9 +2,10 @@
 
 :mod:`~mmgcvit.kernels.reference` defines them in plain PyTorch; :mod:`~mmgcvit.kernels.eager` and
 :mod:`~mmgcvit.kernels.cpu` are faster implementations; :mod:`~mmgcvit.kernels.dispatch` chooses between them.
+:mod:`~mmgcvit.kernels.fused`, in Triton, runs only under ``enabled("triton_attention")``.
 """
 
-from mmgcvit.kernels.dispatch import KERNELS, REFERENCE, Kernels, choose, disabled, max_pack
+from mmgcvit.kernels.dispatch import KERNELS, OPTIONAL, REFERENCE, Kernels, choose, disabled, enabled, max_pack
 from mmgcvit.utils.capture import is_eager
 
-__all__ = ["KERNELS", "REFERENCE", "Kernels", "choose", "disabled", "is_eager", "max_pack"]
+__all__ = ["KERNELS", "OPTIONAL", "REFERENCE", "Kernels", "choose", "disabled", "enabled", "is_eager", "max_pack"]

@@ -55,6 +55,8 @@ KERNELS = {
     "window_attention": ("window_attention", "position_biases"),
     "packs": (),  # processing some of the windows at a time
 }
+#: Implementations that run only under :func:`enabled`, as no measurement has shown yet where they pay.
+OPTIONAL = ("triton_attention",)
 _disabled: set[str] = set()
 _tables: dict[str, Kernels] = {"cpu": CPU, "eager": EAGER}
 
@@ -109,3 +111,28 @@ def disabled(*names: str) -> Iterator[None]:
         _tables.update(before[0])
         _disabled.clear()
         _disabled.update(before[1])
+
+
+@contextmanager
+def enabled(*names: str) -> Iterator[None]:
+    """Use optional implementations in eager mode on a GPU: ``enabled("triton_attention")``.
+
+    Args:
+        *names: of :data:`OPTIONAL`.
+
+    Raises:
+        ValueError: an unknown name.
+        ImportError: Triton is not installed.
+    """
+    unknown = [name for name in names if name not in OPTIONAL]
+    if unknown:
+        raise ValueError(f"enabled: {', '.join(map(repr, unknown))}; allowed: {', '.join(OPTIONAL)}")
+    before = _tables["eager"]
+    if "triton_attention" in names:
+        from mmgcvit.kernels import fused  # needs Triton, which torch has on Linux with a GPU
+
+        _tables["eager"] = replace(before, window_attention=fused.window_attention)
+    try:
+        yield
+    finally:
+        _tables["eager"] = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -22,6 +23,9 @@ from mmgcvit.kernels import cpu, cpu_attention, dispatch, eager, processor, prod
 CONVOLUTION, ONEDNN = replace(dispatch.CPU), replace(dispatch.CPU)
 FLOAT32 = {"convolutions_are_faster": CONVOLUTION, "onednn_linear_is_faster": ONEDNN}
 IMPLEMENTATIONS = {"eager": dispatch.EAGER, "cpu": dispatch.CPU, **FLOAT32}
+if os.environ.get("TRITON_INTERPRET") == "1":  # set by tests/kernels/test_fused.py
+    with kernels.enabled("triton_attention"):
+        IMPLEMENTATIONS["triton"] = dispatch._tables["eager"]
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -40,7 +44,7 @@ def ops(request, monkeypatch) -> Iterator[kernels.Kernels]:
 
 def in_float32(ops: kernels.Kernels) -> bool:
     """Whether these kernels are tested in float32."""
-    return any(ops is kernel for kernel in FLOAT32.values())
+    return any(ops is IMPLEMENTATIONS.get(name) for name in (*FLOAT32, "triton"))
 
 
 def compare(got: Callable, wanted: Callable, inputs: Sequence[Tensor], tolerance: float = 1e-5) -> None:
@@ -97,7 +101,7 @@ def test_mbconv_tail(ops: kernels.Kernels, size: tuple[int, int], frozen: tuple[
 def test_window_attention(ops: kernels.Kernels, monkeypatch, is_global: bool, shape: tuple[int, ...], max_bias: int):
     """Tests both operations together, as the biases passed between them depend on the implementation."""
     monkeypatch.setattr(cpu_attention, "MAX_BIAS", max_bias)
-    dtype = torch.float32 if in_float32(ops) else torch.double  # oneDNN's products are float32
+    dtype = torch.float32 if in_float32(ops) else torch.double
     attention = randomise(WindowAttention(12, 3, 3, is_global)).to(dtype)
     layout = window_layout((*shape, 12), 3, torch.device("cpu"), 60)
     x = torch.randn(*shape, 12, dtype=dtype, requires_grad=True)
@@ -133,13 +137,13 @@ def results(model: nn.Module, images: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("size", [(50, 70), (64, 64), (9, 33)])
 def test_network_with_each_implementation(ops, monkeypatch, tiny_model, pad: str, size: tuple[int, int]):
     """With a batch of 3 and drop path; the reference packs all windows at once."""
-    dtype = torch.float32 if in_float32(ops) else torch.double  # oneDNN's products are float32
+    dtype = torch.float32 if in_float32(ops) else torch.double
     model = tiny_model(pad=pad, drop_path_rate=0.3, arch={**TINY, "depths": (2, 3, 1, 2)}).to(dtype)
     images = torch.randn(3, 3, *size, dtype=dtype)
     with kernels.disabled(*kernels.KERNELS):
         wanted = results(model, images)
     monkeypatch.setitem(dispatch._tables, "cpu", ops)
-    if ops is dispatch.EAGER:  # as on a GPU
+    if ops.position_biases is eager.position_biases:  # as on a GPU
         monkeypatch.setattr(dispatch, "max_pack", lambda x: None)
         monkeypatch.setattr(kernels, "max_pack", lambda x: None)
     for got, w in zip(results(model, images), wanted, strict=True):
