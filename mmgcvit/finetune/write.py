@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.finetune.data import Data, Instance, Item
+from mmgcvit.tasks.detection.masks import decompress
 from mmgcvit.utils import summarize
 from mmgcvit.utils.files import temporary_path, write_json
 from mmgcvit.utils.images import any_image_size
@@ -115,9 +116,8 @@ def area(instance: Instance) -> float:
     if isinstance(mask, dict) and isinstance(mask.get("counts"), list):
         return float(sum(mask["counts"][1::2]))
     if isinstance(mask, dict) and isinstance(mask.get("counts"), str):
-        from pycocotools import mask as coco_masks
-
-        return float(coco_masks.area({**mask, "counts": mask["counts"].encode()}))
+        runs = decompress(mask["counts"])
+        return float(runs[1::2].sum()) if runs is not None else instance.box[2] * instance.box[3]
     return instance.box[2] * instance.box[3]
 
 

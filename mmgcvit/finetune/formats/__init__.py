@@ -51,6 +51,8 @@ def read_data(source: str | Path, task: str | None = None, format_name: str | No
         data.notes.append(
             f"{len(found)} images are not where the annotations say, and were found by their names, such as {found[0]}"
         )
+    _require_utf8(data)
+    data.notes += _outside(data, scan)
     merge_repeated(data)
     if not any(data.splits.values()):
         raise AnnotationError(f"{scan.source}: {FORMATS[data.format].title}: there are no images in it")
@@ -69,6 +71,31 @@ def read_data(source: str | Path, task: str | None = None, format_name: str | No
     elif data.tasks == ("detect",) and any(i.segmentation is not None for item in data.items for i in item.instances):
         data.notes.append(f"the masks are not used{_without_mask(data)}")
     return data
+
+
+def _require_utf8(data: Data) -> None:
+    """Check the names that are written to text files: those of files may be any bytes, JSON has escapes for anything.
+
+    Raises:
+        AnnotationError: a name cannot be written as UTF-8.
+    """
+    files = [path for item in data.items for path in (item.path, item.label_map) if path is not None]
+    for what, names in (("class", data.classes), ("file", map(str, files))):
+        for name in names:
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:
+                hint = "" if what == "class" else ", such as by: convmv -f cp1252 -t utf-8 -r --notest FOLDER"
+                raise AnnotationError(
+                    f"{what} {name!r}: the name is not UTF-8 ({name[error.start]!a}); allowed: UTF-8. Rename it{hint}"
+                ) from error
+
+
+def _outside(data: Data, scan: Scan) -> list[str]:
+    """Note about images that the annotations name outside of the data set's folder; none if there are none."""
+    paths = [item.path for item in data.items if not item.path.is_relative_to(scan.root)]
+    folders = dict.fromkeys(path.parent for path in paths)
+    return [f"{len(paths)} images are outside of {scan.root}, in {summarize(folders, 4)}"] if paths else []
 
 
 def recognise(scan: Scan, task: str | None = None, format_name: str | None = None) -> Format:
