@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from mmgcvit import apis
-from mmgcvit.utils.text import printable
+from mmgcvit.utils.text import shown
 
 
 def main() -> int:
@@ -22,7 +22,7 @@ def main() -> int:
             apis.load_config(args.config, cfg_options=args.cfg_options), args.workers, True, args.max_pixels
         )
     except apis.UsageError as error:
-        sys.exit(printable(f"check_data: {error}"))
+        sys.exit(shown(f"check_data: {error}"))
     print_reports(reports)
     return int(any(report.broken for report in reports))
 

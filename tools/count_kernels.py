@@ -10,6 +10,7 @@ from functools import partial
 from mmgcvit import benchmark
 from mmgcvit.errors import BenchmarkError
 from mmgcvit.kernel_count import count_kernels, print_kernel_counts
+from mmgcvit.utils.text import shown
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
             for name in args.models
         ]
     except BenchmarkError as error:
-        sys.exit(f"count_kernels: {error}")
+        sys.exit(shown(f"count_kernels: {error}"))
     print_kernel_counts(rows, args.top)
 
 

@@ -6,7 +6,7 @@ import sys
 from mmgcvit import apis
 from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.utils.arguments import add_trust_argument
-from mmgcvit.utils.text import printable
+from mmgcvit.utils.text import shown
 
 
 def main() -> None:
@@ -64,13 +64,11 @@ def main() -> None:
                 args.max_pixels,
             )
     except apis.UsageError as error:
-        sys.exit(printable(f"image_demo: {error}"))
+        sys.exit(shown(f"image_demo: {error}"))
     counts = [f"{count} {word}" for count, word in ((found.images, "images"), (found.frames, "frames")) if count]
     objects = f", {found.objects} detections" if found.file.endswith("predictions.json") else ""
-    print(
-        f"{' and '.join(counts)}{objects}: predictions in {found.file}"
-        + ("" if args.no_draw else f", drawings in {args.out_dir}/vis")
-    )
+    drawings = "" if args.no_draw else f", drawings in {args.out_dir}/vis"
+    print(shown(f"{' and '.join(counts)}{objects}: predictions in {found.file}{drawings}"))
 
 
 if __name__ == "__main__":

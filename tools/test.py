@@ -6,7 +6,7 @@ import sys
 from mmgcvit import apis
 from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.utils.arguments import add_trust_argument
-from mmgcvit.utils.text import printable
+from mmgcvit.utils.text import shown
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
         with apis.short_output(args.verbose), trust_checkpoints(args.trust_checkpoint):
             apis.test(apis.config_from_arguments(args), args.checkpoint, args.show_dir, args.tta, args.out)
     except apis.UsageError as error:
-        sys.exit(printable(f"test: {error}"))
+        sys.exit(shown(f"test: {error}"))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ import torch
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from mmgcvit.utils.paths import short_path, short_paths
+
 #: Beginnings of log messages that are not shown: dumps, and what the progress lines say already.
 HIDDEN_LOGS = (
     r"\s*-+\s*System environment:",
@@ -125,7 +127,8 @@ class Output(io.TextIOBase):
         if record is not None:  # a handler writes a record at once
             level, message = record.groups()
             if not _LOGS.match(message):
-                self.show((message if level == "INFO" else f"{level.lower()}: {message}").rstrip("\n"))
+                message = short_paths(message.rstrip("\n"))
+                self.show(message if level == "INFO" else f"{level.lower()}: {message}")
             return len(text)
         *lines, self.waiting = (self.waiting + text).split("\n")
         for line in lines:
@@ -200,7 +203,7 @@ class ProgressHook(Hook):
         """Start the live line, on a terminal."""
         self.interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), self.interval)
         self.start = time.monotonic()
-        self.output.show(f"training for {_length(runner)}; log, config and checkpoints: {runner.work_dir}")
+        self.output.show(f"training for {_length(runner)}; log, config and checkpoints: {short_path(runner.work_dir)}")
         if self.output.isatty():
             self.output.live = _live(self.output.stream)
             self.task = self.output.live.add_task("", total=runner.max_iters, completed=runner.iter, status="")
