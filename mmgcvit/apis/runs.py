@@ -31,6 +31,7 @@ from mmgcvit.checkpoint.sources import through_reader
 from mmgcvit.datasets.consistency import check_config
 from mmgcvit.datasets.pipelines import use_checked_loading
 from mmgcvit.datasets.problems import data_sets, refuse
+from mmgcvit.engine.evaluation import tell_classes_apart
 from mmgcvit.engine.schedule import fit_warmups, fit_warmups_to_iterations
 from mmgcvit.engine.single_device import revert_sync_bn, scale_single_device_lr
 from mmgcvit.engine.stopping import stop_at_signals
@@ -193,6 +194,8 @@ def _train(cfg: Config, resume: str | bool, corrupt: str | None) -> Runner:
         _warn_of_earlier_run(cfg.work_dir)
     _use_resumable_loop(cfg)
     _use_safe_checkpoints(cfg)
+    if not _watches_a_class(cfg):
+        tell_classes_apart(cfg.get("val_evaluator"))
     runner = build_runner(cfg)
     revert_sync_bn(runner)
     require_used_maps(getattr(runner, "model", None))  # FlexibleRunner builds it later
@@ -215,6 +218,14 @@ def _use_resumable_loop(cfg: Config) -> None:
     if type_name(loop) == "EpochBasedTrainLoop" or (loop.get("by_epoch") and "type" not in loop):
         loop.pop("by_epoch", None)
         loop.update(type="mmgcvit.ResumableTrainLoop", same_length=False)
+
+
+def _watches_a_class(cfg: Config) -> bool:
+    """Whether a hook looks at the result of a class by mmdet's name for it, such as 'coco/cat_precision'."""
+    hooks = [*(cfg.get("default_hooks") or {}).values(), *(cfg.get("custom_hooks") or ())]
+    return any(
+        str(hook.get(key, "")).endswith("_precision") for hook in hooks if hook for key in ("save_best", "monitor")
+    )
 
 
 def _use_safe_checkpoints(cfg: Config) -> None:
@@ -266,6 +277,7 @@ def test(
         use_tta(cfg)
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
     use_checked_loading(cfg.test_dataloader)
+    tell_classes_apart(cfg.get("test_evaluator"))
     if out is not None and not any(task.set_table(cfg, out) for task in TASKS):
         raise UsageError("--out: the config's test_evaluator is not a TopKAccuracy, which writes the table")
     try:
