@@ -94,7 +94,9 @@ def _params(args: argparse.Namespace) -> int:
         from mmgcvit import analysis, apis
 
     try:
-        return 0 if analysis.print_parameter_groups(apis.load_config(args.config)) else 1
+        with apis.short_output():
+            cfg = apis.load_config(args.config)
+            return 0 if analysis.print_parameter_groups(cfg) else 1
     except apis.UsageError as error:
         print(shown(f"error: {error}"), file=sys.stderr)
         return 1

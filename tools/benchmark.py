@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from mmgcvit import benchmark
+from mmgcvit.engine.progress import short_output
 from mmgcvit.errors import BenchmarkError
 from mmgcvit.utils.arguments import add_trust_argument
 from mmgcvit.utils.text import shown, wide_console
@@ -34,7 +35,7 @@ def measure_files(args: argparse.Namespace) -> None:
     if not args.images:
         sys.exit("benchmark: --export without --images; allowed: with images or folders")
     try:
-        with trust_checkpoints(args.trust_checkpoint):
+        with short_output(), trust_checkpoints(args.trust_checkpoint):
             results = latency.measure(
                 args.export, args.images, args.config, args.checkpoint, args.compile, args.rounds, args.threads
             )
@@ -101,7 +102,8 @@ def main() -> None:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        results = benchmark.measure(models, args.modes, args.shapes, settings, progress)
+        with short_output():
+            results = benchmark.measure(models, args.modes, args.shapes, settings, progress)
     except BenchmarkError as error:
         sys.exit(shown(f"benchmark: {error}"))
     benchmark.print_results(results, settings, baseline if len(models) > 1 else None)

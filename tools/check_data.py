@@ -18,9 +18,9 @@ def main() -> int:
     from mmgcvit.datasets.report import print_reports
 
     try:
-        reports = check_data(
-            apis.load_config(args.config, cfg_options=args.cfg_options), args.workers, True, args.max_pixels
-        )
+        with apis.short_output():
+            cfg = apis.load_config(args.config, cfg_options=args.cfg_options)
+            reports = check_data(cfg, args.workers, True, args.max_pixels)
     except apis.UsageError as error:
         sys.exit(shown(f"check_data: {error}"))
     print_reports(reports)

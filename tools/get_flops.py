@@ -25,8 +25,9 @@ def main() -> None:
     from mmgcvit import analysis
 
     try:
-        model = analysis.build_model(apis.load_config(args.config, cfg_options=args.cfg_options))
-        flops = analysis.count_flops(model, tuple(args.shape))
+        with apis.short_output():
+            model = analysis.build_model(apis.load_config(args.config, cfg_options=args.cfg_options))
+            flops = analysis.count_flops(model, tuple(args.shape))
     except apis.UsageError as error:
         sys.exit(shown(f"get_flops: {error}"))
     # other overridden values make it a different model
