@@ -12,6 +12,7 @@ from typing import Any
 from mmgcvit.errors import UsageError
 from mmgcvit.utils import summarize
 from mmgcvit.utils.files import atomic_path, file_sha256, write_json
+from mmgcvit.utils.text import is_utf8
 
 FOLDER = "finetune"  # in the work directory: the config and the converted annotations
 CONFIG, OPTIONS, CLASSES = "config.py", "options.json", "classes.txt"
@@ -42,6 +43,8 @@ def require_untrained(work_dir: Path) -> None:
     Raises:
         UsageError: it has a checkpoint, files of something else, or a config that was edited.
     """
+    if not is_utf8(str(work_dir.absolute())):
+        raise UsageError(f"work_dir={str(work_dir)!r}: the name is not UTF-8; allowed: UTF-8")
     if not work_dir.exists() or (work_dir.is_dir() and not any(work_dir.iterdir())):
         return
     allowed = "allowed: a new folder (--work-dir), or remove it"

@@ -17,6 +17,7 @@ from mmgcvit.tasks.detection.masks import decompress
 from mmgcvit.utils import summarize
 from mmgcvit.utils.files import temporary_path, write_json
 from mmgcvit.utils.images import any_image_size
+from mmgcvit.utils.text import is_utf8
 
 
 def convert(data: Data, out: str | Path) -> Path:
@@ -41,6 +42,8 @@ def convert(data: Data, out: str | Path) -> Path:
         AnnotationError: a label map has a value without a class.
     """
     folder = Path(out).absolute()
+    if not is_utf8(str(folder)):
+        raise UsageError(f"{str(folder)!r}: the name is not UTF-8; allowed: UTF-8")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{str(out)!r} exists; allowed: a new folder")
     part = temporary_path(folder)

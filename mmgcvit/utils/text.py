@@ -48,6 +48,15 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a name can be written as UTF-8: those of files may be any bytes, and JSON has escapes for anything."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shown(text: str) -> str:
     """Return a message as a command prints it: :func:`printable`, with paths relative to the current folder."""
     return printable(short_paths(text))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from classification_run import config, make_tree
+from conftest import ROOT
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
@@ -166,6 +167,14 @@ def test_logger_writes_through_the_filter(capsys: pytest.CaptureFixture):
         logger.info("Checkpoints will be saved to here")
         logger.log(logging.WARNING, "careful")
     assert capsys.readouterr().out == "warning: careful\n"
+
+
+def test_tools_show_no_messages_of_other_packages():
+    """Each tool that imports mmdet or mmseg does so inside short_output, in itself or in the package's command."""
+    elsewhere = {"app", "export"}
+    without = {"convert_checkpoint", "make_digit_scenes", "prepare_data"}  # import none of them
+    tools = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "tools").glob("*.py")}
+    assert {name for name, text in tools.items() if "short_output(" not in text} == elsewhere | without
 
 
 def test_the_command_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

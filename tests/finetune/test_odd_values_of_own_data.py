@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmgcvit.errors import AnnotationError, MMGCViTError
+from mmgcvit.errors import AnnotationError, MMGCViTError, UsageError
 from mmgcvit.finetune.data import Data, split_off
 from mmgcvit.finetune.formats import read_data
+from mmgcvit.finetune.work_dir import require_untrained
 from mmgcvit.finetune.write import convert
 
 ODD = [None, True, -1, float("nan"), 10**400, 10**9, "640.0", "x" * 300, "\udcff", [1], {"a": 1}]
@@ -243,11 +244,19 @@ def test_names_that_are_not_utf8(tmp_path: Path):
     except OSError:
         pytest.skip("this file system allows UTF-8 only")
     (tmp_path / "data/b.json").write_text(json.dumps(dict(FILES["labelme"], imagePath=name)))
-    with pytest.raises(AnnotationError, match=r"file .*caf\\udce9.png': the name is not UTF-8 .*; allowed: UTF-8"):
+    with pytest.raises(AnnotationError, match=r"file .*caf\\udce9.png': the name is not UTF-8; allowed: UTF-8"):
         read_data(tmp_path / "data")
     (tmp_path / "data" / name).rename(tmp_path / "data/b.png")
     (tmp_path / "data/b.json").unlink()
-    assert read_data(tmp_path / "data").classes == ["a", "b"]
+    data = read_data(tmp_path / "data")
+    assert data.classes == ["a", "b"]
+    with pytest.raises(UsageError, match=r"udce9': the name is not UTF-8"):
+        convert(data, tmp_path / os.fsdecode(b"out\xe9"))
+    with pytest.raises(UsageError, match=r"^work_dir='w\\udce9': the name is not UTF-8"):
+        require_untrained(Path(os.fsdecode(b"w\xe9")))
+    (tmp_path / "data/a.json").write_text(json.dumps(changed(FILES["labelme"], ("shapes", 0, "label"), "\udcff")))
+    with pytest.raises(AnnotationError, match=r"^class '\\udcff': the name is not UTF-8"):
+        read_data(tmp_path / "data")
 
 
 def test_rotated_boxes_are_told(tmp_path: Path):

@@ -17,6 +17,7 @@ from mmgcvit.finetune.formats.voc import Voc
 from mmgcvit.finetune.formats.yolo import Yolo
 from mmgcvit.finetune.scan import Scan
 from mmgcvit.utils import summarize
+from mmgcvit.utils.text import is_utf8
 
 #: All formats by name.
 FORMATS: dict[str, Format] = {
@@ -74,21 +75,21 @@ def read_data(source: str | Path, task: str | None = None, format_name: str | No
 
 
 def _require_utf8(data: Data) -> None:
-    """Check the names that are written to text files: those of files may be any bytes, JSON has escapes for anything.
+    """Check the names that are written to text files.
 
     Raises:
         AnnotationError: a name cannot be written as UTF-8.
     """
-    files = [path for item in data.items for path in (item.path, item.label_map) if path is not None]
-    for what, names in (("class", data.classes), ("file", map(str, files))):
-        for name in names:
-            try:
-                name.encode()
-            except UnicodeEncodeError as error:
-                hint = "" if what == "class" else ", such as by: convmv -f cp1252 -t utf-8 -r --notest FOLDER"
+    for name in data.classes:
+        if not is_utf8(name):
+            raise AnnotationError(f"class {name!r}: the name is not UTF-8; allowed: UTF-8. Rename it")
+    for item in data.items:
+        for path in (item.path, item.label_map):
+            if path is not None and not is_utf8(str(path)):
                 raise AnnotationError(
-                    f"{what} {name!r}: the name is not UTF-8 ({name[error.start]!a}); allowed: UTF-8. Rename it{hint}"
-                ) from error
+                    f"file {str(path)!r}: the name is not UTF-8; allowed: UTF-8. Rename it, such as by: convmv -f "
+                    "cp1252 -t utf-8 -r --notest FOLDER"
+                )
 
 
 def _outside(data: Data, scan: Scan) -> list[str]:
