@@ -1,8 +1,7 @@
 # `make demo` and `make test` work on a fresh checkout: they install what they need first.
-# PYTHON is the interpreter that .venv is created with; the built mmcv is cached outside the tree (MMGCVIT_WHEELS).
+# PYTHON is the interpreter that .venv is created with (default: python3); the built mmcv is cached outside the tree (MMGCVIT_WHEELS).
 # MMCV_OPS=compiled builds mmcv's operators; CPU=1 takes torch's CPU build. See tools/install.sh.
 SHELL := bash
-PYTHON ?= python3
 export PYTHON MMCV_OPS CPU
 VENV := .venv
 RUN := $(VENV)/bin/python

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from mmgcvit.utils.arguments import add_trust_argument
-from mmgcvit.utils.text import describe
+from mmgcvit.utils.text import describe, shown
 from mmgcvit.version import __version__
 
 
@@ -94,9 +94,11 @@ def _params(args: argparse.Namespace) -> int:
         from mmgcvit import analysis, apis
 
     try:
-        return 0 if analysis.print_parameter_groups(apis.load_config(args.config)) else 1
+        with apis.short_output():
+            cfg = apis.load_config(args.config)
+            return 0 if analysis.print_parameter_groups(cfg) else 1
     except apis.UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown(f"error: {error}"), file=sys.stderr)
         return 1
 
 
@@ -114,7 +116,7 @@ def _weights(args: argparse.Namespace) -> int:
             with trust_checkpoints(args.action == "inspect" and args.trust_checkpoint):
                 print(fetch(args.name) if args.action == "fetch" else commands.inspect(args.file))
     except (CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown(f"error: {error}"), file=sys.stderr)
         return 1
     return 0
 

@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from mmgcvit import kernels
 from mmgcvit.errors import BenchmarkError
 from mmgcvit.utils import write_json as write_json_file
+from mmgcvit.utils.text import wide_console
 
 DISABLED = "disabled"  # argument of a model: kernels to disable
 NOISY = 0.15  # interquartile range over median above which a result counts as noisy
@@ -396,7 +396,7 @@ def exponent(results: Sequence[Result], key: Callable[[Result], float]) -> float
 
 def print_results(results: Sequence[Result], settings: Settings, baseline: str | None) -> None:
     """Print medians with their spread, ratios to the baseline, and the share of the machine's matrix rate."""
-    console = Console(width=None if Console().is_terminal else 160)
+    console = wide_console()
     console.print(
         f"{machine(settings)}; {settings.dtype}, batch {settings.batch}"
         + (", compiled" if settings.compile else "")

@@ -18,13 +18,13 @@ from typing import Any
 from unittest import mock
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmgcvit.compat import TorchDispatchMode, storage_id, tree_leaves
 from mmgcvit.errors import BenchmarkError
+from mmgcvit.utils.text import wide_console
 
 # Operations that launch no kernel: views, and allocation without writing.
 FREE = frozenset([
@@ -172,7 +172,7 @@ def print_kernel_counts(rows: Sequence[tuple[str, Sequence[int], KernelCount, Ke
         kernels = [str(sum(c.kernels.values())) for c in (forward, step)]
         size = "x".join(map(str, shape))
         table.add_row(name, size, kernels[0], moved[0], kernels[1], moved[1], f"{step.kept / 1e9:.2f}")
-    console = Console(width=None if Console().is_terminal else 140)
+    console = wide_console()
     console.print(table)
     for name, _, _, step in rows if top else ():
         most = ", ".join(f"{key} {n / 1e9:.2f} GB in {step.kernels[key]}" for key, n in step.moved.most_common(top))

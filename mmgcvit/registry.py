@@ -24,6 +24,7 @@ SCOPE = "mmgcvit"
 #: Classes whose module needs mmcv, mmdet or mmseg; it is imported when the name is first looked up.
 LAZY = {
     "BoxTTAModel": "mmgcvit.tasks.detection.tta",
+    "CocoMetric": "mmgcvit.tasks.detection.metric",
     "CheckLabelFile": "mmgcvit.tasks.segmentation.transforms",
     "CheckLabels": "mmgcvit.tasks.segmentation.transforms",
     "DetDataPreprocessor": "mmgcvit.tasks.detection.preprocessor",

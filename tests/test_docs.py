@@ -11,6 +11,8 @@ import json
 import re
 import runpy
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -220,6 +222,14 @@ def test_site_is_built_without_warnings(tmp_path: Path, monkeypatch, caplog):
     assert len(linked) == len(list(in_navigation(SITE["nav"])))
     for link in [*linked, "tutorials/own_detector.ipynb", "files/configs/detection/custom_coco_template.py.html"]:
         assert (tmp_path / link).is_file(), link
+    scripts = re.findall(r'<script[^>]* src="([^"]+)"', (tmp_path / "index.html").read_text(encoding="utf-8"))
+    assert "iframe-worker.js" in scripts
+    assert not any("://" in script for script in scripts)  # nothing from other servers
+    if (chromium := shutil.which("chromium") or shutil.which("google-chrome")) is not None:  # search without a server
+        address = f"{(tmp_path / 'api/backbone.html').as_uri()}?q=carafe"
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
+        shown = subprocess.run([chromium, *options, address], capture_output=True, text=True, timeout=120).stdout
+        assert f'href="{(tmp_path / "install.html").as_uri()}?h=carafe#' in shown
     page = (tmp_path / "api/backbone.html").read_text(encoding="utf-8")
     assert "global_query_reductions" in page
     assert ":class:" not in re.sub(r"<code>.*?</code>", "", page)

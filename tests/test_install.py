@@ -19,6 +19,7 @@ PYTHON = r"""#!/bin/bash
 case "$*" in
   *"-m venv"*) mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" && touch "${@: -1}/pyvenv.cfg" ;;
   *"pip --version") [ -x "$0" ] ;;
+  *"print("*) cat "$0.version" 2>/dev/null || true ;;
   *pip*)
     echo "pip $* PYTHONPATH=${PYTHONPATH:-}" >>"$CALLS"
     while [ $# -gt 0 ]; do
@@ -44,7 +45,9 @@ def install(folder: Path, *arguments: str, **environment: str) -> tuple[subproce
     inherited = {k: v for k, v in os.environ.items() if k not in ("CPU", "MMCV_OPS", "PYTHONPATH", "TORCH_INDEX")}
     process = subprocess.run(
         ["bash", str(ROOT / "tools/install.sh"), *arguments],
-        env=dict(inherited, PYTHON=str(python), CALLS=str(calls), MMGCVIT_WHEELS=str(folder / "wheels"), **environment),
+        env=dict(inherited, CALLS=str(calls), MMGCVIT_WHEELS=str(folder / "wheels"))
+        | {"PYTHON": str(python)}
+        | environment,
         capture_output=True,
         text=True,
         timeout=60,
@@ -80,6 +83,39 @@ def test_a_second_run_only_checks_and_another_kind_of_operators_is_installed_aga
     assert calls.index(mmcv) < next(
         i for i, line in enumerate(calls) if "uninstall" in line
     )  # kept until there is a new one
+
+
+def test_another_python_does_not_get_into_an_environment(tmp_path: Path):
+    venv = tmp_path / "venv"
+    install(tmp_path, "onedl", str(venv))
+    for file, version in ((tmp_path / "python3", "3.13"), (venv / "bin/python", "3.11")):
+        Path(f"{file}.version").write_text(version)
+    process, calls = install(tmp_path, "onedl", str(venv))
+    assert process.returncode == 1
+    assert not calls
+    assert process.stderr == (
+        f"install.sh: {venv} has Python 3.11, and PYTHON={tmp_path}/python3 is Python 3.13. To replace it: "
+        f"rm -rf {venv}, and the same command\n"
+    )
+    Path(f"{tmp_path}/python3.version").write_text("3.11")
+    assert install(tmp_path, "onedl", str(venv))[1] == ["doctor"]
+    process, calls = install(tmp_path, "onedl", str(venv), PYTHON="")  # the default: what is there stays
+    assert (process.returncode, calls) == (0, ["doctor"])
+    process, calls = install(tmp_path, "onedl", str(tmp_path / "other"), PYTHON="python3.99")
+    assert process.returncode == 1
+    assert process.stderr == "install.sh: PYTHON=python3.99: no such program\n"
+
+
+def test_make_passes_python_on_only_if_it_is_given(tmp_path: Path):
+    """Otherwise `make test` would compare python3 with the environment that PYTHON=python3.12 has created."""
+    file = tmp_path / "Makefile"
+    file.write_text(f"include {ROOT}/Makefile\nshown:\n\t@echo [$$PYTHON]\n")
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "MAKEFLAGS")}
+    for given, shown in ((["PYTHON=python3.12"], "[python3.12]"), ([], "[]")):
+        done = subprocess.run(
+            ["make", "-f", str(file), "shown", *given], env=environment, capture_output=True, text=True
+        )
+        assert done.stdout.strip() == shown, done.stderr
 
 
 def test_cpu_build_takes_torch_from_its_index_and_leaves_cuda_out(tmp_path: Path):

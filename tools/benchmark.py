@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 from mmgcvit import benchmark
+from mmgcvit.engine.progress import short_output
 from mmgcvit.errors import BenchmarkError
 from mmgcvit.utils.arguments import add_trust_argument
+from mmgcvit.utils.text import shown, wide_console
 
 
 def shape(text: str) -> tuple[int, int]:
@@ -26,8 +28,6 @@ def positive(text: str) -> int:
 
 def measure_files(args: argparse.Namespace) -> None:
     """Measure exported files and print a table."""
-    from rich.console import Console
-
     from mmgcvit.checkpoint import trust_checkpoints
     from mmgcvit.errors import MMGCViTError
     from mmgcvit.export import latency
@@ -35,13 +35,13 @@ def measure_files(args: argparse.Namespace) -> None:
     if not args.images:
         sys.exit("benchmark: --export without --images; allowed: with images or folders")
     try:
-        with trust_checkpoints(args.trust_checkpoint):
+        with short_output(), trust_checkpoints(args.trust_checkpoint):
             results = latency.measure(
                 args.export, args.images, args.config, args.checkpoint, args.compile, args.rounds, args.threads
             )
     except MMGCViTError as error:
-        sys.exit(f"benchmark: {error}")
-    Console().print(latency.table(results))
+        sys.exit(shown(f"benchmark: {error}"))
+    wide_console().print(latency.table(results))
 
 
 def main() -> None:
@@ -102,9 +102,10 @@ def main() -> None:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        results = benchmark.measure(models, args.modes, args.shapes, settings, progress)
+        with short_output():
+            results = benchmark.measure(models, args.modes, args.shapes, settings, progress)
     except BenchmarkError as error:
-        sys.exit(f"benchmark: {error}")
+        sys.exit(shown(f"benchmark: {error}"))
     benchmark.print_results(results, settings, baseline if len(models) > 1 else None)
     if args.out:
         benchmark.write_json(args.out, results, settings)

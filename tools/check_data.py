@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from mmgcvit import apis
-from mmgcvit.utils.text import printable
+from mmgcvit.utils.text import shown
 
 
 def main() -> int:
@@ -18,11 +18,11 @@ def main() -> int:
     from mmgcvit.datasets.report import print_reports
 
     try:
-        reports = check_data(
-            apis.load_config(args.config, cfg_options=args.cfg_options), args.workers, True, args.max_pixels
-        )
+        with apis.short_output():
+            cfg = apis.load_config(args.config, cfg_options=args.cfg_options)
+            reports = check_data(cfg, args.workers, True, args.max_pixels)
     except apis.UsageError as error:
-        sys.exit(printable(f"check_data: {error}"))
+        sys.exit(shown(f"check_data: {error}"))
     print_reports(reports)
     return int(any(report.broken for report in reports))
 

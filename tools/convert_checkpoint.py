@@ -13,6 +13,7 @@ from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.checkpoint.commands import TARGETS, convert_file
 from mmgcvit.errors import CheckpointError
 from mmgcvit.utils.arguments import add_trust_argument
+from mmgcvit.utils.text import shown
 
 
 def main() -> int:
@@ -44,10 +45,10 @@ def main() -> int:
                 args.keep_background, args.spec,
             )  # fmt: skip
     except (CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown(f"error: {error}"), file=sys.stderr)
         return 1
     print(report)
-    print(f"written: {path} (layout {report.target})")
+    print(shown(f"written: {path} (layout {report.target})"))
     return 0
 
 

@@ -8,8 +8,10 @@ import sys
 from functools import partial
 
 from mmgcvit import benchmark
+from mmgcvit.engine.progress import short_output
 from mmgcvit.errors import BenchmarkError
 from mmgcvit.kernel_count import count_kernels, print_kernel_counts
+from mmgcvit.utils.text import shown
 
 
 def main() -> None:
@@ -22,16 +24,17 @@ def main() -> None:
     if min(args.shape) < 1:
         sys.exit(f"count_kernels: --shape {' '.join(map(str, args.shape))}; allowed: integers of at least 1")
     try:
-        rows = [
-            (
-                name,
-                args.shape,
-                *(count_kernels(partial(benchmark.build, name), args.shape, train) for train in (False, True)),
-            )
-            for name in args.models
-        ]
+        with short_output():
+            rows = [
+                (
+                    name,
+                    args.shape,
+                    *(count_kernels(partial(benchmark.build, name), args.shape, train) for train in (False, True)),
+                )
+                for name in args.models
+            ]
     except BenchmarkError as error:
-        sys.exit(f"count_kernels: {error}")
+        sys.exit(shown(f"count_kernels: {error}"))
     print_kernel_counts(rows, args.top)
 
 

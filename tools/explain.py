@@ -7,6 +7,8 @@ from mmgcvit import apis
 from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.explain import CAMS, METHODS, explain
 from mmgcvit.utils.arguments import add_trust_argument
+from mmgcvit.utils.paths import short_path
+from mmgcvit.utils.text import shown
 
 
 def main() -> None:
@@ -45,10 +47,10 @@ def main() -> None:
                 args.config, args.checkpoint, args.inputs, args.out_dir, args.method, args.stage, at, args.device
             )
     except apis.UsageError as error:
-        sys.exit(f"explain: {error}")
+        sys.exit(shown(f"explain: {error}"))
     if args.method is None and not any(file.stem.endswith(tuple(CAMS)) for file in files):
         print("without class activation maps: they need pip install 'mmgcvit[explain]'")
-    print(f"{len(files) - 1} figures; all of them: {files[-1]}")
+    print(f"{len(files) - 1} figures; all of them: {short_path(files[-1])}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from mmgcvit import apis
+from mmgcvit.utils.text import shown
 
 
 def main() -> None:
@@ -24,10 +25,11 @@ def main() -> None:
     from mmgcvit import analysis
 
     try:
-        model = analysis.build_model(apis.load_config(args.config, cfg_options=args.cfg_options))
-        flops = analysis.count_flops(model, tuple(args.shape))
+        with apis.short_output():
+            model = analysis.build_model(apis.load_config(args.config, cfg_options=args.cfg_options))
+            flops = analysis.count_flops(model, tuple(args.shape))
     except apis.UsageError as error:
-        sys.exit(f"get_flops: {error}")
+        sys.exit(shown(f"get_flops: {error}"))
     # other overridden values make it a different model
     beside = None if args.cfg_options else analysis.published(args.config, tuple(args.shape))
     analysis.print_flops(flops, beside)

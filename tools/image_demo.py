@@ -7,7 +7,7 @@ from mmgcvit import apis
 from mmgcvit.apis.precision import AMP
 from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.utils.arguments import add_trust_argument
-from mmgcvit.utils.text import printable
+from mmgcvit.utils.text import shown
 
 
 def main() -> None:
@@ -67,13 +67,11 @@ def main() -> None:
                 args.amp,
             )
     except apis.UsageError as error:
-        sys.exit(printable(f"image_demo: {error}"))
+        sys.exit(shown(f"image_demo: {error}"))
     counts = [f"{count} {word}" for count, word in ((found.images, "images"), (found.frames, "frames")) if count]
     objects = f", {found.objects} detections" if found.file.endswith("predictions.json") else ""
-    print(
-        f"{' and '.join(counts)}{objects}: predictions in {found.file}"
-        + ("" if args.no_draw else f", drawings in {args.out_dir}/vis")
-    )
+    drawings = "" if args.no_draw else f", drawings in {args.out_dir}/vis"
+    print(shown(f"{' and '.join(counts)}{objects}: predictions in {found.file}{drawings}"))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 # Installs one stack and the project (editable) into a virtual environment: tools/install.sh {onedl|openmmlab} VENV
 # Running it again is quick: a stamp in VENV holds the checksum of every file that determines what is installed.
 #
-# PYTHON          the interpreter to create VENV with
+# PYTHON          the interpreter to create VENV with; an existing VENV must have the same version of Python
 # MMCV_OPS        torchvision: mmcv without compiled operators, which mmgcvit supplies; compiled: build them, which takes
 #                 minutes. By default, VENV keeps what it has, and a new one does without.
 # CPU=1           install the CPU builds of torch and torchvision, from TORCH_INDEX: 5 GB less to download; CPU=0: those
@@ -27,6 +27,14 @@ has_cpu=$(compgen -G "$venv/lib/python3*/site-packages/torch-*+cpu.dist-info" >/
 cpu=${CPU:-$has_cpu}
 [[ $cpu == 0 || $cpu == 1 ]] || fail "CPU=$cpu; allowed: 0, 1"
 
+if [ -n "${PYTHON:-}" ] && [ -x "$venv/bin/python" ]; then
+  command -v "$PYTHON" >/dev/null || fail "PYTHON=$PYTHON: no such program"
+  version='import sys; print("%d.%d" % sys.version_info[:2])'
+  wanted=$("$PYTHON" -c "$version") there=$("$venv/bin/python" -c "$version" || true)
+  [ -z "$there" ] || [ "$wanted" = "$there" ] ||
+    fail "$venv has Python $there, and PYTHON=$PYTHON is Python $wanted. To replace it: rm -rf $venv, and the same command"
+fi
+
 stamp=$venv/.mmgcvit-installed
 state="$stack $ops cpu=$cpu $PWD $(cat "$lock" setup.py pyproject.toml tools/install.sh | sha256sum | cut -d' ' -f1)"
 if [ "$(cat "$stamp" 2>/dev/null)" = "$state" ]; then
@@ -35,6 +43,7 @@ fi
 
 last=13 # the newest Python for which there are wheels of the stack's torch
 [ "$stack" = onedl ] || last=11
+command -v "$python" >/dev/null || fail "PYTHON=$python: no such program"
 "$python" -c "import sys; ok = (3, 10) <= sys.version_info[:2] <= (3, $last)
 sys.exit(None if ok else f'install.sh: Python {sys.version.split()[0]} is not supported, only 3.10 to 3.$last: set PYTHON=...')"
 [ ! -e "$venv" ] || [ -f "$venv/pyvenv.cfg" ] || [ -z "$(ls -A "$venv")" ] ||

@@ -20,13 +20,14 @@ def main() -> None:
     args = parser.parse_args()
     try:
         from mmgcvit.datasets.digit_scenes import make_digit_scenes
+        from mmgcvit.utils.text import shown
     except ModuleNotFoundError as error:
         sys.exit(f"make_digit_scenes: {error}; pip install scikit-learn pillow rich")
     try:
         out = make_digit_scenes(args.out, args.images, args.size, args.seed, args.force)
     except (ValueError, FileExistsError) as error:
-        sys.exit(f"make_digit_scenes: {error}")
-    print(f"digit scenes: {out} (content: {out / 'README.txt'})")
+        sys.exit(shown(f"make_digit_scenes: {error}"))
+    print(shown(f"digit scenes: {out} (content: {out / 'README.txt'})"))
 
 
 if __name__ == "__main__":

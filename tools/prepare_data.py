@@ -5,6 +5,7 @@ import sys
 
 from mmgcvit.datasets.prepare import DATASETS, prepare, print_report
 from mmgcvit.errors import PrepareError
+from mmgcvit.utils.text import shown
 
 
 def main() -> int:
@@ -17,7 +18,7 @@ def main() -> int:
     try:
         report = prepare(args.name, args.folder, args.data)
     except PrepareError as error:
-        sys.exit(f"prepare_data: {error}")
+        sys.exit(shown(f"prepare_data: {error}"))
     print_report(report)
     return int(bool(report.problems))
 

@@ -7,6 +7,8 @@ from mmgcvit import apis
 from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.report.make import make_report
 from mmgcvit.utils.arguments import add_trust_argument
+from mmgcvit.utils.paths import short_path
+from mmgcvit.utils.text import shown
 
 
 def main() -> None:
@@ -22,8 +24,8 @@ def main() -> None:
         with apis.short_output(), trust_checkpoints(args.trust_checkpoint):
             file = make_report(args.work_dir, args.checkpoint, args.out, args.device)
     except apis.UsageError as error:
-        sys.exit(f"report: {error}")
-    print(file)
+        sys.exit(shown(f"report: {error}"))
+    print(short_path(file))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from mmgcvit import apis
 from mmgcvit.apis.precision import AMP
 from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.utils.arguments import add_trust_argument
-from mmgcvit.utils.text import printable
+from mmgcvit.utils.text import shown
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
         with apis.short_output(args.verbose), trust_checkpoints(args.trust_checkpoint):
             apis.test(apis.config_from_arguments(args), args.checkpoint, args.show_dir, args.tta, args.out, args.amp)
     except apis.UsageError as error:
-        sys.exit(printable(f"test: {error}"))
+        sys.exit(shown(f"test: {error}"))
 
 
 if __name__ == "__main__":

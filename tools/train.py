@@ -14,7 +14,7 @@ from mmgcvit.errors import InvalidLossError
 from mmgcvit.report.make import report_after_training
 from mmgcvit.utils.arguments import add_trust_argument
 from mmgcvit.utils.images import set_max_pixels
-from mmgcvit.utils.text import printable
+from mmgcvit.utils.text import shown
 
 
 def main() -> None:
@@ -65,10 +65,10 @@ def main() -> None:
                 report_after_training(cfg.work_dir)
     except apis.RunStopped as stop:
         if is_main_process():  # all processes stop together
-            print(f"train: {stop}", file=sys.stderr)
+            print(shown(f"train: {stop}"), file=sys.stderr)
         sys.exit(stop.exit_status)
     except (apis.UsageError, InvalidLossError) as error:
-        sys.exit(printable(f"train: {error}"))
+        sys.exit(shown(f"train: {error}"))
     if is_main_process():
         print(apis.end_of_run(cfg.work_dir, args.config))
 

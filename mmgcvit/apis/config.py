@@ -130,7 +130,64 @@ def _read(path: Path) -> Config:
                 f"config {str(path)!r}: a _base_ of it is a single-GPU config of an earlier release: {error}. Use the "
                 f"base without {SINGLE_GPU}: with one process SyncBN becomes BN and the learning rate is scaled"
             ) from error
-        raise UsageError(f"config {str(path)!r}: cannot be loaded: {describe(error)}") from error
+        place = f"{found}: " if (found := _place_of(error, path)) else ""
+        raise UsageError(f"config {str(path)!r}: cannot be loaded: {place}{describe(error)}") from error
+
+
+def _place_of(error: Exception, path: Path) -> str | None:
+    """File and line of an error in the code of a config or of one of its bases; None if they are not known."""
+    for file in (files := list(dict.fromkeys(_with_bases(path.absolute())))):
+        try:
+            ast.parse(file.read_text(encoding="utf-8"))
+        except SyntaxError as wrong:
+            return f"{file}:{wrong.lineno}"
+        except (OSError, ValueError):
+            continue
+        for line, base in _bases(file):
+            if (found := _base_file(base, file)) is not None and not found.is_file():
+                return f"{file}:{line}"
+    names = {str(file) for file in files} | {str(file.resolve()) for file in files}
+    lines = [f"{name}:{line}" for frame, line in traceback.walk_tb(error.__traceback__)
+             if (name := frame.f_code.co_filename) in names]  # fmt: skip
+    if lines:
+        return lines[-1]
+    if isinstance(error, KeyError) and error.args:  # of {{_base_.name}}, which is looked up after the code has run
+        wanted = re.compile(rf"_base_\.(\w+\.)*{re.escape(str(error.args[0]))}\b")
+        for file in files:
+            for line, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+                if wanted.search(text):
+                    return f"{file}:{line}"
+    return None
+
+
+def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield a config and its bases, as far as they are known and there."""
+    if path in above or path.suffix != ".py" or not path.is_file():
+        return
+    yield path
+    for _, base in _bases(path):
+        if (file := _base_file(base, path)) is not None:
+            yield from _with_bases(file, (*above, path))
+
+
+def _base_file(base: str, path: Path) -> Path | None:
+    """File of a base of a config; None for one of another package."""
+    package, _, inside = base.partition("::")
+    if inside:
+        return SHIPPED_CONFIGS / inside if package == "mmgcvit" else None
+    return Path(os.path.normpath(path.parent / base))
+
+
+def _bases(path: Path) -> list[tuple[int, str]]:
+    """Bases of a config with their lines, as they are written; none if its code is damaged."""
+    try:
+        statements = ast.parse(path.read_text(encoding="utf-8")).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    values = [node.value for node in statements if isinstance(node, ast.Assign)
+              and any(isinstance(target, ast.Name) and target.id == "_base_" for target in node.targets)]  # fmt: skip
+    constants = [node for value in values for node in ast.walk(value) if isinstance(node, ast.Constant)]
+    return [(node.lineno, node.value) for node in constants if isinstance(node.value, str)]
 
 
 def _require_effect(cfg: Config, cfg_options: dict) -> None:
@@ -180,19 +237,15 @@ def _decides_on_scaling(path: Path, seen: tuple[Path, ...] = ()) -> bool:
     path = path.resolve()
     if path in seen or path.suffix != ".py" or not path.is_file() or _is_packaged(path):
         return False
-    statements = ast.parse(path.read_text(encoding="utf-8")).body
-    bases: list[str] = []
-    for statement in statements:
+    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
         text = ast.unparse(statement)
         if "auto_scale_lr" in text and "enable" in text:
             return True
         names = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
         if "optim_wrapper" in names and re.search(r"\blr\b", text):
             return True
-        if isinstance(statement, ast.Assign) and "_base_" in names:
-            constants = (node.value for node in ast.walk(statement.value) if isinstance(node, ast.Constant))
-            bases += [value for value in constants if isinstance(value, str) and "::" not in value]
-    return any(_decides_on_scaling(path.parent / base, (*seen, path)) for base in bases)
+    own = [base for _, base in _bases(path) if "::" not in base]
+    return any(_decides_on_scaling(path.parent / base, (*seen, path)) for base in own)
 
 
 def _is_packaged(path: Path) -> bool:

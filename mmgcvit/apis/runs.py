@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -23,12 +24,14 @@ from mmgcvit.apis.config import unknown_argument
 from mmgcvit.apis.launch import build_runner, lost_process
 from mmgcvit.apis.lock import lock_work_dir
 from mmgcvit.apis.precision import autocast, fit_precision_to_device, use_mixed_precision
+from mmgcvit.apis.summary import resume_command
 from mmgcvit.apis.tracking import use_tracker
 from mmgcvit.apis.tta import use_tta
 from mmgcvit.checkpoint.sources import through_reader
 from mmgcvit.datasets.consistency import check_config
 from mmgcvit.datasets.pipelines import use_checked_loading
 from mmgcvit.datasets.problems import data_sets, refuse
+from mmgcvit.engine.evaluation import tell_classes_apart
 from mmgcvit.engine.schedule import fit_warmups, fit_warmups_to_iterations
 from mmgcvit.engine.single_device import revert_sync_bn, scale_single_device_lr
 from mmgcvit.engine.stopping import stop_at_signals
@@ -45,9 +48,11 @@ from mmgcvit.errors import (
 from mmgcvit.registry import rename_old_types, type_name
 from mmgcvit.tasks import TASKS, task_of_dataset
 from mmgcvit.utils.files import require_file
-from mmgcvit.utils.text import worker_message
+from mmgcvit.utils.text import summarize, worker_message
 
 CORRUPT = ("stop", "skip")
+#: What a run leaves, by name.
+RUN_FILES = ("iter_*.pth", "epoch_*.pth", "best_*.pth", "report.html")
 DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 #: Errors about the data, which may have changed since they were checked, and files that have gone.
 DATA_ERRORS = (AnnotationError, ClassificationDataError, CorruptImageError, FileNotFoundError, PermissionError)
@@ -113,7 +118,7 @@ def train(
         with lock, stop_at_signals(), end_workers_on_error():
             return _train(cfg, resume, corrupt)
     except RunStopped as stop:
-        error = stop
+        error = RunStopped(f"{stop}. To go on: {resume_command(cfg)}", stop.number)
     except DATA_ERRORS as failed:
         raise UsageError(worker_message(failed) + _way_on(cfg, started)) from failed
     except USERS_ERRORS as failed:
@@ -131,9 +136,10 @@ def train(
     except OSError as failed:
         if failed.errno not in DISK_FULL:
             raise
+        free = shutil.disk_usage(cfg.work_dir).free
         raise UsageError(
-            f"{failed.filename or cfg.work_dir}: cannot be written: {failed.strerror}; "
-            f"{shutil.disk_usage(cfg.work_dir).free:,} bytes are free on the disk. Make room, and go on with --resume"
+            f"{failed.filename or cfg.work_dir}: cannot be written: {failed.strerror}; {free:,} bytes are free on the "
+            f"disk. Make room, and go on: {resume_command(cfg)}"
         ) from failed
     # The traceback refers to the data loaders, whose workers end with them.
     error.__traceback__ = error.__context__ = None
@@ -146,7 +152,7 @@ def _way_on(cfg: Config, started: float) -> str:
     checkpoint = newest_checkpoint(cfg.work_dir) if cfg.get("work_dir") else None
     if checkpoint and not cfg.get("resume") and os.path.isfile(checkpoint) and os.path.getmtime(checkpoint) < started:
         checkpoint = None  # of an earlier run
-    return f". Last checkpoint: {checkpoint}; the same command with --resume goes on from it" if checkpoint else ""
+    return f". Last checkpoint: {checkpoint}. To go on from it: {resume_command(cfg)}" if checkpoint else ""
 
 
 def _require_work_dir(cfg: Config) -> None:
@@ -178,8 +184,12 @@ def _train(cfg: Config, resume: str | bool, corrupt: str | None) -> Runner:
     added: list[dict[str, Any]] = [dict(type=f"mmgcvit.{name}") for name in ours if name not in configured]
     added.append(dict(type="mmgcvit.LoadedWeightsHook", complete=bool(cfg.get("resume"))))
     cfg.custom_hooks = [*(cfg.get("custom_hooks") or ()), *added]
+    if not cfg.get("resume"):
+        _warn_of_earlier_run(cfg.work_dir)
     _use_resumable_loop(cfg)
     _use_safe_checkpoints(cfg)
+    if not _watches_a_class(cfg):
+        tell_classes_apart(cfg.get("val_evaluator"))
     runner = build_runner(cfg)
     revert_sync_bn(runner)
     require_used_maps(getattr(runner, "model", None))  # FlexibleRunner builds it later
@@ -188,12 +198,28 @@ def _train(cfg: Config, resume: str | bool, corrupt: str | None) -> Runner:
     return runner
 
 
+def _warn_of_earlier_run(work_dir: str) -> None:
+    """Name the files of an earlier run, among which those of a new one would be written."""
+    found = sorted(path.name for pattern in RUN_FILES for path in Path(work_dir).glob(pattern))
+    if found and _is_first_process():
+        _warn([f"work_dir={work_dir!r} has files of an earlier run ({summarize(found, 4)}), and this run adds its own, "
+               "which its report and --resume cannot tell apart. Another --work-dir keeps them apart"])  # fmt: skip
+
+
 def _use_resumable_loop(cfg: Config) -> None:
     """Let a run by epochs be resumed inside an epoch, where a signal may stop it."""
     loop = cfg.get("train_cfg") or {}
     if type_name(loop) == "EpochBasedTrainLoop" or (loop.get("by_epoch") and "type" not in loop):
         loop.pop("by_epoch", None)
         loop.update(type="mmgcvit.ResumableTrainLoop", same_length=False)
+
+
+def _watches_a_class(cfg: Config) -> bool:
+    """Whether a hook looks at the result of a class by mmdet's name for it, such as 'coco/cat_precision'."""
+    hooks = [*(cfg.get("default_hooks") or {}).values(), *(cfg.get("custom_hooks") or ())]
+    return any(
+        str(hook.get(key, "")).endswith("_precision") for hook in hooks if hook for key in ("save_best", "monitor")
+    )
 
 
 def _use_safe_checkpoints(cfg: Config) -> None:
@@ -251,6 +277,7 @@ def test(
         use_tta(cfg)
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
     use_checked_loading(cfg.test_dataloader)
+    tell_classes_apart(cfg.get("test_evaluator"))
     if out is not None and not any(task.set_table(cfg, out) for task in TASKS):
         raise UsageError("--out: the config's test_evaluator is not a TopKAccuracy, which writes the table")
     try:
@@ -279,10 +306,15 @@ def _show_in(cfg: Config, folder: str) -> None:
     hook.draw = True
 
 
+def _is_first_process() -> bool:
+    """Whether this is the first process of a run, also before the processes are connected."""
+    return not int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+
+
 def _check_data(cfg: Config, *splits: str) -> None:
     """Check the data of a run, and add the checks that are made while the data is loaded."""
     init_default_scope(cfg.get("default_scope", "mmengine"))
-    if not int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))):
+    if _is_first_process():
         _check_before_run(cfg, *splits)  # only the first process; the launcher stops the others
     for split in splits:
         for dataset in data_sets((cfg.get(f"{split}_dataloader") or {}).get("dataset")):

@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
+from mmengine.config import Config
+
 from mmgcvit.apis.checkpoints import newest_checkpoint
+from mmgcvit.utils.paths import short_path
+
+
+def resume_command(cfg: Config) -> str:
+    """Return the command that goes on with a run: the one that has started it, with ``--resume``.
+
+    Args:
+        cfg: the config of the run; its key ``command`` has the command that has started it, if one has.
+    """
+    words = shlex.split(cfg.get("command") or "")
+    if not words or cfg.get("launcher", "none") != "none":  # the command of the launcher is not known
+        return "the same command with --resume"
+    if "--resume" in words:  # it may have named the checkpoint of its start
+        place = words.index("--resume")
+        named = place + 1 < len(words) and (words[place + 1].endswith(".pth") or "://" in words[place + 1])
+        del words[place : place + 1 + named]
+    program = shutil.which(words[0])
+    if program is None or Path(program).parent != Path(sys.executable).parent:  # of an environment that is not active
+        module = [] if words[0] == "python" else ["-m", words[0]]
+        words[:1] = [short_path(sys.executable), *module]
+    return shlex.join([*words, "--resume"])
 
 
 def end_of_run(work_dir: str | Path, config: str | Path) -> str:
@@ -18,15 +43,15 @@ def end_of_run(work_dir: str | Path, config: str | Path) -> str:
     folder = Path(work_dir)
     best = sorted(folder.glob("best_*.pth"), key=lambda path: path.stat().st_mtime)
     last = newest_checkpoint(folder)
-    lines = [f"best checkpoint: {best[-1]}"] if best else []
+    lines = [f"best checkpoint: {short_path(best[-1])}"] if best else []
     if last is not None:
-        lines.append(f"last checkpoint: {last}")
+        lines.append(f"last checkpoint: {short_path(last)}")
     if (folder / "report.html").is_file():
-        lines.append(f"report:          {folder / 'report.html'}")
+        lines.append(f"report:          {short_path(folder / 'report.html')}")
     chosen = str(best[-1]) if best else last
     if chosen is not None:
-        model = shlex.join([str(config), chosen])
-        out = shlex.quote(str(folder / "model.onnx"))
+        model = shlex.join([short_path(config), short_path(chosen)])
+        out = shlex.quote(short_path(folder / "model.onnx"))
         lines.append(f"predict:         python tools/image_demo.py IMAGES {model} --out-dir outputs")
         lines.append(f"export:          python tools/export.py {model} {out}")
     return "\n".join(lines)

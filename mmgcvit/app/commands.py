@@ -15,6 +15,7 @@ from mmgcvit.errors import UsageError
 from mmgcvit.report.numbers import spread
 from mmgcvit.utils.arguments import add_trust_argument
 from mmgcvit.utils.inputs import check_options, list_inputs
+from mmgcvit.utils.text import shown
 
 EXPORTED = (".onnx", ".xml")
 EXAMPLES = 8  # most example images
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
             while True:  # a signal that another thread gets would not end a longer sleep
                 time.sleep(0.5)
     except UsageError as error:
-        print(f"app: {error}", file=sys.stderr)
+        print(shown(f"app: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print()

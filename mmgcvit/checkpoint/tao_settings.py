@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any
 
 import yaml
 
-from mmgcvit.errors import CheckpointError
+from mmgcvit.datasets import categories
+from mmgcvit.datasets.text import read_json
+from mmgcvit.errors import AnnotationError, CheckpointError
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,13 @@ def read_categories(path: str | Path) -> dict[int, str]:
         CheckpointError: the file cannot be read, or has no categories.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        found = {int(row["id"]): str(row["name"]) for row in content["categories"]}
-        count = len(content["categories"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"categories {str(path)!r}: {type(error).__name__}: {error}; allowed: a COCO annotation file with "
-            "`categories`, each with `id` and `name`"
-        ) from error
-    if not found or len(found) < count:
-        raise CheckpointError(f"categories {str(path)!r}: {count} categories with {len(found)} different ids")
-    return found
+        found = categories.read_categories(read_json(path), path)
+    except AnnotationError as error:
+        raise CheckpointError(f"categories: {error}; allowed: a COCO annotation file") from error
+    try:
+        return {int(identity): name for identity, name in found.items()}
+    except ValueError as error:
+        raise CheckpointError(f"categories {str(path)!r}: {error}; allowed: ids that are integers") from error
 
 
 def _section(content: object, name: str, path: str | Path) -> Mapping[str, Any]:

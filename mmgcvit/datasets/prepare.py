@@ -15,6 +15,7 @@ from timm.data import ImageNetInfo
 from mmgcvit.errors import PrepareError
 from mmgcvit.utils import file_sha256, summarize
 from mmgcvit.utils.files import file_md5
+from mmgcvit.utils.text import shown
 
 
 @dataclass
@@ -103,11 +104,11 @@ def print_report(report: Report) -> None:
     """Print the report."""
     console = Console()
     for line in report.lines:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(shown(line), markup=False, soft_wrap=True)
     for problem in report.problems:
-        console.print(f"error: {problem}", markup=False, soft_wrap=True)
+        console.print(shown(f"error: {problem}"), markup=False, soft_wrap=True)
     for advice in dict.fromkeys(report.advice):
-        console.print(advice, markup=False, soft_wrap=True)
+        console.print(shown(advice), markup=False, soft_wrap=True)
 
 
 def check_coco(folder: Path) -> Report:

@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS
 from mmgcvit.datasets.text import read_lines
 from mmgcvit.errors import AnnotationError
 from mmgcvit.registry import class_of
-from mmgcvit.utils.text import printable
+from mmgcvit.utils.text import shown
 
 SHOWN = 5  # number of problems listed in an error
 
@@ -32,7 +32,7 @@ class Problem:
     breaks: bool
 
     def __str__(self) -> str:
-        return printable(f"{self.where}: {self.what}")
+        return shown(f"{self.where}: {self.what}")
 
 
 def refuse(problems: Sequence[Problem]) -> None:

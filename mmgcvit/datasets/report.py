@@ -6,10 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rich.console import Console
 from rich.table import Table
 
 from mmgcvit.datasets.problems import Problem
+from mmgcvit.utils.text import shown, wide_console
 
 EXAMPLES = 3
 SIZES = (160, 320, 480, 640, 800, 1024, 1333, 2048, 4096)  # upper limits of the histogram bins: longer side in pixels
@@ -43,7 +43,7 @@ class DatasetReport:
 
 def print_reports(reports: Sequence[DatasetReport]) -> None:
     """Print counts, histograms, problems that break training, and other problems."""
-    console = Console()
+    console = wide_console()
     sets = [report for report in reports if report.unit]
     table = Table(title="data sets", title_justify="left")
     table.add_column("set")
@@ -53,7 +53,7 @@ def print_reports(reports: Sequence[DatasetReport]) -> None:
         table.add_column(title, justify="right")
     for report in sets:
         table.add_row(
-            report.name, report.source, str(report.images), str(report.empty), str(report.objects), _used(report)
+            report.name, shown(report.source), str(report.images), str(report.empty), str(report.objects), _used(report)
         )
     console.print(table)
     for title, rows in (

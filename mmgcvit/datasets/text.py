@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import io
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from mmgcvit.errors import AnnotationError
 
@@ -18,6 +20,24 @@ MARKS = (  # byte order marks; that of UTF-32 begins with that of UTF-16
 )
 
 
+def read_bytes(what: str, path: str | Path) -> bytes:
+    """Read a file.
+
+    Args:
+        what: what the file is, for messages.
+        path: the file.
+
+    Raises:
+        AnnotationError: the file does not exist or cannot be read.
+    """
+    if not os.path.isfile(path):
+        raise AnnotationError(f"{what} {str(path)!r}: no such file")
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise AnnotationError(f"{what} {str(path)!r}: cannot be read: {error.strerror}") from error
+
+
 def read_utf8(what: str, path: str | Path) -> str:
     """Read a text file that mmengine and pycocotools read as UTF-8 without a byte order mark.
 
@@ -28,9 +48,7 @@ def read_utf8(what: str, path: str | Path) -> str:
     Raises:
         AnnotationError: the file does not exist or has another encoding; says how to convert it.
     """
-    if not os.path.isfile(path):
-        raise AnnotationError(f"{what} {str(path)!r}: no such file")
-    content = Path(path).read_bytes()
+    content = read_bytes(what, path)
     found = next(((name, codec) for mark, name, codec in MARKS if content.startswith(mark)), None)
     if found is None and b"\0" in content[:4]:
         found = "UTF-16 without a byte order mark", "utf-16-le" if content[1:2] == b"\0" else "utf-16-be"
@@ -47,6 +65,20 @@ def read_utf8(what: str, path: str | Path) -> str:
         f"{what} {str(path)!r} is {name}; allowed: UTF-8 without a byte order mark. To convert it: python -c "
         f"\"from pathlib import Path as P; p = P({str(path)!r}); p.write_text(p.read_text('{codec}'), 'utf-8')\""
     )
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        AnnotationError: it is not JSON, with line and column, or not UTF-8.
+    """
+    try:
+        return json.loads(read_utf8("annotations", path))
+    except json.JSONDecodeError as error:
+        raise AnnotationError(f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})") from error
+    except RecursionError as error:
+        raise AnnotationError(f"{path}: not annotations: nested too deeply") from error
 
 
 def read_names(what: str, path: str | Path) -> list[str]:

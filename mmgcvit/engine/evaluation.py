@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,14 @@ def image_paths(dataset: Any) -> Iterator[Path]:
                 yield path
 
 
+def tell_classes_apart(evaluator: Any) -> None:
+    """Let the results of each class of a CocoMetric for boxes and masks have different names, in a config in place."""
+    for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+        several = isinstance(metric, MutableMapping) and isinstance(metric.get("metric"), (list, tuple))
+        if several and metric.get("classwise") and metric.get("type") in ("CocoMetric", "mmdet.CocoMetric"):
+            metric["type"] = "mmgcvit.CocoMetric"
+
+
 def evaluate(cfg: Config, loader: DataLoader, step: Step, split: str = "val") -> dict[str, float]:
     """Compute the metrics of a config.
 
@@ -71,7 +79,9 @@ def evaluate(cfg: Config, loader: DataLoader, step: Step, split: str = "val") ->
     Raises:
         UsageError: the metrics cannot be computed from the predictions.
     """
-    evaluator = Evaluator(copy.deepcopy(cfg[f"{split}_evaluator"]))
+    metrics = copy.deepcopy(cfg[f"{split}_evaluator"])
+    tell_classes_apart(metrics)
+    evaluator = Evaluator(metrics)
     dataset: Any = loader.dataset
     evaluator.dataset_meta = getattr(dataset, "metainfo", None)
     for metric in evaluator.metrics:

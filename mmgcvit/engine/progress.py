@@ -16,9 +16,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from mmgcvit.utils.paths import short_path, short_paths
 
 #: Beginnings of log messages that are not shown: dumps, and what the progress lines say already.
 HIDDEN_LOGS = (
@@ -82,7 +85,9 @@ HIDDEN_WARNINGS = (
 _LOGS = re.compile("|".join(HIDDEN_LOGS))
 _PRINTS = re.compile(r"\s*(" + "|".join(HIDDEN_PRINTS) + ")", re.IGNORECASE)
 _RECORD = re.compile(r"\d\d/\d\d \d\d:\d\d:\d\d - \w+ - ([A-Z]+) - (.*)", re.DOTALL)  # of mmengine's console handler
+_EVALUATING = re.compile(r"Evaluating (\w+)\.\.\.")
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
+KINDS = {"bbox": "boxes", "segm": "masks"}  # what mmdet calls them
 UNKNOWN = -1  # COCO's value of a metric without objects
 
 
@@ -101,6 +106,7 @@ class Output(io.TextIOBase):
         self.filtering = True
         self.live: Any = None
         self.waiting = ""  # the beginning of a line
+        self.evaluated = ""  # what mmdet evaluates
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # a plain attribute there
@@ -124,14 +130,27 @@ class Output(io.TextIOBase):
         record = _RECORD.fullmatch(_COLOURS.sub("", text)) if self.filtering else None
         if record is not None:  # a handler writes a record at once
             level, message = record.groups()
+            if what := _EVALUATING.match(message):
+                self.evaluated = what[1]
+            if message.startswith("\n+-"):
+                message = self._table(message)
             if not _LOGS.match(message):
-                self.show((message if level == "INFO" else f"{level.lower()}: {message}").rstrip("\n"))
+                message = short_paths(message.rstrip("\n"))
+                self.show(message if level == "INFO" else f"{level.lower()}: {message}")
             return len(text)
         *lines, self.waiting = (self.waiting + text).split("\n")
         for line in lines:
             if not (self.filtering and _PRINTS.match(line)):
                 self.show(line)
         return len(text)
+
+    def _table(self, text: str) -> str:
+        """A table of mmdet or mmseg with a title, if it has none, and '-' for what there is nothing of."""
+        text = text.rstrip("\n")
+        found = re.sub(r"(?<=[^\n]\| )( *)nan( *)(?= \|)", r"\1 - \2", text)  # not in the first column
+        ap = "mAP" in text and "category" in text
+        title = f"\nAP of each class: {KINDS.get(self.evaluated, self.evaluated)}" if ap else ""
+        return title + found + ("\n(-: no objects)" if found != text else "")
 
     def flush(self) -> None:
         """Write the beginning of a line, too."""
@@ -200,7 +219,7 @@ class ProgressHook(Hook):
         """Start the live line, on a terminal."""
         self.interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), self.interval)
         self.start = time.monotonic()
-        self.output.show(f"training for {_length(runner)}; log, config and checkpoints: {runner.work_dir}")
+        self.output.show(f"training for {_length(runner)}; log, config and checkpoints: {short_path(runner.work_dir)}")
         if self.output.isatty():
             self.output.live = _live(self.output.stream)
             self.task = self.output.live.add_task("", total=runner.max_iters, completed=runner.iter, status="")
@@ -287,8 +306,10 @@ def _status(runner: Runner, window: int) -> str:
 
 def _values(metrics: Mapping[str, Any] | None) -> str:
     """Metrics that are known, as text."""
-    known = {name: value for name, value in (metrics or {}).items() if value != UNKNOWN}
-    return "  ".join(f"{k}: {v:.4f}" if isinstance(v, float) else f"{k}: {v}" for k, v in known.items())
+    known = {k: v for k, v in (metrics or {}).items() if v != UNKNOWN and v == v}  # not those without objects
+    # numpy formats a float32 with the digits of a float64
+    fractions = (float, np.floating)
+    return "  ".join(f"{k}: {v:.4f}" if isinstance(v, fractions) else f"{k}: {v}" for k, v in known.items())
 
 
 def _duration(seconds: float) -> str:

@@ -211,11 +211,7 @@ class StopHook(Hook):
                 number,
             )
         path = _save(runner, iteration)
-        raise RunStopped(
-            f"stopped by {name} after iteration {iteration}; checkpoint: {path}. To go on, run the same command with "
-            "--resume",
-            number,
-        )
+        raise RunStopped(f"stopped by {name} after iteration {iteration}; checkpoint: {path}", number)
 
 
 def _requested() -> int:

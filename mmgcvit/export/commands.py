@@ -21,7 +21,8 @@ from mmgcvit.export.exporter import Exportable, export
 from mmgcvit.export.formats import SUFFIXES
 from mmgcvit.runtime.metadata import ModelInfo
 from mmgcvit.utils.arguments import add_trust_argument
-from mmgcvit.utils.text import wide_console
+from mmgcvit.utils.paths import short_path
+from mmgcvit.utils.text import shown, wide_console
 
 DATA_IMAGES = 4  # images of the test data that a file is compared on, unless others are given
 
@@ -92,17 +93,20 @@ def run(args: argparse.Namespace) -> int:
                 args.cfg_options,
             )
     except MMGCViTError as error:
-        print(f"export: {error}", file=sys.stderr)
+        print(shown(f"export: {error}"), file=sys.stderr)
         return 1
     size = done.file.stat().st_size
     if done.file.suffix == ".xml":
         size += done.file.with_suffix(".bin").stat().st_size
     console.print(
-        f"{done.file}: {size / 1e6:.1f} MB, {describe(done.info)}", highlight=False, markup=False, soft_wrap=True
+        f"{short_path(done.file)}: {size / 1e6:.1f} MB, {describe(done.info)}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
     if done.file.suffix != ".pt2":
         console.print(
-            f"Predict without PyTorch: python -m mmgcvit.runtime {done.file} IMAGES",
+            f"Predict without PyTorch: python -m mmgcvit.runtime {short_path(done.file)} IMAGES",
             highlight=False,
             markup=False,
             soft_wrap=True,

@@ -17,6 +17,8 @@ from mmengine.runner import Runner
 from mmgcvit.errors import UsageError
 
 STEPS = 3  # training steps of a trial: augmented images differ in size
+#: What PyTorch, cuBLAS and cuDNN say when memory is used up: cuDNN then has no algorithm that it supports.
+OUT_OF_MEMORY = ("out of memory", "STATUS_ALLOC_FAILED", "CUDNN_STATUS_NOT_SUPPORTED", "can't allocate memory")
 PART = 0.85  # of the memory that may be used: later batches may be larger
 
 
@@ -44,6 +46,11 @@ def largest_batch(trial: Callable[[int], bool], limit: int, least: int = 1) -> i
     return best
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory was used up: torch's own class, or the words of a library that torch calls."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(said in str(error) for said in OUT_OF_MEMORY)
+
+
 def fits(cfg: Config, batch: int, device: str = "cuda") -> bool:
     """Whether a few training steps with a batch size fit into the memory of a GPU; on a CPU they only run."""
     cfg = copy.deepcopy(cfg)
@@ -62,7 +69,9 @@ def fits(cfg: Config, batch: int, device: str = "cuda") -> bool:
             model.train_step(data, wrapper)
         total = torch.cuda.get_device_properties(device).total_memory if on_gpu else 0
         return not on_gpu or torch.cuda.max_memory_reserved(device) <= PART * total
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return False
     finally:
         del model, loader, wrapper

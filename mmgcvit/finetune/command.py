@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from mmengine.config import Config
 from rich.table import Table
 
 from mmgcvit import apis
+from mmgcvit.apis.lock import lock_work_dir
+from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.checkpoint.weights import fetch
 from mmgcvit.compat import end_workers
 from mmgcvit.datasets.check import check_data
@@ -25,15 +28,18 @@ from mmgcvit.finetune.batch import fits, largest_batch
 from mmgcvit.finetune.config import Settings
 from mmgcvit.finetune.data import TASKS, UNSPLIT, Data, counts, split_off
 from mmgcvit.finetune.formats import FORMATS, read_data
+from mmgcvit.finetune.work_dir import FOLDER, clear, config_to_resume, require_untrained, write_config
 from mmgcvit.finetune.write import convert
 from mmgcvit.report.make import report_after_training
-from mmgcvit.utils.files import atomic_path
-from mmgcvit.utils.text import printable, wide_console
+from mmgcvit.utils.arguments import add_trust_argument
+from mmgcvit.utils.images import set_max_pixels
+from mmgcvit.utils.paths import short_path
+from mmgcvit.utils.text import printable, shown, wide_console
 
 AUTO = "auto"
+ARCH = "tiny"
 MOST = 256  # images of a batch that is found automatically
 SHOWN = 30  # classes in the table of counts
-FOLDER = "finetune"  # in the work directory: the config and the converted annotations
 
 
 @dataclass(frozen=True)
@@ -42,13 +48,19 @@ class Options:
 
     task: str | None = None
     format: str | None = None
-    arch: str = "tiny"
+    arch: str | None = None
     weights: str | None = None
     epochs: int | None = None
     batch: int | None = None
     size: int | None = None
     work_dir: str | None = None
     dry_run: bool = False
+    resume: bool = False
+
+    @property
+    def of_the_run(self) -> dict[str, str | int | None]:
+        """Those that decide what is trained, by name: a resumed run has the same."""
+        return {key: value for key, value in asdict(self).items() if key not in ("work_dir", "dry_run", "resume")}
 
 
 def finetune(source: str | Path, options: Options, say: Callable[[str], None] = print) -> Path | None:
@@ -63,30 +75,57 @@ def finetune(source: str | Path, options: Options, say: Callable[[str], None] = 
         The work directory; None for a dry run, which writes nothing.
 
     Raises:
-        UsageError: an option is not allowed, the work directory exists, the weights cannot be fetched, or the checks of
-            the data have found errors.
+        UsageError: an option is not allowed, the work directory has a run, the weights cannot be fetched, the checks of
+            the data have found errors, or there is no run to resume.
         AnnotationError: the annotations are not recognised or cannot be read.
         RunStopped: a signal has stopped the training.
     """
+    if options.resume and options.dry_run:
+        raise UsageError("--resume with --dry-run; allowed: one of them")
+    if options.resume and options.work_dir is not None:  # otherwise its name depends on the data
+        return resume(Path(options.work_dir), options, say)
     data = read_data(source, options.task, options.format)
     describe_data(data, options.task, say)
+    work_dir = Path(options.work_dir or Path("work_dirs", f"finetune_{data.root.name}_{data.tasks[0]}"))
+    if options.resume:
+        return resume(work_dir, options, say)
     known = len(data.notes)
     split_off(data)
     for note in data.notes[known:]:
-        say(printable(f"note: {note}"))
+        say(shown(f"note: {note}"))
     print_counts(data)
-    work_dir = Path(options.work_dir or Path("work_dirs", f"finetune_{data.root.name}_{data.tasks[0]}"))
     folder = (work_dir / FOLDER).absolute()
-    if work_dir.exists() and (not work_dir.is_dir() or any(work_dir.iterdir())):
-        raise UsageError(f"work_dir={str(work_dir)!r} exists; allowed: a new folder (--work-dir), or remove it")
+    require_untrained(work_dir)
     settings = choose(data, options, say)
     text = configs.make_config(data, folder, settings)
     cfg = configs.load_text(text, str(work_dir))
     if options.dry_run:
         describe_run(cfg, settings, data, say)
-        say(f"\nThe config would be {folder / 'config.py'}:\n\n{text}\ndry run: nothing was written")
+        say(f"\nThe config would be {short_path(folder / 'config.py')}:\n\n{text}\ndry run: nothing was written")
         return None
     require_weights(settings.weights)
+    try:
+        with lock_work_dir(work_dir):
+            path = prepare(data, folder, settings, options, text, cfg, say)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            work_dir.rmdir()  # if nothing was written
+        raise
+    return run_training(apis.load_config(path, str(work_dir)), path, work_dir, say)
+
+
+def prepare(
+    data: Data, folder: Path, settings: Settings, options: Options, text: str, cfg: Config, say: Callable[[str], None]
+) -> Path:
+    """Convert the data, find the batch size, write the config, and check the data.
+
+    Returns:
+        The file of the config.
+    """
+    work_dir = folder.parent
+    require_untrained(work_dir)  # again, as another process may have had the folder
+    if clear(work_dir):
+        say(f"{short_path(folder)} is written again: an earlier try has trained nothing")
     convert(data, folder)
     try:
         if options.batch is None and torch.cuda.is_available():
@@ -96,9 +135,7 @@ def finetune(source: str | Path, options: Options, say: Callable[[str], None] = 
             settings = replace(settings, batch=largest_batch(lambda batch: fits(cfg, batch), limit, least))
             say(f"batch size {settings.batch}: the largest that fits into the GPU, at most {limit}")
             text = configs.make_config(data, folder, settings)
-        path = folder / "config.py"
-        with atomic_path(path) as part:
-            part.write_text(text, encoding="utf-8")
+        path = write_config(folder, text, options.of_the_run)
         cfg = apis.load_config(path, str(work_dir))
         describe_run(cfg, settings, data, say)
         reports = check_data(cfg, progress=sys.stderr.isatty())
@@ -106,20 +143,22 @@ def finetune(source: str | Path, options: Options, say: Callable[[str], None] = 
         if any(report.broken for report in reports):
             raise UsageError(f"the data would break the training; see above. The config is {path}")
     except BaseException:
-        say(f"annotations and config were left in {folder}")
+        say(f"annotations and config were left in {short_path(folder)}")
         raise
-    return run_training(cfg, path, work_dir, say)
+    return path
 
 
-def run_training(cfg: Config, path: Path, work_dir: Path, say: Callable[[str], None]) -> Path:
-    """Train, evaluate the best checkpoint, write the report, and say how to go on."""
-    cfg.command = shlex.join(["mmgcvit", *sys.argv[1:]])  # for the report
-    try:
-        runner = apis.train(cfg)
-    except MMGCViTError:
-        command = shlex.join(["python", "tools/train.py", str(path), "--work-dir", str(work_dir), "--resume"])
-        say(f"To go on with this training: {command}")
-        raise
+def resume(work_dir: Path, options: Options, say: Callable[[str], None]) -> Path:
+    """Go on with the run in a work directory, from its newest checkpoint if it has one."""
+    path = config_to_resume(work_dir, options.of_the_run)
+    say(f"going on with the run in {short_path(work_dir)}; config: {short_path(path)}")
+    return run_training(apis.load_config(path, str(work_dir)), path, work_dir, say, resume=True)
+
+
+def run_training(cfg: Config, path: Path, work_dir: Path, say: Callable[[str], None], resume: bool = False) -> Path:
+    """Train, evaluate the best checkpoint, write the report, and say how to use the model."""
+    cfg.command = shlex.join(["mmgcvit", *sys.argv[1:]])  # for the report, and to go on with the run
+    runner = apis.train(cfg, resume)
     for loader in (runner.train_dataloader, runner.val_dataloader):
         end_workers(loader)
     best = sorted(work_dir.glob("best_*.pth"), key=lambda file: file.stat().st_mtime)
@@ -137,22 +176,22 @@ def run_training(cfg: Config, path: Path, work_dir: Path, say: Callable[[str], N
 
 def choose(data: Data, options: Options, say: Callable[[str], None]) -> Settings:
     """Fill in what the user has not decided."""
-    task = data.tasks[0]
-    weights = options.weights or configs.default_weights(options.arch)
+    task, arch = data.tasks[0], options.arch or ARCH
+    weights = options.weights or configs.default_weights(arch)
     if options.weights is None and weights == "none":
-        say(f"no weights are published for arch {options.arch}: it is trained from scratch")
+        say(f"no weights are published for arch {arch}: it is trained from scratch")
     elif Path(weights).is_file():
         weights = str(Path(weights).absolute())  # the config may be used in another folder
     batch = min(configs.CPU_BATCHES[task], len(data.splits["train"]))
-    batch = configs.allowed_batch(task, options.arch, batch) if options.batch is None else options.batch
+    batch = configs.allowed_batch(task, arch, batch) if options.batch is None else options.batch
     if options.batch is None:
         gpu = torch.cuda.is_available()
         say(f"batch size: the largest that fits into the GPU, from {batch}" if gpu else f"batch size {batch}, on a CPU")
     elif task == "classify" and batch > len(data.splits["train"]):
         raise UsageError(f"batch={batch}; allowed: at most {len(data.splits['train'])}, the training images")
-    size = configs.default_size(task, options.arch) if options.size is None else options.size
+    size = configs.default_size(task, arch) if options.size is None else options.size
     epochs = configs.EPOCHS[task] if options.epochs is None else options.epochs
-    return Settings(task, options.arch, weights, epochs, batch, size, max(1, min(4, os.cpu_count() or 1)))
+    return Settings(task, arch, weights, epochs, batch, size, max(1, min(4, os.cpu_count() or 1)))
 
 
 def require_weights(weights: str) -> None:
@@ -178,11 +217,11 @@ def describe_data(data: Data, task: str | None, say: Callable[[str], None]) -> N
     images = sum(map(len, data.splits.values()))
     objects = sum(len(item.instances) for item in data.items)
     said = f"{images} images, " + (f"{objects} objects, " if chosen in ("detect", "segment") else "")
-    say(printable(f"recognised: {FORMATS[data.format].title} in {data.root}: {said}{len(data.classes)} classes"))
+    say(shown(f"recognised: {FORMATS[data.format].title} in {data.root}: {said}{len(data.classes)} classes"))
     others = f"; for another: --task {', '.join(data.tasks[1:])}" if data.tasks[1:] else ""
     say(f"task: {chosen} ({TASKS[chosen]})" + ("" if task else f", which the annotations contain{others}"))
     for note in data.notes:
-        say(printable(f"note: {note}"))
+        say(shown(f"note: {note}"))
 
 
 def print_counts(data: Data) -> None:
@@ -218,7 +257,7 @@ def describe_run(cfg: Config, settings: Settings, data: Data, say: Callable[[str
 def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``mmgcvit finetune``."""
     _add_source(parser)
-    parser.add_argument("--arch", default="tiny", help="nano, xxtiny, xtiny, tiny, small, base, ... (default: tiny)")
+    parser.add_argument("--arch", help=f"nano, xxtiny, xtiny, tiny, small, base, ... (default: {ARCH})")
     parser.add_argument(
         "--weights", metavar="NAME|FILE|none", help="weights to start from (default: ImageNet weights of the arch)"
     )
@@ -229,6 +268,8 @@ def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, metavar="S", help="short side of the images in pixels")
     parser.add_argument("--work-dir", metavar="DIR", help="new folder for everything that is written")
     parser.add_argument("--dry-run", action="store_true", help="show the config and the counts, and write nothing")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the work directory")
+    add_trust_argument(parser)
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -244,6 +285,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", help="folder with images and annotations, or one annotation file")
     parser.add_argument("--task", choices=tuple(TASKS), help="default: what the annotations are for")
     parser.add_argument("--format", choices=tuple(FORMATS), help="default: recognised by the files")
+    apis.add_pixels_argument(parser)
 
 
 def _batch(text: str) -> int | None:
@@ -258,16 +300,18 @@ def _batch(text: str) -> int | None:
 def run_finetune(args: argparse.Namespace) -> int:
     """Run ``mmgcvit finetune`` and return its exit status."""
     options = Options(
-        args.task, args.format, args.arch, args.weights, args.epochs, args.batch, args.size, args.work_dir, args.dry_run
-    )
+        args.task, args.format, args.arch, args.weights, args.epochs, args.batch, args.size, args.work_dir,
+        args.dry_run, args.resume,
+    )  # fmt: skip
     try:
-        with apis.short_output():
+        set_max_pixels(args.max_pixels)
+        with apis.short_output(), trust_checkpoints(args.trust_checkpoint):
             finetune(args.data, options)
     except apis.RunStopped as stop:
-        print(f"finetune: {stop}", file=sys.stderr)
+        print(shown(f"finetune: {stop}"), file=sys.stderr)
         return stop.exit_status
     except MMGCViTError as error:
-        print(printable(f"finetune: {error}"), file=sys.stderr)
+        print(shown(f"finetune: {error}"), file=sys.stderr)
         return 1
     return 0
 
@@ -275,14 +319,15 @@ def run_finetune(args: argparse.Namespace) -> int:
 def run_data(args: argparse.Namespace) -> int:
     """Run ``mmgcvit data`` and return its exit status."""
     try:
+        set_max_pixels(args.max_pixels)
         data = read_data(args.data, args.task, args.format)
         describe_data(data, args.task, print)
         if args.action == "convert":
             split_off(data)
             folder = convert(data, args.out)
-            print(f"written: {folder}")
+            print(shown(f"written: {folder}"))
         print_counts(data)
     except MMGCViTError as error:
-        print(printable(f"data: {error}"), file=sys.stderr)
+        print(shown(f"data: {error}"), file=sys.stderr)
         return 1
     return 0

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +13,14 @@ from xml.parsers import expat
 
 import yaml
 
-from mmgcvit.datasets.text import read_utf8
+from mmgcvit.datasets.text import read_bytes, read_json, read_utf8
 from mmgcvit.errors import AnnotationError
 from mmgcvit.utils import summarize
 from mmgcvit.utils.images import IMAGES
 
 #: Kinds of JSON whose content is kept in memory, as it is one file for many images.
 KEPT = ("coco", "label studio")
+LARGEST = 1e12  # of the numbers in annotations: computing with larger ones would overflow
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Scan:
     """
 
     def __init__(self, source: str | Path) -> None:
-        self.source = Path(source).absolute()
+        self.source = Path(os.path.abspath(source))
         if not self.source.exists():
             raise AnnotationError(f"{str(source)!r}: no such file or folder")
         self.root = self.source if self.source.is_dir() else self.source.parent
@@ -137,7 +137,7 @@ class Scan:
         """
         name = name.replace("\\", "/")
         for folder in near:
-            if (path := folder / name).is_file():
+            if os.path.isfile(path := folder / name):  # unlike Path, False for names that the system refuses
                 return Path(os.path.normpath(path))
         found = self.by_name.get(name.rpartition("/")[2], [])
         if len(found) == 1:
@@ -150,9 +150,17 @@ class Scan:
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Find the regular files below a folder, without hidden ones."""
+    """Find the regular files below a folder, without hidden ones.
+
+    Raises:
+        AnnotationError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise AnnotationError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
     seen = set()
-    for folder, names, files in os.walk(root, followlinks=True):
+    for folder, names, files in os.walk(root, onerror=refuse, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:  # a link to a folder above
             names.clear()
             continue
@@ -160,20 +168,6 @@ def walk(root: Path) -> Iterator[Path]:
         names[:] = sorted(name for name in names if not name.startswith((".", "__MACOSX")))
         # Devices, pipes and dangling links are no files: reading them could wait for ever.
         yield from (path for name in files if not name.startswith(".") and (path := Path(folder, name)).is_file())
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        AnnotationError: it is not JSON, with line and column, or not UTF-8.
-    """
-    try:
-        return json.loads(read_utf8("annotations", path))
-    except json.JSONDecodeError as error:
-        raise AnnotationError(f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})") from error
-    except RecursionError as error:
-        raise AnnotationError(f"{path}: not annotations: nested too deeply") from error
 
 
 def read_yaml(path: Path) -> Any:
@@ -198,6 +192,7 @@ def read_xml(path: Path) -> Node:
     """
     top = Node("", {}, 0)
     stack = [top]
+    content = read_bytes("annotations", path)
     parser = expat.ParserCreate()
     parser.buffer_text = True
 
@@ -212,7 +207,7 @@ def read_xml(path: Path) -> Node:
     parser.StartElementHandler, parser.CharacterDataHandler = start, text
     parser.EndElementHandler = lambda tag: stack.pop()
     try:
-        parser.Parse(path.read_bytes(), True)
+        parser.Parse(content, True)
     except (expat.ExpatError, LookupError, ValueError) as error:  # ValueError: an encoding of several bytes
         raise AnnotationError(f"{path}:{getattr(error, 'lineno', 1)}: not XML: {error}") from error
     return top.children[0]
@@ -226,14 +221,33 @@ def number(text: Any, where: str) -> float:
     """
     try:
         value = float("nan") if isinstance(text, bool) else float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = float("nan")
-    if not abs(value) < float("inf"):
-        raise AnnotationError(f"{where}: {text!r} is not a number")
+    if not abs(value) < LARGEST:
+        raise AnnotationError(f"{where}: {text!r:.100} is not a number")
     return value
 
 
-def bounds(points: Iterable[Sequence[float]]) -> tuple[float, float, float, float]:
-    """Box x, y, width, height around points (x, y)."""
-    xs, ys = zip(*points, strict=True)
-    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+def whole(text: Any, where: str) -> int:
+    """Return a whole number of at least 0 that an annotation holds, also if it is written as 640.0.
+
+    Raises:
+        AnnotationError: it is none.
+    """
+    value = number(text, where)
+    if value < 0 or value != int(value):
+        raise AnnotationError(f"{where}: {text!r}; allowed: a whole number of at least 0")
+    return int(value)
+
+
+def flag(value: Any, where: str) -> bool:
+    """Return a truth value that an annotation holds as 0 or 1, true or false; nothing is false.
+
+    Raises:
+        AnnotationError: it is something else.
+    """
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if (text := str(value).strip().lower()) not in ("", "0", "1", "true", "false"):
+        raise AnnotationError(f"{where}: {value!r}; allowed: 0, 1")
+    return text in ("1", "true")

@@ -13,9 +13,11 @@ from PIL import Image
 
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.finetune.data import Data, Instance, Item
+from mmgcvit.tasks.detection.masks import decompress
 from mmgcvit.utils import summarize
 from mmgcvit.utils.files import temporary_path, write_json
 from mmgcvit.utils.images import any_image_size
+from mmgcvit.utils.text import is_utf8
 
 
 def convert(data: Data, out: str | Path) -> Path:
@@ -40,6 +42,8 @@ def convert(data: Data, out: str | Path) -> Path:
         AnnotationError: a label map has a value without a class.
     """
     folder = Path(out).absolute()
+    if not is_utf8(str(folder)):
+        raise UsageError(f"{str(folder)!r}: the name is not UTF-8; allowed: UTF-8")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{str(out)!r} exists; allowed: a new folder")
     part = temporary_path(folder)
@@ -115,9 +119,8 @@ def area(instance: Instance) -> float:
     if isinstance(mask, dict) and isinstance(mask.get("counts"), list):
         return float(sum(mask["counts"][1::2]))
     if isinstance(mask, dict) and isinstance(mask.get("counts"), str):
-        from pycocotools import mask as coco_masks
-
-        return float(coco_masks.area({**mask, "counts": mask["counts"].encode()}))
+        runs = decompress(mask["counts"])
+        return float(runs[1::2].sum()) if runs is not None else instance.box[2] * instance.box[3]
     return instance.box[2] * instance.box[3]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from mmgcvit.errors import UsageError
 from mmgcvit.ops.standin import EXTENSION, in_use
 from mmgcvit.utils.files import atomic_path
+from mmgcvit.utils.text import shown
 
 FILE = '''"""mmcv's operators, computed by torchvision.
 
@@ -103,11 +104,11 @@ def run(action: str) -> int:
     """Run ``mmgcvit ops``: print what is in use, after writing or deleting the file if asked to; returns the status."""
     try:
         if action == "install":
-            print(f"written: {write_file()}")
+            print(shown(f"written: {write_file()}"))
         elif action == "remove":
             print(f"deleted: {remove_file() or 'nothing, there was no file'}")
         print(f"mmcv's operators: {describe()}")
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown(f"error: {error}"), file=sys.stderr)
         return 1
     return 0

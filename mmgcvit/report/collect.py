@@ -178,7 +178,8 @@ def metric_names(run: Run) -> list[str]:
 
 def is_of_class(name: str, classes: Iterable[str]) -> bool:
     """Whether a metric is that of one class, such as 'coco/cat_precision' or 'IoU.cat'."""
-    names = {text for label in classes for text in (f"{label}_precision", f"IoU.{label}", f"Acc.{label}")}
+    ends = ("{}_precision", "bbox_{}_precision", "segm_{}_precision", "IoU.{}", "Acc.{}")
+    names = {text.format(label) for label in classes for text in ends}
     return name in names or name.partition("/")[2] in names
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from mmgcvit.utils.paths import short_paths
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 MIN_WIDTH = 140  # columns
+PIPE_WIDTH = 1000  # columns, of output that is not a terminal
 
 
 def summarize(names: Iterable[object], limit: int = 8) -> str:
@@ -45,6 +48,20 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a name can be written as UTF-8: those of files may be any bytes, and JSON has escapes for anything."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(text: str) -> str:
+    """Return a message as a command prints it: :func:`printable`, with paths relative to the current folder."""
+    return printable(short_paths(text))
+
+
 def worker_message(error: Exception) -> str:
     """Message of an error, also if it was raised in a worker of a data loader, where torch adds a traceback to it."""
     text = str(error)
@@ -56,4 +73,5 @@ def wide_console() -> Console:
     """Return a console whose tables are never cut to fit a narrow terminal or a pipe: names must stay whole."""
     from rich.console import Console
 
-    return Console(width=max(Console().width, MIN_WIDTH))
+    console = Console()
+    return Console(width=max(console.width, MIN_WIDTH) if console.is_terminal else PIPE_WIDTH)

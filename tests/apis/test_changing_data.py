@@ -31,7 +31,7 @@ from mmgcvit.apis import UsageError
 from mmgcvit.datasets import loading
 
 Event = tuple[str, int, Callable[[], None]]  # 'train' or 'val', iteration, what happens before it
-GOES_ON = "goes on from it"
+GOES_ON = "To go on from it: the same command with --resume"
 
 
 @HOOKS.register_module()
@@ -115,7 +115,7 @@ def test_files_vanish(tmp_path: Path, kind: str, phase: str):
     assert any(path.name in said.split(": ")[0] for path in moved)
     assert "No such file or directory" in said
     last = max((tmp_path / "run").glob("iter_*.pth"), key=lambda path: path.stat().st_mtime)
-    assert said.endswith(f". Last checkpoint: {last}; the same command with --resume {GOES_ON}")
+    assert said.endswith(f". Last checkpoint: {last}. {GOES_ON}")
     for i, path in enumerate(moved):
         (gone / str(i)).rename(path)
     resumed = train(cfg, resume=True)
@@ -181,7 +181,5 @@ def test_a_killed_worker(tmp_path: Path, number: int):
     said = str(error.value)
     assert said.startswith("a process that loads data has ended: DataLoader worker (pid")
     assert "memory" in said
-    assert said.endswith(
-        f". Last checkpoint: {tmp_path}/run/iter_2.pth; the same command with --resume goes on from it"
-    )
+    assert said.endswith(f". Last checkpoint: {tmp_path}/run/iter_2.pth. {GOES_ON}")
     assert train(cfg, resume=True)

@@ -234,6 +234,24 @@ def test_corrupt_option(
     assert found.type == (loading if loading == "mmgcvit.LoadPillowImage" else "mmgcvit.LoadCheckedImage")
 
 
+def test_files_of_an_earlier_run_are_named(tmp_path: Path, tree: Path, built: list[Config], monkeypatch):
+    warned: list[str] = []
+    monkeypatch.setattr(runs, "_warn", warned.extend)
+    cfg = config(tree, tmp_path)
+    apis.train(cfg)
+    assert not any("earlier run" in line for line in warned)
+    for name in ("iter_5.pth", "best_accuracy_iter_5.pth", "report.html", "notes.txt"):
+        (tmp_path / name).touch()
+    apis.train(cfg)
+    (line,) = (line for line in warned if "earlier run" in line)
+    assert "has files of an earlier run (best_accuracy_iter_5.pth, iter_5.pth, report.html), and this run adds" in line
+    warned.clear()
+    monkeypatch.setattr(runs, "checkpoint_to_resume", lambda folder: str(tmp_path / "iter_5.pth"))
+    apis.train(cfg, resume=True)
+    assert not any("earlier run" in line for line in warned)
+    assert built[-1].resume
+
+
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
 def test_mixed_precision_on_gpu(tmp_path: Path, built: list[Config], kind: str, monkeypatch):
     monkeypatch.setattr(runs, "get_device", lambda: "cuda")

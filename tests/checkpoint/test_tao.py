@@ -502,10 +502,14 @@ def test_category_files(tmp_path: Path):
     path = tmp_path / "train.json"
     for text, message in {
         "[]": "allowed: a COCO annotation file",
-        '{"categories": []}': "0 categories",
-        '{"categories": [{"id": 1}]}': "KeyError",
-        '{"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}': "2 categories with 1 different ids",
+        '{"categories": []}': "categories is empty",
+        '{"categories": [{"id": 1}]}': "has no 'name'",
+        '{"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}': "an entry above has the same id",
+        '{"categories": [{"id": "x", "name": "a"}]}': "allowed: ids that are integers",
+        "{": "not JSON",
     }.items():
         path.write_text(text)
         with pytest.raises(CheckpointError, match=message):
             read_categories(path)
+    path.write_text('{"categories": [{"id": 3, "name": "b"}, {"id": "1", "name": "a"}]}')
+    assert list(read_categories(path).items()) == [(3, "b"), (1, "a")]

@@ -60,6 +60,24 @@ def test_every_sample_counts_once(world: int, size: int, count: int):
     assert found["top3"] == pytest.approx(100 * (order[:, :3] == labels[:, None]).any(1).float().mean().item())
 
 
+@pytest.mark.parametrize(
+    ("topk", "classes", "wanted"),
+    [
+        ((1, 5), 2, {1}),
+        ((1, 5), 5, {1}),
+        ((1, 5), 6, {1, 5}),
+        ((1, 3), 3, {1}),
+        ((5,), 2, {5}),
+        ((1, 5), 1, {1, 5}),
+    ],
+)
+def test_k_is_below_the_number_of_classes(topk: tuple[int, ...], classes: int, wanted: set[int]):
+    metric = TopKAccuracy(topk=topk)
+    labels = torch.tensor([0, classes - 1, 0])
+    metric.process(dict(sample_idx=torch.arange(3), targets=labels), torch.eye(3, classes))
+    assert set(metric.compute_metrics(metric.results)) == {f"top{k}" for k in wanted}
+
+
 def test_missing_samples_raise_an_error():
     scores, labels = example(4)
     metric = TopKAccuracy()

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from classification_run import config, make_tree
+from conftest import ROOT
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from mmgcvit import apis
+from mmgcvit.apis.summary import resume_command
 from mmgcvit.engine.progress import HIDDEN_WARNINGS, Output, short_output
 
 
@@ -165,3 +167,32 @@ def test_logger_writes_through_the_filter(capsys: pytest.CaptureFixture):
         logger.info("Checkpoints will be saved to here")
         logger.log(logging.WARNING, "careful")
     assert capsys.readouterr().out == "warning: careful\n"
+
+
+def test_tools_show_no_messages_of_other_packages():
+    """Each tool that imports mmdet or mmseg does so inside short_output, in itself or in the package's command."""
+    elsewhere = {"app", "export"}
+    without = {"convert_checkpoint", "make_digit_scenes", "prepare_data"}  # import none of them
+    tools = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "tools").glob("*.py")}
+    assert {name for name, text in tools.items() if "short_output(" not in text} == elsewhere | without
+
+
+def test_the_command_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In place of 'the same command': make demo would start again, and python may be that of another environment."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "env/bin/python"))
+    (tmp_path / "env/bin").mkdir(parents=True)
+    (tmp_path / "env/bin/python").touch(0o755)
+
+    def said(command: str, **settings) -> str:
+        return resume_command(Config(dict(command=command, **settings)))
+
+    assert said("python tools/train.py c.py --work-dir 'a b'") == (
+        "env/bin/python tools/train.py c.py --work-dir 'a b' --resume"
+    )
+    assert said("mmgcvit finetune data") == "env/bin/python -m mmgcvit finetune data --resume"
+    monkeypatch.setenv("PATH", str(tmp_path / "env/bin"))
+    assert said("python tools/train.py c.py") == "python tools/train.py c.py --resume"
+    assert said("python t.py c.py --resume old/iter_5.pth --amp") == "python t.py c.py --amp --resume"
+    assert said("python t.py --resume c.py") == "python t.py c.py --resume"
+    assert said("python t.py c.py", launcher="pytorch") == resume_command(Config()) == "the same command with --resume"

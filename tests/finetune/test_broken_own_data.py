@@ -187,10 +187,12 @@ def test_label_maps(tmp_path):
     mask.rename(mask.with_name("other.png"))
     assert "other.png: no image has the same name" in error_of(tmp_path)
     sets.label_maps(tmp_path / "deep", lambda labels: Image.fromarray(labels.astype(np.uint16) * 100))
-    assert "label maps have values up to 400; allowed: 0 to 255" in error_of(tmp_path / "deep")
-    (tmp_path / "deep" / "labelmap.txt").write_text("background:0,0::\n")
-    (tmp_path / "deep" / "classes.txt").unlink()
-    assert "labelmap.txt:1: 'background:0,0::'; allowed: NAME:R,G,B::" in error_of(tmp_path / "deep")
+    assert "the label map has the values 300; allowed: whole numbers, 0 to 255" in error_of(tmp_path / "deep")
+    sets.label_maps(tmp_path / "colours", lambda labels: Image.fromarray(labels).convert("RGB"), names=False)
+    (tmp_path / "colours" / "labelmap.txt").write_text("background:0,0::\n")
+    assert "labelmap.txt:1: 'background:0,0::'; allowed: NAME:R,G,B::" in error_of(tmp_path / "colours")
+    (tmp_path / "colours" / "labelmap.txt").write_text("background:0,0,0::\na:1,-1,256::\n")
+    assert "labelmap.txt:2: 'a:1,-1,256::'; allowed: R, G and B from 0 to 255" in error_of(tmp_path / "colours")
 
 
 def test_colours_without_a_class(tmp_path):

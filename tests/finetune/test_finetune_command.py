@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import own_data_sets as sets
 import pytest
 from mmengine.config import Config
 
 from mmgcvit.__main__ import main
+from mmgcvit.apis.lock import lock_work_dir
 from mmgcvit.checkpoint import weights as published
+from mmgcvit.checkpoint.reader import is_trusting
 from mmgcvit.errors import CheckpointError, UsageError
-from mmgcvit.finetune import command
+from mmgcvit.finetune import batch, command
 from mmgcvit.finetune.batch import fits, largest_batch
 from mmgcvit.finetune.config import Settings, base_config, learning_rate, load_text, make_config
 from mmgcvit.finetune.data import split_off
 from mmgcvit.finetune.formats import read_data
 from mmgcvit.finetune.write import convert
+from mmgcvit.utils.images import VARIABLE, max_pixels
 
 #: Function that writes a data set with its arguments, task, and the metric of the best checkpoint.
 TASKS = {
@@ -90,8 +94,8 @@ def test_training_in_one_command(task, tmp_path, capsys):
     assert str(checkpoint) in shown
     assert (work / "report.html").stat().st_size > 10_000
     assert {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()} == before
-    with pytest.raises(UsageError, match="exists; allowed: a new folder"):
-        command.finetune(tmp_path / "data", command.Options(arch="nano", work_dir=str(work)))
+    with pytest.raises(UsageError, match=r"exists and has best_.*; allowed: a new folder .* --resume goes on"):
+        command.finetune(tmp_path / "data", command.Options(task, arch="nano", work_dir=str(work)))
 
 
 def test_the_checks_of_the_data_stop_the_run(tmp_path, capsys):
@@ -105,6 +109,109 @@ def test_the_checks_of_the_data_stop_the_run(tmp_path, capsys):
     assert "is 97 x 64 (width x height), but 98 x 64 in the annotations" in shown.out
     assert "the data would break the training" in shown.err
     assert not list((tmp_path / "run").glob("*.pth"))
+
+
+def test_a_second_try_in_the_same_folder(tmp_path, capsys, monkeypatch):
+    """The first one has trained nothing, as a size was wrong; an edited config is kept, and other files are, too."""
+    content = sets.coco_content(range(6), False)
+    sets.write_images(tmp_path / "data")
+    content["images"][0]["width"] += 1
+    sets.write_json(tmp_path / "data" / "a.json", content)
+    work = tmp_path / "run"
+    argv = ["finetune", str(tmp_path / "data"), "--arch", "nano", "--weights", "none", "--work-dir", str(work)]
+    trained = []
+    monkeypatch.setattr(command, "run_training", lambda *args, **options: trained.append((args, options)))
+    monkeypatch.setattr(command, "check_data", lambda cfg, progress: [broken])
+    broken = SimpleNamespace(broken=True)
+    monkeypatch.setattr(command, "print_reports", lambda reports: None)
+    assert main([*argv, "--epochs", "1"]) == 1
+    assert (work / "finetune/config.py").is_file()
+    broken.broken = False
+    content["images"][0]["width"] -= 1
+    sets.write_json(tmp_path / "data" / "a.json", content)
+    (work / "20261128_220000").mkdir()  # of mmengine, when a training fails at once
+    assert main([*argv, "--epochs", "2"]) == 0
+    assert "is written again: an earlier try has trained nothing" in capsys.readouterr().out
+    (((cfg, path, *_), _),) = trained
+    assert cfg.train_cfg.max_iters == 2 * 2
+    path.write_text(path.read_text() + "# mine\n")
+    assert main(argv) == 1
+    assert "config.py' was edited, and a new run would replace it" in capsys.readouterr().err
+    assert path.read_text().endswith("# mine\n")
+    (work / "mine.txt").touch()
+    assert main(argv) == 1
+    assert "exists and has mine.txt; allowed: a new folder" in capsys.readouterr().err
+    with lock_work_dir(tmp_path / "locked"):
+        assert main([*argv[:-1], str(tmp_path / "locked")]) == 1
+    assert "has another run in it" in capsys.readouterr().err
+
+
+def test_a_stopped_run_is_resumed(tmp_path, capsys, monkeypatch):
+    sets.coco_one_file(tmp_path / "data")
+    work = tmp_path / "run"
+    argv = ["finetune", str(tmp_path / "data"), "--arch", "nano", "--epochs", "1", "--work-dir", str(work)]
+    trained = []
+    monkeypatch.setattr(command.apis, "train", lambda cfg, resume: trained.append((cfg, resume)) or 1 / 0)
+    monkeypatch.setattr(command, "check_data", lambda cfg, progress: [])
+    with pytest.raises(ZeroDivisionError):
+        main(argv)
+    (work / "iter_1.pth").touch()
+    assert main(argv) == 1
+    assert "exists and has iter_1.pth; allowed: a new folder (--work-dir), or remove it. --resume goes on" in (
+        capsys.readouterr().err
+    )
+    for again in (argv, [*argv[:2], "--work-dir", str(work)]):
+        with pytest.raises(ZeroDivisionError):
+            main([*again, "--resume"])
+        cfg, resumed = trained[-1]
+        assert resumed is True
+        assert cfg.work_dir == str(work)
+    assert main([*argv[:2], "--epochs", "7", "--resume", "--work-dir", str(work)]) == 1
+    assert "--resume with epochs=7: the run in" in capsys.readouterr().err
+    assert main([*argv, "--resume", "--dry-run"]) == 1
+    assert main([*argv[:-1], str(tmp_path / "other"), "--resume"]) == 1
+    assert "--resume: '" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_max_pixels_and_trust_reach_the_run(tmp_path, capsys, monkeypatch):
+    sets.cvat(tmp_path / "data")
+    monkeypatch.setenv(VARIABLE, "1000")
+    found = []
+    monkeypatch.setattr(command, "finetune", lambda source, options: found.append((max_pixels(), is_trusting())))
+    assert main(["finetune", "data", "--max-pixels", "77", "--trust-checkpoint"]) == 0
+    assert main(["finetune", "data"]) == 0
+    assert found == [(77, True), (77, False)]
+    assert main(["data", "show", str(tmp_path / "data"), "--max-pixels", "0"]) == 1
+    assert "max_pixels=0; allowed: at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("CUDA out of memory. Tried to allocate 2 GiB", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried", True),
+        ("The size of tensor a (3) must match the size of tensor b (4)", False),
+    ],
+)
+def test_errors_that_mean_too_little_memory(message, expected, tmp_path, monkeypatch):
+    def step(*args):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(batch.MODELS, "build", step)
+    sets.coco_one_file(tmp_path / "data")
+    data = read_data(tmp_path / "data")
+    split_off(data)
+    cfg = load_text(make_config(data, convert(data, tmp_path / "out"), Settings("detect", "nano", "none", 1, 1, 64)))
+    if expected:
+        assert not fits(cfg, 2, "cpu")
+        with pytest.raises(UsageError, match="not even a batch of 1"):
+            largest_batch(lambda size: fits(cfg, size, "cpu"), 4)
+    else:
+        with pytest.raises(RuntimeError, match="must match"):
+            fits(cfg, 2, "cpu")
 
 
 def test_weights_that_cannot_be_fetched(tmp_path, capsys, monkeypatch):

@@ -17,6 +17,7 @@ from mmgcvit.finetune.formats.voc import Voc
 from mmgcvit.finetune.formats.yolo import Yolo
 from mmgcvit.finetune.scan import Scan
 from mmgcvit.utils import summarize
+from mmgcvit.utils.text import is_utf8
 
 #: All formats by name.
 FORMATS: dict[str, Format] = {
@@ -51,6 +52,8 @@ def read_data(source: str | Path, task: str | None = None, format_name: str | No
         data.notes.append(
             f"{len(found)} images are not where the annotations say, and were found by their names, such as {found[0]}"
         )
+    _require_utf8(data)
+    data.notes += _outside(data, scan)
     merge_repeated(data)
     if not any(data.splits.values()):
         raise AnnotationError(f"{scan.source}: {FORMATS[data.format].title}: there are no images in it")
@@ -69,6 +72,31 @@ def read_data(source: str | Path, task: str | None = None, format_name: str | No
     elif data.tasks == ("detect",) and any(i.segmentation is not None for item in data.items for i in item.instances):
         data.notes.append(f"the masks are not used{_without_mask(data)}")
     return data
+
+
+def _require_utf8(data: Data) -> None:
+    """Check the names that are written to text files.
+
+    Raises:
+        AnnotationError: a name cannot be written as UTF-8.
+    """
+    for name in data.classes:
+        if not is_utf8(name):
+            raise AnnotationError(f"class {name!r}: the name is not UTF-8; allowed: UTF-8. Rename it")
+    for item in data.items:
+        for path in (item.path, item.label_map):
+            if path is not None and not is_utf8(str(path)):
+                raise AnnotationError(
+                    f"file {str(path)!r}: the name is not UTF-8; allowed: UTF-8. Rename it, such as by: convmv -f "
+                    "cp1252 -t utf-8 -r --notest FOLDER"
+                )
+
+
+def _outside(data: Data, scan: Scan) -> list[str]:
+    """Note about images that the annotations name outside of the data set's folder; none if there are none."""
+    paths = [item.path for item in data.items if not item.path.is_relative_to(scan.root)]
+    folders = dict.fromkeys(path.parent for path in paths)
+    return [f"{len(paths)} images are outside of {scan.root}, in {summarize(folders, 4)}"] if paths else []
 
 
 def recognise(scan: Scan, task: str | None = None, format_name: str | None = None) -> Format:

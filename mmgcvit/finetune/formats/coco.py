@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmgcvit.datasets.categories import entries_of, new_id, read_categories, value_of
 from mmgcvit.errors import AnnotationError
 from mmgcvit.finetune.data import UNSPLIT, Data, Instance, Item, image_size, split_name, unique_names
 from mmgcvit.finetune.formats.base import Format, instance_tasks
-from mmgcvit.finetune.scan import Scan, number
+from mmgcvit.finetune.formats.shapes import angle_note
+from mmgcvit.finetune.scan import Scan, flag, number, whole
 from mmgcvit.utils import summarize
 
 #: Files of COCO beside instances_*.json.
@@ -47,6 +49,7 @@ class Coco(Format):
                 )
             by_split[split] = path
         names: dict[Any, str] | None = None
+        angles: list[str] = []
         for split, path in by_split.items():
             content = scan.json(path)
             categories = read_categories(content, path)
@@ -58,58 +61,75 @@ class Coco(Format):
                     "allowed: the same in all files"
                 )
             data.splits[split] = _read_items(scan, content, path, list(names))  # in the order of the first file
+            angles += _angles(content, path)
         names = _without_root(names or {}, data, [scan.json(path) for path in by_split.values()])
         data.classes = unique_names(list(names.values()), data.notes)
+        data.notes += angle_note(angles)
         data.tasks = instance_tasks(data)
         if crowds := sum(instance.crowd for image in data.items for instance in image.instances):
             data.notes.append(f"{crowds} objects have iscrowd=1: ignored in training and evaluation")
         return data
 
 
-def read_categories(content: Mapping, path: Path) -> dict[Any, str]:
-    """Names of a COCO file's categories by id, in the order of the file."""
-    found: dict[Any, str] = {}
-    for i, category in enumerate(_objects(content, "categories", path)):
-        where = f"{path}: categories[{i}]"
-        identity, name = _new_id(category, where, found), _key(category, "name", where)
-        if not isinstance(name, (str, int)) or not str(name).strip():
-            raise AnnotationError(f"{where}.name={name!r}; allowed: a name")
-        found[identity] = str(name)
-    if not found:
-        raise AnnotationError(f"{path}: categories is empty: there are no class names")
-    return found
-
-
 def _read_items(scan: Scan, content: Mapping, path: Path, ids: Sequence[Any]) -> list[Item]:
     near = _folders(scan, path)
     labels = {identity: label for label, identity in enumerate(ids)}
     items: dict[Any, Item] = {}
-    for i, image in enumerate(_objects(content, "images", path)):
+    for i, image in enumerate(entries_of(content, "images", path)):
         where = f"{path}: images[{i}]"
-        identity, name = _new_id(image, where, items), _key(image, "file_name", where)
+        identity, name = new_id(image, where, items), value_of(image, "file_name", where)
         if not isinstance(name, str):
             raise AnnotationError(f"{where}.file_name={name!r}; allowed: a file name")
         file = scan.find_image(name, near, f"{where}.file_name")
-        size = tuple(int(number(image.get(key) or 0, f"{where}.{key}")) for key in ("width", "height"))
-        items[identity] = Item(file, (size[0], size[1]) if all(size) else image_size(file))
-    for i, annotation in enumerate(_objects(content, "annotations", path)):
+        width, height = (whole(image.get(key) or 0, f"{where}.{key}") for key in ("width", "height"))
+        items[identity] = Item(file, (width, height) if width and height else image_size(file))
+    for i, annotation in enumerate(entries_of(content, "annotations", path)):
         where = f"{path}: annotations[{i}]"
-        owner, kind = _key(annotation, "image_id", where), _key(annotation, "category_id", where)
+        owner, kind = value_of(annotation, "image_id", where), value_of(annotation, "category_id", where)
         if not isinstance(owner, (int, str)) or owner not in items:
             raise AnnotationError(f"{where}.image_id={owner!r}: no image has this id")
         if not isinstance(kind, (int, str)) or kind not in labels:
             raise AnnotationError(f"{where}.category_id={kind!r}; allowed: {summarize(labels)}")
-        mask = annotation.get("segmentation") or None
-        if mask is not None and not isinstance(mask, (list, dict)):
-            raise AnnotationError(f"{where}.segmentation={mask!r}; allowed: polygons or RLE")
-        items[owner].instances.append(
-            Instance(labels[kind], _box(annotation, where), mask, bool(annotation.get("iscrowd")))
-        )
+        crowd = flag(annotation.get("iscrowd"), f"{where}.iscrowd")
+        mask = _mask(annotation.get("segmentation"), f"{where}.segmentation")
+        items[owner].instances.append(Instance(labels[kind], _box(annotation, where), mask, crowd))
     return list(items.values())
 
 
+def _mask(mask: Any, where: str) -> list | dict | None:
+    """Polygons or run lengths as they are in the file, if they consist of numbers; the check of the data sees more."""
+    if not mask:
+        return None
+    if isinstance(mask, list):
+        for i, polygon in enumerate(mask):
+            if not isinstance(polygon, list):
+                raise AnnotationError(f"{where}[{i}]={polygon!r}; allowed: [x1, y1, x2, y2, ...]")
+            for value in polygon:
+                number(value, f"{where}[{i}]")
+        return [[float(v) if isinstance(v, str) else v for v in polygon] for polygon in mask]
+    if not isinstance(mask, dict):
+        raise AnnotationError(f"{where}={mask!r}; allowed: polygons or RLE")
+    size, counts = mask.get("size"), mask.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or not isinstance(counts, (list, str)):
+        raise AnnotationError(f"{where}={mask!r:.100}; allowed: run lengths with size [height, width] and counts")
+    whole_size = [whole(side, f"{where}.size") for side in size]
+    runs = counts if isinstance(counts, str) else [whole(run, f"{where}.counts") for run in counts]
+    return dict(mask, size=whole_size, counts=runs)
+
+
+def _angles(content: Mapping, path: Path) -> list[str]:
+    """Places of boxes for which CVAT has written an angle."""
+    found = []
+    for i, annotation in enumerate(content["annotations"]):
+        attributes = annotation.get("attributes")
+        place = f"{path}: annotations[{i}].attributes.rotation"
+        if isinstance(attributes, dict) and number(attributes.get("rotation") or 0, place):
+            found.append(place)
+    return found
+
+
 def _box(annotation: Mapping, where: str) -> tuple[float, float, float, float]:
-    box = _key(annotation, "bbox", where)
+    box = value_of(annotation, "bbox", where)
     if not isinstance(box, (list, tuple)) or len(box) != 4:
         raise AnnotationError(f"{where}.bbox={box!r}; allowed: [x, y, width, height]")
     x, y, width, height = (number(value, f"{where}.bbox") for value in box)
@@ -127,31 +147,6 @@ def _folders(scan: Scan, path: Path) -> list[Path]:
             near += [base / name, base / "images" / name]
         near.append(base)
     return list(dict.fromkeys(near))
-
-
-def _objects(content: Mapping, key: str, path: Path) -> list[Mapping]:
-    values = content[key]
-    if not isinstance(values, list):
-        raise AnnotationError(f"{path}: {key} is {type(values).__name__}; allowed: a list")
-    for i, value in enumerate(values):
-        if not isinstance(value, dict):
-            raise AnnotationError(f"{path}: {key}[{i}] is {value!r}; allowed: an object with keys")
-    return values
-
-
-def _key(values: Mapping, key: str, where: str) -> Any:
-    if key not in values:
-        raise AnnotationError(f"{where}: has no {key!r}; its keys are {summarize(values)}")
-    return values[key]
-
-
-def _new_id(values: Mapping, where: str, known: Mapping[Any, Any]) -> int | str:
-    identity = _key(values, "id", where)
-    if not isinstance(identity, (int, str)):
-        raise AnnotationError(f"{where}.id={identity!r}; allowed: an integer")
-    if identity in known:
-        raise AnnotationError(f"{where}.id={identity!r}: an entry above has the same id")
-    return identity
 
 
 def _without_root(names: dict[Any, str], data: Data, contents: Sequence[Mapping]) -> dict[Any, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import numpy as np
 from mmgcvit.errors import AnnotationError
 from mmgcvit.finetune.data import UNSPLIT, Data, Instance, Item, split_name, unique_names
 from mmgcvit.finetune.formats.base import Format, instance_tasks
-from mmgcvit.finetune.formats.labelme import ellipse, flat, join, rle
-from mmgcvit.finetune.scan import Node, Scan, bounds, number
+from mmgcvit.finetune.formats.shapes import bounds, ellipse, empty_mask, flat, join, rle, rotate, rotated_note
+from mmgcvit.finetune.scan import Node, Scan, number, whole
 from mmgcvit.utils import summarize
 
 LEFT_OUT = ("polyline", "points", "cuboid", "skeleton", "tag")
@@ -38,39 +37,48 @@ class Cvat(Format):
         if track := root.find("track"):
             raise AnnotationError(f"{path}:{track.line}: a track: 'CVAT for video'; allowed: 'CVAT for images 1.1'")
         data = Data(self.name, scan.root, [], {})
-        names = _labels(root)
+        names = _labels(root, path)
         if not names:
             raise AnnotationError(f"{path}: no labels in meta; allowed: meta/task/labels/label/name")
         left_out: dict[str, int] = {}
+        rotated: list[str] = []
         for image in root.all("image"):
             where = f"{path}:{image.line}"
             name = _attribute(image, "name", path)
-            size = [int(number(_attribute(image, key, path), where)) for key in ("width", "height")]
+            size = [whole(_attribute(image, key, path), f"{where}: {key}") for key in ("width", "height")]
             subset = image.attributes.get("subset", "")
             near = [path.parent / "images" / subset, path.parent / "images", path.parent, path.parent / subset]
             file = scan.find_image(name, near, where)
-            split = split_name(Path(subset.lower() or file.parent / "x"), Path() if subset else scan.root)
-            item = Item(file, (size[0], size[1]), _objects(image, names, path, left_out))
+            # The subset is a name, not a path: '/train' is no folder of the system.
+            named = (Path(subset.lower().strip("/")), Path()) if subset else (file.parent / "x", scan.root)
+            split = split_name(*named)
+            item = Item(file, (size[0], size[1]))
+            item.instances = _objects(image, names, path, item.size, left_out, rotated)
             data.splits.setdefault(split or UNSPLIT, []).append(item)
         data.classes = unique_names(names, data.notes)
         data.notes += [f"{count} shapes of type {kind!r} are left out" for kind, count in left_out.items()]
+        data.notes += rotated_note(rotated)
         data.tasks = instance_tasks(data)
         return data
 
 
-def _labels(root: Node) -> list[str]:
+def _labels(root: Node, path: Path) -> list[str]:
     """Names of the labels, without those of the parts of skeletons."""
     for owner in ("task", "project", "job"):
         found = list(root.all(f"meta/{owner}/labels/label"))
         if found:
-            whole = [label for label in found if label.find("parent") is None]
-            return [node.text.strip() for label in whole for node in label.all("name")]
+            own = [node for label in found if label.find("parent") is None for node in label.all("name")]
+            if unnamed := [node for node in own if not node.text.strip()]:
+                raise AnnotationError(f"{path}:{unnamed[0].line}: a label without a name")
+            return [node.text.strip() for node in own]
     return []
 
 
-def _objects(image: Node, names: Sequence[str], path: Path, left_out: dict[str, int]) -> list[Instance]:
+def _objects(
+    image: Node, names: Sequence[str], path: Path, size: tuple[int, int], left_out: dict[str, int], rotated: list[str]
+) -> list[Instance]:
+    """Objects of an image; counts the shapes that are left out, and lists the places of rotated boxes."""
     groups: dict[tuple, list[Instance]] = {}
-    size = [int(image.attributes[key]) for key in ("height", "width")]
     for shape in image.children:
         if shape.tag in LEFT_OUT:
             left_out[shape.tag] = left_out.get(shape.tag, 0) + 1
@@ -84,6 +92,8 @@ def _objects(image: Node, names: Sequence[str], path: Path, left_out: dict[str, 
         if label not in names:
             raise AnnotationError(f"{where}: label {label!r}; allowed: {summarize(names)}")
         found, mask = _shape(shape, path, size)
+        if shape.tag == "box" and len(found) > 2:
+            rotated.append(where)
         instance = Instance(names.index(label), bounds(found), mask)
         group = shape.attributes.get("group_id", "0")
         key = (label, group) if group not in ("", "0") else (label, len(groups), "single")
@@ -91,33 +101,30 @@ def _objects(image: Node, names: Sequence[str], path: Path, left_out: dict[str, 
     return [parts[0] if len(parts) == 1 else join(parts) for parts in groups.values()]
 
 
-def _shape(shape: Node, path: Path, size: Sequence[int]) -> tuple[list[tuple[float, float]], list | dict | None]:
-    """Points around a shape, and its mask."""
+def _shape(shape: Node, path: Path, size: tuple[int, int]) -> tuple[list[tuple[float, float]], list | dict | None]:
+    """Points around a shape, and its mask: two points for an upright box, four for a rotated one."""
     where = f"{path}:{shape.line}"
 
     def value(key: str) -> float:
         return number(_attribute(shape, key, path), f"{where}: {key}")
 
-    angle = number(shape.attributes.get("rotation", 0), where)
+    angle = number(shape.attributes.get("rotation", 0), f"{where}: rotation")
     if shape.tag == "box":
         x1, y1, x2, y2 = (value(key) for key in ("xtl", "ytl", "xbr", "ybr"))
-        x, y, turn = (x1 + x2) / 2, (y1 + y2) / 2, math.radians(angle)
-        corners = [(a - x, b - y) for a, b in ((x1, y1), (x2, y1), (x2, y2), (x1, y2))]
         if not angle:
             return [(x1, y1), (x2, y2)], None
-        return [
-            (x + a * math.cos(turn) - b * math.sin(turn), y + a * math.sin(turn) + b * math.cos(turn))
-            for a, b in corners
-        ], None
+        return rotate([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], (x1 + x2) / 2, (y1 + y2) / 2, angle), None
     if shape.tag == "mask":
-        left, top, width, height = (int(value(key)) for key in ("left", "top", "width", "height"))
-        runs = [int(number(word, f"{where}: rle")) for word in _attribute(shape, "rle", path).split(",")]
-        if min(runs) < 0 or sum(runs) != width * height:
+        left, top, width, height = (
+            whole(_attribute(shape, key, path), f"{where}: {key}") for key in ("left", "top", "width", "height")
+        )
+        if left + width > size[0] or top + height > size[1]:
+            raise AnnotationError(f"{where}: the mask is outside of the image of {size[0]} x {size[1]}")
+        mask = empty_mask(*size, where)
+        runs = [whole(word, f"{where}: rle") for word in _attribute(shape, "rle", path).split(",")]
+        if sum(runs) != width * height:
             raise AnnotationError(f"{where}: rle has {sum(runs)} pixels; allowed: width * height = {width * height}")
         part = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
-        mask = np.zeros(size, bool)
-        if left < 0 or top < 0 or left + width > size[1] or top + height > size[0]:
-            raise AnnotationError(f"{where}: the mask is outside of the image of {size[1]} x {size[0]}")
         mask[top : top + height, left : left + width] = part
         return [(left, top), (left + width, top + height)], rle(mask)
     if shape.tag == "ellipse":

@@ -15,7 +15,7 @@ from mmgcvit.finetune.formats.base import Format
 from mmgcvit.finetune.formats.voc import image_sets
 from mmgcvit.finetune.scan import Scan
 from mmgcvit.utils import summarize
-from mmgcvit.utils.images import any_image_size, require_pixels
+from mmgcvit.utils.images import DEEP, any_image_size, require_pixels
 
 FOLDERS = ("masks", "mask", "annotations", "labels", "label_maps", "segmentationclass", "gtfine", "gt", "ann_dir")
 IMAGE_FOLDERS = ("images", "image", "imgs", "jpegimages", "leftimg8bit", "img_dir")
@@ -23,6 +23,7 @@ NAMES = ("classes.txt", "labels.txt", "names.txt")
 COLOURS, ADE = "labelmap.txt", "objectInfo150.txt"  # of CVAT, and of ADE20K
 IMAGE_ENDS, MAP_ENDS = ("_leftImg8bit",), ("_gtFine_labelTrainIds", "_mask", "_label", "_labels")
 NOT_MAPS = ("_gtFine_color", "_gtFine_instanceIds", "_gtFine_labelIds")
+SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 IGNORED = 255
 #: The 19 classes of Cityscapes in the order of its labelTrainIds.
 CITYSCAPES = ("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
@@ -40,7 +41,7 @@ class LabelMaps(Format):
 
     def find(self, scan: Scan) -> list[Path]:
         """Return the label maps: PNG files in a folder called masks or the like."""
-        maps = [p for p in scan.images if _side(p, scan.root) == "map" and p.suffix.lower() in (".png", ".bmp", ".tif")]
+        maps = [p for p in scan.images if _side(p, scan.root) == "map" and p.suffix.lower() in SUFFIXES]
         return [path for path in maps if not path.stem.endswith(NOT_MAPS)]
 
     def read(self, scan: Scan, task: str | None) -> Data:
@@ -128,8 +129,6 @@ def _read_classes(scan: Scan, data: Data) -> None:
     elif values and data.values is None and any(not _is_plain(item.label_map) for item in data.items):
         data.values = {value: value for value in values}
         data.notes.append("the label maps are converted to PNG files of 8 bits")
-    if values and max(values) > IGNORED:
-        raise AnnotationError(f"{scan.root}: label maps have values up to {max(values)}; allowed: 0 to {IGNORED}")
 
 
 def _is_plain(path: Path | None) -> bool:
@@ -148,11 +147,17 @@ def _values(data: Data) -> tuple[set[int] | None, Path]:
         try:
             with any_image_size(), Image.open(example) as image:
                 require_pixels(*image.size)
-                if image.mode not in ("L", "P", "1", "I", "I;16"):
+                if image.mode not in ("L", "P", "1", *DEEP):
                     return None, example
-                found.update(np.unique(np.asarray(image)).tolist())
+                own = np.unique(np.asarray(image))
         except Exception as error:  # Pillow raises errors of many types
             raise AnnotationError(f"{example}: the label map cannot be read: {error}") from error
+        wrong = [value for value in own.tolist() if not 0 <= value <= IGNORED or value != int(value)]
+        if wrong:
+            raise AnnotationError(
+                f"{example}: the label map has the values {summarize(wrong)}; allowed: whole numbers, 0 to {IGNORED}"
+            )
+        found.update(map(int, own.tolist()))
     return found, example
 
 
@@ -167,6 +172,8 @@ def _read_colours(path: Path) -> tuple[list[str], dict]:
             red, green, blue = (int(word) for word in parts[1].split(","))
         except (IndexError, ValueError):
             raise AnnotationError(f"{path}:{i}: {line!r}; allowed: NAME:R,G,B::") from None
+        if not all(0 <= value <= 255 for value in (red, green, blue)):
+            raise AnnotationError(f"{path}:{i}: {line!r}; allowed: R, G and B from 0 to 255")
         if (red, green, blue) in values:
             raise AnnotationError(f"{path}:{i}: {line!r}: a class before has the same colour")
         values[red, green, blue] = len(names)

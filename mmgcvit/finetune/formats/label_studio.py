@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,14 +11,15 @@ from urllib.parse import parse_qs, unquote, urlparse
 from mmgcvit.errors import AnnotationError
 from mmgcvit.finetune.data import UNSPLIT, Data, Instance, Item, image_size
 from mmgcvit.finetune.formats.base import Format, instance_tasks
-from mmgcvit.finetune.formats.labelme import ellipse, flat
-from mmgcvit.finetune.scan import Scan, bounds, number
+from mmgcvit.finetune.formats.shapes import bounds, ellipse, flat, rotate, rotated_note
+from mmgcvit.finetune.scan import Scan, number
 from mmgcvit.utils import summarize
 from mmgcvit.utils.images import IMAGES
 
 UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # that Label Studio puts before the name of an uploaded file
+BOX = "rectanglelabels"
 #: Kinds of results, with the key of their labels.
-KINDS = {"rectanglelabels": "box", "polygonlabels": "polygon", "ellipselabels": "ellipse", "choices": "class"}
+KINDS = {BOX: "box", "polygonlabels": "polygon", "ellipselabels": "ellipse", "choices": "class"}
 
 
 class LabelStudio(Format):
@@ -40,6 +40,7 @@ class LabelStudio(Format):
         path = files[0]
         data = Data(self.name, scan.root, [], {UNSPLIT: []})
         skipped = several = 0
+        rotated: list[str] = []
         read: list[tuple[Item, list[tuple[str, Instance | None]]]] = []
         for i, entry in enumerate(scan.json(path)):
             where = f"{path}: [{i}]"
@@ -53,11 +54,13 @@ class LabelStudio(Format):
             image = _image(scan, entry.get("data", entry), path, where)
             item = Item(image, image_size(image))
             objects = [_result(value, kind, item.size, place) for value, kind, place in results[0]]
+            rotated += [place for value, kind, place in results[0] if kind == BOX and _angle(value, place)]
             read.append((item, [(label, instance) for labels, instance in objects for label in labels]))
         data.classes = sorted({label for _, objects in read for label, _ in objects})
         if not data.classes:
             raise AnnotationError(f"{path}: no task has labels, so there are no class names")
         _assign(data, read, path)
+        data.notes += rotated_note(rotated)
         if skipped:
             data.notes.append(f"{skipped} tasks are not annotated, or were skipped: left out")
         if several:
@@ -89,24 +92,24 @@ def _assign(data: Data, read: list[tuple[Item, list[tuple[str, Instance | None]]
 
 def _results(entry: Mapping, where: str) -> tuple[list[tuple[Mapping, str, str]], bool] | None:
     """Results of a task with their kinds and places, and whether there are other annotations; None if not annotated."""
+    found: list[tuple[Mapping, str, str]] = []
     if "data" not in entry:  # JSON-MIN
-        found = []
         for key, values in entry.items():
             if isinstance(values, list) and values and isinstance(values[0], dict):
-                kinds = [
-                    [kind for kind in (*KINDS, "brushlabels", "keypointlabels") if kind in value] for value in values
-                ]
-                found += [(value, kind[0], f"{where}.{key}[{i}]") for i, (value, kind) in
-                          enumerate(zip(values, kinds, strict=True)) if kind]  # fmt: skip
+                for i, value in enumerate(values):
+                    place = f"{where}.{key}[{i}]"
+                    if not isinstance(value, dict):
+                        raise AnnotationError(f"{place}={value!r}; allowed: an object with keys")
+                    kinds = [kind for kind in (*KINDS, "brushlabels", "keypointlabels") if kind in value]
+                    found += [(value, kind, place) for kind in kinds[:1]]
             elif key == "choice" and isinstance(values, str):
                 found.append(({"choices": [values]}, "choices", f"{where}.{key}"))
         return found, False
     key = "annotations" if "annotations" in entry else "completions"
-    done = [a for a in entry.get(key) or [] if isinstance(a, dict) and not a.get("was_cancelled")]
+    done = [a for a in _list(entry, key, where) if isinstance(a, dict) and not a.get("was_cancelled")]
     if not done:
         return None
-    found = []
-    for i, result in enumerate(done[0].get("result") or []):
+    for i, result in enumerate(_list(done[0], "result", f"{where}.{key}[0]")):
         place = f"{where}.{key}[0].result[{i}]"
         if not isinstance(result, dict) or not isinstance(result.get("type"), str):
             raise AnnotationError(f"{place}: has no type")
@@ -119,12 +122,19 @@ def _results(entry: Mapping, where: str) -> tuple[list[tuple[Mapping, str, str]]
     return found, len(done) > 1
 
 
+def _list(values: Mapping, key: str, where: str) -> list:
+    found = values.get(key) or []
+    if not isinstance(found, list):
+        raise AnnotationError(f"{where}.{key}={found!r}; allowed: a list")
+    return found
+
+
 def _result(value: Mapping, kind: str, size: tuple[int, int], where: str) -> tuple[list[str], Instance | None]:
     if kind not in KINDS:
         hint = "; export brush labels as COCO" if kind == "brushlabels" else ""
         raise AnnotationError(f"{where}: type {kind!r}; allowed: {', '.join(KINDS)}{hint}")
     labels = value.get(kind)
-    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
+    if not isinstance(labels, list) or not labels or not all(isinstance(v, str) and v.strip() for v in labels):
         raise AnnotationError(f"{where}: {kind}={labels!r}; allowed: names")
     if kind == "choices":
         return labels, None
@@ -141,16 +151,20 @@ def _result(value: Mapping, kind: str, size: tuple[int, int], where: str) -> tup
         place = f"{where}.value.points"
         points = [(number(x, place) * size[0] / 100, number(y, place) * size[1] / 100) for x, y in given]
         return labels, Instance(0, bounds(points), [flat(points)])
-    angle = number(value.get("rotation") or 0, f"{where}.value.rotation")
+    angle = _angle(value, where)
     x, y = pixels("x", 0), pixels("y", 1)
     if kind == "ellipselabels":
         points = ellipse(x, y, pixels("radiusX", 0), pixels("radiusY", 1), angle)
         return labels, Instance(0, bounds(points), [flat(points)])
-    width, height, turn = pixels("width", 0), pixels("height", 1), math.radians(angle)
-    corners = [(0.0, 0.0), (width, 0.0), (width, height), (0.0, height)]
-    turned = [(x + a * math.cos(turn) - b * math.sin(turn), y + a * math.sin(turn) + b * math.cos(turn))
-              for a, b in corners]  # fmt: skip
-    return labels, Instance(0, bounds(turned) if angle else (x, y, width, height))
+    width, height = pixels("width", 0), pixels("height", 1)
+    if not angle:
+        return labels, Instance(0, (x, y, width, height))
+    corners = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
+    return labels, Instance(0, bounds(rotate(corners, x, y, angle)))
+
+
+def _angle(value: Mapping, where: str) -> float:
+    return number(value.get("rotation") or 0, f"{where}.value.rotation")
 
 
 def _image(scan: Scan, values: Any, path: Path, where: str) -> Path:
@@ -169,7 +183,10 @@ def _image(scan: Scan, values: Any, path: Path, where: str) -> Path:
 
 def _name(text: str) -> str:
     """File name in a path, a URL, or '/data/local-files/?d=...'; '' if it is none of an image."""
-    parts = urlparse(text)
+    try:
+        parts = urlparse(text)
+    except ValueError:  # no URL, such as 'http://[a.jpg'
+        return ""
     name = (
         parse_qs(parts.query)["d"][0] if "d" in parse_qs(parts.query) else unquote(parts.path) if parts.scheme else text
     )

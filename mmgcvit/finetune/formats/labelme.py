@@ -15,9 +15,9 @@ from PIL import Image
 from mmgcvit.errors import AnnotationError
 from mmgcvit.finetune.data import UNSPLIT, Data, Instance, Item, image_size, split_name
 from mmgcvit.finetune.formats.base import Format, instance_tasks
-from mmgcvit.finetune.scan import Scan, bounds, number
+from mmgcvit.finetune.formats.shapes import bounds, ellipse, empty_mask, flat, join, rle
+from mmgcvit.finetune.scan import Scan, number, whole
 
-CORNERS = 36  # of the polygon in place of a circle or an ellipse
 LEFT_OUT = ("point", "points", "line", "linestrip")  # shapes without an area
 
 
@@ -42,7 +42,7 @@ class LabelMe(Format):
             if not isinstance(name, str):
                 raise AnnotationError(f"{path}: imagePath={name!r}; allowed: a file name")
             image = scan.find_image(name, [path.parent, path.parent.parent / "images"], f"{path}: imagePath")
-            sizes = [int(number(content.get(key) or 0, f"{path}: {key}")) for key in ("imageWidth", "imageHeight")]
+            sizes = [whole(content.get(key) or 0, f"{path}: {key}") for key in ("imageWidth", "imageHeight")]
             item = Item(image, (sizes[0], sizes[1]) if all(sizes) else image_size(image))
             read.append(
                 (split_name(path.parent / "x", scan.root) or UNSPLIT, item, _objects(content, item, path, left_out))
@@ -60,40 +60,6 @@ class LabelMe(Format):
         return data
 
 
-def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0) -> list[tuple[float, float]]:
-    """Corners of a polygon in place of an ellipse; the angle is in degrees."""
-    turn = math.radians(angle)
-    found = []
-    for i in range(CORNERS):
-        a, b = rx * math.cos(2 * math.pi * i / CORNERS), ry * math.sin(2 * math.pi * i / CORNERS)
-        found.append((x + a * math.cos(turn) - b * math.sin(turn), y + a * math.sin(turn) + b * math.cos(turn)))
-    return found
-
-
-def flat(points: Sequence[Sequence[float]]) -> list[float]:
-    """Coordinates x1, y1, x2, y2, ... of points."""
-    return [value for point in points for value in point]
-
-
-def rle(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's uncompressed RLE of a mask (H, W): lengths of runs of 0 and 1 down the columns, beginning with 0."""
-    values = np.asarray(mask, bool).ravel(order="F")
-    changes = np.flatnonzero(np.diff(np.concatenate([[False], values])))
-    counts = np.diff(np.concatenate([[0], changes, [values.size]]))
-    return dict(size=list(mask.shape), counts=counts.tolist())
-
-
-def join(parts: Sequence[Instance]) -> Instance:
-    """One object of several parts with polygons, boxes, or a single mask."""
-    corners = [(x, y) for p in parts for x, y in ((p.box[0], p.box[1]), (p.box[0] + p.box[2], p.box[1] + p.box[3]))]
-    polygons: list | None = []
-    for part in parts:
-        polygons = (
-            polygons + part.segmentation if polygons is not None and isinstance(part.segmentation, list) else None
-        )
-    return Instance(parts[0].label, bounds(corners), polygons)
-
-
 def _objects(content: Mapping, item: Item, path: Path, left_out: dict[str, int]) -> list[tuple[str, Instance]]:
     shapes = content["shapes"]
     if not isinstance(shapes, list):
@@ -108,6 +74,8 @@ def _objects(content: Mapping, item: Item, path: Path, left_out: dict[str, int])
             left_out[kind] = left_out.get(kind, 0) + 1
             continue
         group = shape.get("group_id")
+        if not isinstance(group, (int, str, type(None))):
+            raise AnnotationError(f"{where}.group_id={group!r}; allowed: an integer")
         key = (shape["label"], "group", group) if group is not None else (shape["label"], "shape", i)
         groups.setdefault(key, []).append(_shape(shape, kind, item.size, where))
     return [(key[0], parts[0] if len(parts) == 1 else join(parts)) for key, parts in groups.items()]
@@ -119,7 +87,7 @@ def _shape(shape: Mapping, kind: str, size: tuple[int, int], where: str) -> Inst
         raise AnnotationError(f"{where}.points={given!r}; allowed: [[x, y], ...]")
     points = [(number(x, f"{where}.points"), number(y, f"{where}.points")) for x, y in given]
     least = {"polygon": 3, "circle": 2, "rectangle": 2, "mask": 2, "oriented_rectangle": 4}
-    if kind not in least:
+    if not isinstance(kind, str) or kind not in least:
         raise AnnotationError(f"{where}.shape_type={kind!r}; allowed: {', '.join((*least, *LEFT_OUT))}")
     if len(points) < least[kind]:
         raise AnnotationError(f"{where}.points: {len(points)} for a {kind}; allowed: at least {least[kind]}")
@@ -138,7 +106,7 @@ def _mask(encoded: Any, points: Sequence[Sequence[float]], size: tuple[int, int]
             part = np.asarray(image.convert("L")) > 0
     except Exception as error:  # Pillow raises errors of many types
         raise AnnotationError(f"{where}.mask: not a PNG in base64: {error}") from error
-    mask = np.zeros((size[1], size[0]), bool)
+    mask = empty_mask(*size, where)
     x, y = (round(min(values)) for values in zip(*points, strict=True))
     part = part[max(-y, 0) :, max(-x, 0) :]  # what lies left of the image or above it
     y, x = max(y, 0), max(x, 0)

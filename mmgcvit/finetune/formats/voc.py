@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmgcvit.datasets.text import read_lines
 from mmgcvit.errors import AnnotationError
 from mmgcvit.finetune.data import UNSPLIT, Data, Instance, Item, image_size, split_name
 from mmgcvit.finetune.formats.base import Format
-from mmgcvit.finetune.scan import Node, Scan, number
+from mmgcvit.finetune.formats.shapes import angle_note
+from mmgcvit.finetune.scan import Node, Scan, flag, number, whole
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -43,6 +45,7 @@ class Voc(Format):
             data.notes.append(f"{left} images are in none of ImageSets/Main/train.txt, val.txt and test.txt: left out")
         if not data.classes:
             raise AnnotationError(f"{scan.root}: no object in {len(files)} XML files, so there are no class names")
+        data.notes += angle_note([place for path in files for place in _rotated(scan.xml_roots[path], path)])
         if difficult:
             data.notes.append(f"{difficult} objects are difficult: ignored in training and evaluation")
         return data
@@ -59,20 +62,26 @@ def _read_item(scan: Scan, path: Path, labels: dict[str, int]) -> Item:
     near = [path.parent, above / "JPEGImages", above / "images", above]
     near += [folder / path.parent.name for folder in near[1:3]]
     image = scan.find_image(name, near, where)
-    sizes = [_read_number(root, f"size/{key}", path, optional=True) for key in ("width", "height")]
-    size = (int(sizes[0]), int(sizes[1])) if all(sizes) else image_size(image)
+    sizes = [0 if (side := root.find(f"size/{key}")) is None else
+             whole(side.text.strip(), f"{path}:{side.line}: size/{key}") for key in ("width", "height")]  # fmt: skip
+    size = (sizes[0], sizes[1]) if all(sizes) else image_size(image)
     item = Item(image, size)
     for entry in root.all("object"):
         x1, y1, x2, y2 = (_read_number(entry, f"bndbox/{corner}", path) for corner in CORNERS)
         hard = entry.find("difficult")
-        item.instances.append(
-            Instance(
-                labels[_name(entry, path)],
-                (x1, y1, x2 - x1, y2 - y1),
-                crowd=hard is not None and hard.text.strip() == "1",
-            )
-        )
+        crowd = hard is not None and flag(hard.text, f"{path}:{hard.line}: difficult")
+        item.instances.append(Instance(labels[_name(entry, path)], (x1, y1, x2 - x1, y2 - y1), crowd=crowd))
     return item
+
+
+def _rotated(root: Node, path: Path) -> Iterator[str]:
+    """Yield the places of boxes for which CVAT has written an angle."""
+    for entry in root.all("object/attributes/attribute"):
+        name, value = entry.find("name"), entry.find("value")
+        if name is not None and value is not None and name.text.strip() == "rotation":
+            place = f"{path}:{value.line}"
+            if number(value.text.strip() or 0, f"{place}: rotation"):
+                yield place
 
 
 def _names(root: Node, path: Path) -> list[str]:
@@ -86,11 +95,9 @@ def _name(entry: Node, path: Path) -> str:
     return node.text.strip()
 
 
-def _read_number(node: Node, key: str, path: Path, optional: bool = False) -> float:
+def _read_number(node: Node, key: str, path: Path) -> float:
     found = node.find(key)
     if found is None:
-        if optional:
-            return 0
         raise AnnotationError(f"{path}:{node.line}: {node.tag} without {key}")
     return number(found.text.strip(), f"{path}:{found.line}: {key}")
 

@@ -11,7 +11,8 @@ from mmgcvit.datasets.text import read_lines, read_names, read_utf8
 from mmgcvit.errors import AnnotationError
 from mmgcvit.finetune.data import SPLITS, UNSPLIT, Data, Instance, Item, image_size, split_name, unique_names
 from mmgcvit.finetune.formats.base import Format, instance_tasks
-from mmgcvit.finetune.scan import Scan, bounds, number, read_yaml, walk
+from mmgcvit.finetune.formats.shapes import bounds
+from mmgcvit.finetune.scan import Scan, number, read_yaml, walk
 from mmgcvit.utils import summarize
 from mmgcvit.utils.images import IMAGES
 
@@ -133,9 +134,11 @@ def _images_of(content: Mapping, path: Path, data: Data) -> dict[str, list[Path]
     sources = {}
     for key in FOLDERS:
         value = content.get(key)
-        entries = [entry for entry in ([value] if isinstance(value, str) else value or []) if entry]
+        entries = [entry for entry in (value if isinstance(value, list) else [value]) if entry]
+        if not all(isinstance(entry, str) for entry in entries):
+            raise AnnotationError(f"{path}: {key}={value!r}; allowed: a folder, or a list of folders")
         if entries:
-            sources[key] = [_place(content, entry, key, path) for entry in entries]
+            sources[key] = [_place(content, entry, key, path, data) for entry in entries]
     if not sources:
         raise AnnotationError(f"{path}: has none of {', '.join(FOLDERS)}; allowed: folders with images")
     validation = [key for key in FOLDERS if key in sources and SPLITS[key] == "val"]
@@ -151,14 +154,20 @@ def _images_of(content: Mapping, path: Path, data: Data) -> dict[str, list[Path]
     return {split: images for split, images in found.items() if images}
 
 
-def _place(content: Mapping, entry: str, key: str, path: Path) -> Path:
+def _place(content: Mapping, entry: str, key: str, path: Path, data: Data) -> Path:
+    """Folder or list of an entry of a description; a note says so if it is not where the entry says."""
     inner = entry.lstrip("./")
     given = content.get("path") or ""
-    tried = [path.parent / given / entry, path.parent / entry, path.parent / given / inner, path.parent / inner]
-    for place in tried:
-        if place.exists():
-            return Path(os.path.abspath(place))  # links stay: the labels are beside them
-    raise AnnotationError(f"{path}: {key}={entry!r}: no such folder; tried {summarize(dict.fromkeys(tried))}")
+    if not isinstance(given, str):
+        raise AnnotationError(f"{path}: path={given!r}; allowed: a folder")
+    places = [path.parent / given / entry, path.parent / entry, path.parent / given / inner, path.parent / inner]
+    tried = list(dict.fromkeys(os.path.abspath(place) for place in places))  # links stay: the labels are beside them
+    found = next((place for place in tried if os.path.exists(place)), None)
+    if found is None:
+        raise AnnotationError(f"{path}: {key}={entry!r}: no such folder; tried {summarize(tried)}")
+    if found != tried[0]:
+        data.notes.append(f"{path.name}: {key}={entry!r}: there is no {tried[0]}; {found} is taken")
+    return Path(found)
 
 
 def _images_in(place: Path) -> list[Path]:
@@ -166,7 +175,7 @@ def _images_in(place: Path) -> list[Path]:
         return sorted(path for path in walk(place) if path.suffix.lower() in IMAGES)
     listed = []
     for i, line in enumerate(read_lines("list of images", place), 1):
-        path = next((p for p in (place.parent / line, Path(line)) if p.is_file()), None)
+        path = next((p for p in (place.parent / line, Path(line)) if os.path.isfile(p)), None)
         if path is None:
             raise AnnotationError(f"{place}:{i}: {line!r}: no such image")
         listed.append(Path(os.path.abspath(path)))

@@ -28,7 +28,7 @@ class TopKAccuracy(BaseMetric):
     index, so that no sample is counted twice.
 
     Args:
-        topk: values of k.
+        topk: values of k. Those that are not below the number of classes are left out, as they would always be 100 %.
         real_labels: 'timm' for the ImageNet-ReaL labels shipped with timm, or a file with them (``real.json``). The
             images must be the 50000 of ILSVRC2012's validation set; those without a ReaL label are excluded.
         out_csv: CSV file for the predictions: image, class, and the ``max(topk)`` most probable classes with their
@@ -59,6 +59,7 @@ class TopKAccuracy(BaseMetric):
         if not topk or min(topk) < 1:
             raise ValueError(f"topk={topk}; allowed: integers >= 1")
         self.topk, self.real_labels, self.classwise, self.out_csv = tuple(topk), real_labels, classwise, out_csv
+        self.num_classes = 0  # of the predictions
         self.dataset: Any = None  # provides the image names; set by the hook or the tools
 
     def process(self, data_batch: Mapping[str, Any], data_samples: Sequence[Tensor]) -> None:
@@ -69,7 +70,8 @@ class TopKAccuracy(BaseMetric):
             data_samples: B tensors of probabilities (num_classes,).
         """
         scores = torch.stack(list(data_samples)).float()
-        values, classes = scores.topk(min(max(self.topk), scores.shape[1]))  # (B, k)
+        self.num_classes = scores.shape[1]
+        values, classes = scores.topk(min(max(self.topk), self.num_classes))  # (B, k)
         self.results += zip(
             data_batch["sample_idx"].tolist(),
             data_batch["targets"].tolist(),
@@ -93,9 +95,10 @@ class TopKAccuracy(BaseMetric):
             self._write(ordered, self.out_csv)
         if self.real_labels is not None:
             return self._real(ordered)
+        telling = [k for k in self.topk if not 1 < self.num_classes <= k] or self.topk
         found = {
             f"top{k}": 100 * sum(label in classes[:k] for _, label, classes, _ in ordered) / len(ordered)
-            for k in self.topk
+            for k in telling
         }
         if self.classwise:
             found["mean_class"] = self._by_class(ordered)
