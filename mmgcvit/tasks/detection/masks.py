@@ -44,8 +44,13 @@ def mask_error(mask: Any, width: int, height: int, evaluated: bool) -> str | Non
 
 
 def usable_polygons(mask: Sequence[list]) -> list[list]:
-    """Polygons that mmdet uses in training: x, y of at least three points."""
-    return [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    """Polygons that mmdet uses in training."""
+    return [polygon for polygon in mask if is_usable(polygon)]
+
+
+def is_usable(polygon: Sequence) -> bool:
+    """Whether a polygon has x, y of at least three points."""
+    return len(polygon) >= 6 and len(polygon) % 2 == 0
 
 
 def short_polygons(mask: Sequence[list]) -> str:
