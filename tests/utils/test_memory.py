@@ -23,6 +23,12 @@ def test_collector_is_paused():
     with pytest.raises(KeyError), paused_collector():
         raise KeyError
     assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    with paused_collector():
+        pass
+    assert gc.get_freeze_count() > 0  # as before
+    gc.unfreeze()
     gc.disable()
     try:
         with paused_collector():
