@@ -11,7 +11,9 @@ def main() -> int:
     """Parse the command line, check the data sets, and print the report."""
     parser = argparse.ArgumentParser(description=__doc__, epilog="exit status 1 if a problem would break training")
     apis.add_config_arguments(parser)
-    parser.add_argument("--workers", type=int, default=8, help="number of threads that decode images (default: 8)")
+    parser.add_argument(
+        "--workers", type=int, help="number of processes that decode images (default: the usable processor cores)"
+    )
     apis.add_pixels_argument(parser)
     args = parser.parse_args()
     from mmgcvit.datasets.check import check_data

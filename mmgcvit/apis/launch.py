@@ -19,6 +19,7 @@ from mmgcvit.checkpoint.loading import accept_bare_network
 from mmgcvit.engine.progress import Output, ProgressHook
 from mmgcvit.engine.workers import guard_workers
 from mmgcvit.errors import UsageError
+from mmgcvit.utils.memory import paused_collector
 
 TIMEOUT = 1800  # seconds without an answer of another process, after which a process gives up
 #: What torch says about a process that has ended or hangs.
@@ -50,6 +51,8 @@ def build_runner(cfg: Config) -> Runner:
             **cfg.get("model_wrapper_cfg", {}), "device_ids": None}  # fmt: skip
     runner = Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
     guard_workers(runner)
+    for build in ("build_dataloader", "build_evaluator"):  # they read annotation files
+        setattr(runner, build, paused_collector()(getattr(runner, build)))
     if isinstance(sys.stdout, Output) and is_main_process():
         runner.register_hook(ProgressHook(sys.stdout))
     if isinstance(runner.model, nn.Module):  # FlexibleRunner builds it later

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,35 +17,47 @@ from mmgcvit.datasets.leaks import report_leaks
 from mmgcvit.datasets.problems import Problem, data_sets
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.engine.schedule import fit_warmups
+from mmgcvit.errors import UsageError
 from mmgcvit.registry import rename_old_types
 from mmgcvit.tasks import TASKS, task_of_dataset
 from mmgcvit.tasks.base import DatasetCheck
+from mmgcvit.utils.cores import usable_cores
 from mmgcvit.utils.images import set_max_pixels
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+REFRESH = 0.1  # seconds between two updates of the progress bar
 
 
 def check_data(
-    cfg: Config, workers: int = 8, progress: bool = True, max_pixels: int | None = None
+    cfg: Config, workers: int | None = None, progress: bool = True, max_pixels: int | None = None
 ) -> list[DatasetReport]:
     """Check all data sets of a config, and the config itself (:func:`~mmgcvit.datasets.consistency.check_config`).
 
     Args:
         cfg: config with data loaders; it is not changed.
-        workers: threads that decode images.
+        workers: processes that decode images; by default as many as there are usable cores
+            (:func:`~mmgcvit.utils.cores.usable_cores`). More are faster if the images are on a slow drive.
         progress: whether to show a progress bar.
         max_pixels: images with more pixels are not decoded, and reported; by default 100 million.
 
     Returns:
         One report per data set; identical data sets with the same evaluator are checked once. If there are problems
         with the config itself, a report named 'config' without a unit follows.
+
+    Raises:
+        UsageError: ``workers`` is less than 1, or a file cannot be checked, for example because memory is short.
     """
+    workers = usable_cores() if workers is None else workers
+    if workers < 1:
+        raise UsageError(f"workers={workers}; allowed: 1 or more")
     set_max_pixels(max_pixels)
     cfg = rename_old_types(copy.deepcopy(cfg))
     init_default_scope(cfg.get("default_scope", "mmengine"))
     reports: list[DatasetReport] = []
     done: list[tuple[Mapping, Any]] = []
-    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
+    # Without its own thread, as processes are forked below.
+    with Progress(console=Console(stderr=True), disable=not progress, transient=True, auto_refresh=False) as bar:
+        shown = time.monotonic()
         for loader in LOADERS:
             found = list(data_sets((cfg.get(loader) or {}).get("dataset")))
             for dataset in found:
@@ -56,7 +69,11 @@ def check_data(
                 row = bar.add_task(split, total=None)
 
                 def advance(total: int, row: TaskID = row) -> None:
+                    nonlocal shown
                     bar.update(row, advance=1, total=total)
+                    if time.monotonic() - shown > REFRESH:
+                        bar.refresh()
+                        shown = time.monotonic()
 
                 others = [other for other in found if other is not dataset]
                 check = DatasetCheck(split, dataset, cfg.get("model"), evaluator, workers, advance, reports, others)

@@ -1,4 +1,4 @@
-"""Pooling of regions: RoIAlign by torchvision (its maximum, and RoIPool, in torch).
+"""Pooling of regions: RoIAlign by torchvision or, on a CPU, :mod:`.roi_cpu`; its maximum, and RoIPool, in torch.
 
 Regions are rows (index of the image, x1, y1, x2, y2) in pixels of the image; ``spatial_scale`` scales them to the map.
 """
@@ -10,7 +10,9 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from mmgcvit.compat import roi_align_gradient
+from mmgcvit.ops import roi_cpu
 from mmgcvit.ops.nms import at_least_float32
+from mmgcvit.ops.roi_cpu import neighbours
 
 #: Value of a bin without samples in mmcv's maximum.
 NO_SAMPLE = -10000.0
@@ -47,7 +49,11 @@ def roi_align_forward(
     size = (aligned_height, aligned_width)
     maps, regions = at_least_float32(input, rois)
     if pool_mode:
-        output.copy_(roi_align(maps, regions, size, spatial_scale, sampling_ratio, aligned))
+        setting = roi_cpu.Setting(size, spatial_scale, sampling_ratio, aligned)
+        if roi_cpu.pays(tuple(maps.shape), regions, setting):
+            output.copy_(roi_cpu.pool(maps, regions, setting))
+        else:
+            output.copy_(roi_align(maps, regions, size, spatial_scale, sampling_ratio, aligned))
         return
     for n, image in enumerate(regions[:, 0].long().tolist()):
         features = maps[image]
@@ -80,23 +86,13 @@ def _samples(corners: Tensor, size: tuple[int, int], scale: float, ratio: int, a
     return positions[0], positions[1]
 
 
-def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Two pixels around each position on one axis, the weight of the second, and whether the position is on the map."""
-    inside = (position >= -1) & (position <= size)
-    position = position.clamp(min=0)
-    low = position.nan_to_num(0).long().clamp(max=size - 1)
-    high = (low + 1).clamp(max=size - 1)
-    weight = torch.where(low >= size - 1, torch.zeros_like(position), position - low)
-    return low, high, weight, inside
-
-
 def _largest(features: Tensor, ys: Tensor, xs: Tensor) -> tuple[Tensor, Tensor]:
     """Largest sample of each bin and its number in the bin (-1: the bin has none): (C, H, W) -> twice (C, h, w)."""
     shape = (len(features), len(ys), len(xs))
     if not ys.numel() or not xs.numel():
         return features.new_full(shape, NO_SAMPLE), ys.new_full(shape, -1, dtype=torch.long)
-    top, bottom, down, inside_y = _neighbours(ys.flatten(), features.shape[1])
-    left, right, along, inside_x = _neighbours(xs.flatten(), features.shape[2])
+    top, bottom, down, inside_y = neighbours(ys.flatten(), features.shape[1])
+    left, right, along, inside_x = neighbours(xs.flatten(), features.shape[2])
     down = down[:, None]
     values = (
         (1 - down) * (1 - along) * features[:, top[:, None], left]
@@ -126,20 +122,23 @@ def roi_align_backward(
     """Gradient of RoIAlign with respect to the map, written to ``grad_input``: (N, C, h, w) -> (B, C, H, W)."""
     gradient, regions = at_least_float32(grad_output, rois)
     if pool_mode:
-        size = (aligned_height, aligned_width)
+        size, shape = (aligned_height, aligned_width), tuple(grad_input.shape)
+        setting = roi_cpu.Setting(size, spatial_scale, sampling_ratio, aligned)
+        if roi_cpu.pays(shape, regions, setting):
+            grad_input.copy_(roi_cpu.pool_gradient(gradient, regions, shape, setting))
+            return
         if gradient.is_cuda and torch.are_deterministic_algorithms_enabled():  # torchvision has a slower one in Python
             maps = gradient.new_zeros(grad_input.shape).requires_grad_()
             with torch.enable_grad():
                 pooled = roi_align(maps, regions, size, spatial_scale, sampling_ratio, aligned)
             grad_input.copy_(torch.autograd.grad(pooled, maps, gradient)[0])
             return
-        shape = tuple(grad_input.shape)
         grad_input.copy_(roi_align_gradient(gradient, regions, spatial_scale, size, shape, sampling_ratio, aligned))
         return
     _, channels, height, width = grad_input.shape
     ys, xs = argmax_y.to(gradient.dtype), argmax_x.to(gradient.dtype)
-    top, bottom, down, inside_y = _neighbours(ys, height)
-    left, right, along, inside_x = _neighbours(xs, width)
+    top, bottom, down, inside_y = neighbours(ys, height)
+    left, right, along, inside_x = neighbours(xs, width)
     image = regions[:, 0].long()[:, None] * channels + torch.arange(channels, device=regions.device)
     first = image[:, :, None, None] * height * width
     gradient = gradient.where(inside_y & inside_x & (ys != -1), 0)

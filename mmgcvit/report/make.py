@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import logging
 import shlex
 import statistics
@@ -100,11 +100,7 @@ def report_after_training(work_dir: str | Path) -> Path | None:
 
 
 def _installed(name: str) -> bool:
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec(name) is not None  # importing scikit-learn takes seconds
 
 
 def _evaluated(run: Run, required: bool, device: str | None) -> tuple[list[Section], list[tuple[str, str]]]:

@@ -118,7 +118,7 @@ class DatasetCheck:
     dataset: Mapping[str, Any]
     model: Mapping[str, Any] | None  # the model of the config
     evaluator: Any  # the metric or metrics for this split, if any
-    workers: int  # threads that decode files
+    workers: int  # processes that decode files
     advance: Callable[[int], None]  # called after each image with the total number of images
     earlier: Sequence[DatasetReport] = field(default_factory=list)  # reports of the data sets before this one
     others: Sequence[Mapping[str, Any]] = ()  # the other data sets of the same split

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from mmengine.registry import DATASETS
@@ -13,6 +13,7 @@ from mmengine.registry import DATASETS
 from mmgcvit.datasets.images import REDUCED, deep_values, describe_losses
 from mmgcvit.datasets.pipelines import image_loaders, loading_arguments
 from mmgcvit.datasets.problems import Problem
+from mmgcvit.datasets.processes import Processes
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import ClassificationDataError
 from mmgcvit.tasks.base import DatasetCheck
@@ -52,7 +53,7 @@ def check_classes(check: DatasetCheck) -> DatasetReport:
     if dataset.get("reader", "folder") == "folder":
         report.files = [built.reader.filename(index, absolute=True) for index in range(len(built))]
     load = LoadPillowImage(**loading_arguments(dataset.get("pipeline")))
-    with ThreadPoolExecutor(check.workers) as pool:
+    with Processes(partial(_decoded, load=load), check.workers) as pool:
         for start in range(0, len(built), CHUNK):
             labels: list[int] = []
             contents: list[bytes | None] = []
@@ -65,7 +66,8 @@ def check_classes(check: DatasetCheck) -> DatasetReport:
                 except OSError as error:
                     report.problems.append(Problem("image", built.name(index), f"cannot be read: {error}", True))
                     contents.append(None)
-            for index, (size, reason, losses) in enumerate(pool.map(lambda c: _decoded(c, load), contents), start):
+            decoded = pool.map(contents, lambda index, first=start: built.name(first + index))  # type: ignore[misc]
+            for index, (size, reason, losses) in enumerate(decoded, start):
                 advance(report.images)
                 if labels[index - start] >= 0:
                     report.classes[built.metainfo["classes"][labels[index - start]]] += 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 from mmgcvit.datasets.files import size_problem
 from mmgcvit.datasets.problems import Problem
+from mmgcvit.datasets.processes import Processes
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
 from mmgcvit.tasks.base import DatasetCheck
@@ -40,9 +40,8 @@ def check_boxes(check: DatasetCheck) -> DatasetReport:
         if not count and report.kept:
             report.problems.append(Problem("class", source, f"no object of class {label!r}", False))
     report.files = [image.path for image in annotations.images]
-    look = ImageChecker(dataset, check.model)
-    with ThreadPoolExecutor(check.workers) as pool:
-        for image, (size, problems) in zip(annotations.images, pool.map(look, report.files), strict=True):
+    with Processes(ImageChecker(dataset, check.model), check.workers) as pool:
+        for image, (size, problems) in zip(annotations.images, pool.map(report.files), strict=True):
             check.advance(report.images)
             report.problems += problems
             if size:

@@ -8,17 +8,22 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import numpy as np
+
+from mmgcvit.datasets.json_lists import Entries, decode_by_parts
 from mmgcvit.datasets.problems import Problem, metrics_of
 from mmgcvit.datasets.text import read_utf8
 from mmgcvit.errors import AnnotationError
 from mmgcvit.registry import type_name
-from mmgcvit.tasks.detection.boxes import BoxCounts, outside
+from mmgcvit.tasks.detection.boxes import BoxCounts, apart, beyond, outside, too_small
+from mmgcvit.tasks.detection.columns import Columns, columns, joined
 from mmgcvit.tasks.detection.masks import FARTHEST, extent, mask_error, short_polygons, usable_polygons
+from mmgcvit.utils.memory import paused_collector
 
 LVIS_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")  # of an image, for LVISMetric
 #: Kinds of problems for which mmdet leaves out an object.
@@ -77,6 +82,7 @@ def evaluation(evaluator: Any) -> Evaluation:
     return found
 
 
+@paused_collector()
 def read_coco(
     path: str | Path,
     classes: Sequence[str] | None = None,
@@ -104,8 +110,8 @@ def read_coco(
         AnnotationError: the file does not exist, is not JSON, or lacks COCO's lists of images, annotations and
             categories.
     """
-    content = read_lists(path, test_mode)
     evaluated = evaluated or Evaluation()
+    content, parts = _read_lists(path, test_mode, lambda part: columns(part, with_mask or evaluated.masks))
     found = Annotations(str(path))
     categories = _categories(content["categories"], found)
     found.categories = tuple(categories.values())
@@ -114,8 +120,7 @@ def read_coco(
     found.images = list(images.values())
     found.objects = len(content["annotations"])
     objects = _Objects(found, images, categories, with_mask, evaluated)
-    for i, annotation in enumerate(content["annotations"]):
-        objects.add(annotation, i)
+    objects.add_all(content["annotations"], joined(parts))
     objects.summarize()
     return found
 
@@ -131,20 +136,32 @@ def read_lists(path: str | Path, test_mode: bool = False) -> dict:
     Raises:
         AnnotationError: the file does not exist, is not JSON, or has other contents.
     """
+    content, _ = _read_lists(path, test_mode)
+    return content
+
+
+def _read_lists(
+    path: str | Path, test_mode: bool, look: Callable[[list], Columns] | None = None
+) -> tuple[dict, list[Columns]]:
+    """Read the lists; with ``look``, that of the annotations by parts (:func:`decode_by_parts`)."""
     text = read_utf8("annotation file", path)
+    parts: list[Columns] = []
     try:
-        content = json.loads(text)
+        if look is None:
+            content = json.loads(text)
+        else:
+            content, parts = decode_by_parts(text, "annotations", look)
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f"annotation file {str(path)!r} is not JSON: {error}") from error
     if test_mode and isinstance(content, dict):
         content.setdefault("annotations", [])
     for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        if not isinstance(content, dict) or not isinstance(content.get(key), (list, Entries)):
             raise AnnotationError(
                 f"annotation file {str(path)!r}: no list {key!r}; COCO's format has lists 'images', "
                 "'annotations' and 'categories'"
             )
-    return content
+    return content, parts
 
 
 def _categories(entries: list, found: Annotations) -> dict[int, str]:
@@ -218,7 +235,10 @@ def _images(
 
 
 class _Objects:
-    """Checks the annotations of a file one by one, adds the usable ones to their images, and counts oddities."""
+    """Checks the annotations of a file, adds the usable ones to their images, and counts oddities.
+
+    Those that are certain to be as they should be are found with arrays. All others are checked one by one.
+    """
 
     def __init__(
         self,
@@ -234,6 +254,46 @@ class _Objects:
         self.seen: set = set()
         self.boxes = BoxCounts()
         self.without_iscrowd = self.id_0 = self.short = 0
+
+    def add_all(self, annotations: Sequence[Any], rows: Columns) -> None:
+        """Check all annotations, and add them to their images."""
+        place = {key: i for i, key in enumerate(self.images)}
+        images = list(self.images.values())
+        names = {key: name for key, name in self.categories.items() if name in self.classes}
+        labels = [names.get(key) for key in rows.category_ids]
+        of = np.array([place.get(key, -1) for key in rows.image_ids], np.int64)
+        sizes = np.array([(image.width, image.height) for image in images] + [(0, 0)], np.int64)[of]
+        x, y, w, h = rows.boxes.T
+        corners = x, y, x + w, y + h
+        fine = rows.usual & (of >= 0) & ~too_small(*corners) & ~apart(*corners, *sizes.T)
+        fine &= ~beyond(x, y, w, h, *sizes.T)
+        # Objects of other classes are left out before their masks are looked at.
+        others = {key: self._other_class(key) for key in self.categories if key not in names}
+        other = fine & np.array([key in others for key in rows.category_ids], bool)
+        fine &= np.array([label is not None for label in labels], bool)
+        polygons = ~np.isnan(rows.around[:, 0])
+        if self.with_mask or self.evaluated.masks:
+            fine &= polygons | (rows.run_sizes == sizes[:, ::-1]).all(1)
+        boxes = zip(*(side.tolist() for side in corners), strict=True)
+        flags = (column.tolist() for column in (fine, other, rows.crowds, of))
+        each = zip(rows.ids, *flags, labels, boxes, strict=True)
+        for i, (own, is_fine, is_other, crowd, at, label, box) in enumerate(each):
+            if own in self.seen or not (is_fine or is_other):
+                self.add(annotations[i], i)
+                fine[i] = other[i] = False
+                continue
+            self.seen.add(own)
+            if is_other:
+                self._report(dict(id=own, image_id=rows.image_ids[i]), i, others[rows.category_ids[i]])
+            elif crowd:
+                self.found.crowds += 1
+            else:
+                images[at].boxes.append(box)
+                images[at].labels.append(label)
+        counted = fine | other
+        self.without_iscrowd += int(rows.without_iscrowd[counted].sum())
+        self.boxes.add_all(rows.boxes[counted], sizes[counted])
+        self.boxes.compare_all(rows.boxes[fine & polygons], rows.around[fine & polygons])
 
     def add(self, annotation: Any, i: int) -> None:
         """Check the annotation with index i, and add it to its image."""
@@ -314,9 +374,11 @@ class _Objects:
         category = annotation["category_id"]
         if category not in self.categories:
             return "category", f"category_id={category!r} is not among the file's categories"
-        if self.categories[category] not in self.classes:
-            return "category", f"{self.categories[category]!r} is not among the config's classes"
-        return None
+        return None if self.categories[category] in self.classes else self._other_class(category)
+
+    def _other_class(self, category: int) -> Fault:
+        """Why an object is left out whose category is no class of the run."""
+        return "category", f"{self.categories[category]!r} is not among the config's classes"
 
     def _mask(self, annotation: Mapping, image: AnnotatedImage) -> tuple[Fault | None, Fault | None]:
         """A fault of the mask, and why mmdet leaves out the object for its mask."""

@@ -44,8 +44,13 @@ def mask_error(mask: Any, width: int, height: int, evaluated: bool) -> str | Non
 
 
 def usable_polygons(mask: Sequence[list]) -> list[list]:
-    """Polygons that mmdet uses in training: x, y of at least three points."""
-    return [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    """Polygons that mmdet uses in training."""
+    return [polygon for polygon in mask if is_usable(polygon)]
+
+
+def is_usable(polygon: Sequence) -> bool:
+    """Whether a polygon has x, y of at least three points."""
+    return len(polygon) >= 6 and len(polygon) % 2 == 0
 
 
 def short_polygons(mask: Sequence[list]) -> str:
@@ -60,7 +65,7 @@ def extent(polygons: Sequence[list]) -> tuple[float, float, float, float]:
 
 
 def _polygon_error(polygon: list, width: int, height: int) -> str | None:
-    if not set(map(type, polygon)) <= {int, float} or not _finite(sum(polygon)):
+    if not set(map(type, polygon)) <= {int, float} or not _all_finite(polygon):
         return "a polygon contains something other than numbers; allowed: [x1, y1, x2, y2, ...]"
     if not polygon:
         return None
@@ -123,8 +128,8 @@ def decompress(text: str) -> np.ndarray | None:
     return runs
 
 
-def _finite(value: float) -> bool:
+def _all_finite(values: Sequence[float]) -> bool:
     try:
-        return math.isfinite(value)
+        return math.isfinite(sum(values))
     except OverflowError:  # an integer that is too large for a float
         return False

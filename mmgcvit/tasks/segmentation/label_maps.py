@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 
 from mmgcvit.datasets.files import THREADS, header, missing_problems
 from mmgcvit.datasets.problems import Problem, metrics_of, refuse
+from mmgcvit.datasets.processes import Processes
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.datasets.text import read_names, read_utf8
 from mmgcvit.errors import AnnotationError
@@ -200,7 +202,7 @@ def check_labels(
         name: 'train', 'val' or 'test'.
         dataset: data set config, with label maps (:func:`has_label_maps`).
         model: model config, whose heads must have the same number of classes.
-        workers: number of threads that decode files.
+        workers: number of processes that decode files.
         advance: called after each pair with the total number of pairs.
         evaluator: the metric or metrics for this data set, if any.
         others: the other data sets of the same split.
@@ -223,8 +225,8 @@ def check_labels(
     report.files = [image for image, _ in found.pairs]
     counts = np.zeros(OUTSIDE + 1, np.int64)
     empty_crops = crops = 0
-    with ThreadPoolExecutor(workers) as pool:
-        for pair in pool.map(lambda paths: _look(paths[0], paths[1], found), found.pairs):
+    with Processes(partial(_look, found=found), workers) as pool:
+        for pair in pool.map(found.pairs, lambda index: found.pairs[index][0]):
             advance(report.images)
             report.problems += pair.problems
             if pair.size:
@@ -366,7 +368,9 @@ def _others(found: LabelMaps, others: Sequence[Mapping]) -> list[Problem]:
     return list(other_suffixes(found.pairs, *folders, others))
 
 
-def _look(path: str, label_map: str, found: LabelMaps) -> _Pair:
+def _look(paths: tuple[str, str], found: LabelMaps) -> _Pair:
+    """Decode an image and its label map."""
+    path, label_map = paths
     size, problems = found.look(path)
     pair = _look_at_labels(label_map, size, found) if size and found.loaded else _Pair(size)
     pair.problems = (*problems, *pair.problems)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from mmengine.registry import DATASETS
 
 from mmgcvit.datasets.problems import Problem, metrics_of
+from mmgcvit.datasets.processes import Processes
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
 from mmgcvit.registry import type_name
@@ -87,8 +87,8 @@ def check_unlabelled(check: DatasetCheck) -> DatasetReport:
         report.problems.append(Problem("images", source, str(error), True))
         return report
     report.images = report.empty = len(paths)
-    with ThreadPoolExecutor(check.workers) as pool:
-        for size, problems in pool.map(ImageChecker(check.dataset, check.model), paths):
+    with Processes(ImageChecker(check.dataset, check.model), check.workers) as pool:
+        for size, problems in pool.map(paths):
             check.advance(report.images)
             report.problems += problems
             if size:
