@@ -1,5 +1,8 @@
 """A web page to try a model: python tools/app.py CONFIG CHECKPOINT, or FILE.onnx"""
 
+import early_settings  # noqa: F401
+
+# isort: split
 import sys
 
 from mmgcvit.app.commands import main

@@ -1,5 +1,8 @@
 """Measure time and memory of backbones: tools/benchmark.py --models gcvit-tiny swin-t --shapes 800x1344"""
 
+import early_settings  # noqa: F401
+
+# isort: split
 import argparse
 import sys
 from pathlib import Path

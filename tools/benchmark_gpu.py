@@ -3,6 +3,9 @@
 Needs torch, timm and mmengine. Each result is written at once; --resume measures what was left out. Prints Markdown.
 """
 
+import early_settings  # noqa: F401
+
+# isort: split
 import argparse
 import sys
 from pathlib import Path

@@ -1,5 +1,8 @@
 """Show what a model attends to: python tools/explain.py IMAGE [...] CONFIG CHECKPOINT [--stage N] [--at X Y] ..."""
 
+import early_settings  # noqa: F401
+
+# isort: split
 import argparse
 import sys
 

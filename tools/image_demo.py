@@ -1,5 +1,8 @@
 """Predict on images and videos: python tools/image_demo.py INPUT [...] CONFIG CHECKPOINT --out-dir DIR"""
 
+import early_settings  # noqa: F401
+
+# isort: split
 import argparse
 import sys
 

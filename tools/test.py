@@ -1,5 +1,8 @@
 """Evaluate a checkpoint for any task: python tools/test.py CONFIG CHECKPOINT [--show-dir DIR] ..."""
 
+import early_settings  # noqa: F401
+
+# isort: split
 import argparse
 import sys
 

@@ -1,5 +1,8 @@
 """Train the model of a config for any task: python tools/train.py CONFIG [--work-dir DIR] ..."""
 
+import early_settings  # noqa: F401
+
+# isort: split
 import argparse
 import shlex
 import sys

@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from mmgcvit.apis.config import load_config
+from mmgcvit.apis.launch import use_available_cores
 from mmgcvit.apis.precision import autocast
 from mmgcvit.apis.tta import use_tta
 from mmgcvit.errors import CheckpointError, ClassificationDataError, CorruptImageError, UsageError
@@ -109,6 +110,7 @@ def predict(
             not in ``ann_file``; or, after the others are done, some inputs could not be read.
     """
     set_max_pixels(max_pixels)
+    use_available_cores()
     require_file("checkpoint", checkpoint)
     check_options(batch_size, tile, overlap)
     entries, skipped = list_inputs(inputs, out_dir)

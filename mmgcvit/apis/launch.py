@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import subprocess
 import sys
+from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import distributed as dist
@@ -19,11 +23,37 @@ from mmgcvit.checkpoint.loading import accept_bare_network
 from mmgcvit.engine.progress import Output, ProgressHook
 from mmgcvit.engine.workers import guard_workers
 from mmgcvit.errors import UsageError
+from mmgcvit.utils.cores import usable_cores
 from mmgcvit.utils.memory import paused_collector
 
 TIMEOUT = 1800  # seconds without an answer of another process, after which a process gives up
 #: What torch says about a process that has ended or hangs.
 LOST = ("timed out", "connection closed by peer", "connection reset by peer", "broken pipe")
+
+
+def use_available_cores(cfg: Config | None = None) -> None:
+    """Use no more threads, and no more loader workers, than this process has cores.
+
+    torch counts the cores of the machine, also in a container that may use two of them. ``OMP_NUM_THREADS`` overrides
+    the number of threads.
+
+    Args:
+        cfg: config whose loaders are limited, with a warning. More processes than cores only take turns.
+    """
+    cores = usable_cores()
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores:
+        torch.set_num_threads(cores)
+    for name in ("train", "val", "test"):
+        loader: Any = (cfg or {}).get(f"{name}_dataloader") or {}
+        workers = loader.get("num_workers", 0)
+        if workers > cores:
+            loader["num_workers"] = cores
+            print_log(
+                f"{name}_dataloader.num_workers={workers}: this process may use {cores} "
+                f"{'core' if cores == 1 else 'cores'}, so it is {cores}",
+                logger="current",
+                level=logging.WARNING,
+            )
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -34,6 +64,7 @@ def build_runner(cfg: Config) -> Runner:
 
     Inside :func:`~mmgcvit.engine.progress.short_output`, the runner shows its progress in short lines.
     """
+    use_available_cores(cfg)
     timeout = TIMEOUT
     if cfg.launcher != "none":
         environment = cfg.setdefault("env_cfg", {})
