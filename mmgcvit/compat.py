@@ -56,19 +56,14 @@ forward_ad_level: Callable[[], int] = partial(getattr, forward_ad, "_current_lev
 #: Whether torch may call oneDNN (``torch.backends.mkldnn.flags`` can disable it).
 onednn_is_enabled: Callable[[], bool] = torch._C._get_mkldnn_enabled
 
-
-def has_onednn_linear() -> bool:
-    """Whether torch has the operator that :func:`onednn_linear` calls."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """Linear layer, optionally with an exact GELU, by one call of oneDNN: (..., C), (C', C), (C',) -> (..., C').
-
-    torch's compiler uses this operator for CPUs. All arguments are float32 or all are bfloat16; it has no gradient.
-    """
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none" if gelu else "")
-
+#: Linear layer by one call of oneDNN, which torch's compiler uses on CPUs; None if this torch does not have it.
+#: ``onednn_linear(x, weight, bias, *PLAIN)`` computes (..., C), (C', C), (C',) or None -> (..., C'), all of them of
+#: float32 or of bfloat16; ``*GELU`` in the place of ``*PLAIN`` adds an exact GELU. It has no gradient.
+onednn_linear: Callable[..., Tensor] | None = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+)
+PLAIN: tuple[str, list, str] = ("none", [], "")
+GELU: tuple[str, list, str] = ("gelu", [], "none")
 
 #: Attributes of a module that hold its hooks. A module with an entry in any of them must be called.
 MODULE_HOOKS = tuple(

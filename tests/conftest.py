@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from torch.utils.data import _utils
 # First, so that mmcv finds operators where it has no compiled ones.
 import mmgcvit  # noqa: F401
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tools"))  # at the end: some tools are named like modules
+
 # When a Runner is garbage-collected, the workers of its data loaders are not notified; torch waits for each before
 # killing it.
 _utils.MP_STATUS_CHECK_INTERVAL = 0.1  # seconds, instead of 5
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4), window_size=(2, 2, 4, 2), layer_scale=1e-5)
 
 

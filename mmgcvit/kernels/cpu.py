@@ -19,7 +19,6 @@ from mmgcvit.kernels import eager, processor, reference
 from mmgcvit.kernels.products import (
     Linear,
     differentiable,
-    gelu_product_in,
     product,
     product_dtype,
     product_in,
@@ -27,7 +26,12 @@ from mmgcvit.kernels.products import (
     weight_gradient,
 )
 
-MAX_PACK = processor.pack_elements()  # elements of a map that a block processes at a time
+MAX_PACK = processor.pack_bytes()  # bytes of a map that a block processes at a time
+
+
+def pack_elements(dtype: torch.dtype, channels: int = 1) -> int:
+    """Number of elements, or of rows of ``channels`` elements, that a block processes at a time: at least 1."""
+    return max(1, MAX_PACK // (dtype.itemsize * channels))
 
 
 # ---------------------------------------------------------------------------------------------------- linear layers
@@ -43,9 +47,7 @@ class Weights:
         self._cast: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def __call__(self, module: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Return weight and bias of a layer: themselves, or copies without a gradient."""
-        if module.weight.dtype is dtype:
-            return module.weight, module.bias
+        """Return copies of the weight and the bias of a layer, without a gradient."""
         if id(module) not in self._cast:
             bias = None if module.bias is None else module.bias.detach().to(dtype)
             self._cast[id(module)] = module.weight.detach().to(dtype), bias
@@ -64,7 +66,9 @@ def linear(module: nn.Linear, x: Tensor, weights: Weights | None = None) -> Tens
     dtype = product_dtype(x, module.weight)
     if dtype is None:
         return module(x)
-    weight, bias = (weights or Weights())(module, dtype)
+    weight, bias = module.weight, module.bias
+    if weight.dtype is not dtype:
+        weight, bias = (weights or Weights())(module, dtype)
     x = x.to(dtype)
     if torch.is_grad_enabled():
         return Linear.apply(x, module.weight, module.bias, weight, bias, False)
@@ -76,13 +80,15 @@ def mlp(fc1: nn.Linear, fc2: nn.Linear, x: Tensor, weights: Weights | None = Non
     dtype = product_dtype(x, fc1.weight)
     if dtype is None:
         return eager.mlp(fc1, fc2, x)
-    weights = weights or Weights()
-    (weight1, bias1), (weight2, bias2) = weights(fc1, dtype), weights(fc2, dtype)
+    weight1, bias1, weight2, bias2 = fc1.weight, fc1.bias, fc2.weight, fc2.bias
+    if weight1.dtype is not dtype:
+        weights = weights or Weights()
+        (weight1, bias1), (weight2, bias2) = weights(fc1, dtype), weights(fc2, dtype)
     x = x.to(dtype)
     if torch.is_grad_enabled():
         x = Linear.apply(x, fc1.weight, fc1.bias, weight1, bias1, False)
         return Linear.apply(x, fc2.weight, fc2.bias, weight2, bias2, True)
-    return product_in(dtype, gelu_product_in(dtype, x, weight1, bias1), weight2, bias2)
+    return product_in(dtype, product_in(dtype, x, weight1, bias1, gelu=True), weight2, bias2)
 
 
 # ------------------------------------------------------------------------------------------------- tail of an MBConv
@@ -118,7 +124,7 @@ def _mbconv_tail(x: Tensor, y: Tensor, weights: Sequence[Tensor], out: Tensor) -
 
     The mean and the scaled weight are computed in the dtype of the weights, which autocast would change.
     """
-    in_place, step = out is y, max(1, MAX_PACK // y.shape[-1])  # rows that fit in the caches
+    in_place, step = out is y, pack_elements(y.dtype, y.shape[-1])
     activate = torch.ops.aten.gelu_ if in_place else F.gelu
     x, y, result = x.flatten(1, 2), y.flatten(1, 2), out.flatten(1, 2)  # [B, H * W, C]
     means = []
@@ -161,7 +167,7 @@ class MBConvTail(torch.autograd.Function):
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]
         with torch.enable_grad():
             scaled = _scaled_weight(*inputs)
-        step = max(1, MAX_PACK // y.shape[-1])
+        step = pack_elements(y.dtype, y.shape[-1])
         d_y = torch.empty_like(y)
         y, grad, result = y.flatten(1, 2), gradient.flatten(1, 2), d_y.flatten(1, 2)
         d_scaled = torch.zeros_like(scaled)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmgcvit.compat import (
     autocast_is_enabled,
+    compute_dtype,
     forward_ad_level,
     functorch_is_active,
     is_built_from,
@@ -79,7 +80,7 @@ def max_pack(x: Tensor) -> int | None:
     """Maximum number of elements of a map that a block processes at a time in eager mode; None for no limit."""
     if x.device.type != "cpu" or "packs" in _disabled:
         return None
-    return cpu.MAX_PACK
+    return cpu.pack_elements(compute_dtype(x))
 
 
 #: What blocks and MBConvs are built from. A subclass, of these or of the network's own classes, counts as modified.

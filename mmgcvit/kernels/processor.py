@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from mmgcvit.compat import has_onednn_linear
+from mmgcvit.compat import onednn_linear
 
-LARGE_L2 = 2**21  # bytes
+MIN_PACK = 2**20  # bytes; smaller packs cost more in launches than they save
 
 
 @cache
@@ -37,24 +37,25 @@ def onednn_linear_is_faster() -> bool:
 
     torch's own copies the bias to each row first. Measured on an Intel Xeon with AVX-512 only.
     """
-    return has_onednn_linear() and torch.backends.cpu.get_cpu_capability() == "AVX512" and not convolutions_are_faster()
+    has_it = onednn_linear is not None and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return has_it and not convolutions_are_faster()
 
 
 @cache
 def multiplies_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 matrices faster than float32 ones (AMX or AVX512-BF16)."""
-    return has_onednn_linear() and ("amx_bf16" in _description() or "avx512_bf16" in _description())
+    return onednn_linear is not None and ("amx_bf16" in _description() or "avx512_bf16" in _description())
 
 
 @cache
-def pack_elements() -> int:
-    """Elements of a map that a block processes at a time: what the second-level cache holds several of."""
+def pack_bytes() -> int:
+    """Size of the part of a map that a block processes at a time: that of a core's second-level cache."""
     size = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
     try:
         kilobytes = int(size.read_text().strip().removesuffix("K"))
     except (OSError, ValueError):
         kilobytes = 0
-    return 2**20 if kilobytes * 1024 >= LARGE_L2 else 2**18
+    return max(MIN_PACK, kilobytes * 1024)
 
 
 @cache

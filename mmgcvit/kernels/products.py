@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgcvit.compat import autocast_is_enabled, compute_dtype, onednn_is_enabled, onednn_linear
+from mmgcvit.compat import GELU, PLAIN, autocast_is_enabled, compute_dtype, onednn_is_enabled, onednn_linear
 from mmgcvit.kernels import processor
 
 MIN_ONEDNN = 2**15  # oneDNN pays off from this size; torch never uses it for convolutions of 20480 or fewer elements
+_onednn_linear: Any = onednn_linear
 
 
 def differentiable(
@@ -44,23 +45,22 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product_in(product_dtype(x, weight) if x.dtype is weight.dtype else None, x, weight, bias)
 
 
-def product_in(dtype: torch.dtype | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute x @ weight.T + bias without a gradient, all of them of the dtype from :func:`product_dtype`."""
+def product_in(dtype: torch.dtype | None, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    """Compute x @ weight.T + bias, and optionally its GELU, without a gradient.
+
+    All of them have the dtype from :func:`product_dtype`.
+    """
+    if dtype is torch.bfloat16 or (dtype is not None and not processor.convolutions_are_faster()):
+        return _onednn_linear(x, weight, bias, *(GELU if gelu else PLAIN))
     if dtype is None:
-        return F.linear(x, weight, bias)
-    if dtype is torch.bfloat16 or not processor.convolutions_are_faster():
-        return onednn_linear(x, weight, bias)
-    # A convolution over an image one pixel wide. The dilation of a 1x1 kernel has no effect on the result, but makes
-    # torch choose oneDNN even with a single thread.
-    y = F.conv2d(_as_image(x), weight[:, :, None, None], bias, dilation=2)
-    return y.permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
-
-
-def gelu_product_in(dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute GELU(x @ weight.T + bias) without a gradient, all of them of the dtype from :func:`product_dtype`."""
-    if dtype is torch.bfloat16 or not processor.convolutions_are_faster():
-        return onednn_linear(x, weight, bias, gelu=True)
-    return torch.ops.aten.gelu_(product_in(dtype, x, weight, bias))
+        y = F.linear(x, weight, bias)
+    else:
+        # A convolution over an image one pixel wide. The dilation of a 1x1 kernel has no effect on the result, but
+        # makes torch choose oneDNN even with a single thread.
+        image = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+        y = F.conv2d(image, weight[:, :, None, None], bias, dilation=2)
+        y = y.permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
+    return torch.ops.aten.gelu_(y) if gelu else y
 
 
 def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ def test_network_is_unchanged(tiny_model, pad: str):
 
 def test_packs_of_the_cpu_kernels_are_joined(tiny_model, monkeypatch: pytest.MonkeyPatch):
     model, image = tiny_model(pad="window").double(), images(50, 83)
-    monkeypatch.setattr(kernels.cpu, "MAX_PACK", 300)  # a few windows
+    monkeypatch.setattr(kernels.cpu, "MAX_PACK", 2400)  # a few windows
     in_packs = attention_maps(model, image, 0, 1)
     with kernels.disabled(*kernels.KERNELS):
         plain = attention_maps(model, image, 0, 1)

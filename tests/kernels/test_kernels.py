@@ -31,7 +31,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # set by tests/kernels/test_fused
 @pytest.fixture(params=IMPLEMENTATIONS)
 def ops(request, monkeypatch) -> Iterator[kernels.Kernels]:
     """Each implementation, with limits so small that everything runs in several chunks, and with oneDNN forced."""
-    monkeypatch.setattr(cpu, "MAX_PACK", 60)
+    monkeypatch.setattr(cpu, "MAX_PACK", 250)
     monkeypatch.setattr(cpu_attention, "MAX_SCORES", 100)
     for name in FLOAT32:
         monkeypatch.setattr(processor, name, lambda name=name: name == request.param)
