@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -226,7 +227,7 @@ class Measurement:
     def step(self) -> None:
         """Run once without waiting for the device; a training step includes resetting the gradients."""
         dtype = DTYPES[self.settings.dtype]
-        autocast = torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32)
+        autocast = nullcontext() if dtype is torch.float32 else torch.autocast(self.device.type, dtype)
         with autocast, kernels.disabled(*self.disabled):
             if self.mode == "forward":
                 with torch.no_grad():

@@ -141,6 +141,8 @@ fi
 
 say "Installing mmgcvit (editable)"
 pip install --no-deps -e . >"$scratch/log" 2>&1 || { cat "$scratch/log" >&2; fail "installing mmgcvit failed"; }
+# OpenMMLab's mmengine looks for mmgcvit:: configs in site-packages, also of an editable package.
+[ "$stack" != openmmlab ] || ln -sfn "$PWD/mmgcvit" "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/mmgcvit"
 # For programs that import mmcv's operators before mmgcvit, such as some of mmdet's tools.
 [ "$ops" = compiled ] || "$venv/bin/python" -m mmgcvit ops install >/dev/null
 "$venv/bin/python" -m mmgcvit doctor

@@ -13,7 +13,7 @@ import torch
 
 from mmgcvit.compat import onednn_linear
 
-MIN_PACK = 2**20  # bytes; smaller packs cost more in launches than they save
+LARGE_L2 = 2**21  # bytes
 
 
 @cache
@@ -49,13 +49,13 @@ def multiplies_bfloat16() -> bool:
 
 @cache
 def pack_bytes() -> int:
-    """Size of the part of a map that a block processes at a time: that of a core's second-level cache."""
+    """Size of the part of a map that a block processes at a time, by a core's second-level cache."""
     size = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
     try:
         kilobytes = int(size.read_text().strip().removesuffix("K"))
     except (OSError, ValueError):
         kilobytes = 0
-    return max(MIN_PACK, kilobytes * 1024)
+    return 2**22 if kilobytes * 1024 >= LARGE_L2 else 2**20
 
 
 @cache

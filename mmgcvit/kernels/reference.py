@@ -161,7 +161,7 @@ def join_padding(
 def bias_shape(size: tuple[int, int], window: int) -> tuple[int, int]:
     """Number of queries of a window of this size, and number of tokens of a full window."""
     tokens = size[0] * size[1]
-    return tokens + (tokens < window * window), window * window
+    return tokens + (1 if tokens < window * window else 0), window * window
 
 
 @cached
