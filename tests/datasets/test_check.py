@@ -248,7 +248,9 @@ def test_command(tmp_path: Path):
     command = [sys.executable, ROOT / "tools/check_data.py", mine]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
-    assert "  data/train.json: image id 7, annotation id 1: bbox=[1, 2]" in done.stdout
+    assert (
+        "  data/train.json: image id 7, annotation id 1: bbox=[1, 2]" in done.stdout
+    )  # relative to the current folder
     assert done.stdout.strip().endswith("would break training or make a metric meaningless: train, val")
     for name in ("train.json", "val.json"):
         (tmp_path / "data" / name).write_text(json.dumps(content()))
