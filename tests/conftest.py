@@ -25,6 +25,38 @@ _utils.MP_STATUS_CHECK_INTERVAL = 0.1  # seconds, instead of 5
 TINY = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4), window_size=(2, 2, 4, 2), layer_scale=1e-5)
 
 
+#: What OpenMMLab's stack of 2023 (torch 2.1.2, mmdet 3.3.0, mmseg 1.2.2) cannot do, by the test that needs it.
+COMPILER, EXPORT = "torch 2.1's compiler fails on symbolic sizes", "export needs torch 2.7"
+WEIGHTS = "mmseg 1.2.2 looks up the class weight of ignored pixels, out of range"
+FLOPS = "torch 2.1 counts the operations of attention in another way"
+OPENMMLAB_LIMITS = {
+    "test_block_wrapped_by_torch_compile": COMPILER,
+    "::test_compile_without_graph_breaks": COMPILER,
+    "::test_compiled_models_run_eagerly": COMPILER,
+    "::test_modified_blocks_compute_the_same[compiled-": COMPILER,
+    "test_segmentor_trains_a_step_and_infers[segmentation/gcvit-nano_fpn_digits-160x160.py]": WEIGHTS,
+    "tests/tools/test_tools.py::test_segmentor": WEIGHTS,
+    "::test_padding_cost_equals_difference_to_full_windows": FLOPS,
+    "::test_models_alternate": FLOPS,
+    "::test_hugging_face": "the newest pyarrow needs NumPy 2",
+    "::test_sharded_gradients_are_clipped_by_global_norm": "torch 2.1 shards on GPUs only",
+    "::test_predictions_are_those_of_mmdet[DINO]": "DINO of mmdet 3.3 has 256 channels, and this test fewer",
+    "tests/export/test_exporter.py::": EXPORT,
+    "::test_pt2_of_any_size": EXPORT,
+    "tests/export/test_preprocess.py::test_as_mmseg": EXPORT,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Expect failures of what an old stack cannot do."""
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4):
+        return
+    for item in items:
+        for name, reason in OPENMMLAB_LIMITS.items():
+            if name in item.nodeid:
+                item.add_marker(pytest.mark.xfail(reason=reason))
+
+
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Set every parameter to a random value with a visible effect, including norms, biases, tables and layer scales."""
     generator = torch.Generator().manual_seed(seed)

@@ -25,6 +25,8 @@ def main() -> int:
             reports = check_data(cfg, args.workers, True, args.max_pixels)
     except apis.UsageError as error:
         sys.exit(shown(f"check_data: {error}"))
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells report Ctrl-C
     print_reports(reports)
     return int(any(report.broken for report in reports))
 

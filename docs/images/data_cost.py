@@ -115,7 +115,7 @@ def cost(check: Callable[[dict[str, Any]], None], images: int, annotations: int)
 
 def exponent(sizes: list[int], values: list[float]) -> float:
     """Slope of the last points in a plot of logarithms; small sizes cost a constant."""
-    return float(np.polyfit(np.log(sizes[-3:]), np.log(values[-3:]), 1)[0])
+    return round(float(np.polyfit(np.log(sizes[-3:]), np.log(values[-3:]), 1)[0]), 2) + 0.0  # no -0
 
 
 def draw(series: dict[str, list[tuple[int, float, float]]], out: Path) -> None:
@@ -126,13 +126,13 @@ def draw(series: dict[str, list[tuple[int, float, float]]], out: Path) -> None:
     from mmgcvit.report.plots import STYLE
 
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": "mmgcvit", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        figure = Figure(figsize=(9, 4.6), layout="constrained")
         for axes, column, unit in zip(figure.subplots(1, 2), (1, 2), ("seconds", "MB at the peak"), strict=True):
             for name, rows in series.items():
                 sizes, values = [row[0] for row in rows], [row[column] for row in rows]
                 axes.loglog(sizes, values, "o-", label=f"{name}: {exponent(sizes, values):.2f}")
             axes.set(xlabel="number", ylabel=unit)
-            axes.legend(title="exponent")
+            axes.legend(title="exponent", loc="upper center", bbox_to_anchor=(0.5, -0.2))
         figure.savefig(out, metadata={"Date": None})
 
 

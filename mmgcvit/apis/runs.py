@@ -280,6 +280,8 @@ def test(
     tell_classes_apart(cfg.get("test_evaluator"))
     if out is not None and not any(task.set_table(cfg, out) for task in TASKS):
         raise UsageError("--out: the config's test_evaluator is not a TopKAccuracy, which writes the table")
+    if amp is not None:  # mmengine's loop disables autocast otherwise; its dtype is that of the context around it
+        cfg.test_cfg = dict(cfg.get("test_cfg") or {}, fp16=True)
     try:
         runner = build_runner(cfg)
         revert_sync_bn(runner)

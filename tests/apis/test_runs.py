@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mmgcvit import apis
-from mmgcvit.apis import UsageError, launch, runs
+from mmgcvit.apis import UsageError, launch, precision, runs
 from mmgcvit.checkpoint.weights import WEIGHTS
 from mmgcvit.classification import ClassificationPreprocessor
 from mmgcvit.datasets.classification import TimmTransform
@@ -254,7 +254,7 @@ def test_files_of_an_earlier_run_are_named(tmp_path: Path, tree: Path, built: li
 
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
 def test_mixed_precision_on_gpu(tmp_path: Path, built: list[Config], kind: str, monkeypatch):
-    monkeypatch.setattr(runs, "get_device", lambda: "cuda")
+    monkeypatch.setattr(precision, "get_device", lambda: "cuda")
     cfg = apis.load_config(ROOT / "configs/classification/gcvit-tiny_32xb128_in1k.py", str(tmp_path))
     apis.train(cfg, amp=kind)
     found = built[0].optim_wrapper
@@ -263,7 +263,7 @@ def test_mixed_precision_on_gpu(tmp_path: Path, built: list[Config], kind: str, 
     cfg = apis.load_config(ROOT / "configs/classification/gcvit-tiny_32xb128_in1k_fsdp.py", str(tmp_path))
     apis.train(cfg, amp=kind)
     assert built[1].optim_wrapper.type == "mmgcvit.FSDPAmpOptimWrapper"
-    monkeypatch.setattr(runs, "get_device", lambda: "cpu")
+    monkeypatch.setattr(precision, "get_device", lambda: "cpu")
     apis.train(cfg)
     assert built[2].optim_wrapper.type == "mmgcvit.FSDPOptimWrapper"
 

@@ -388,7 +388,7 @@ def test_slurm(colours: Path, tmp_path: Path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here mixed precision works")
 def test_amp_without_gpu_is_an_error(trained: Path):
     done = run("train.py", CONFIG, "--work-dir", "amp", "--amp", *SHORT, cwd=trained, ok=False)
-    assert done.stderr.strip().splitlines()[-1].startswith("train: --amp needs a GPU")
+    assert done.stderr.strip().splitlines()[-1].startswith("train: --amp fp16 needs a GPU")
 
 
 @pytest.mark.slow
