@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mmgcvit.runtime.predictions import Classification, Detections, Prediction, Segmentation
+from mmgcvit.runtime.predictions import Classification, Detections, Panoptic, Prediction, Segmentation
 from mmgcvit.utils.images import to_display
 
 SMALL = 512  # images with a longer side below this are enlarged
@@ -130,7 +130,8 @@ def _label_map(
 ) -> Image.Image:
     """Blend the colours of the classes with the image; a legend below names them, with their shares of the image.
 
-    Pixels with a label that is no class, such as 255 in a ground truth, are left as they are.
+    The segments of a panoptic prediction have white borders. Pixels with a label that is no class, such as 255 in a
+    ground truth, are left as they are.
     """
     colours = np.array(palette, np.uint8)
     for y in range(0, found.height, 64):  # rows, to save memory
@@ -139,6 +140,10 @@ def _label_map(
         known = labels < len(colours)
         blended = (part.astype(np.uint16) + colours[np.where(known, labels, 0)]) // 2
         part[:] = np.where(known[..., None], blended, part)
+    if isinstance(found, Panoptic):
+        segments = found.segments.repeat(zoom, axis=0).repeat(zoom, axis=1)
+        pixels[:-1][segments[:-1] != segments[1:]] = 255
+        pixels[:, :-1][segments[:, :-1] != segments[:, 1:]] = 255
     counts = np.bincount(found.labels.ravel(), minlength=len(found.classes))[: len(found.classes)]
     order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
     if is_frame:

@@ -79,6 +79,18 @@ class Segmentation(Prediction):
 
 
 @dataclass
+class Panoptic(Segmentation):
+    """Class and segment of each pixel.
+
+    Attributes:
+        labels: (height, width) int32, indices of ``classes``; ``len(classes)`` where there is no segment.
+        segments: (height, width) int32, another number for each segment; 0 where there is none.
+    """
+
+    segments: np.ndarray
+
+
+@dataclass
 class Classification(Prediction):
     """Probabilities of the classes.
 

@@ -36,10 +36,10 @@ class Detection(Task):
 
     name = "detection"
     description = "a detector (roi_head, bbox_head, rpn_head, mask_head or panoptic_head)"
-    model_parts = ("roi_head", "bbox_head", "rpn_head", "mask_head", "panoptic_head")
+    model_parts: tuple[str, ...] = ("roi_head", "bbox_head", "rpn_head", "mask_head", "panoptic_head")
     visualization_hook = "DetVisualizationHook"
-    metrics = (
-        "CocoMetric", "VOCMetric", "LVISMetric", "CocoPanopticMetric", "CocoOccludedSeparatedMetric",
+    metrics: tuple[str, ...] = (
+        "CocoMetric", "VOCMetric", "LVISMetric", "CocoOccludedSeparatedMetric",
         "CityScapesMetric", "OpenImagesMetric", "CrowdHumanMetric", "DumpProposals", "DumpDetResults")  # fmt: skip
 
     def has_dataset(self, dataset: Mapping[str, Any]) -> bool:
