@@ -46,6 +46,11 @@ def main() -> None:
     parser.add_argument(
         "--ann-file", help="COCO file that provides the image and category ids for a detector's predictions"
     )
+    parser.add_argument(
+        "--track-objects",
+        action="store_true",
+        help="number the objects that a detector finds in a video, with the same number in each frame",
+    )
     parser.add_argument("--amp", choices=tuple(AMP), help="mixed precision: fp16 (on a GPU) or bf16")
     apis.add_pixels_argument(parser)
     parser.add_argument("--no-draw", action="store_true", help="write the predictions only")
@@ -68,6 +73,7 @@ def main() -> None:
                 not args.no_draw,
                 args.max_pixels,
                 args.amp,
+                args.track_objects,
             )
     except apis.UsageError as error:
         sys.exit(shown(f"image_demo: {error}"))

@@ -99,7 +99,8 @@ def _objects(
     labels: list[tuple[Area, str, Colour]] = []
     for i in order:
         score = f" {shown.scores[i]:.2f}" if with_scores and not np.isnan(shown.scores[i]) else ""
-        text = fitted(f"{shown.names[i]}{score}", size, image.width)
+        number = f" #{shown.tracks[i]}" if shown.tracks is not None and shown.tracks[i] >= 0 else ""
+        text = fitted(f"{shown.names[i]}{number}{score}", size, image.width)
         area = _place(image, shown.boxes[i] * zoom, text, size, [area for area, *_ in labels])
         labels.append((area, text, palette[shown.labels[i]]))
     for (x1, y1, x2, y2), text, colour in reversed(labels):

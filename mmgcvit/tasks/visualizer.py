@@ -46,8 +46,8 @@ def detections(name: str, size: Sequence[int], classes: Sequence[str], instances
         name: name of the image.
         size: its height and width.
         classes: class names.
-        instances: with ``bboxes``, ``labels``, and optionally ``scores`` and ``masks``: boolean arrays, mmdet's mask
-            structures, or run lengths.
+        instances: with ``bboxes``, ``labels``, and optionally ``scores``, ``track_ids`` and ``masks``: boolean arrays,
+            mmdet's mask structures, or run lengths.
     """
     height, width = size[:2]
     boxes = _array(getattr(instances.bboxes, "tensor", instances.bboxes)).astype(np.float32).reshape(-1, 4)
@@ -57,7 +57,8 @@ def detections(name: str, size: Sequence[int], classes: Sequence[str], instances
     for i, region in enumerate(regions or ()):
         if boxes[i, 2] <= boxes[i, 0] or boxes[i, 3] <= boxes[i, 1]:  # a detector without boxes, such as SOLO
             boxes[i] = region.box()
-    return Detections(name, height, width, tuple(classes), boxes, scores, labels, regions)
+    tracks = _array(instances.track_ids) if "track_ids" in instances else None
+    return Detections(name, height, width, tuple(classes), boxes, scores, labels, regions, tracks)
 
 
 def _array(values: Any) -> np.ndarray:

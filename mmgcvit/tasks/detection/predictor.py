@@ -255,6 +255,8 @@ class _Ids:
         boxes, scores, labels = instances.bboxes.tolist(), instances.scores.tolist(), instances.labels.tolist()
         for i, (x1, y1, x2, y2) in enumerate(boxes):
             result = coco_result(image["id"], self.category_ids[labels[i]], (x1, y1, x2, y2), scores[i])
+            if "track_ids" in instances and instances.track_ids[i] >= 0:
+                result["track_id"] = int(instances.track_ids[i])
             if "masks" in instances:
                 mask = instances.masks[i]
                 if x2 <= x1 or y2 <= y1:  # a detector without boxes, such as SOLO, returns zeros
