@@ -64,6 +64,8 @@ def dataset_of(folder: Path, test_mode: bool = False, **changes) -> dict:
         dict(type="Resize", scale=(101, 101), keep_ratio=True),
         dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
     ]
+    if test_mode:  # as in mmdet's configs: the ground truth keeps the size of the image
+        pipeline[1:3] = pipeline[2:0:-1]
     return dict(
         type="CocoPanopticDataset", data_root=str(folder), ann_file="panoptic.json", metainfo=METAINFO,
         data_prefix=dict(img="images/", seg="panoptic/"), pipeline=pipeline, test_mode=test_mode,

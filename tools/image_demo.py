@@ -23,7 +23,8 @@ def main() -> None:
         "--out-dir",
         default="outputs",
         help="folder for drawings in vis/ and, for a detector, predictions.json and images.json in COCO format; for a "
-        "segmentor, label maps in labels/ and areas.json; for a classifier, classes.json and .csv (default: outputs)",
+        "panoptic segmentor, predictions.json and panoptic/ in COCO's panoptic format; for a segmentor, label maps in "
+        "labels/ and areas.json; for a classifier, classes.json and .csv (default: outputs)",
     )
     parser.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU if there is one)")
     parser.add_argument(

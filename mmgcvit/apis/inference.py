@@ -74,6 +74,7 @@ def predict(
     - a detector writes ``predictions.json``, results in COCO format (boxes x, y, width, height in pixels, masks as run
       lengths), and ``images.json``, the images and categories with their ids (a COCO file without annotations;
       pycocotools loads both);
+    - a panoptic segmentor writes ``predictions.json`` and PNGs in ``panoptic``, in COCO's panoptic format;
     - a segmentor writes label maps to ``labels``, in the size of the images and with 0 for the first class, and
       ``areas.json``, the number of pixels and the share of each class per image;
     - a classifier writes ``classes.json``, the most probable classes of each image, and the same as ``classes.csv``.

@@ -105,7 +105,8 @@ def test_train_test_and_predict(tmp_path: Path):
     cfg = narrow(tmp_path)
     apis.train(cfg)
     checkpoint = str(tmp_path / "run/iter_2.pth")
-    metrics = apis.test(cfg, checkpoint)
+    metrics = apis.test(cfg, checkpoint, show_dir=str(tmp_path / "shown"))
+    assert len([path for path in (tmp_path / "shown").rglob("*") if path.suffix in (".jpg", ".png")]) == 2
     assert {"coco_panoptic/PQ", "coco_panoptic/PQ_th", "coco_panoptic/PQ_st"} <= metrics.keys()
     assert 0 <= metrics["coco_panoptic/PQ"] <= 100
 

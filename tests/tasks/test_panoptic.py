@@ -130,6 +130,18 @@ def test_things_after_stuff(tmp_path: Path):
                for message in checked(tmp_path, metainfo=metainfo))  # fmt: skip
 
 
+def test_images_without_segments(tmp_path: Path):
+    write_panoptic(tmp_path, change=lambda content: content.pop("annotations"))
+    dataset = dataset_of(tmp_path, test_mode=True, data_prefix=dict(img="images/"))
+    with pytest.raises(AnnotationError, match=r"nothing to evaluate\. To predict .* use tools/image_demo"):
+        check_before_run(dataset, dict(type="mmgcvit.PanopticMetric"))
+    metric = dict(type="CocoPanopticMetric", format_only=True, outfile_prefix="results")
+    check_before_run(dataset, metric)
+    cfg = Config(dict(default_scope="mmdet", test_dataloader=dict(dataset=dataset), test_evaluator=metric))
+    report = check_data(cfg, workers=1, progress=False)[0]
+    assert (report.images, report.objects, report.problems) == (2, 0, [])
+
+
 def test_boxes_that_do_not_fit_their_pixels_are_warned_of(tmp_path: Path):
     write_panoptic(tmp_path, change=_set(_segment(2), bbox=[60, 40, 20, 20]))
     (message,) = checked(tmp_path)

@@ -125,8 +125,7 @@ class Detection(Task):
     def show_in(self, cfg: Config, hook: Any, folder: str) -> None:
         """Set the output folder of mmdet's hook, and draw instances as everywhere."""
         hook.test_out_dir = folder
-        panoptic = any(part in cfg.model for part in ("panoptic_head", "panoptic_fusion_head"))
-        if type_name(cfg.get("visualizer")) == "DetLocalVisualizer" and not panoptic:
+        if type_name(cfg.get("visualizer")) == "DetLocalVisualizer":
             cfg.visualizer = pair_visualizer(cfg.visualizer)
 
     def forward(self, model: Any, image: Tensor) -> None:

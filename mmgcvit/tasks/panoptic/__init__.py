@@ -61,7 +61,7 @@ class Panoptic(Detection):
         """Check the annotations, the classes, the names and sizes of the files, and some PNGs."""
         from mmgcvit.tasks.panoptic.check import check_before_run
 
-        check_before_run(dataset)
+        check_before_run(dataset, evaluator)
 
     def check_dataset(self, check: DatasetCheck) -> DatasetReport:
         """Read the annotations, and decode every image and PNG."""

@@ -56,7 +56,7 @@ class Segment:
 
 @dataclass
 class PanopticImage(AnnotatedImage):
-    """An image with its segments by id, and the PNG that mmdet reads for it."""
+    """An image with its segments by id, and the PNG that mmdet reads for it; '' if it needs none."""
 
     png: str = ""
     segments: dict[int, Segment] = field(default_factory=dict)
@@ -84,8 +84,12 @@ def classes_of(dataset: Mapping[str, Any]) -> Classes:
     return Classes(class_names(dataset), *(None if part is None else tuple(part) for part in parts))
 
 
-def read_panoptic(dataset: Mapping[str, Any]) -> Annotations:
+def read_panoptic(dataset: Mapping[str, Any], labelled: bool = True) -> Annotations:
     """Read the annotations of a config's panoptic data set as mmdet's CocoPanopticDataset does.
+
+    Args:
+        dataset: the config.
+        labelled: whether segments are needed; otherwise only images and categories are read.
 
     Returns:
         Images (:class:`PanopticImage`) with their segments, and all problems that the JSON file shows.
@@ -109,6 +113,9 @@ def read_panoptic(dataset: Mapping[str, Any]) -> Annotations:
     images = images_by_id(
         content["images"], os.path.join(root, prefix.get("img") or ""), found, Evaluation(), "file_name"
     )
+    if not labelled:
+        found.images = [PanopticImage(image.path, image.width, image.height) for image in images.values()]
+        return found
     folder = os.path.join(root, prefix.get("seg") or "")
     known: dict[Any, PanopticImage] = {}
     for entry in content["images"]:
@@ -263,7 +270,9 @@ def _report_images_without_segments(
     without = [key for key, image in known.items() if not image.segments]
     left_out = not dataset.get("test_mode") and (dataset.get("filter_cfg") or {}).get("filter_empty_gt")
     if len(without) == len(known) and not any(problem.breaks for problem in found.problems):
-        end = "there is nothing to evaluate" if dataset.get("test_mode") else "training would hang"
+        end = "training would hang"
+        if dataset.get("test_mode"):
+            end = "there is nothing to evaluate. To predict on these images, use tools/image_demo.py with --ann-file"
         found.problems.append(Problem("empty", found.path, f"no image has a segment: {end}", True))
     elif without and not left_out:
         what = f"{len(without)} of {len(known)} images have no segments, such as image id {without[0]}"
@@ -299,6 +308,7 @@ def mode_fault(mode: str) -> str:
 
 def header_problems(images: Sequence[PanopticImage]) -> Iterator[Problem]:
     """Yield missing PNGs, and those of another size or mode; only headers are read, of at most :data:`HEADERS`."""
+    images = [image for image in images if image.png]
     yield from missing_problems([image.png for image in images])
     chosen = images[:: max(1, -(-len(images) // HEADERS))]
     with ThreadPoolExecutor(THREADS) as pool:
@@ -318,6 +328,8 @@ def png_size_problem(path: str, size: tuple[int, int], said: tuple[int, int]) ->
 def check_png(image: PanopticImage) -> list[Problem]:
     """Decode the PNG of an image, and compare it with the segments in the JSON file."""
     path = image.png
+    if not path:
+        return []
     try:
         ids = ids_of(Path(path).read_bytes())
     except FileNotFoundError:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmgcvit.datasets.files import size_problem
-from mmgcvit.datasets.problems import Problem, refuse
+from mmgcvit.datasets.problems import Problem, metrics_of, refuse
 from mmgcvit.datasets.processes import Processes
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError
@@ -31,15 +31,25 @@ def without_panopticapi(metrics: Iterator[tuple[str, Mapping[str, Any]]]) -> Ite
             yield Problem("metric", where, what, True)
 
 
-def check_before_run(dataset: Mapping[str, Any]) -> None:
+def _labelled(evaluator: Any) -> bool:
+    """Whether predictions are evaluated or trained on, and not only written by the metrics."""
+    metrics = metrics_of(evaluator)
+    return not metrics or not all(metric.get("format_only") for metric in metrics)
+
+
+def check_before_run(dataset: Mapping[str, Any], evaluator: Any = None) -> None:
     """Check the annotations of a local data set, the headers of its files, and some of its PNGs.
+
+    Args:
+        dataset: config of the data set.
+        evaluator: the metric or metrics, if any. If they only write predictions, no segments are needed.
 
     Raises:
         AnnotationError: a run would fail, or learn wrong things.
     """
     if dataset.get("backend_args"):
         return
-    found = read_panoptic(dataset)
+    found = read_panoptic(dataset, _labelled(evaluator))
     refuse(found.problems)
     images = [image for image in found.images if isinstance(image, PanopticImage)]
     refuse([*image_problems(images, dataset), *header_problems(images)])
@@ -53,7 +63,7 @@ def check_panoptic(check: DatasetCheck) -> DatasetReport:
     source = os.path.join(dataset.get("data_root") or "", str(dataset.get("ann_file") or ""))
     report = DatasetReport(check.split, source, unit="segments")
     try:
-        annotations = read_panoptic(dataset)
+        annotations = read_panoptic(dataset, _labelled(check.evaluator))
     except AnnotationError as error:
         report.problems.append(Problem("annotations", source, str(error), True))
         return report
@@ -61,7 +71,7 @@ def check_panoptic(check: DatasetCheck) -> DatasetReport:
     report.problems = list(annotations.problems)
     report.images, report.objects, report.crowds = len(images), annotations.objects, annotations.crowds
     report.kept = sum(len(image.labels) for image in images)
-    report.empty = sum(not image.boxes for image in images)
+    report.empty = sum(bool(image.png) and not image.boxes for image in images)
     if report.empty and (dataset.get("filter_cfg") or {}).get("filter_empty_gt") and not dataset.get("test_mode"):
         text = f"{report.empty} of {report.images} images have no things, and are left out (filter_empty_gt=True)"
         report.problems.append(Problem("images without objects", source, text, False))

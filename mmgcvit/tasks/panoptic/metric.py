@@ -14,8 +14,8 @@ from mmgcvit.errors import AnnotationError
 from mmgcvit.registry import METRICS
 from mmgcvit.tasks.detection.coco import read_lists
 from mmgcvit.tasks.panoptic.annotations import ids_of, png_size_problem
+from mmgcvit.tasks.visualizer import OFFSET
 
-OFFSET = 1000  # mmdet's prediction of a pixel is its class + OFFSET x number of the object
 UNKNOWN = -1.0  # quality without any segment, as in COCO's metrics
 NAMES = ("PQ", "SQ", "RQ")
 

@@ -15,8 +15,8 @@ from mmgcvit.runtime.drawing import Colour, draw
 from mmgcvit.runtime.predictions import Panoptic
 from mmgcvit.runtime.results import check_label_map_names, label_map_name
 from mmgcvit.tasks.detection.predictor import Detector
-from mmgcvit.tasks.panoptic.metric import OFFSET
 from mmgcvit.tasks.sources import Source, write_image
+from mmgcvit.tasks.visualizer import panoptic
 from mmgcvit.utils import write_json
 from mmgcvit.utils.inputs import Input
 
@@ -70,10 +70,7 @@ class PanopticSegmentor(Detector):
 
     def prediction(self, source: Source, found: np.ndarray) -> Panoptic:  # type: ignore[override]  # other results
         """Convert the segments of an image."""
-        labels = np.minimum(found % OFFSET, len(self.classes))
-        segments = np.where(labels < len(self.classes), found + 1, 0)
-        height, width = found.shape
-        return Panoptic(source.name, height, width, self.classes, labels, segments)
+        return panoptic(source.name, self.classes, found)
 
     def draw(self, source: Source, found: np.ndarray, _: float) -> np.ndarray:
         """Draw the segments on the image (RGB), with a legend of the classes."""
