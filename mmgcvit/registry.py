@@ -29,7 +29,9 @@ LAZY = {
     "CheckLabels": "mmgcvit.tasks.segmentation.transforms",
     "DetDataPreprocessor": "mmgcvit.tasks.detection.preprocessor",
     "LoadCheckedImage": "mmgcvit.datasets.loading",
+    "LoadPanopticAnnotations": "mmgcvit.tasks.panoptic.transforms",
     "PairVisualizer": "mmgcvit.tasks.visualizer",
+    "PanopticMetric": "mmgcvit.tasks.panoptic.metric",
     "SegDataPreProcessor": "mmgcvit.tasks.segmentation.preprocessor",
 }
 

@@ -23,7 +23,8 @@ def main() -> None:
         "--out-dir",
         default="outputs",
         help="folder for drawings in vis/ and, for a detector, predictions.json and images.json in COCO format; for a "
-        "segmentor, label maps in labels/ and areas.json; for a classifier, classes.json and .csv (default: outputs)",
+        "panoptic segmentor, predictions.json and panoptic/ in COCO's panoptic format; for a segmentor, label maps in "
+        "labels/ and areas.json; for a classifier, classes.json and .csv (default: outputs)",
     )
     parser.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU if there is one)")
     parser.add_argument(
@@ -45,6 +46,11 @@ def main() -> None:
     )
     parser.add_argument(
         "--ann-file", help="COCO file that provides the image and category ids for a detector's predictions"
+    )
+    parser.add_argument(
+        "--track-objects",
+        action="store_true",
+        help="number the objects that a detector finds in a video, with the same number in each frame",
     )
     parser.add_argument("--amp", choices=tuple(AMP), help="mixed precision: fp16 (on a GPU) or bf16")
     apis.add_pixels_argument(parser)
@@ -68,6 +74,7 @@ def main() -> None:
                 not args.no_draw,
                 args.max_pixels,
                 args.amp,
+                args.track_objects,
             )
     except apis.UsageError as error:
         sys.exit(shown(f"image_demo: {error}"))

@@ -22,6 +22,7 @@ from mmgcvit.apis.tta import use_tta
 from mmgcvit.errors import CheckpointError, ClassificationDataError, CorruptImageError, UsageError
 from mmgcvit.registry import rename_old_types
 from mmgcvit.tasks import Predictor, Task, task_of
+from mmgcvit.tasks.detection.tracks import ObjectTracker, require_trackers
 from mmgcvit.tasks.sources import Film, Source, frames, read, write_image
 from mmgcvit.utils.files import require_file
 from mmgcvit.utils.images import set_max_pixels
@@ -63,6 +64,7 @@ def predict(
     draw: bool = True,
     max_pixels: int | None = None,
     amp: str | None = None,
+    track_objects: bool = False,
 ) -> Summary:
     """Detect, segment or classify images, folders of images, and videos; write drawings and predictions.
 
@@ -72,6 +74,7 @@ def predict(
     - a detector writes ``predictions.json``, results in COCO format (boxes x, y, width, height in pixels, masks as run
       lengths), and ``images.json``, the images and categories with their ids (a COCO file without annotations;
       pycocotools loads both);
+    - a panoptic segmentor writes ``predictions.json`` and PNGs in ``panoptic``, in COCO's panoptic format;
     - a segmentor writes label maps to ``labels``, in the size of the images and with 0 for the first class, and
       ``areas.json``, the number of pixels and the share of each class per image;
     - a classifier writes ``classes.json``, the most probable classes of each image, and the same as ``classes.csv``.
@@ -99,6 +102,8 @@ def predict(
         draw: whether to make drawings.
         max_pixels: images with more pixels are not decoded; by default 100 million.
         amp: mixed precision, 'fp16' (GPU only) or 'bf16'.
+        track_objects: for a detector: number the objects of each video, in drawings and as ``track_id`` in the results
+            (:class:`~mmgcvit.tasks.detection.tracks.ObjectTracker`). Tracks begin at ``score_thr``.
 
     Returns:
         Counts, and the results as written to the file.
@@ -116,14 +121,20 @@ def predict(
     entries, skipped = list_inputs(inputs, out_dir)
     for words in skipped:
         print_log(printable(words), logger="current", level=logging.WARNING)
-    _, model = load_predictor(config, checkpoint, device, tta, tile, overlap, batch_size, ann_file)
+    if track_objects:
+        require_trackers()
+        if not any(entry.is_video for entry in entries):
+            raise UsageError("--track-objects: no video among the inputs; omit it")
+    task, model = load_predictor(config, checkpoint, device, tta, tile, overlap, batch_size, ann_file)
+    if track_objects and task.name != "detection":
+        raise UsageError(f"--track-objects: the model is for {task.name}; allowed: detectors")
     model.validate_inputs(entries)
     folder = Path(out_dir)
     try:
         (folder / "vis" if draw else folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"out_dir={out_dir!r}: cannot be written: {error}") from error
-    run = _Run(model, folder, draw, score_thr)
+    run = _Run(model, folder, draw, score_thr, track_objects)
     try:
         with autocast(amp, device):
             run.images([entry for entry in entries if not entry.is_video])
@@ -177,8 +188,9 @@ def load_predictor(
 class _Run:
     """One call of :func:`predict`: predicts, draws, and saves the results so far every :data:`SAVE_EVERY` seconds."""
 
-    def __init__(self, model: Predictor, folder: Path, draw: bool, score_thr: float) -> None:
+    def __init__(self, model: Predictor, folder: Path, draw: bool, score_thr: float, track_objects: bool) -> None:
         self.model, self.folder, self.draw, self.score_thr = model, folder, draw, score_thr
+        self.track_objects = track_objects
         self.summary = Summary(results=model.results)
         self.failures: list[str] = []
         self.waiting: list[Source] = []  # read, but without a result
@@ -248,12 +260,15 @@ class _Run:
                 self.failures.append(f"input {str(entry.path)!r}: not a video that OpenCV can read")
                 return
             film = None
+            rate = capture.get(cv2.CAP_PROP_FPS) or 25
+            track = ObjectTracker(rate, self.score_thr) if self.track_objects else None
             if self.draw:
-                rate = capture.get(cv2.CAP_PROP_FPS) or 25
                 film = stack.enter_context(Film(self.folder / "vis" / entry.drawing, rate))
             count = 0
             try:
                 for source, found in self.model(frames(entry.name, capture, self.model.reader)):
+                    if track is not None:
+                        found = track(found)
                     self._keep(source, found)
                     count += 1
                     if film is not None:

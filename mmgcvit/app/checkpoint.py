@@ -20,6 +20,7 @@ from mmgcvit.engine.progress import short_output
 from mmgcvit.errors import ExportError, MMGCViTError, UsageError
 from mmgcvit.explain import METHODS, default_methods, find_backbone, make_scene
 from mmgcvit.runtime import Prediction
+from mmgcvit.runtime.results import RESULTS
 from mmgcvit.tasks import Predictor
 from mmgcvit.tasks.sources import read
 from mmgcvit.utils.inputs import Input
@@ -55,6 +56,11 @@ class CheckpointModel(AppModel):
         self.cfg = config if isinstance(config, Config) else load_config(config)
         self.checkpoint, self.device = checkpoint, device
         self._task, self._plain = load_predictor(self.cfg, checkpoint, device)
+        if self._task.name not in RESULTS:
+            raise UsageError(
+                f"the page shows no models for {self._task.name}; allowed: {', '.join(RESULTS)}. tools/image_demo.py "
+                "draws the predictions"
+            )
         self._predictors: dict[tuple[int | None, bool], Predictor] = {(None, False): self._plain}
         trained = self._plain.trained
         self.name, self.task = Path(self.cfg.filename or "model").stem, self._task.name

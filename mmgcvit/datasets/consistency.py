@@ -46,7 +46,7 @@ def check_config(cfg: Config, splits: Sequence[str] = SPLITS) -> list[Problem]:
             continue
         for where, metric in split.metrics:
             kind = type_name(metric)
-            other = next((own for own in TASKS if kind in own.metrics), known)
+            other = next((own for own in reversed(TASKS) if kind in own.metrics), known)  # the general ones first
             if kind not in known.metrics and other is not known:
                 problems.append(
                     Problem(

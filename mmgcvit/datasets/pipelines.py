@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine.registry import TRANSFORMS
@@ -15,20 +15,24 @@ LOADERS = {
     "LoadCheckedImage": "mmgcvit.LoadCheckedImage",
     "LoadPillowImage": "mmgcvit.LoadPillowImage",
 }
+PANOPTIC = "LoadPanopticAnnotations"  # mmdet's needs the package panopticapi
 LIBRARIES = ("mmcv", "mmengine", "mmdet", "mmseg", "mmgcvit")
 #: Transforms that need three channels; all but RandomGrayscale also clip values at 255, or expect them below it.
 COLOUR = ("PhotoMetricDistortion", "YOLOXHSVRandomAug", "RandomGrayscale")
 
 
-def image_loaders(part: Any) -> Iterator[dict]:
-    """Yield the configs of all transforms that load an image in a part of a config, including nested ones."""
+def image_loaders(part: Any, names: Container[str] = LOADERS) -> Iterator[dict]:
+    """Yield the configs of all transforms that load an image in a part of a config, including nested ones.
+
+    ``names`` are the class names of other transforms to look for.
+    """
     if isinstance(part, dict):
-        if type_name(part) in LOADERS:
+        if type_name(part) in names:
             yield part
         part = list(part.values())
     if isinstance(part, (list, tuple)):
         for inner in part:
-            yield from image_loaders(inner)
+            yield from image_loaders(inner, names)
 
 
 def loading_arguments(pipeline: Sequence[Mapping] | None) -> dict[str, Any]:
@@ -43,12 +47,17 @@ def loading_arguments(pipeline: Sequence[Mapping] | None) -> dict[str, Any]:
 def use_checked_loading(part: Any, corrupt: str | None = None) -> None:
     """Replace all transforms that load an image in a part of a config, in place, by those that check it.
 
+    mmdet's LoadPanopticAnnotations is replaced by ours, too.
+
     Args:
         part: data loaders, or other parts with pipelines.
         corrupt: handling of images that cannot be decoded: 'stop', 'skip', or None for the config's own setting.
     """
     for loader in image_loaders(part):
         loader.update(type=LOADERS[type_name(loader)], **({} if corrupt is None else {"corrupt": corrupt}))
+        loader.pop("_scope_", None)
+    for loader in image_loaders(part, (PANOPTIC,)):
+        loader["type"] = f"mmgcvit.{PANOPTIC}"
         loader.pop("_scope_", None)
     for pipeline in _pipelines(part):
         colour = [name for step in pipeline if (name := type_name(step)) in COLOUR]

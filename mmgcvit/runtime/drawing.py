@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mmgcvit.runtime.predictions import Classification, Detections, Prediction, Segmentation
+from mmgcvit.runtime.predictions import Classification, Detections, Panoptic, Prediction, Segmentation
 from mmgcvit.utils.images import to_display
 
 SMALL = 512  # images with a longer side below this are enlarged
@@ -99,7 +99,8 @@ def _objects(
     labels: list[tuple[Area, str, Colour]] = []
     for i in order:
         score = f" {shown.scores[i]:.2f}" if with_scores and not np.isnan(shown.scores[i]) else ""
-        text = fitted(f"{shown.names[i]}{score}", size, image.width)
+        number = f" #{shown.tracks[i]}" if shown.tracks is not None and shown.tracks[i] >= 0 else ""
+        text = fitted(f"{shown.names[i]}{number}{score}", size, image.width)
         area = _place(image, shown.boxes[i] * zoom, text, size, [area for area, *_ in labels])
         labels.append((area, text, palette[shown.labels[i]]))
     for (x1, y1, x2, y2), text, colour in reversed(labels):
@@ -130,7 +131,8 @@ def _label_map(
 ) -> Image.Image:
     """Blend the colours of the classes with the image; a legend below names them, with their shares of the image.
 
-    Pixels with a label that is no class, such as 255 in a ground truth, are left as they are.
+    The segments of a panoptic prediction have white borders. Pixels with a label that is no class, such as 255 in a
+    ground truth, are left as they are.
     """
     colours = np.array(palette, np.uint8)
     for y in range(0, found.height, 64):  # rows, to save memory
@@ -139,6 +141,10 @@ def _label_map(
         known = labels < len(colours)
         blended = (part.astype(np.uint16) + colours[np.where(known, labels, 0)]) // 2
         part[:] = np.where(known[..., None], blended, part)
+    if isinstance(found, Panoptic):
+        segments = found.segments.repeat(zoom, axis=0).repeat(zoom, axis=1)
+        pixels[:-1][segments[:-1] != segments[1:]] = 255
+        pixels[:, :-1][segments[:, :-1] != segments[:, 1:]] = 255
     counts = np.bincount(found.labels.ravel(), minlength=len(found.classes))[: len(found.classes)]
     order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
     if is_frame:

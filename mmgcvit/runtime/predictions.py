@@ -34,12 +34,14 @@ class Detections(Prediction):
         scores: (N,) float32.
         labels: (N,) int64, indices of ``classes``.
         regions: the masks of an instance segmentor, without the rest of the image; None for a detector of boxes.
+        tracks: (N,) int64, numbers of the objects in a video, -1 for those without one; None if they are not tracked.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
     regions: list[Region] | None = None
+    tracks: np.ndarray | None = None
 
     @property
     def names(self) -> list[str]:
@@ -64,7 +66,8 @@ class Detections(Prediction):
         indices = np.arange(len(self))[keep]
         regions = None if self.regions is None else [self.regions[i] for i in indices]
         parts = (self.boxes[indices], self.scores[indices], self.labels[indices])
-        return Detections(self.name, self.height, self.width, self.classes, *parts, regions)
+        tracks = None if self.tracks is None else self.tracks[indices]
+        return Detections(self.name, self.height, self.width, self.classes, *parts, regions, tracks)
 
 
 @dataclass
@@ -76,6 +79,18 @@ class Segmentation(Prediction):
     """
 
     labels: np.ndarray
+
+
+@dataclass
+class Panoptic(Segmentation):
+    """Class and segment of each pixel.
+
+    Attributes:
+        labels: (height, width) int32, indices of ``classes``; ``len(classes)`` where there is no segment.
+        segments: (height, width) int32, another number for each segment; 0 where there is none.
+    """
+
+    segments: np.ndarray
 
 
 @dataclass

@@ -16,10 +16,11 @@ from mmgcvit.registry import type_name
 from mmgcvit.tasks.base import Predictor, Task
 from mmgcvit.tasks.classification import Classification
 from mmgcvit.tasks.detection import Detection
+from mmgcvit.tasks.panoptic import Panoptic
 from mmgcvit.tasks.segmentation import Segmentation
 
 #: Tried in this order. The last task accepts every data set that no other task accepts.
-TASKS: tuple[Task, ...] = (Classification(), Segmentation(), Detection())
+TASKS: tuple[Task, ...] = (Classification(), Segmentation(), Panoptic(), Detection())
 
 
 def find_task(model: Mapping[str, Any] | nn.Module) -> Task | None:

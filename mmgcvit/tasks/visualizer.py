@@ -14,9 +14,10 @@ from PIL import Image
 from mmgcvit.registry import VISUALIZERS
 from mmgcvit.runtime.drawing import Colour, default_palette, draw
 from mmgcvit.runtime.masks import Region
-from mmgcvit.runtime.predictions import Detections, Segmentation
+from mmgcvit.runtime.predictions import Detections, Panoptic, Segmentation
 from mmgcvit.runtime.results import write_drawing
 
+OFFSET = 1000  # mmdet's panoptic prediction of a pixel is its class + OFFSET x number of the object
 GAP = 8  # pixels between truth and prediction
 
 
@@ -46,8 +47,8 @@ def detections(name: str, size: Sequence[int], classes: Sequence[str], instances
         name: name of the image.
         size: its height and width.
         classes: class names.
-        instances: with ``bboxes``, ``labels``, and optionally ``scores`` and ``masks``: boolean arrays, mmdet's mask
-            structures, or run lengths.
+        instances: with ``bboxes``, ``labels``, and optionally ``scores``, ``track_ids`` and ``masks``: boolean arrays,
+            mmdet's mask structures, or run lengths.
     """
     height, width = size[:2]
     boxes = _array(getattr(instances.bboxes, "tensor", instances.bboxes)).astype(np.float32).reshape(-1, 4)
@@ -57,7 +58,16 @@ def detections(name: str, size: Sequence[int], classes: Sequence[str], instances
     for i, region in enumerate(regions or ()):
         if boxes[i, 2] <= boxes[i, 0] or boxes[i, 3] <= boxes[i, 1]:  # a detector without boxes, such as SOLO
             boxes[i] = region.box()
-    return Detections(name, height, width, tuple(classes), boxes, scores, labels, regions)
+    tracks = _array(instances.track_ids) if "track_ids" in instances else None
+    return Detections(name, height, width, tuple(classes), boxes, scores, labels, regions, tracks)
+
+
+def panoptic(name: str, classes: Sequence[str], found: np.ndarray) -> Panoptic:
+    """Convert mmdet's panoptic prediction (H, W): class + 1000 x number of the object."""
+    height, width = found.shape
+    labels = np.minimum(found % OFFSET, len(classes)).astype(np.int32)
+    segments = np.where(labels < len(classes), found + 1, 0)
+    return Panoptic(name, height, width, tuple(classes), labels, segments)
 
 
 def _array(values: Any) -> np.ndarray:
@@ -105,14 +115,19 @@ class PairVisualizer(Visualizer):
         classes = tuple(self.dataset_meta.get("classes") or ())
         palette = palette_of(self.dataset_meta, classes)
         parts = []
+        whole = "pred_panoptic_seg" in data_sample and "gt_sem_seg" in data_sample  # a class for each pixel
         for wanted, kind in ((draw_gt, "gt"), (draw_pred, "pred")):
             instances, labels = f"{kind}_instances", f"{kind}_sem_seg"
-            if wanted and instances in data_sample and "bboxes" in getattr(data_sample, instances):
+            if wanted and kind == "pred" and "pred_panoptic_seg" in data_sample:
+                found = panoptic(name, classes, _array(data_sample.pred_panoptic_seg.sem_seg)[0])
+                parts.append(draw(image, found, palette))
+            elif wanted and instances in data_sample and "bboxes" in getattr(data_sample, instances) and not whole:
                 found = detections(name, image.shape, classes, getattr(data_sample, instances))
                 parts.append(draw(image, found, palette, pred_score_thr, with_scores=kind == "pred"))
             elif wanted and labels in data_sample:
                 height, width = image.shape[:2]
-                label_map = _array(getattr(data_sample, labels).data).reshape(height, width)
+                pixels = getattr(data_sample, labels)
+                label_map = _array(pixels.sem_seg if "sem_seg" in pixels else pixels.data).reshape(height, width)
                 parts.append(draw(image, Segmentation(name, height, width, classes, label_map), palette))
         drawn = np.asarray(_side_by_side(parts or [Image.fromarray(image)]))
         self.set_image(drawn)

@@ -36,10 +36,10 @@ class Detection(Task):
 
     name = "detection"
     description = "a detector (roi_head, bbox_head, rpn_head, mask_head or panoptic_head)"
-    model_parts = ("roi_head", "bbox_head", "rpn_head", "mask_head", "panoptic_head")
+    model_parts: tuple[str, ...] = ("roi_head", "bbox_head", "rpn_head", "mask_head", "panoptic_head")
     visualization_hook = "DetVisualizationHook"
-    metrics = (
-        "CocoMetric", "VOCMetric", "LVISMetric", "CocoPanopticMetric", "CocoOccludedSeparatedMetric",
+    metrics: tuple[str, ...] = (
+        "CocoMetric", "VOCMetric", "LVISMetric", "CocoOccludedSeparatedMetric",
         "CityScapesMetric", "OpenImagesMetric", "CrowdHumanMetric", "DumpProposals", "DumpDetResults")  # fmt: skip
 
     def has_dataset(self, dataset: Mapping[str, Any]) -> bool:
@@ -125,8 +125,7 @@ class Detection(Task):
     def show_in(self, cfg: Config, hook: Any, folder: str) -> None:
         """Set the output folder of mmdet's hook, and draw instances as everywhere."""
         hook.test_out_dir = folder
-        panoptic = any(part in cfg.model for part in ("panoptic_head", "panoptic_fusion_head"))
-        if type_name(cfg.get("visualizer")) == "DetLocalVisualizer" and not panoptic:
+        if type_name(cfg.get("visualizer")) == "DetLocalVisualizer":
             cfg.visualizer = pair_visualizer(cfg.visualizer)
 
     def forward(self, model: Any, image: Tensor) -> None:

@@ -113,10 +113,10 @@ def read_coco(
     evaluated = evaluated or Evaluation()
     content, parts = _read_lists(path, test_mode, lambda part: columns(part, with_mask or evaluated.masks))
     found = Annotations(str(path))
-    categories = _categories(content["categories"], found)
+    categories = category_names(content["categories"], found)
     found.categories = tuple(categories.values())
     found.classes = tuple(classes) if classes else found.categories
-    images = _images(content["images"], img_prefix, found, evaluated, name_key)
+    images = images_by_id(content["images"], img_prefix, found, evaluated, name_key)
     found.images = list(images.values())
     found.objects = len(content["annotations"])
     objects = _Objects(found, images, categories, with_mask, evaluated)
@@ -164,16 +164,16 @@ def _read_lists(
     return content, parts
 
 
-def _categories(entries: list, found: Annotations) -> dict[int, str]:
+def category_names(entries: list, found: Annotations) -> dict[int, str]:
     """Category names by id, in the order of the file, which is that of mmdet's labels."""
     names: dict[int, str] = {}
     for i, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not _is_integer(entry.get("id")) or not isinstance(entry.get("name"), str):
+        if not isinstance(entry, dict) or not is_integer(entry.get("id")) or not isinstance(entry.get("name"), str):
             found.problems.append(
                 Problem(
                     "category",
                     f"{found.path}: categories[{i}]",
-                    f"{_shown(entry)}; allowed: an object with an integer id and a name",
+                    f"{shown_value(entry)}; allowed: an object with an integer id and a name",
                     True,
                 )
             )
@@ -189,7 +189,7 @@ def _categories(entries: list, found: Annotations) -> dict[int, str]:
     return names
 
 
-def _images(
+def images_by_id(
     entries: list, prefix: str, found: Annotations, evaluated: Evaluation, name_key: str
 ) -> dict[Any, AnnotatedImage]:
     """Images by id. Adds the problems of single entries, and counts names that occur twice or lead elsewhere."""
@@ -198,21 +198,22 @@ def _images(
     for i, entry in enumerate(entries):
         error, where = None, f"{found.path}: images[{i}]"
         if not isinstance(entry, dict) or not _is_id(entry.get("id")):
-            error = f"{_shown(entry)}; allowed: an object with an id, a number or a string"
+            error = f"{shown_value(entry)}; allowed: an object with an id, a number or a string"
         else:
             where = f"{found.path}: image id {entry['id']}"
             name = image_file_name(entry)
             sides: list[Any] = [entry.get("width"), entry.get("height")]
             # pycocotools makes masks of the given size, which must be integers
-            numbers = all(_is_integer(side) or (_number(side) and not evaluated.masks) for side in sides)
+            numbers = all(is_integer(side) or (is_number(side) and not evaluated.masks) for side in sides)
             if not name or (name_key and not entry.get(name_key)):
                 error = f"no {name_key or 'file_name'}"
             elif not isinstance(name, str):
-                error = f"file_name={_shown(name)}; allowed: a string"
+                error = f"file_name={shown_value(name)}; allowed: a string"
             elif entry["id"] in images:
                 error = "two images with this id"
             elif not numbers or not all(0 < side <= FARTHEST and side == int(side) for side in sides):
-                error = f"width={_shown(sides[0])}, height={_shown(sides[1])}; allowed: more than 0, whole numbers"
+                width, height = map(shown_value, sides)
+                error = f"width={width}, height={height}; allowed: more than 0, whole numbers"
             elif evaluated.lvis and not all(isinstance(entry.get(key), list) for key in LVIS_KEYS):
                 error = f"no lists {' and '.join(LVIS_KEYS)}, which LVISMetric needs"
             else:
@@ -338,7 +339,7 @@ class _Objects:
         for key in ("id", "image_id", "category_id"):
             value = annotation[key]
             if (type(value) is not int or abs(value) > 2**63) and not _is_id(value):
-                return "annotation", f"{key}={_shown(value)}; allowed: a number or a string"
+                return "annotation", f"{key}={shown_value(value)}; allowed: a number or a string"
         own = annotation["id"]
         if self.evaluated.from_file and isinstance(own, str):
             return "annotation", f"id={own!r}; allowed: a number, as the evaluation calculates with it"
@@ -350,14 +351,14 @@ class _Objects:
     def _invalid(self, annotation: Mapping) -> Fault | None:
         """Faults of the values that mmdet, pycocotools or lvis uses."""
         box, area, crowd = annotation.get("bbox"), annotation.get("area"), annotation.get("iscrowd", 0)
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_number, box)):
-            return "box", f"bbox={_shown(box)}; allowed: [x, y, width, height] in pixels"
+        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+            return "box", f"bbox={shown_value(box)}; allowed: [x, y, width, height] in pixels"
         if max(box) > FARTHEST or min(box) < -FARTHEST:
-            return "box", f"bbox={_shown(box)}; allowed: at most {FARTHEST} pixels"
-        if not _number(area):
-            return "area", f"area={_shown(area)}; allowed: a number, in square pixels"
+            return "box", f"bbox={shown_value(box)}; allowed: at most {FARTHEST} pixels"
+        if not is_number(area):
+            return "area", f"area={shown_value(area)}; allowed: a number, in square pixels"
         if crowd not in (0, 1):
-            return "iscrowd", f"iscrowd={_shown(crowd)}; allowed: 0 or 1"
+            return "iscrowd", f"iscrowd={shown_value(crowd)}; allowed: 0 or 1"
         self.without_iscrowd += "iscrowd" not in annotation
         self.id_0 += annotation["id"] == 0
         return None
@@ -408,7 +409,7 @@ class _Objects:
             problems.append(Problem("annotation", path, what, False))
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """A value for a message, shortened."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
@@ -416,13 +417,14 @@ def _shown(value: Any) -> str:
 
 def _is_id(value: Any) -> bool:
     """Whether a value can be an id."""
-    return isinstance(value, str) or _number(value)
+    return isinstance(value, str) or is_number(value)
 
 
-def _is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> TypeGuard[int]:
     """Whether a value is an integer of at most 64 bits."""
     return type(value) is int and -(2**63) <= value < 2**63
 
 
-def _number(value: Any) -> TypeGuard[float]:
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a finite number."""
     return type(value) in (int, float) and -1e300 < value < 1e300

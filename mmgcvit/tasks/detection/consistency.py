@@ -179,7 +179,7 @@ def _loads(dataset: Mapping[str, Any]) -> bool:
 
 def _same_format(metric: str, dataset: Mapping[str, Any]) -> bool:
     """Whether a metric reads annotation files of the data set's format."""
-    if metric == "CocoPanopticMetric":
+    if metric in ("CocoPanopticMetric", "PanopticMetric"):
         return _is_panoptic_dataset(dataset)
     bases = base_names(DATASETS, dataset)
     return metric in ("CocoMetric", "LVISMetric") and "CocoDataset" in bases and "CocoPanopticDataset" not in bases

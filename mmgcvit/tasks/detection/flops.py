@@ -43,6 +43,8 @@ def forward(model: Any, image: Tensor) -> None:
         return
     maps = model.extract_feat(image)
     model.rpn_head(maps)
+    if getattr(model, "semantic_head", None) is not None:  # of a panoptic segmentor
+        model.semantic_head(maps)
     # NMS on untrained scores would leave a random number of proposals.
     proposals = InstanceData(bboxes=image.new_tensor([[0.0, 0.0, 64.0, 64.0]]).repeat(PROPOSALS, 1))
     head = model.roi_head

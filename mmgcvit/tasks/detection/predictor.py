@@ -165,6 +165,8 @@ def _class_names(inferencer: Any, cfg: Config, checkpoint: str) -> tuple[str, ..
     head: Any = getattr(inferencer.model, "roi_head", inferencer.model)
     parts = (getattr(head, name, None) for name in ("bbox_head", "mask_head", "panoptic_head"))
     head = next((part for part in parts if isinstance(part, nn.Module)), None)
+    if getattr(inferencer.model, "panoptic_fusion_head", None) is not None:
+        head = inferencer.model.panoptic_fusion_head  # other heads may have things only
     count = getattr(head[0] if isinstance(head, nn.ModuleList) else head, "num_classes", None)
     for classes in (saved, config_meta(cfg).get("classes", ())):
         if classes and count in (None, len(classes)) and not isinstance(classes, str):
@@ -231,10 +233,8 @@ class _Ids:
         """File names in the annotation file that an image may have: its own, else those with the same last part."""
         return [name] if name in self.known else self.alike.get(PurePosixPath(name).name, [])
 
-    def results(self, source: Source, instances: Any) -> list[dict]:
-        """Return the COCO results of one image, and assign its id."""
-        from pycocotools import mask as coco_mask
-
+    def image(self, source: Source) -> dict:
+        """Return the entry of an image, and add it to the images; assigns its id."""
         height, width = source.pixels.shape[:2]
         names = self._file_names(source.name) if source.frame is None else []
         known = self.known[names[0]] if names else None
@@ -244,10 +244,19 @@ class _Ids:
         if source.frame is not None:
             image["frame"] = source.frame
         self.images.append(image)
+        return image
+
+    def results(self, source: Source, instances: Any) -> list[dict]:
+        """Return the COCO results of one image, and assign its id."""
+        from pycocotools import mask as coco_mask
+
+        image = self.image(source)
         found = []
         boxes, scores, labels = instances.bboxes.tolist(), instances.scores.tolist(), instances.labels.tolist()
         for i, (x1, y1, x2, y2) in enumerate(boxes):
             result = coco_result(image["id"], self.category_ids[labels[i]], (x1, y1, x2, y2), scores[i])
+            if "track_ids" in instances and instances.track_ids[i] >= 0:
+                result["track_id"] = int(instances.track_ids[i])
             if "masks" in instances:
                 mask = instances.masks[i]
                 if x2 <= x1 or y2 <= y1:  # a detector without boxes, such as SOLO, returns zeros
