@@ -119,8 +119,8 @@ class PairVisualizer(Visualizer):
         for wanted, kind in ((draw_gt, "gt"), (draw_pred, "pred")):
             instances, labels = f"{kind}_instances", f"{kind}_sem_seg"
             if wanted and kind == "pred" and "pred_panoptic_seg" in data_sample:
-                found = panoptic(name, classes, _array(data_sample.pred_panoptic_seg.sem_seg)[0])
-                parts.append(draw(image, found, palette))
+                segments = panoptic(name, classes, _array(data_sample.pred_panoptic_seg.sem_seg)[0])
+                parts.append(draw(image, segments, palette))
             elif wanted and instances in data_sample and "bboxes" in getattr(data_sample, instances) and not whole:
                 found = detections(name, image.shape, classes, getattr(data_sample, instances))
                 parts.append(draw(image, found, palette, pred_score_thr, with_scores=kind == "pred"))
