@@ -115,7 +115,7 @@ def _decode_list(text: str, position: int, look: Callable[[list], T]) -> tuple[E
         part.append(entry)
         separator = SEPARATOR.match(text, position)
         if separator is None:
-            raise ValueError(position)  # caught above
+            raise ValueError  # caught above
         position, end = separator.end(), separator[1] == "]"
         if len(part) == PART or end:
             results.append(look(part))

@@ -66,7 +66,8 @@ def linear(module: nn.Linear, x: Tensor, weights: Weights | None = None) -> Tens
     dtype = product_dtype(x, module.weight)
     if dtype is None:
         return module(x)
-    weight, bias = module.weight, module.bias
+    weight: Any = module.weight
+    bias: Any = module.bias
     if weight.dtype is not dtype:
         weight, bias = (weights or Weights())(module, dtype)
     x = x.to(dtype)
@@ -80,7 +81,8 @@ def mlp(fc1: nn.Linear, fc2: nn.Linear, x: Tensor, weights: Weights | None = Non
     dtype = product_dtype(x, fc1.weight)
     if dtype is None:
         return eager.mlp(fc1, fc2, x)
-    weight1, bias1, weight2, bias2 = fc1.weight, fc1.bias, fc2.weight, fc2.bias
+    layers: Any = fc1.weight, fc1.bias, fc2.weight, fc2.bias
+    weight1, bias1, weight2, bias2 = layers
     if weight1.dtype is not dtype:
         weights = weights or Weights()
         (weight1, bias1), (weight2, bias2) = weights(fc1, dtype), weights(fc2, dtype)
