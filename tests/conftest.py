@@ -38,7 +38,7 @@ OPENMMLAB_LIMITS = {
     "tests/tools/test_tools.py::test_segmentor": WEIGHTS,
     "::test_padding_cost_equals_difference_to_full_windows": FLOPS,
     "::test_models_alternate": FLOPS,
-    "::test_forward_pass_makes_few_python_calls": "before torch 2.4, whether autocast is on is asked by a Python function",
+    "::test_forward_pass_makes_few_python_calls": "torch 2.1 tells the state of autocast by a Python function",
     "::test_hugging_face": "the newest pyarrow needs NumPy 2",
     "::test_sharded_gradients_are_clipped_by_global_norm": "torch 2.1 shards on GPUs only",
     "::test_predictions_are_those_of_mmdet[DINO]": "DINO of mmdet 3.3 has 256 channels, and this test fewer",
