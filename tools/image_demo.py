@@ -52,7 +52,7 @@ def main() -> None:
         action="store_true",
         help="number the objects that a detector finds in a video, with the same number in each frame",
     )
-    parser.add_argument("--amp", choices=tuple(AMP), help="mixed precision: fp16 (on a GPU) or bf16")
+    parser.add_argument("--amp", choices=tuple(AMP), help="mixed precision of the backbone: fp16 (on a GPU) or bf16")
     apis.add_pixels_argument(parser)
     parser.add_argument("--no-draw", action="store_true", help="write the predictions only")
     add_trust_argument(parser)

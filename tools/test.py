@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--show-dir", help="folder for images: ground truth on the left, prediction on the right")
     parser.add_argument("--tta", action="store_true", help="merge predictions of several scales and mirrored images")
     parser.add_argument("--out", metavar="FILE.csv", help="write a table of a classifier's predictions")
-    parser.add_argument("--amp", choices=tuple(AMP), help="mixed precision: fp16 (on a GPU) or bf16")
+    parser.add_argument("--amp", choices=tuple(AMP), help="mixed precision of the backbone: fp16 (on a GPU) or bf16")
     parser.add_argument("--verbose", action="store_true", help="show everything that is written to the log file")
     add_trust_argument(parser)
     args = parser.parse_args()

@@ -17,7 +17,7 @@ from mmengine.logging import print_log
 
 from mmgcvit.apis.config import load_config
 from mmgcvit.apis.launch import use_available_cores
-from mmgcvit.apis.precision import autocast
+from mmgcvit.apis.precision import predict_in
 from mmgcvit.apis.tta import use_tta
 from mmgcvit.errors import CheckpointError, ClassificationDataError, CorruptImageError, UsageError
 from mmgcvit.registry import rename_old_types
@@ -101,7 +101,7 @@ def predict(
             labels plus 1.
         draw: whether to make drawings.
         max_pixels: images with more pixels are not decoded; by default 100 million.
-        amp: mixed precision, 'fp16' (GPU only) or 'bf16'.
+        amp: mixed precision of the backbone, 'fp16' (GPU only) or 'bf16'.
         track_objects: for a detector: number the objects of each video, in drawings and as ``track_id`` in the results
             (:class:`~mmgcvit.tasks.detection.tracks.ObjectTracker`). Tracks begin at ``score_thr``.
 
@@ -128,6 +128,7 @@ def predict(
     task, model = load_predictor(config, checkpoint, device, tta, tile, overlap, batch_size, ann_file)
     if track_objects and task.name != "detection":
         raise UsageError(f"--track-objects: the model is for {task.name}; allowed: detectors")
+    predict_in(amp, model.trained.model, device)
     model.validate_inputs(entries)
     folder = Path(out_dir)
     try:
@@ -136,11 +137,10 @@ def predict(
         raise UsageError(f"out_dir={out_dir!r}: cannot be written: {error}") from error
     run = _Run(model, folder, draw, score_thr, track_objects)
     try:
-        with autocast(amp, device):
-            run.images([entry for entry in entries if not entry.is_video])
-            for entry in entries:
-                if entry.is_video:
-                    run.video(entry)
+        run.images([entry for entry in entries if not entry.is_video])
+        for entry in entries:
+            if entry.is_video:
+                run.video(entry)
     finally:
         run.finish()
     if run.failures:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
+from torch import Tensor, nn
 
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
@@ -64,21 +67,36 @@ def _use_bfloat16_on_cpu(cfg: Config) -> None:
         cfg.optim_wrapper.pop(key, None)
 
 
-def autocast(kind: str | None, device: str | None = None) -> AbstractContextManager:
-    """Context in which a model predicts in mixed precision.
+def predict_in(kind: str | None, model: nn.Module, device: str | None = None) -> None:
+    """Let the backbone of a model predict in mixed precision; its maps and all other parts are float32.
+
+    Heads in bfloat16 would round the coordinates of boxes to 8 bits.
 
     Args:
         kind: 'fp16' (GPU only), 'bf16', or None for float32.
+        model: a detector, segmentor or classifier, or a model around one.
         device: 'cpu', 'cuda:0', ...; by default a GPU if there is one.
 
     Raises:
         UsageError: an unknown kind, or 'fp16' without a GPU.
     """
     if kind is None:
-        return nullcontext()
+        return
     device = device or get_device()
     _check(kind, device)
-    return torch.autocast(device.partition(":")[0], AMP[kind])
+    for module in list(model.modules()):
+        backbone = getattr(module, "backbone", None)
+        if isinstance(backbone, nn.Module):
+            context = torch.autocast(device.partition(":")[0], AMP[kind])
+            backbone.forward = partial(_forward_in, context, backbone.forward)
+
+
+def _forward_in(context: torch.autocast, forward: Callable, *args: Any, **kwargs: Any) -> Any:
+    with context:
+        maps = forward(*args, **kwargs)
+    if isinstance(maps, Tensor):
+        return maps.float()
+    return type(maps)(m.float() for m in maps)
 
 
 def _check(kind: str, device: str) -> None:

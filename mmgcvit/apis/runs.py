@@ -23,7 +23,7 @@ from mmgcvit.apis.checkpoints import checkpoint_to_resume, newest_checkpoint, re
 from mmgcvit.apis.config import unknown_argument
 from mmgcvit.apis.launch import build_runner, lost_process
 from mmgcvit.apis.lock import lock_work_dir
-from mmgcvit.apis.precision import autocast, fit_precision_to_device, use_mixed_precision
+from mmgcvit.apis.precision import fit_precision_to_device, predict_in, use_mixed_precision
 from mmgcvit.apis.summary import resume_command
 from mmgcvit.apis.tracking import use_tracker
 from mmgcvit.apis.tta import use_tta
@@ -250,7 +250,7 @@ def test(
         show_dir: folder for images with the ground truth on the left and the prediction on the right.
         tta: use test-time augmentation (:func:`use_tta`).
         out: for a classifier, CSV file for the predictions (:class:`~mmgcvit.classification.TopKAccuracy`).
-        amp: mixed precision, 'fp16' (GPU only) or 'bf16'.
+        amp: mixed precision of the backbone, 'fp16' (GPU only) or 'bf16'.
 
     Returns:
         The metrics.
@@ -280,13 +280,11 @@ def test(
     tell_classes_apart(cfg.get("test_evaluator"))
     if out is not None and not any(task.set_table(cfg, out) for task in TASKS):
         raise UsageError("--out: the config's test_evaluator is not a TopKAccuracy, which writes the table")
-    if amp is not None:  # mmengine's loop disables autocast otherwise; its dtype is that of the context around it
-        cfg.test_cfg = dict(cfg.get("test_cfg") or {}, fp16=True)
     try:
         runner = build_runner(cfg)
         revert_sync_bn(runner)
-        with autocast(amp):
-            return runner.test()
+        predict_in(amp, runner.model)
+        return runner.test()
     except USERS_ERRORS as error:
         raise UsageError(worker_message(error)) from error
     except (RuntimeError, TypeError) as error:

@@ -9,6 +9,7 @@ import torch
 from classification_run import config, make_tree
 from conftest import ROOT
 from mmengine.config import Config
+from torch import nn
 
 from mmgcvit import GCViT, apis
 from mmgcvit.apis import UsageError, precision
@@ -63,6 +64,30 @@ def test_mixed_precision_of_a_config_on_a_cpu(monkeypatch):
 def test_what_is_refused(monkeypatch):
     monkeypatch.setattr(precision, "get_device", lambda: "cpu")
     with pytest.raises(UsageError, match="--amp fp16 needs a GPU; allowed on a CPU: --amp bf16"):
-        precision.autocast("fp16")
+        precision.predict_in("fp16", nn.Module())
     with pytest.raises(UsageError, match="amp='bf8'; allowed: fp16, bf16"):
         precision.use_mixed_precision(Config(dict(optim_wrapper=dict(type="OptimWrapper"))), "bf8")
+
+
+def test_only_the_backbone_of_a_detector_predicts_in_bfloat16(monkeypatch):
+    """Boxes stay float32, and are close to those of a float32 backbone."""
+    pytest.importorskip("mmdet")
+    from mmdet.registry import MODELS
+    from mmdet.structures import DetDataSample
+
+    monkeypatch.setattr(precision, "get_device", lambda: "cpu")
+    cfg = apis.load_config(ROOT / "configs/detection/mask-rcnn_gcvit-nano_fpn_digits.py")
+    cfg.model.test_cfg.rcnn.score_thr = 0.0
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).eval()
+    data = dict(inputs=[torch.randint(0, 256, (3, 100, 130), dtype=torch.uint8) for _ in range(2)])
+    size = dict(img_shape=(100, 130), ori_shape=(100, 130), scale_factor=(1.0, 1.0))
+    data["data_samples"] = [DetDataSample(metainfo=size) for _ in range(2)]
+    with torch.no_grad():
+        maps = model.backbone(torch.randn(2, 3, 128, 160))
+        precision.predict_in("bf16", model)
+        found = model.test_step(data)
+        again = model.backbone(torch.randn(2, 3, 128, 160))
+    assert all(sample.pred_instances.bboxes.dtype is torch.float32 for sample in found)
+    assert [m.dtype for m in again] == [m.dtype for m in maps]
+    assert isinstance(again, tuple)
