@@ -97,6 +97,7 @@ def narrow(folder: Path) -> Config:
     cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=2, val_interval=2)
     cfg.param_scheduler = []
     cfg.default_hooks.checkpoint = dict(type="CheckpointHook", by_epoch=False, interval=2)
+    cfg.visualizer.name = str(folder)  # mmengine's current visualizer is that whose name is new
     return cfg
 
 

@@ -106,7 +106,7 @@ def test_no_process_stays(tmp_path: Path, capfd: pytest.CaptureFixture, number: 
         os.killpg(first.pid, number)
     else:
         first.kill()
-    first.join(10)
+    first.join(60)
     assert first.exitcode == (1 if number == signal.SIGINT else -number)
     wait_until(lambda: not any(Path(f"/proc/{child.name}/cmdline").exists() for child in tmp_path.iterdir()))
     printed = capfd.readouterr().err

@@ -158,7 +158,9 @@ def test_default_methods():
     """Grad-CAM for whole images, HiResCAM for parts of them."""
     pytest.importorskip("pytorch_grad_cam")
     defaults = {task.name: set(default_methods(task)) & {"gradcam", "hirescam"} for task in TASKS}
-    assert defaults == {"classification": {"gradcam"}, "segmentation": {"hirescam"}, "detection": {"hirescam"}}
+    assert defaults.pop("classification") == {"gradcam"}
+    assert len(defaults) == len(TASKS) - 1
+    assert all(methods == {"hirescam"} for methods in defaults.values())
 
 
 def test_equal_names_with_other_suffixes(folder: Path, tmp_path: Path):
