@@ -110,7 +110,7 @@ def test_make_passes_python_on_only_if_it_is_given(tmp_path: Path):
     """Otherwise `make test` would compare python3 with the environment that PYTHON=python3.12 has created."""
     file = tmp_path / "Makefile"
     file.write_text(f"include {ROOT}/Makefile\nshown:\n\t@echo [$$PYTHON]\n")
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "MAKEFLAGS")}
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "MAKEFLAGS", "MAKELEVEL")}
     for given, shown in ((["PYTHON=python3.12"], "[python3.12]"), ([], "[]")):
         done = subprocess.run(
             ["make", "-f", str(file), "shown", *given], env=environment, capture_output=True, text=True

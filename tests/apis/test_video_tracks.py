@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("mmdet")
 
@@ -41,6 +43,7 @@ class Squares(Detector):
     def __init__(self) -> None:
         self.ids, self.results = _Ids(None), []
         self.classes, self.palette = ("red", "green", "blue"), DISTINCT[:3]
+        self.inferencer = SimpleNamespace(model=nn.Identity())
         self.ids.name_categories(self.classes)
 
     class reader:
