@@ -62,6 +62,8 @@ onednn_is_enabled: Callable[[], bool] = torch._C._get_mkldnn_enabled
 onednn_linear: Callable[..., Tensor] | None = (
     getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 )
+#: The same with a sum: ``onednn_linear_sum(x, added, weight, bias, "add")``, where ``added`` is (..., C').
+onednn_linear_sum: Callable[..., Tensor] | None = getattr(onednn_linear, "binary", None)
 PLAIN: tuple[str, list, str] = ("none", [], "")
 GELU: tuple[str, list, str] = ("gelu", [], "none")
 

@@ -181,6 +181,11 @@ def test_onednn_linear(dtype: torch.dtype, gelu: bool):
         assert got.dtype is dtype
         assert got.is_contiguous()
         assert relative_error(got.double(), wanted) < (1e-6 if dtype is torch.float32 else 4e-3)
+        if not gelu:
+            added = torch.randn(10, 5, 7).to(dtype).permute(1, 2, 0)
+            got = compat.onednn_linear_sum(x, added, weight, bias, "add")
+            assert got.dtype is dtype
+            assert relative_error(got.double(), added.double() + wanted) < (1e-6 if dtype is torch.float32 else 4e-3)
 
 
 def test_softmax_backward_into_given_memory():

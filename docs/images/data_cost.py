@@ -118,7 +118,7 @@ def exponent(sizes: list[int], values: list[float]) -> float:
     return round(float(np.polyfit(np.log(sizes[-3:]), np.log(values[-3:]), 1)[0]), 2) + 0.0  # no -0
 
 
-def draw(series: dict[str, list[tuple[int, float, float]]], out: Path) -> None:
+def draw(series: dict[str, list[tuple[int, float, float]]], out: Path, xlabel: str = "number") -> None:
     """Draw seconds and MB by size."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -131,7 +131,7 @@ def draw(series: dict[str, list[tuple[int, float, float]]], out: Path) -> None:
             for name, rows in series.items():
                 sizes, values = [row[0] for row in rows], [row[column] for row in rows]
                 axes.loglog(sizes, values, "o-", label=f"{name}: {exponent(sizes, values):.2f}")
-            axes.set(xlabel="number", ylabel=unit)
+            axes.set(xlabel=xlabel, ylabel=unit)
             axes.legend(title="exponent", loc="upper center", bbox_to_anchor=(0.5, -0.2))
         figure.savefig(out, metadata={"Date": None})
 

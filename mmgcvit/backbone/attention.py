@@ -63,6 +63,7 @@ class WindowAttention(nn.Module):
         queries: Sequence[Tensor] | None = None,
         biases: Sequence[Any] | None = None,
         ops: kernels.Kernels = kernels.REFERENCE,
+        added: Tensor | None = None,
     ) -> Tensor:
         """Attend within each window.
 
@@ -72,6 +73,7 @@ class WindowAttention(nn.Module):
             queries: global query of each region, (B * windows, heads, tokens, d); global attention only.
             biases: position bias of each region, from ``ops.position_biases``; None to compute them here.
             ops: implementations of the operations.
+            added: (rows, C), added to the result; None for nothing.
 
         Returns:
             (rows, C); rows that represent padding are arbitrary, but finite.
@@ -90,8 +92,10 @@ class WindowAttention(nn.Module):
             windows = rows.unflatten(0, (span.count, span.rows_per_window))  # [rows, C] -> [windows, tokens, C]
             y = ops.window_attention(windows, query, of_region[span.index], self.num_heads, dropout)
             outputs.append(y.flatten(0, 1))
-        x = ops.linear(self.proj, outputs[0] if len(outputs) == 1 else torch.cat(outputs))
-        return F.dropout(x, self.drop_rate, self.training) if self.drop_rate else x
+        x = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        if not self.drop_rate:
+            return ops.linear(self.proj, x, added)
+        return kernels.plus(F.dropout(ops.linear(self.proj, x), self.drop_rate, self.training), added)
 
     def _biases(self, pack: Pack, ops: kernels.Kernels, dtype: torch.dtype) -> dict[int, Any]:
         sizes = [(span.region.height, span.region.width) for span in pack.spans]

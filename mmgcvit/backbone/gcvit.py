@@ -96,8 +96,8 @@ class Block(nn.Module):
         y = self.norm1(x)
         if pack.is_padded:  # in place only if nothing else can hold the output of the norm
             y = pack.clear_padding(y, in_place=ops is not kernels.REFERENCE)
-        x = ops.residual(x, self.attn(y, pack, queries, biases, ops), self.gamma1, scale1)
-        return ops.residual(x, self.mlp(self.norm2(x), ops), self.gamma2, scale2)
+        x = ops.residual(x, partial(self.attn, y, pack, queries, biases, ops), self.gamma1, scale1)
+        return ops.residual(x, partial(self.mlp, self.norm2(x), ops), self.gamma2, scale2)
 
 
 class Stage(nn.Module):

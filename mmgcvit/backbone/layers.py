@@ -135,12 +135,12 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, channels)
         self.drop_rate = drop_rate
 
-    def forward(self, x: Tensor, ops: kernels.Kernels = kernels.REFERENCE) -> Tensor:
-        """Return fc2(GELU(fc1(x))), computed by ``ops``."""
+    def forward(self, x: Tensor, ops: kernels.Kernels = kernels.REFERENCE, added: Tensor | None = None) -> Tensor:
+        """Return fc2(GELU(fc1(x))), plus a tensor (..., C) if one is given, computed by ``ops``."""
         if not self.drop_rate:
-            return ops.mlp(self.fc1, self.fc2, x)
+            return ops.mlp(self.fc1, self.fc2, x, added)
         x = F.dropout(F.gelu(ops.linear(self.fc1, x)), self.drop_rate, self.training)
-        return F.dropout(ops.linear(self.fc2, x), self.drop_rate, self.training)
+        return kernels.plus(F.dropout(ops.linear(self.fc2, x), self.drop_rate, self.training), added)
 
 
 def conv_channels_last(conv: nn.Conv2d, x: Tensor) -> Tensor:

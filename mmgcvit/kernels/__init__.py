@@ -6,6 +6,18 @@
 """
 
 from mmgcvit.kernels.dispatch import KERNELS, OPTIONAL, REFERENCE, Kernels, choose, disabled, enabled, max_pack
+from mmgcvit.kernels.reference import plus
 from mmgcvit.utils.capture import is_eager
 
-__all__ = ["KERNELS", "OPTIONAL", "REFERENCE", "Kernels", "choose", "disabled", "enabled", "is_eager", "max_pack"]
+__all__ = [
+    "KERNELS",
+    "OPTIONAL",
+    "REFERENCE",
+    "Kernels",
+    "choose",
+    "disabled",
+    "enabled",
+    "is_eager",
+    "max_pack",
+    "plus",
+]

@@ -6,7 +6,7 @@ themselves are in :mod:`~mmgcvit.kernels.products`. ``docs/performance.md`` list
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -61,26 +61,28 @@ def with_cast_weights(kernels: Any) -> Any:
     return replace(kernels, **{name: f for name, f in shared.items() if getattr(kernels, name) is f.func})
 
 
-def linear(module: nn.Linear, x: Tensor, weights: Weights | None = None) -> Tensor:
+def linear(module: nn.Linear, x: Tensor, added: Tensor | None = None, weights: Weights | None = None) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.linear`; ``module`` must be unmodified."""
     dtype = product_dtype(x, module.weight)
     if dtype is None:
-        return module(x)
+        return reference.linear(module, x, added)
     weight: Any = module.weight
     bias: Any = module.bias
     if weight.dtype is not dtype:
         weight, bias = (weights or Weights())(module, dtype)
     x = x.to(dtype)
     if torch.is_grad_enabled():
-        return Linear.apply(x, module.weight, module.bias, weight, bias, False)
-    return product_in(dtype, x, weight, bias)
+        return reference.plus(Linear.apply(x, module.weight, module.bias, weight, bias, False), added)
+    return product_in(dtype, x, weight, bias, added=added)
 
 
-def mlp(fc1: nn.Linear, fc2: nn.Linear, x: Tensor, weights: Weights | None = None) -> Tensor:
+def mlp(
+    fc1: nn.Linear, fc2: nn.Linear, x: Tensor, added: Tensor | None = None, weights: Weights | None = None
+) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.mlp`; both modules must be unmodified."""
     dtype = product_dtype(x, fc1.weight)
     if dtype is None:
-        return eager.mlp(fc1, fc2, x)
+        return eager.mlp(fc1, fc2, x, added)
     layers: Any = fc1.weight, fc1.bias, fc2.weight, fc2.bias
     weight1, bias1, weight2, bias2 = layers
     if weight1.dtype is not dtype:
@@ -89,8 +91,17 @@ def mlp(fc1: nn.Linear, fc2: nn.Linear, x: Tensor, weights: Weights | None = Non
     x = x.to(dtype)
     if torch.is_grad_enabled():
         x = Linear.apply(x, fc1.weight, fc1.bias, weight1, bias1, False)
-        return Linear.apply(x, fc2.weight, fc2.bias, weight2, bias2, True)
-    return product_in(dtype, product_in(dtype, x, weight1, bias1, gelu=True), weight2, bias2)
+        return reference.plus(Linear.apply(x, fc2.weight, fc2.bias, weight2, bias2, True), added)
+    return product_in(dtype, product_in(dtype, x, weight1, bias1, gelu=True), weight2, bias2, added=added)
+
+
+def residual(
+    x: Tensor, branch: Callable[..., Tensor], gamma: Tensor | None = None, scale: Tensor | None = None
+) -> Tensor:
+    """See :func:`mmgcvit.kernels.reference.residual`."""
+    if gamma is None and scale is None and not torch.is_grad_enabled():
+        return branch(x)
+    return eager.residual(x, branch, gamma, scale)
 
 
 # ------------------------------------------------------------------------------------------------- tail of an MBConv

@@ -6,7 +6,7 @@ differentiable operations, so that second derivatives work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,9 +44,9 @@ class GeluLinear(torch.autograd.Function):
         return d_x, d_weight, d_bias
 
 
-def mlp(fc1: nn.Linear, fc2: nn.Linear, x: Tensor) -> Tensor:
+def mlp(fc1: nn.Linear, fc2: nn.Linear, x: Tensor, added: Tensor | None = None) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.mlp`; ``fc2`` must be unmodified."""
-    return gelu_linear(fc2, fc1(x))
+    return reference.plus(gelu_linear(fc2, fc1(x)), added)
 
 
 def gelu_linear(module: nn.Linear, x: Tensor) -> Tensor:
@@ -75,11 +75,14 @@ class ScaledAdd(torch.autograd.Function):
         return gradient, (gradient * scale).to(ctx.dtype), None
 
 
-def residual(x: Tensor, y: Tensor, gamma: Tensor | None, scale: Tensor | None) -> Tensor:
+def residual(
+    x: Tensor, branch: Callable[..., Tensor], gamma: Tensor | None = None, scale: Tensor | None = None
+) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.residual`."""
-    if gamma is not None or (scale is not None and x.dtype != y.dtype):
-        return reference.residual(x, y, gamma, scale)
-    return x + y if scale is None else ScaledAdd.apply(x, y, scale.to(x.dtype))
+    if gamma is not None or scale is None:
+        return reference.residual(x, branch, gamma, scale)
+    y = branch()
+    return x + y * scale if x.dtype != y.dtype else ScaledAdd.apply(x, y, scale.to(x.dtype))
 
 
 def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: Any) -> Tensor:

@@ -9,11 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgcvit.compat import GELU, PLAIN, autocast_is_enabled, compute_dtype, onednn_is_enabled, onednn_linear
+from mmgcvit.compat import (
+    GELU,
+    PLAIN,
+    autocast_is_enabled,
+    compute_dtype,
+    onednn_is_enabled,
+    onednn_linear,
+    onednn_linear_sum,
+)
 from mmgcvit.kernels import processor
+from mmgcvit.kernels.reference import plus
 
 MIN_ONEDNN = 2**15  # oneDNN pays off from this size; torch never uses it for convolutions of 20480 or fewer elements
 _onednn_linear: Any = onednn_linear
+_onednn_linear_sum: Any = onednn_linear_sum
 
 
 def differentiable(
@@ -45,13 +55,22 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product_in(product_dtype(x, weight) if x.dtype is weight.dtype else None, x, weight, bias)
 
 
-def product_in(dtype: torch.dtype | None, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """Compute x @ weight.T + bias, and optionally its GELU, without a gradient.
+def product_in(
+    dtype: torch.dtype | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gelu: bool = False,
+    added: Tensor | None = None,
+) -> Tensor:
+    """Compute x @ weight.T + bias, and optionally its GELU or its sum with a tensor, without a gradient.
 
-    All of them have the dtype from :func:`product_dtype`.
+    x, weight and bias have the dtype from :func:`product_dtype`.
     """
     if dtype is torch.bfloat16 or (dtype is not None and not processor.convolutions_are_faster()):
-        return _onednn_linear(x, weight, bias, *(GELU if gelu else PLAIN))
+        if added is not None and added.dtype is dtype and _onednn_linear_sum is not None:
+            return _onednn_linear_sum(x, added, weight, bias, "add")
+        return plus(_onednn_linear(x, weight, bias, *(GELU if gelu else PLAIN)), added)
     if dtype is None:
         y = F.linear(x, weight, bias)
     else:
@@ -60,7 +79,7 @@ def product_in(dtype: torch.dtype | None, x: Tensor, weight: Tensor, bias: Tenso
         image = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
         y = F.conv2d(image, weight[:, :, None, None], bias, dilation=2)
         y = y.permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
-    return torch.ops.aten.gelu_(y) if gelu else y
+    return plus(torch.ops.aten.gelu_(y) if gelu else y, added)
 
 
 def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ reference: outputs, gradients, odd sizes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,14 +17,22 @@ from mmgcvit.compat import forward_ad_level, functorch_is_active, is_compiling, 
 from mmgcvit.utils.capture import cached
 
 
-def linear(module: nn.Linear, x: Tensor) -> Tensor:
-    """Apply a linear layer: (..., C) -> (..., C')."""
-    return module(x)
+def linear(module: nn.Linear, x: Tensor, added: Tensor | None = None) -> Tensor:
+    """Apply a linear layer, and add a tensor to the result if one is given: (..., C), (..., C') -> (..., C')."""
+    return plus(module(x), added)
 
 
-def mlp(fc1: nn.Linear, fc2: nn.Linear, x: Tensor) -> Tensor:
-    """Apply two linear layers with an exact GELU between them: (..., C) -> (..., C')."""
-    return fc2(F.gelu(fc1(x)))
+def mlp(fc1: nn.Linear, fc2: nn.Linear, x: Tensor, added: Tensor | None = None) -> Tensor:
+    """Apply two linear layers with an exact GELU between them, and add a tensor to the result if one is given.
+
+    (..., C), (..., C') -> (..., C').
+    """
+    return plus(fc2(F.gelu(fc1(x))), added)
+
+
+def plus(x: Tensor, added: Tensor | None) -> Tensor:
+    """Sum of two tensors, the second of which may be None."""
+    return x if added is None else added + x
 
 
 def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: Any) -> Tensor:
@@ -43,15 +51,18 @@ def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: Any) -> Tensor:
     return x + pointwise(y * se(y.mean((1, 2)))[:, None, None])
 
 
-def residual(x: Tensor, y: Tensor, gamma: Tensor | None, scale: Tensor | None) -> Tensor:
-    """Compute x + y * gamma * scale.
+def residual(
+    x: Tensor, branch: Callable[..., Tensor], gamma: Tensor | None = None, scale: Tensor | None = None
+) -> Tensor:
+    """Compute x + branch() * gamma * scale.
 
     Args:
         x: (rows, C).
-        y: (rows, C).
+        branch: returns y, (rows, C); ``branch(x)`` would return x + y, with the sum computed in its last product.
         gamma: (C,), layer scale; None for no layer scale.
         scale: (rows, 1), drop-path scale, without a gradient; None for no drop path.
     """
+    y = branch()
     if gamma is not None:
         return torch.addcmul(x, y if scale is None else y * scale, gamma)
     return x + y if scale is None else x + y * scale

@@ -64,6 +64,21 @@ def test_linear_and_mlp(bias: bool, dtype: torch.dtype):
     compare(lambda: cpu.mlp(fc1, fc2, x), lambda: plain(fc1, fc2), [x, *fc1.parameters(), *fc2.parameters()])
 
 
+def test_added_tensor(monkeypatch):
+    """One product computes the sum, which is rounded to bfloat16 once; a float32 tensor is added afterwards."""
+    fc1, fc2 = randomise(nn.Linear(12, 20)), randomise(nn.Linear(20, 7))
+    x, calls, real = torch.randn(3, 49, 12), [], products._onednn_linear_sum
+    monkeypatch.setattr(products, "_onednn_linear_sum", lambda *args: calls.append(args) or real(*args))
+    for dtype in (torch.bfloat16, torch.float32):
+        added, added2 = torch.randn(3, 49, 20).to(dtype), torch.randn(3, 49, 7).to(dtype)
+        with torch.no_grad(), autocast():
+            y, z = cpu.linear(fc1, x, added), cpu.mlp(fc1, fc2, x, added2)
+        assert y.dtype is z.dtype is dtype
+        assert len(calls) == 2
+        assert relative_error(y.float(), added + fc1(x)) < 1e-2
+        assert relative_error(z.float(), added2 + fc2(F.gelu(fc1(x)))) < 1e-2
+
+
 def test_gradients_of_weights_are_summed_in_float32():
     """Gradients of 1000 packs, each rounded to bfloat16 once; a sum in bfloat16 would stop growing at 256."""
     module, x = nn.Linear(4, 4), torch.ones(3, 4)
@@ -107,8 +122,8 @@ def test_residual_keeps_bfloat16():
     x, y = (torch.randn(15, 6).bfloat16().requires_grad_() for _ in range(2))
     scale = torch.tensor([0.0, 1.25]).repeat_interleave(torch.tensor([7, 8]))[:, None]
     compare(
-        lambda: eager.residual(x, y, None, scale),
-        lambda: reference.residual(x.float(), y.float(), None, scale),
+        lambda: eager.residual(x, lambda: y, None, scale),
+        lambda: x.float() + y.float() * scale,
         [x, y],
     )
 
@@ -116,7 +131,7 @@ def test_residual_keeps_bfloat16():
 @pytest.mark.parametrize("pad", ["input", "stage", "window"])
 @pytest.mark.parametrize("layer_scale", [None, 0.5])
 def test_network(tiny_model, pad: str, layer_scale: float | None):
-    """Maps within 2e-2 of float32, and gradients no further from float32 than those of torch's own autocast."""
+    """Maps within 1.2e-2 of float32 by the norm; gradients no further from float32 than those of torch's autocast."""
     model = tiny_model(pad=pad, drop_path_rate=0.3, arch={**TINY, "layer_scale": layer_scale})
     images = torch.randn(2, 3, 75, 90)
 
@@ -133,7 +148,7 @@ def test_network(tiny_model, pad: str, layer_scale: float | None):
     by_torch = relative_error(run(True, *kernels.KERNELS)[1], gradient)
     got, own = run(True)
     for a, b in zip(got, maps, strict=True):
-        assert relative_error(a, b) < 2e-2
+        assert (a - b).norm() < 1.2e-2 * b.norm()
     assert relative_error(own, gradient) < 1.5 * by_torch + 1e-2
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY, loss_of, randomise, relative_error
 from torch import Tensor, nn
 from torch.nn.utils import prune
@@ -17,7 +18,7 @@ from mmgcvit.backbone.attention import WindowAttention
 from mmgcvit.backbone.gcvit import GCViT
 from mmgcvit.backbone.layers import MBConv
 from mmgcvit.backbone.windows import PAD_MODES, window_layout
-from mmgcvit.kernels import cpu, cpu_attention, dispatch, eager, processor, products, reference
+from mmgcvit.kernels import cpu, cpu_attention, dispatch, eager, processor, products
 
 # The same kernels with oneDNN's products, which are float32 only.
 CONVOLUTION, ONEDNN = replace(dispatch.CPU), replace(dispatch.CPU)
@@ -65,19 +66,40 @@ def test_linear(ops: kernels.Kernels, shape: tuple[int, ...], bias: bool):
     module = randomise(nn.Linear(12, 20, bias=bias))
     x = torch.randn(shape, requires_grad=True)
     inputs = [x, *module.parameters()]
-    compare(lambda: ops.linear(module, x), lambda: reference.linear(module, x), inputs)
+    compare(lambda: ops.linear(module, x), lambda: module(x), inputs)
     fc2 = randomise(nn.Linear(20, 7, bias=bias))
     inputs = [*inputs, *fc2.parameters()]
-    compare(lambda: ops.mlp(module, fc2, x), lambda: reference.mlp(module, fc2, x), inputs)
+    compare(lambda: ops.mlp(module, fc2, x), lambda: fc2(F.gelu(module(x))), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.double])
+def test_added_tensor(ops: kernels.Kernels, dtype: torch.dtype):
+    fc1, fc2 = (randomise(nn.Linear(*size)) for size in ((12, 20), (20, 7)))
+    x, added, added2 = (torch.randn(3, 7, c, dtype=t) for c, t in ((12, torch.float32), (20, dtype), (7, dtype)))
+    for context in (torch.no_grad, torch.enable_grad):
+        with context():
+            y, z = ops.linear(fc1, x, added), ops.mlp(fc1, fc2, x, added2)
+        assert y.dtype is z.dtype is dtype
+        assert relative_error(y, added + fc1(x)) < 1e-5
+        assert relative_error(z, added2 + fc2(F.gelu(fc1(x)))) < 1e-5
 
 
 @pytest.mark.parametrize("gamma", [True, False])
 @pytest.mark.parametrize("scale", [True, False])
 def test_residual(ops: kernels.Kernels, gamma: bool, scale: bool):
     x, y, g = (torch.randn(s, requires_grad=True) for s in ((15, 6), (15, 6), (6,)))
-    arguments = (x, y, g if gamma else None, torch.rand(15, 1) if scale else None)
-    inputs = [x, y, *([g] if gamma else [])]
-    compare(lambda: ops.residual(*arguments), lambda: reference.residual(*arguments), inputs)
+    factors = (g if gamma else None, torch.rand(15, 1) if scale else None)
+
+    def branch(added: Tensor | None = None) -> Tensor:
+        assert not (gamma or scale or torch.is_grad_enabled()) or added is None
+        return y if added is None else added + y
+
+    def wanted() -> Tensor:
+        return x + y * (1 if factors[0] is None else g) * (1 if factors[1] is None else factors[1])
+
+    compare(lambda: ops.residual(x, branch, *factors), wanted, [x, y, *([g] if gamma else [])])
+    with torch.no_grad():
+        assert relative_error(ops.residual(x, branch, *factors), wanted()) < 1e-6
 
 
 @pytest.mark.parametrize("frozen", [(), ("se.fc1.weight",), ("depthwise.weight", "pointwise.weight")])
@@ -335,7 +357,10 @@ def test_second_derivatives_of_eager_operations(function: str):
         run, inputs = (lambda x, *_: eager.gelu_linear(module, x)), (x,)
     elif function == "residual":
         scale = torch.rand(3, 1, dtype=torch.double)
-        run, inputs = (lambda x, y: eager.residual(x, y, None, scale) ** 3), (x, x.detach().cos().requires_grad_())
+        run, inputs = (
+            (lambda x, y: eager.residual(x, lambda: y, None, scale) ** 3),
+            (x, x.detach().cos().requires_grad_()),
+        )
     else:
         tables = [torch.randn(25, 2, dtype=torch.double, requires_grad=True) for _ in range(2)]
         run, inputs = (
