@@ -21,7 +21,7 @@ from mmgcvit.errors import MMGCViTError, UsageError
 from mmgcvit.utils.text import describe
 
 SCOPE = "mmgcvit"
-#: Classes whose module needs mmcv, mmdet or mmseg, or is rarely needed; it is imported when the name is first looked up.
+#: Classes whose module needs mmcv, mmdet or mmseg, or is rarely used; it is imported when the name is first looked up.
 LAZY = {
     "BoxTTAModel": "mmgcvit.tasks.detection.tta",
     "CocoMetric": "mmgcvit.tasks.detection.metric",

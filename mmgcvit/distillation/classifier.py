@@ -132,7 +132,8 @@ class DistilledClassifier(GCViTClassifier):
                 )
             return super().forward(inputs, targets, sample_idx, mode)
         maps = self.backbone(inputs, self.stages)
-        taught, taught_maps = self.teacher(inputs * self.data_preprocessor.std + self.data_preprocessor.mean)
+        preprocessor: Any = self.data_preprocessor
+        taught, taught_maps = self.teacher(inputs * preprocessor.std + preprocessor.mean)
         losses = {}
         if self.has_head:
             logits = self.classify(maps[-1])

@@ -50,19 +50,12 @@ class FeatureLoss(nn.Module):
         in_channels: channels of each map of the student.
         out_channels: channels of each map of the teacher.
         weight: factor of the loss.
-        stages: stages of the student whose maps are compared; the last one is 3.
-        layers: the teacher's layer for each stage, see :class:`~mmgcvit.distillation.Teacher`.
 
     Raises:
-        ValueError: the weight is not above 0, or there is not one layer for each stage.
+        ValueError: the weight is not above 0.
     """
 
-    def __init__(
-        self,
-        in_channels: Sequence[int],
-        out_channels: Sequence[int],
-        weight: float = 1.0,
-    ) -> None:
+    def __init__(self, in_channels: Sequence[int], out_channels: Sequence[int], weight: float = 1.0) -> None:
         super().__init__()
         self.weight = check_number("features: weight", weight, "a number > 0", positive=True)
         self.adapters = nn.ModuleList(nn.Conv2d(*pair, 1) for pair in zip(in_channels, out_channels, strict=True))

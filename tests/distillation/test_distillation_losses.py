@@ -53,14 +53,14 @@ def test_maps_of_other_sizes_are_resized_to_the_students():
     vector = torch.tensor([1.0, -2.0, 5.0])[None, :, None, None]
     for size in ((7, 9), (2, 2), (1, 1), (16, 16)):
         found = loss([vector.expand(2, 3, 5, 4)], [(2 * vector + 1).expand(2, 3, *size)])
-        assert float(found) == pytest.approx(0, abs=1e-3)
+        assert found.item() == pytest.approx(0, abs=1e-3)
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan")])
 def test_bad_weights(value: float):
-    with pytest.raises(ValueError, match="logits: weight=.*; allowed: a number > 0"):
+    with pytest.raises(ValueError, match=r"logits: weight=.*; allowed: a number > 0"):
         LogitsLoss(weight=value)
-    with pytest.raises(ValueError, match="logits: temperature=.*; allowed: a number > 0"):
+    with pytest.raises(ValueError, match=r"logits: temperature=.*; allowed: a number > 0"):
         LogitsLoss(temperature=value)
-    with pytest.raises(ValueError, match="features: weight=.*; allowed: a number > 0"):
+    with pytest.raises(ValueError, match=r"features: weight=.*; allowed: a number > 0"):
         FeatureLoss((3,), (4,), weight=value)

@@ -28,12 +28,12 @@ def file(tmp_path_factory) -> str:
 
 def build(file: str, **arguments) -> DistilledClassifier:
     cfg = dict(
-            type="mmgcvit.DistilledClassifier",
-            backbone=dict(arch=TINY),
-            data_preprocessor=dict(type="mmgcvit.ClassificationPreprocessor", mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 1)),
-            teacher=dict(name=NAME, checkpoint=file),
-            logits=dict(temperature=3.0),
-            num_classes=3,
+        type="mmgcvit.DistilledClassifier",
+        backbone=dict(arch=TINY),
+        data_preprocessor=dict(type="mmgcvit.ClassificationPreprocessor", mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 1)),
+        teacher=dict(name=NAME, checkpoint=file),
+        logits=dict(temperature=3.0),
+        num_classes=3,
     )
     model = MODELS.build(cfg | arguments)
     model.init_weights()
@@ -133,7 +133,7 @@ def test_backbone_without_labels(file: str, tmp_path: Path):
 def test_contradictions(file: str):
     with pytest.raises(UsageError, match=r"'test_resnet' has 1000 classes, the student num_classes=3; allowed"):
         build(file, teacher=dict(name=NAME))
-    with pytest.raises(UsageError, match="label_weight=1.0, logits=None, features=None; allowed"):
+    with pytest.raises(UsageError, match=r"label_weight=1\.0, logits=None, features=None; allowed"):
         build(file, logits=None)
     with pytest.raises(UsageError, match="label_weight=-1, logits="):
         build(file, label_weight=-1)
@@ -173,9 +173,9 @@ def test_run_resumes_exactly_and_is_tested_without_its_teacher(tmp_path: Path):
     taught = distilled(tree, tmp_path / "test", file)
     taught.experiment_name += "-test"
     assert apis.test(taught, checkpoint) == results
+    again = distilled(tree, tmp_path / "again", file)
+    again.experiment_name += "-again"
     with pytest.raises(UsageError, match=r"test_resnet-3\.pth"):
-        again = distilled(tree, tmp_path / "again", file)
-        again.experiment_name += "-again"
         apis.train(again)
 
 

@@ -90,7 +90,7 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path):
         Teacher(NAME, save(tmp_path, classes=7), num_classes=3).load()
     with pytest.raises(CheckpointError, match="does not belong to the model"):
         Teacher(NAME, save(tmp_path, "test_vit"), num_classes=3).load()
-    with pytest.raises(CheckpointError, match="none.pth"):
+    with pytest.raises(CheckpointError, match=r"none\.pth"):
         Teacher(NAME, str(tmp_path / "none.pth"), num_classes=3).load()
 
 
