@@ -164,7 +164,7 @@ class Teacher:
                 "allowed with logits: the same classes"
             )
         if any(isinstance(module, GCViT) for module in network.modules()):
-            if missing := load_pretrained(network, content).left_initial:
+            if missing := load_pretrained(network, file).left_initial:
                 raise CheckpointError(f"teacher: checkpoint {file!r} lacks {summarize(missing)}")
             return
         found = load_complete(network, content, file)
