@@ -6,7 +6,7 @@
 _base_ = './_base_/gcvit-nano.py'
 
 data_root = 'data/my_images/'
-# A model of timm with its pretrained weights, such as 'vit_small_patch14_dinov2.lvd142m'; its licence applies.
+# A model of timm with its pretrained weights, also dict(name='vit_small_patch14_dinov2.lvd142m', img_size=224).
 teacher = dict(name='resnet50.a1_in1k')
 size = 128  # input size in pixels; multiples of 32 avoid padding
 batch_size = 32
