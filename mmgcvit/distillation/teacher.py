@@ -110,6 +110,9 @@ class Teacher:
 
         Returns:
             Logits (B, num_classes), or None for a teacher without head; and the map (B, C, H', W') of each layer.
+
+        Raises:
+            UsageError: the network cannot apply its norm to its maps.
         """
         network: Any = self.load()
         if next(network.parameters()).device != pixels.device:
@@ -120,7 +123,12 @@ class Teacher:
             images = F.interpolate(images, (self.input_size, self.input_size), mode="bilinear", antialias=True)
         if not self.layers:
             return network(images), []
-        last, maps = network.forward_intermediates(images, indices=self.layers, norm=self.norm)
+        try:
+            last, maps = network.forward_intermediates(images, indices=self.layers, norm=self.norm)
+        except AssertionError as error:  # of Hiera, which cannot apply its norm
+            raise UsageError(
+                f"teacher: norm={self.norm}; allowed for {self.name!r}: {not self.norm} ({error})"
+            ) from error
         return network.forward_head(last) if self.num_classes else None, list(maps)
 
     def _create(self, pretrained: bool) -> Any:

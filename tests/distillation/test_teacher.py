@@ -107,6 +107,18 @@ def test_is_built_without_weights_and_random_numbers(tmp_path: Path):
     assert teacher.load() is teacher.load()
 
 
+def test_network_that_cannot_apply_its_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Hiera is one."""
+    teacher = Teacher(NAME, save(tmp_path), num_classes=3, layers=(-1,))
+
+    def refuse(*_, norm: bool, **__) -> None:
+        assert not norm, "not supported"
+
+    monkeypatch.setattr(teacher.load(), "forward_intermediates", refuse)
+    with pytest.raises(UsageError, match=r"teacher: norm=True; allowed for 'test_resnet': False \(not supported"):
+        teacher(pixels())
+
+
 def test_bad_arguments():
     with pytest.raises(UsageError, match=r"teacher: name='resnet_51' cannot be built: .*list_models"):
         Teacher("resnet_51")
