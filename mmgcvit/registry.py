@@ -21,13 +21,14 @@ from mmgcvit.errors import MMGCViTError, UsageError
 from mmgcvit.utils.text import describe
 
 SCOPE = "mmgcvit"
-#: Classes whose module needs mmcv, mmdet or mmseg; it is imported when the name is first looked up.
+#: Classes whose module needs mmcv, mmdet or mmseg, or is rarely used; it is imported when the name is first looked up.
 LAZY = {
     "BoxTTAModel": "mmgcvit.tasks.detection.tta",
     "CocoMetric": "mmgcvit.tasks.detection.metric",
     "CheckLabelFile": "mmgcvit.tasks.segmentation.transforms",
     "CheckLabels": "mmgcvit.tasks.segmentation.transforms",
     "DetDataPreprocessor": "mmgcvit.tasks.detection.preprocessor",
+    "DistilledClassifier": "mmgcvit.distillation.classifier",
     "LoadCheckedImage": "mmgcvit.datasets.loading",
     "LoadPanopticAnnotations": "mmgcvit.tasks.panoptic.transforms",
     "PairVisualizer": "mmgcvit.tasks.visualizer",

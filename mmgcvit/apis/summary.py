@@ -33,12 +33,13 @@ def resume_command(cfg: Config) -> str:
     return shlex.join([*words, "--resume"])
 
 
-def end_of_run(work_dir: str | Path, config: str | Path) -> str:
+def end_of_run(work_dir: str | Path, config: str | Path, predicts: bool = True) -> str:
     """Return lines with the best checkpoint of a run, its report, and the commands to use the model.
 
     Args:
         work_dir: folder of the run.
         config: the config file, as given on the command line.
+        predicts: whether the model predicts; a pre-trained backbone does not.
     """
     folder = Path(work_dir)
     best = sorted(folder.glob("best_*.pth"), key=lambda path: path.stat().st_mtime)
@@ -49,7 +50,7 @@ def end_of_run(work_dir: str | Path, config: str | Path) -> str:
     if (folder / "report.html").is_file():
         lines.append(f"report:          {short_path(folder / 'report.html')}")
     chosen = str(best[-1]) if best else last
-    if chosen is not None:
+    if chosen is not None and predicts:
         model = shlex.join([short_path(config), short_path(chosen)])
         out = shlex.quote(short_path(folder / "model.onnx"))
         lines.append(f"predict:         python tools/image_demo.py IMAGES {model} --out-dir outputs")

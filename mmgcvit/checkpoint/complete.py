@@ -25,8 +25,8 @@ from mmgcvit.compat import add_load_state_dict_pre_hook, with_versions
 from mmgcvit.errors import CheckpointError
 from mmgcvit.utils import summarize
 
-#: Parts that mmseg and mmdet use in training only; predictions do not depend on them.
-TRAINING_PARTS = ("auxiliary_head.", "dn_query_generator.")
+#: Parts that mmseg, mmdet and a DistilledClassifier use in training only; predictions do not depend on them.
+TRAINING_PARTS = ("auxiliary_head.", "dn_query_generator.", "feature_loss.")
 #: Buffers that training changes. Other buffers are constants, which the model computes itself.
 STATISTICS = ("running_mean", "running_var")
 LISTED = 40  # number of class names listed in a message

@@ -154,6 +154,7 @@ def test_end_of_a_run(tmp_path: Path):
     torch.save({}, tmp_path / "best_accuracy_epoch_2.pth")
     (tmp_path / "report.html").touch()
     best, last, report, predict, export = apis.end_of_run(tmp_path, "my config.py").splitlines()
+    assert apis.end_of_run(tmp_path, "my config.py", predicts=False).splitlines() == [best, last, report]
     assert best == f"best checkpoint: {tmp_path}/best_accuracy_epoch_2.pth"
     assert last == found[0]
     assert report.endswith(f" {tmp_path}/report.html")

@@ -23,13 +23,13 @@ class Classification(Task):
     """The package's own classifiers."""
 
     name = "classification"
-    description = "a classifier (GCViTClassifier)"
+    description = "a classifier (GCViTClassifier, mmgcvit.DistilledClassifier)"
     metrics = ("TopKAccuracy",)
 
     def has_model(self, model: Mapping[str, Any] | nn.Module) -> bool:
-        """Whether the model is a GCViTClassifier."""
+        """Whether the model is a GCViTClassifier, with or without a teacher."""
         if isinstance(model, Mapping):
-            return type_name(model) == "GCViTClassifier"
+            return type_name(model) in ("GCViTClassifier", "DistilledClassifier")
         return any(kind.__name__ == "GCViTClassifier" for kind in type(model).__mro__)
 
     def has_dataset(self, dataset: Mapping[str, Any]) -> bool:

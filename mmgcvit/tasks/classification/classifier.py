@@ -114,12 +114,19 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
             ValueError: the mode is unknown, targets are missing for 'loss', or a class is out of range.
         """
         check_choice("mode", mode, MODES)
-        maps = self.backbone(inputs)[-1]
-        logits = self.head(F.dropout(maps.mean(dim=(2, 3)), self.drop_rate, self.training))
+        logits = self.classify(self.backbone(inputs)[-1])
         if mode == "tensor":
             return logits
         if mode == "predict":
             return logits.float().softmax(dim=1)
+        return {"loss": self.label_loss(logits, targets)}
+
+    def classify(self, maps: Tensor) -> Tensor:
+        """Compute logits (B, num_classes) of the last map (B, C, H, W)."""
+        return self.head(F.dropout(maps.mean(dim=(2, 3)), self.drop_rate, self.training))
+
+    def label_loss(self, logits: Tensor, targets: Tensor | None) -> Tensor:
+        """Compute the mean cross-entropy of logits (B, num_classes), see :meth:`forward`."""
         if targets is None:
             raise ValueError("targets=None; allowed in mode 'loss': classes or probabilities")
         # (On a GPU this check would synchronise; there CUDA's own assertion fails instead.)
@@ -129,8 +136,8 @@ class GCViTClassifier(SafePretrainedInit, BaseModel):
                 f"0 to {self.num_classes - 1} (num_classes={self.num_classes})"
             )
         if self.class_weight is not None:
-            return {"loss": self._weighted_loss(logits, targets, self.class_weight)}
-        return {"loss": (self.soft_loss if targets.ndim == 2 else self.hard_loss)(logits, targets)}
+            return self._weighted_loss(logits, targets, self.class_weight)
+        return (self.soft_loss if targets.ndim == 2 else self.hard_loss)(logits, targets)
 
     def _weighted_loss(self, logits: Tensor, targets: Tensor, class_weight: Tensor) -> Tensor:
         """Mean cross-entropy of a batch, weighted by the classes of its images.

@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from mmgcvit.checkpoint.complete import class_names
+from mmgcvit.checkpoint.complete import class_names, compare_classes
 from mmgcvit.compat import has_train_loop
 from mmgcvit.datasets.problems import inner_datasets
 from mmgcvit.errors import ClassificationDataError
@@ -19,7 +19,7 @@ from mmgcvit.tasks.classification.dataset import ClassificationDataset, check_na
 
 @HOOKS.register_module()
 class ClassificationHook(Hook):
-    """Check that data sets, head and checkpoint have the same classes, and log the throughput of evaluation.
+    """Check that data sets, head, checkpoint and teacher have the same classes, and log the throughput of evaluation.
 
     A class folder that is missing in one split shifts the labels of all following classes, and accuracy silently drops.
     The class names of training and validation data are compared, and in a test those of checkpoint and test data. For a
@@ -28,6 +28,7 @@ class ClassificationHook(Hook):
 
     Raises:
         ClassificationDataError: before the run, if classes differ or outnumber the outputs of the head.
+        CheckpointError: before the run, if a teacher has learned the classes in another order.
     """
 
     def __init__(self) -> None:
@@ -42,6 +43,10 @@ class ClassificationHook(Hook):
         for dataset in trained:
             _check_count("train", dataset, runner)
         train = trained[0]
+        if taught := getattr(_model(runner), "taught_classes", ()):
+            renamed = compare_classes(taught, train.metainfo["classes"], _model(runner).teacher.checkpoint)
+            if renamed:
+                runner.logger.warning(f"teacher: {renamed}")
         if runner.val_loop is not None:
             val = runner.val_dataloader.dataset
             _check_count("val", val, runner)
