@@ -67,8 +67,8 @@ class LabelMaps(Format):
             data.splits.setdefault(split, []).append(Item(path, image_size(path), label_map=label_map))
         missing = {_key(path, scan.root, IMAGE_ENDS) for path in bare}
         for path in scan.files:
-            other = path.suffix.lower() in OTHERS and _side(path, scan.root) == "map"
-            if other and _key(path, scan.root, MAP_ENDS) in missing:
+            wrong = path.suffix.lower() in OTHERS and _side(path, scan.root) == "map"
+            if wrong and _key(path, scan.root, MAP_ENDS) in missing:
                 raise AnnotationError(f"{path}: cannot be read as a label map; allowed: {', '.join(SUFFIXES)}")
         if maps:
             raise AnnotationError(
