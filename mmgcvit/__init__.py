@@ -6,9 +6,11 @@ of ``_base_`` configs, and ``gcvit://...`` and ``timm://...`` as names of checkp
 operators, it supplies them (:mod:`mmgcvit.ops`).
 """
 
-from mmgcvit import ops
+from mmgcvit import early_settings, ops
 from mmgcvit.version import __version__
 
+if early_settings.is_command():
+    early_settings.apply()
 ops.install()
 try:
     from mmengine.config.utils import MODULE2PACKAGE

@@ -158,7 +158,10 @@ def count_kernels(
         run()  # fills the caches
         return run()
     except (RuntimeError, NotImplementedError) as error:
-        raise BenchmarkError(f"{type(model).__name__} cannot run on the meta device in {dtype}: {error}") from error
+        hint = "" if dtype == torch.float32 else "; allowed for models that mix dtypes: --dtype float32"
+        raise BenchmarkError(
+            f"{type(model).__name__} cannot run on the meta device in {dtype}: {error}{hint}"
+        ) from error
 
 
 def print_kernel_counts(rows: Sequence[tuple[str, Sequence[int], KernelCount, KernelCount]], top: int = 5) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import ROOT, TINY
 from mmengine.config import Config
+from run_tool import run_tool
 
 from mmgcvit import GCViT
+from mmgcvit.__main__ import main
 from mmgcvit.analysis import (
     PUBLISHED,
     Flops,
@@ -244,30 +244,20 @@ def test_unmatched_custom_keys_are_reported(capsys):
     assert "mmengine - INFO" not in printed
 
 
-def test_commands(tmp_path):
+def test_commands(tmp_path, capsys):
     pytest.importorskip("mmcv._ext")
     config = DETECTION / "_base_/retinanet_gcvit-nano_fpn.py"
-    done = subprocess.run(
-        [sys.executable, ROOT / "tools/get_flops.py", config, "--shape", "96", "160"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = run_tool("get_flops.py", config, "--shape", "96", "160", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "96 x 160" in done.stdout
     assert "bbox_head" in done.stdout
     assert "published" not in done.stdout
     assert "attention" in done.stdout
-    done = subprocess.run(
-        [sys.executable, "-m", "mmgcvit", "params", config], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "1.00e-03" in done.stdout
-    done = subprocess.run(
-        [sys.executable, "-m", "mmgcvit", "params", "nowhere.py"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert done.stderr.strip() == "error: config 'nowhere.py': no such file"
+    capsys.readouterr()
+    assert main(["params", str(config)]) == 0
+    assert "1.00e-03" in capsys.readouterr().out
+    assert main(["params", "nowhere.py"]) == 1
+    assert capsys.readouterr().err.strip() == "error: config 'nowhere.py': no such file"
 
 
 def test_image_has_as_many_channels_as_the_model_takes(tiny_model):

@@ -110,6 +110,16 @@ def test_tool(monkeypatch, capsys):
     assert str(counted.kernels.total()) in text
 
 
+def test_a_model_that_mixes_dtypes(monkeypatch, capsys):
+    """mmdet's Swin adds a mask in float32 to its attention scores."""
+    pytest.importorskip("mmdet")
+    arguments = ["--models", "swin-t", "--shape", "2", "3", "64", "96"]
+    with pytest.raises(SystemExit, match=r"SwinTransformer cannot run .* in torch\.bfloat16: .*: --dtype float32$"):
+        run_tool(arguments, monkeypatch)
+    run_tool([*arguments, "--dtype", "float32"], monkeypatch)
+    assert "swin-t" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

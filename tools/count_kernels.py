@@ -19,17 +19,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["gcvit-tiny"], metavar="MODEL", help=benchmark.ALLOWED)
     parser.add_argument("--shape", nargs=4, type=int, default=(128, 3, 224, 224), metavar=("B", "C", "H", "W"))
+    parser.add_argument(
+        "--dtype",
+        choices=tuple(benchmark.DTYPES),
+        default="bfloat16",
+        help="of parameters and input (default: bfloat16)",
+    )
     parser.add_argument("--top", type=int, default=5, help="number of operations to list, by bytes moved (default: 5)")
     args = parser.parse_args()
     if min(args.shape) < 1:
         sys.exit(f"count_kernels: --shape {' '.join(map(str, args.shape))}; allowed: integers of at least 1")
     try:
         with short_output():
+            dtype = benchmark.DTYPES[args.dtype]
             rows = [
                 (
                     name,
                     args.shape,
-                    *(count_kernels(partial(benchmark.build, name), args.shape, train) for train in (False, True)),
+                    *(
+                        count_kernels(partial(benchmark.build, name), args.shape, train, dtype)
+                        for train in (False, True)
+                    ),
                 )
                 for name in args.models
             ]

@@ -1,9 +1,10 @@
-"""Settings that must be made before torch is imported; a tool imports this module first."""
+"""Makes the settings that must be made before torch is imported; a tool imports this module first."""
 
 import os
+import runpy
+from importlib.util import find_spec
 
-# Threads of GNU OpenMP, which torch uses on Linux, wait for each other by spinning. On a machine with other work, the
-# thread that is waited for may not run meanwhile: a step then takes many times as long. Spinning for a shorter time
-# costs nothing on a quiet machine (docs/performance.md).
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# Run as a file: as a module of the package, it would be imported after the package, which imports torch.
+spec = find_spec("mmgcvit")
+if spec is not None and spec.origin is not None:  # otherwise, the tool's own import says that it is not installed
+    runpy.run_path(os.path.join(os.path.dirname(spec.origin), "early_settings.py"))["apply"]()

@@ -1,5 +1,8 @@
 """Print multiply-adds and parameters of a config's model, with published figures: get_flops.py CONFIG --shape H W"""
 
+import early_settings  # noqa: F401
+
+# isort: split
 import argparse
 import sys
 

@@ -1,5 +1,8 @@
 """Write the report of a run, a page to be opened in a browser: python tools/report.py WORK_DIR [--checkpoint ...]."""
 
+import early_settings  # noqa: F401
+
+# isort: split
 import argparse
 import sys
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from mmengine.config import Config
+from mmengine.registry import HOOKS, PARAM_SCHEDULERS
 
 from mmgcvit.datasets.problems import Problem, class_names, data_sets, metrics_of
 from mmgcvit.engine.schedule import check_schedule
-from mmgcvit.registry import type_name
+from mmgcvit.registry import base_names, type_name
 from mmgcvit.tasks import TASKS, find_task
 from mmgcvit.tasks.base import Split, Task
+from mmgcvit.utils import summarize
 
 SPLITS = ("train", "val", "test")
 #: Parts of a config that mmengine's runner wants all together, by split.
@@ -21,6 +23,7 @@ PARTS = {
 }
 #: Parts of a model whose data sets may have different classes: trackers train on one class, and words are any classes.
 OPEN = ("tracker", "language_model")
+MOST_NAMES = 20  # of results, in a message
 
 
 def check_config(cfg: Config, splits: Sequence[str] = SPLITS) -> list[Problem]:
@@ -95,25 +98,37 @@ def _check_parts(cfg: Config) -> Iterator[Problem]:
 
 def _check_best(cfg: Config, split: Split, task: Task) -> Iterator[Problem]:
     """Yield hooks that wait for a result that no metric of the validation gives."""
+    classes = class_names(split.datasets[0]) if split.datasets else None
     given: set[str] = set()
     for _, metric in split.metrics:
-        results = task.results_of(metric)
+        results = task.results_of(metric, cfg.get("model") or {}, classes)
         if results is None:
             return
         given |= results
+    hooks = cfg.get("custom_hooks") or ()
+    averaged = any("EMAHook" in base_names(HOOKS, hook) for hook in hooks if isinstance(hook, Mapping))
+    if averaged and type_name(cfg.get("val_cfg") or {}) == "EMAValLoop":
+        given |= {f"{name}_raw" for name in given}
     checkpoint = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
     wanted = [("default_hooks.checkpoint.save_best", checkpoint.get("save_best"))]
     wanted += [
         (f"custom_hooks[{i}].monitor", hook.get("monitor"))
-        for i, hook in enumerate(cfg.get("custom_hooks") or ())
+        for i, hook in enumerate(hooks)
         if type_name(hook) == "EarlyStoppingHook"
+    ]
+    schedules = cfg.get("param_scheduler") or ()
+    wanted += [
+        (f"param_scheduler[{i}].monitor", schedule.get("monitor", "loss"))  # mmengine's default, which no metric gives
+        for i, schedule in enumerate(schedules if isinstance(schedules, (list, tuple)) else [schedules])
+        if isinstance(schedule, Mapping)
+        and "ReduceOnPlateauParamScheduler" in base_names(PARAM_SCHEDULERS, schedule)
+        and schedule.get("by_epoch", True)
     ]
     for where, names in wanted:
         for name in names if isinstance(names, (list, tuple)) else [names]:
             if name not in (None, "auto", *given):
-                yield Problem(
-                    "metric", where, f"{name!r}; allowed, as val_evaluator gives them: {', '.join(sorted(given))}", True
-                )
+                allowed = summarize(sorted(given), MOST_NAMES)
+                yield Problem("metric", where, f"{name!r}; allowed, as val_evaluator gives them: {allowed}", True)
 
 
 def _check_classes(splits: Sequence[Split], fixed: bool) -> Iterator[Problem]:

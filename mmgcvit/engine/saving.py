@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import HOOKS
 from mmgcvit.utils.files import atomic_path
+from mmgcvit.utils.text import summarize
 
 BACKEND = "mmgcvit.atomic"
 STOPPED = "stopped_ckpt"  # key in the message hub: checkpoint of a run that a signal has stopped
@@ -82,7 +83,8 @@ class SafeCheckpointHook(CheckpointHook):
         Same as CheckpointHook. With ``backend_args`` or a remote ``out_dir``, that storage writes and removes.
 
     Raises:
-        UsageError: a checkpoint cannot be written; names the file, the free space and the last good checkpoint.
+        UsageError: a checkpoint cannot be written; names the file, the free space and the last good checkpoint. Or
+            ``save_best`` is a result that the validation does not give.
     """
 
     def __init__(self, *args: Any, backend_args: dict | None = None, **kwargs: Any) -> None:
@@ -104,6 +106,9 @@ class SafeCheckpointHook(CheckpointHook):
             super()._save_checkpoint_with_step(runner, step, meta)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        for name in self.key_indicators if self.save_best else ():
+            if name not in ("auto", *metrics):
+                raise UsageError(f"save_best={name!r}; allowed, as val_evaluator gives them: {summarize(metrics, 20)}")
         with self._removing_afterwards(runner):
             super()._save_best_checkpoint(runner, metrics)
 

@@ -13,10 +13,10 @@ from PIL import Image
 
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.finetune.data import Data, Instance, Item
+from mmgcvit.finetune.formats.label_maps import read_pixels
 from mmgcvit.tasks.detection.masks import decompress
 from mmgcvit.utils import summarize
 from mmgcvit.utils.files import temporary_path, write_json
-from mmgcvit.utils.images import any_image_size
 from mmgcvit.utils.text import is_utf8
 
 
@@ -158,8 +158,9 @@ def convert_label_map(path: Path, values: dict[Any, int]) -> np.ndarray:
         AnnotationError: a value or colour has no label.
     """
     colours = isinstance(next(iter(values)), tuple)
-    with any_image_size(), Image.open(path) as image:  # the number of pixels was checked when it was read
-        pixels = np.asarray(image.convert("RGB") if colours else image)
+    pixels = read_pixels(path, colours)
+    if pixels is None:
+        raise AnnotationError(f"{path}: a label map in colours; allowed: one channel")
     codes = pixels.astype(np.int64)
     if colours:
         codes = codes[..., 0] << 16 | codes[..., 1] << 8 | codes[..., 2]

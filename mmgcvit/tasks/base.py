@@ -166,8 +166,16 @@ class Task(ABC):
         """Yield the parts of a config that contradict each other: heads, losses, data sets, metrics."""
         yield from ()
 
-    def results_of(self, metric: Mapping[str, Any]) -> set[str] | None:
-        """Names of the results of a metric, such as 'coco/bbox_mAP'; None if they are not known."""
+    def results_of(
+        self, metric: Mapping[str, Any], model: Mapping[str, Any], classes: Sequence[str] | None
+    ) -> set[str] | None:
+        """Names of the results of a metric, such as 'coco/bbox_mAP'; None if they are not known.
+
+        Args:
+            metric: in a config.
+            model: the model of the config; empty if there is none.
+            classes: the classes of the data set; None if they are not known.
+        """
         return None
 
     def check_before_run(  # noqa: B027

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,21 +43,59 @@ def test_settings_of_the_user_stay(monkeypatch, threads):
     assert cfg.train_dataloader.num_workers == 0
 
 
-@pytest.mark.parametrize(
-    ("given", "wanted"),
-    [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)],
+#: What is imported in place of torch: it tells the variable that torch would see.
+TORCH = "import os; print('torch sees', os.environ.get('GOMP_SPINCOUNT')); raise ImportError('not the real torch')"
+ENTRY = re.search(r'^mmgcvit = "([\w.]+):(\w+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+SCRIPT = f"import sys\nfrom {ENTRY[1]} import {ENTRY[2]}\nsys.exit({ENTRY[2]}())"  # as installers write it
+TOOLS = sorted(
+    path.stem for path in (ROOT / "tools").glob("*.py") if "import early_settings" in path.read_text(encoding="utf-8")
 )
-def test_tools_shorten_spinning_before_torch_is_imported(given: dict[str, str], wanted: str | None):
+
+
+def seen_by_torch(folder: Path, command: list[str], **given: str) -> str:
+    """Run a Python program, and return GOMP_SPINCOUNT when it first imports torch."""
+    (folder / "torch").mkdir()
+    (folder / "torch" / "__init__.py").write_text(TORCH)
+    (folder / "mmgcvit").write_text(SCRIPT)
     environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | given
-    code = "import early_settings, os, sys; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT / "tools", env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == [str(wanted), "False"]
+    environment["PYTHONPATH"] = os.pathsep.join((str(folder), str(ROOT)))
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+    return next(line for line in done.stdout.splitlines() if line.startswith("torch sees")).removeprefix("torch sees ")
 
 
-@pytest.mark.parametrize("tool", ["train", "test", "image_demo", "benchmark", "explain", "export", "app"])
-def test_tools_that_run_a_model_import_the_settings_first(tool: str):
-    lines = (ROOT / "tools" / f"{tool}.py").read_text(encoding="utf-8").splitlines()
-    imports = [line for line in lines if line.startswith(("import ", "from "))]
-    assert imports[0].startswith("import early_settings")
+@pytest.mark.parametrize("command", [
+    ["mmgcvit", "finetune", "--help"],
+    ["-m", "mmgcvit", "finetune", "--help"],
+    *([str(ROOT / "tools" / f"{tool}.py"), "--help"] for tool in TOOLS),
+], ids=lambda command: Path(command[0]).stem)  # fmt: skip
+def test_programs_shorten_spinning_before_torch_is_imported(tmp_path: Path, command: list[str]):
+    assert seen_by_torch(tmp_path, command) == "10000"
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")]
+)
+def test_the_environment_decides(tmp_path: Path, given: dict[str, str], wanted: str):
+    assert seen_by_torch(tmp_path, ["mmgcvit", "doctor"], **given) == wanted
+
+
+@pytest.mark.parametrize("command", [["-c", "import mmgcvit"], ["own.py"]], ids=["import", "script"])
+def test_importing_the_package_changes_no_settings(tmp_path: Path, command: list[str]):
+    (tmp_path / "own.py").write_text("import mmgcvit")
+    assert seen_by_torch(tmp_path, command) == "None"
+
+
+def test_tools_that_run_a_model_import_the_settings():
+    models = {
+        "train",
+        "test",
+        "image_demo",
+        "benchmark",
+        "benchmark_gpu",
+        "explain",
+        "export",
+        "app",
+        "report",
+        "get_flops",
+    }
+    assert set(TOOLS) == models

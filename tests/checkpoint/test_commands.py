@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
 from conftest import ROOT, TINY
+from run_tool import run_tool
 from safetensors import safe_open
 from safetensors.torch import load_file
 from test_layouts import assert_same
@@ -111,12 +111,8 @@ def test_metadata_and_hash(files, tmp_path: Path):
     assert torch.load(path, weights_only=True)["meta"]["source_layout"] == "nvidia"
 
 
-def tool(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools/convert_checkpoint.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-    )
+def tool(*arguments: object) -> CompletedProcess:
+    return run_tool("convert_checkpoint.py", *arguments, cwd=ROOT)
 
 
 def test_tool(files, tmp_path: Path):

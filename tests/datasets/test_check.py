@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from PIL import Image
+from run_tool import run_tool
 
 pytest.importorskip("mmcv")
 pytest.importorskip("mmdet")
@@ -245,8 +244,7 @@ def test_command(tmp_path: Path):
     )
     for name in ("train.json", "val.json"):
         (tmp_path / "data" / name).write_text(path.read_text())
-    command = [sys.executable, ROOT / "tools/check_data.py", mine]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = run_tool("check_data.py", mine, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert (
         "  data/train.json: image id 7, annotation id 1: bbox=[1, 2]" in done.stdout
@@ -254,5 +252,5 @@ def test_command(tmp_path: Path):
     assert done.stdout.strip().endswith("would break training or make a metric meaningless: train, val")
     for name in ("train.json", "val.json"):
         (tmp_path / "data" / name).write_text(json.dumps(content()))
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = run_tool("check_data.py", mine, cwd=tmp_path)
     assert done.returncode == 0, done.stdout

@@ -222,6 +222,40 @@ def test_shipped_configs_are_consistent(path: Path):
             {"custom_hooks": [dict(type="EarlyStoppingHook", monitor="accuracy/top2")]},
             ["custom_hooks[0].monitor: 'accuracy/top2'; allowed, as val_evaluator gives them: accuracy/mean_class"],
         ),
+        (
+            CLASSIFICATION,
+            {
+                "custom_hooks": [dict(type="EMAHook")],
+                "default_hooks.checkpoint.save_best": ["accuracy/top1_raw", "accuracy/top5"],
+            },
+            [
+                "default_hooks.checkpoint.save_best: 'accuracy/top5'; allowed, as val_evaluator gives them: "
+                "accuracy/mean_class, accuracy/mean_class_raw, accuracy/top1, accuracy/top1_raw"
+            ],
+        ),
+        (
+            CLASSIFICATION,
+            {"default_hooks.checkpoint.save_best": "accuracy/top1_raw"},  # no averaged weights
+            ["default_hooks.checkpoint.save_best: 'accuracy/top1_raw'; allowed, as val_evaluator gives them: acc"],
+        ),
+        (
+            SEGMENTATION,
+            {"param_scheduler": [dict(type="ReduceOnPlateauLR", factor=0.5), dict(type="LinearLR", by_epoch=False)]},
+            ["param_scheduler[0].monitor: 'loss'; allowed, as val_evaluator gives them: aAcc, mAcc, mIoU"],
+        ),
+        (
+            DETECTION,
+            {"val_evaluator.classwise": True, "default_hooks.checkpoint.save_best": "coco/bird_precision"},
+            ["default_hooks.checkpoint.save_best: 'coco/bird_precision'; allowed, as val_evaluator gives them: coco/b"],
+        ),
+        (
+            DETECTION,
+            {"val_evaluator": dict(type="LVISMetric", ann_file="data/my_data/val.json")},
+            [
+                "default_hooks.checkpoint.save_best: 'coco/bbox_mAP'; allowed, as val_evaluator gives them: "
+                "lvis/bbox_AP, lvis/bbox_AP50"
+            ],
+        ),
     ],
 )
 def test_contradictions_are_errors(name: str, options: dict, expected: list[str]):
@@ -237,6 +271,25 @@ def test_contradictions_are_errors(name: str, options: dict, expected: list[str]
     assert len(found) == len(expected), list(map(str, found))
     for problem, start in zip(found, expected, strict=True):
         assert str(problem).startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "best"),
+    [
+        (CLASSIFICATION, {"model.num_classes": 6}, "accuracy/top5"),
+        (CLASSIFICATION, {"val_evaluator.prefix": "held_out"}, "held_out/top1"),
+        (DETECTION, {"val_evaluator.classwise": True}, "coco/cat_precision"),
+        (DETECTION, {"val_evaluator.prefix": None}, "coco/bbox_mAP_50"),
+        ("detection/mask2former_gcvit-tiny_8xb2-lsj-50e_coco-panoptic.py", {}, "coco_panoptic/PQ_th"),
+        (DETECTION, {"val_evaluator": dict(type="CityScapesMetric", ann_file="data/my_data/val.json")}, "unknown/here"),
+    ],
+)
+def test_hooks_may_wait_for_every_result_that_is_given(name: str, options: dict, best: str):
+    cfg = load(name, options)
+    cfg.default_hooks.checkpoint.save_best = best
+    cfg.custom_hooks = [dict(type="EMAHook"), dict(type="EarlyStoppingHook", monitor=best)]
+    found = [str(problem) for problem in check_config(cfg, ("train", "val"))]
+    assert not [problem for problem in found if "save_best" in problem or "monitor" in problem]
 
 
 def panoptic() -> Config:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
+from run_tool import run_tool
 
 from mmgcvit.datasets import digit_scenes
 from mmgcvit.datasets.digit_scenes import CLASSES, make_digit_scenes, run_lengths
@@ -181,10 +179,10 @@ def test_bad_arguments(tmp_path, arguments: dict):
 
 
 def test_tool(tmp_path):
-    command = [sys.executable, str(ROOT / "tools/make_digit_scenes.py"), "out", "--images", "20", "--size", "64"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    command = ("make_digit_scenes.py", "out", "--images", "20", "--size", "64")
+    done = run_tool(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "out/README.txt" in done.stdout
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    again = run_tool(*command, cwd=tmp_path)
     assert again.returncode == 1
     assert again.stderr.strip() == "make_digit_scenes: out exists: choose another folder, or use --force to replace it"

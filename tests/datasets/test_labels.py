@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
+from run_tool import run_tool
 
 pytest.importorskip("mmcv")
 pytest.importorskip("mmseg")
@@ -406,9 +404,7 @@ def test_crops_at_edges():
 def test_command(folder: Path):
     write(folder, "train", "c", planted("value"))
     (folder / "mine.py").write_text(config(folder).pretty_text)
-    done = subprocess.run(
-        [sys.executable, ROOT / "tools/check_data.py", "mine.py"], cwd=folder, capture_output=True, text=True
-    )
+    done = run_tool("check_data.py", "mine.py", cwd=folder)
     assert done.returncode == 1, done.stderr
     assert "error: train: value: 1" in done.stdout
     assert "4 pixels of value 7, 254; allowed: 0 to 2, 255" in done.stdout

@@ -6,13 +6,12 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from run_tool import run_tool
 from timm.data import ImageNetInfo
 
 from mmgcvit.datasets import prepare as module
@@ -258,9 +257,7 @@ def test_missing_parts_of_imagenet(imagenet: Path, tmp_path: Path):
 
 def test_command(tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    done = subprocess.run(
-        [sys.executable, ROOT / "tools/prepare_data.py", "coco", "empty"], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = run_tool("prepare_data.py", "coco", "empty", cwd=tmp_path)
     assert done.returncode == 1
     assert "error: empty/train2017: no such folder; expected 118287" in done.stdout
     assert "download http://images.cocodataset.org/zips/train2017.zip" in done.stdout

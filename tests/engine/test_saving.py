@@ -12,9 +12,9 @@ import torch
 from classification_run import config, make_tree
 from conftest import TINY
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, METRICS
 
-from mmgcvit import apis
+from mmgcvit import TopKAccuracy, apis
 from mmgcvit.apis.checkpoints import checkpoint_to_resume, find_damage, newest_checkpoint
 from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.checkpoint.reader import read_checkpoint
@@ -62,6 +62,20 @@ def copies(whole: Path, folder: Path) -> list[Path]:
         (folder / name).write_bytes((whole / name).read_bytes())
     (folder / "last_checkpoint").write_text(str(folder / "epoch_2.pth"))
     return [folder / "epoch_1.pth", folder / "epoch_2.pth"]
+
+
+def test_best_result_that_only_the_validation_can_tell(tmp_path: Path, tree: Path):
+    """A metric of another package: its names are not known before it has computed them."""
+
+    @METRICS.register_module(force=True)
+    class OwnAccuracy(TopKAccuracy):
+        pass
+
+    cfg = build(tree, tmp_path, epochs=1)
+    cfg.val_evaluator = dict(type="OwnAccuracy", topk=(1, 5))
+    cfg.default_hooks.checkpoint.save_best = "accuracy/top5"
+    with pytest.raises(UsageError, match=r"^save_best='accuracy/top5'; allowed, .*: accuracy/top1, accuracy/top1_raw$"):
+        apis.train(cfg)
 
 
 def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, tree: Path, whole: Path):

@@ -179,6 +179,45 @@ def test_label_studio(old, new, wanted, tmp_path):
     assert wanted in error_of(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "wanted"),
+    [
+        (
+            "a.npy",
+            np.zeros((2, 3, 3), np.uint8),
+            "is an array of shape (2, 3, 3) and type uint8; allowed: (height, width)",
+        ),
+        ("a.npy", np.full((2, 3), "x"), "is an array of shape (2, 3) and type <U1; allowed: (height, width), numbers"),
+        ("a.npy", np.full((2, 3), None), "the label map cannot be read: "),  # a pickle
+        ("a.npy", b"\x93NUMPY\x01\0", "the label map cannot be read: "),
+        ("a.npz", b"PK", "a.npz: cannot be read as a label map; allowed: .png, .bmp, .tif, .tiff, .npy"),
+        ("a.jpg", b"\xff\xd8", "a.jpg: cannot be read as a label map; allowed: .png"),  # its values are not exact
+    ],
+)
+def test_files_that_are_no_label_maps(tmp_path, name: str, content: np.ndarray | bytes, wanted: str):
+    """No image is left out without a word because its label map has another format than those of the others."""
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for stem in "ab":
+        Image.new("RGB", (3, 2)).save(tmp_path / "images" / f"{stem}.png")
+    np.save(tmp_path / "masks" / "b.npy", np.zeros((2, 3), np.int64))
+    (tmp_path / "classes.txt").write_text("x\ny\n")
+    path = tmp_path / "masks" / name
+    path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
+    said = error_of(tmp_path)
+    assert said.startswith(f"{path}: ")
+    assert wanted in said
+
+
+def test_arrays_have_no_colours(tmp_path):
+    sets.label_maps(tmp_path, lambda labels: Image.fromarray(labels).convert("RGB"), names=False)
+    mask = (tmp_path / "masks" / "train" / sets.file_name(0)).with_suffix(".png")
+    mask.unlink()
+    np.save(mask.with_suffix(".npy"), sets.label_map(0))
+    (tmp_path / "labelmap.txt").write_text("background:0,0,0::\n")
+    assert ".npy: the label map is an array; allowed with labelmap.txt: images in colours" in error_of(tmp_path)
+
+
 def test_label_maps(tmp_path):
     sets.label_maps(tmp_path)
     mask = (tmp_path / "masks" / "train" / sets.file_name(0)).with_suffix(".png")

@@ -209,7 +209,7 @@ def test_crowds_of_coco_as_text(value: Any, tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.int16, np.uint16, np.float32])
-@pytest.mark.parametrize("suffix", [".tif", ".tiff", ".png"])
+@pytest.mark.parametrize("suffix", [".tif", ".tiff", ".png", ".npy"])
 def test_label_maps_of_more_than_8_bits(kind: type, suffix: str, tmp_path: Path):
     if suffix == ".png" and kind != np.uint16:
         pytest.skip("PNG has no such values")
@@ -217,9 +217,13 @@ def test_label_maps_of_more_than_8_bits(kind: type, suffix: str, tmp_path: Path)
     for folder in ("images", "masks"):
         (root / folder).mkdir(parents=True)
     labels = np.array([[0, 1, 2], [2, 255, 1]], kind)
+
+    def save(path: Path) -> None:
+        np.save(path, labels) if suffix == ".npy" else Image.fromarray(labels).save(path)
+
     for name in "ab":
         Image.new("RGB", (3, 2)).save(root / "images" / f"{name}.png")
-        Image.fromarray(labels).save(root / "masks" / f"{name}{suffix}")
+        save(root / "masks" / f"{name}{suffix}")
     (root / "classes.txt").write_text("x\ny\nz\n")
     data = read_data(root)
     split_off(data)
@@ -229,7 +233,7 @@ def test_label_maps_of_more_than_8_bits(kind: type, suffix: str, tmp_path: Path)
             assert image.mode == "L"
             assert (np.asarray(image) == labels).all()
     labels[1, 0] = -3 if np.issubdtype(kind, np.signedinteger) else 700
-    Image.fromarray(labels).save(root / "masks" / f"b{suffix}")
+    save(root / "masks" / f"b{suffix}")
     with pytest.raises(AnnotationError, match=rf"masks/b{suffix}: the label map has the values (-3|700)(.0)?; allowed"):
         read_data(root)
 

@@ -18,6 +18,9 @@ from mmgcvit.engine.evaluation import tell_classes_apart
 from mmgcvit.engine.progress import Output, _values
 
 pytest.importorskip("mmdet")
+
+from mmgcvit.tasks.detection.consistency import results_of
+
 SIZE = 40
 
 
@@ -71,6 +74,15 @@ def test_boxes_and_masks_of_a_class_have_names_of_their_own(tmp_path: Path, scop
     assert {name: value for name, value in before.items() if "mAP" in name} == {
         name: value for name, value in found.items() if "mAP" in name
     }
+
+
+@pytest.mark.parametrize("kind", ["CocoMetric", "mmgcvit.CocoMetric"])
+@pytest.mark.parametrize("classwise", [False, True])
+@pytest.mark.parametrize("metric", ["bbox", ["bbox", "segm"]])
+def test_names_of_the_results_are_known_before_a_run(tmp_path: Path, kind: str, classwise: bool, metric: str | list):
+    config = dict(type=kind, ann_file=str(coco_file(tmp_path / "a.json")), metric=metric, classwise=classwise)
+    assert results_of(config, ("disc", "ring")) == set(evaluated(dict(config)))
+    assert (results_of(config, None) is None) == classwise
 
 
 def test_other_metrics_and_names_that_a_hook_looks_at_are_left():

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch
 from classification_run import make_tree
 from conftest import ROOT
 from PIL import Image
+from run_tool import run_tool
 
 from mmgcvit import apis
 from mmgcvit.apis import UsageError, load_config
@@ -30,9 +32,13 @@ SHORT = ["--cfg-options", "train_cfg.max_iters=4", "train_cfg.val_interval=4", "
          "default_hooks.logger.interval=1"]  # fmt: skip
 
 
-def run(tool: str, *arguments: str | Path, cwd: Path, ok: bool = True) -> subprocess.CompletedProcess:
+def run(tool: str, *arguments: str | Path, cwd: Path, ok: bool = True, process: bool = False) -> CompletedProcess:
+    """Run a tool; with ``process``, in a process of its own, as at least one test of each tool does."""
     command = [sys.executable, str(ROOT / "tools" / tool), *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    if process:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    else:
+        done = run_tool(tool, *arguments, cwd=cwd)
     assert (done.returncode == 0) == ok, done.stdout[-3000:] + done.stderr[-3000:]
     return done
 
@@ -44,7 +50,7 @@ def trained(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("user")
     make_digit_scenes(folder / "data/digit_scenes", images=40, size=128)
-    done = run("train.py", CONFIG, "--work-dir", "work", *SHORT, cwd=folder)
+    done = run("train.py", CONFIG, "--work-dir", "work", *SHORT, cwd=folder, process=True)
     assert "coco/segm_mAP" in done.stdout
     return folder
 
@@ -81,7 +87,8 @@ def test_resume_from_a_named_checkpoint(trained: Path):
 
 
 def test_test_draws_ground_truth_next_to_prediction(trained: Path):
-    done = run("test.py", CONFIG, "work/iter_4.pth", "--work-dir", "tested", "--show-dir", "images", cwd=trained)
+    arguments = (CONFIG, "work/iter_4.pth", "--work-dir", "tested", "--show-dir", "images")
+    done = run("test.py", *arguments, cwd=trained, process=True)
     assert "coco/bbox_mAP_50" in done.stdout
     images = sorted((trained / "images").iterdir())
     assert len(images) == 2
@@ -102,6 +109,7 @@ def test_image_demo_on_a_folder(trained: Path):
         "--batch-size",
         "2",
         cwd=trained,
+        process=True,
     )
     assert "3 images, " in done.stdout
     assert "predictions in found/predictions.json, drawings in found/vis" in done.stdout

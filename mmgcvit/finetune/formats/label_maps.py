@@ -1,4 +1,4 @@
-"""Label maps: an image file per image whose pixel values are the labels."""
+"""Label maps: a file per image, itself an image or a NumPy array, whose values are the labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmgcvit.finetune.formats.base import Format
 from mmgcvit.finetune.formats.voc import image_sets
 from mmgcvit.finetune.scan import Scan
 from mmgcvit.utils import summarize
-from mmgcvit.utils.images import DEEP, any_image_size, require_pixels
+from mmgcvit.utils.images import DEEP, IMAGES, OTHER_IMAGES, any_image_size, require_pixels
 
 FOLDERS = ("masks", "mask", "annotations", "labels", "label_maps", "segmentationclass", "gtfine", "gt", "ann_dir")
 IMAGE_FOLDERS = ("images", "image", "imgs", "jpegimages", "leftimg8bit", "img_dir")
@@ -23,7 +23,9 @@ NAMES = ("classes.txt", "labels.txt", "names.txt")
 COLOURS, ADE = "labelmap.txt", "objectInfo150.txt"  # of CVAT, and of ADE20K
 IMAGE_ENDS, MAP_ENDS = ("_leftImg8bit",), ("_gtFine_labelTrainIds", "_mask", "_label", "_labels")
 NOT_MAPS = ("_gtFine_color", "_gtFine_instanceIds", "_gtFine_labelIds")
-SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+ARRAY = ".npy"
+SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ARRAY)
+OTHERS = {*IMAGES, *OTHER_IMAGES} - {*SUFFIXES}  # suffixes of files that are taken for label maps by mistake
 IGNORED = 255
 #: The 19 classes of Cityscapes in the order of its labelTrainIds.
 CITYSCAPES = ("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
@@ -36,12 +38,13 @@ class LabelMaps(Format):
     name, title, tasks = "labelmaps", "label maps", ("semantic",)
     layout = (
         f"images/ and masks/ (or {', '.join(FOLDERS[2:])}) with the same names, with train/, val/ inside or around; "
+        f"label maps are {', '.join(SUFFIXES)}; "
         f"{NAMES[0]} with a name per line in the order of the values from 0, {COLOURS} of CVAT with colours, or {ADE}"
     )
 
     def find(self, scan: Scan) -> list[Path]:
-        """Return the label maps: PNG files in a folder called masks or the like."""
-        maps = [p for p in scan.images if _side(p, scan.root) == "map" and p.suffix.lower() in SUFFIXES]
+        """Return the label maps: files in a folder called masks or the like."""
+        maps = [p for p in scan.files if _side(p, scan.root) == "map" and p.suffix.lower() in SUFFIXES]
         return [path for path in maps if not path.stem.endswith(NOT_MAPS)]
 
     def read(self, scan: Scan, task: str | None) -> Data:
@@ -62,6 +65,11 @@ class LabelMaps(Format):
             split = listed.get(path.stem) if listed else split_name(path.parent / "x", scan.root)
             split = split or UNSPLIT
             data.splits.setdefault(split, []).append(Item(path, image_size(path), label_map=label_map))
+        missing = {_key(path, scan.root, IMAGE_ENDS) for path in bare}
+        for path in scan.files:
+            wrong = path.suffix.lower() in OTHERS and _side(path, scan.root) == "map"
+            if wrong and _key(path, scan.root, MAP_ENDS) in missing:
+                raise AnnotationError(f"{path}: cannot be read as a label map; allowed: {', '.join(SUFFIXES)}")
         if maps:
             raise AnnotationError(
                 f"{summarize(maps.values(), 3)}: no image has the same name; allowed: images/NAME.jpg"
@@ -102,6 +110,10 @@ def _read_classes(scan: Scan, data: Data) -> None:
         raise AnnotationError(f"{scan.root}: class names in {summarize(given, 4)}; allowed: one of them")
     values, example = _values(data)
     if files[COLOURS]:
+        if array := next(
+            (path for item in data.items if (path := item.label_map) and path.suffix.lower() == ARRAY), None
+        ):
+            raise AnnotationError(f"{array}: the label map is an array; allowed with {COLOURS}: images in colours")
         names, data.values = _read_colours(files[COLOURS][0])
     elif files[ADE]:
         names, data.ignore_zero = [line.split("\t")[-1] for line in read_lines("classes", files[ADE][0])[1:]], True
@@ -133,6 +145,8 @@ def _read_classes(scan: Scan, data: Data) -> None:
 
 def _is_plain(path: Path | None) -> bool:
     """Whether a label map is a PNG file of 8 bits, which can be used as it is."""
+    if path is not None and path.suffix.lower() == ARRAY:
+        return False
     with any_image_size(), Image.open(path or "") as image:
         return image.format == "PNG" and image.mode in ("L", "P")
 
@@ -144,14 +158,10 @@ def _values(data: Data) -> tuple[set[int] | None, Path]:
     for item in data.items:
         assert item.label_map is not None
         example = item.label_map
-        try:
-            with any_image_size(), Image.open(example) as image:
-                require_pixels(*image.size)
-                if image.mode not in ("L", "P", "1", *DEEP):
-                    return None, example
-                own = np.unique(np.asarray(image))
-        except Exception as error:  # Pillow raises errors of many types
-            raise AnnotationError(f"{example}: the label map cannot be read: {error}") from error
+        pixels = read_pixels(example)
+        if pixels is None:
+            return None, example
+        own = np.unique(pixels)
         wrong = [value for value in own.tolist() if not 0 <= value <= IGNORED or value != int(value)]
         if wrong:
             raise AnnotationError(
@@ -159,6 +169,39 @@ def _values(data: Data) -> tuple[set[int] | None, Path]:
             )
         found.update(map(int, own.tolist()))
     return found, example
+
+
+def read_pixels(path: Path, colours: bool = False) -> np.ndarray | None:
+    """Return the values (H, W) of a label map, or its colours (H, W, 3); None if it has colours and no values.
+
+    Raises:
+        AnnotationError: it cannot be read, or has too many pixels.
+    """
+    if path.suffix.lower() == ARRAY:
+        return _read_array(path)
+    try:
+        with any_image_size(), Image.open(path) as image:
+            require_pixels(*image.size)
+            if colours:
+                return np.asarray(image.convert("RGB"))
+            return np.asarray(image) if image.mode in ("L", "P", "1", *DEEP) else None
+    except Exception as error:  # Pillow raises errors of many types
+        raise AnnotationError(f"{path}: the label map cannot be read: {error}") from error
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # pickles may run code
+        shape, kind = mapped.shape, mapped.dtype
+        if len(shape) == 2:
+            require_pixels(shape[1], shape[0])
+    except Exception as error:  # numpy raises errors of many types for damaged files
+        raise AnnotationError(f"{path}: the label map cannot be read: {error}") from error
+    if len(shape) != 2 or 0 in shape or kind.kind not in "biuf":
+        raise AnnotationError(
+            f"{path}: the label map is an array of shape {shape} and type {kind}; allowed: (height, width), numbers"
+        )
+    return np.array(mapped)
 
 
 def _read_colours(path: Path) -> tuple[list[str], dict]:

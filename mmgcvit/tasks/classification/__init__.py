@@ -42,11 +42,13 @@ class Classification(Task):
 
         return check_config(model, splits)
 
-    def results_of(self, metric: Mapping[str, Any]) -> set[str] | None:
+    def results_of(
+        self, metric: Mapping[str, Any], model: Mapping[str, Any], classes: Sequence[str] | None
+    ) -> set[str] | None:
         """Names of the results of a TopKAccuracy."""
         from mmgcvit.tasks.classification.consistency import results_of
 
-        return results_of(metric)
+        return results_of(metric, model)
 
     def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
         """Build the predictor: the model with its test pipeline."""

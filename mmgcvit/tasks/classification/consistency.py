@@ -9,18 +9,20 @@ from mmgcvit.datasets.problems import Problem, class_names
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.base import Split
 from mmgcvit.tasks.classification.classifier import class_weight_problem
+from mmgcvit.tasks.classification.metric import telling
 
 
-def results_of(metric: Mapping[str, Any]) -> set[str] | None:
+def results_of(metric: Mapping[str, Any], model: Mapping[str, Any]) -> set[str] | None:
     """Names of the results of a TopKAccuracy; None for other metrics."""
     if type_name(metric) != "TopKAccuracy":
         return None
-    real = "real_" if metric.get("real_labels") else ""
-    names = {f"{real}top{k}" for k in metric.get("topk", (1, 5))} | (
-        {"mean_class"} if metric.get("classwise") else set()
-    )
-    names = {f"{metric.get('prefix', 'accuracy')}/{name}" for name in names}
-    return names | {f"{name}_raw" for name in names}  # of the raw weights, with an EMAValLoop
+    topk = metric.get("topk", (1, 5))
+    if metric.get("real_labels"):
+        names = [f"real_top{k}" for k in topk]
+    else:
+        names = [f"top{k}" for k in telling(topk, model.get("num_classes", 1000))]
+        names += ["mean_class"] if metric.get("classwise") else []
+    return {f"{metric.get('prefix') or 'accuracy'}/{name}" for name in names}
 
 
 def check_config(model: Mapping[str, Any], splits: Sequence[Split]) -> Iterator[Problem]:

@@ -95,10 +95,9 @@ class TopKAccuracy(BaseMetric):
             self._write(ordered, self.out_csv)
         if self.real_labels is not None:
             return self._real(ordered)
-        telling = [k for k in self.topk if not 1 < self.num_classes <= k] or self.topk
         found = {
             f"top{k}": 100 * sum(label in classes[:k] for _, label, classes, _ in ordered) / len(ordered)
-            for k in telling
+            for k in telling(self.topk, self.num_classes)
         }
         if self.classwise:
             found["mean_class"] = self._by_class(ordered)
@@ -174,6 +173,11 @@ class TopKAccuracy(BaseMetric):
             pairs = (item for c, v in zip(classes, values, strict=True) for item in (shown(c), f"{v:.6f}"))
             rows.append([self._name(index), shown(label), *pairs])
         _write_csv(Path(out_csv), ["image", "class", *columns], rows)
+
+
+def telling(topk: Sequence[int], classes: int) -> list[int]:
+    """Return the values of k below the number of classes, as the others are always 100 %; all if there are none."""
+    return [k for k in topk if not 1 < classes <= k] or list(topk)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

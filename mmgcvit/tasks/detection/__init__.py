@@ -54,11 +54,13 @@ class Detection(Task):
 
         return check_config(model, splits)
 
-    def results_of(self, metric: Mapping[str, Any]) -> set[str] | None:
+    def results_of(
+        self, metric: Mapping[str, Any], model: Mapping[str, Any], classes: Sequence[str] | None
+    ) -> set[str] | None:
         """Names of the results of a CocoMetric or VOCMetric."""
         from mmgcvit.tasks.detection.consistency import results_of
 
-        return results_of(metric)
+        return results_of(metric, classes)
 
     def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
         """Build the predictor, based on mmdet's inferencer."""

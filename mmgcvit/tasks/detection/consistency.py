@@ -21,6 +21,13 @@ OTHERS = ("backbone", "neck", "rpn_head", "data_preprocessor", "train_cfg", "tes
 #: Parts of two-stage detectors, and of panoptic ones, that predict masks.
 MASKS = ("mask_head", "panoptic_head")
 COCO_METRICS = ("bbox", "segm", "proposal", "proposal_fast")
+#: Prefix and items of the results of metrics for boxes and masks.
+PRECISIONS = {
+    "CocoMetric": ("coco", ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")),
+    "LVISMetric": ("lvis", ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")),
+}
+#: Metrics of panoptic quality.
+QUALITY_METRICS = ("PanopticMetric", "CocoPanopticMetric")
 
 
 def check_config(model: Mapping[str, Any], splits: Sequence[Split]) -> Iterator[Problem]:
@@ -57,20 +64,33 @@ def check_config(model: Mapping[str, Any], splits: Sequence[Split]) -> Iterator[
             yield from _check_metric(where, metric, split, masks is None)
 
 
-def results_of(metric: Mapping[str, Any]) -> set[str] | None:
-    """Names of the results of a CocoMetric or VOCMetric; None for other metrics."""
+def results_of(metric: Mapping[str, Any], classes: Sequence[str] | None) -> set[str] | None:
+    """Names of the results of a metric; None if it is none of those below, or its classes are not known."""
     kind = type_name(metric)
     if kind == "VOCMetric" and metric.get("metric", "mAP") in ("mAP", ["mAP"]):
         thresholds = metric.get("iou_thrs", 0.5)
         thresholds = thresholds if isinstance(thresholds, (list, tuple)) else [thresholds]
         names = ["mAP", *(f"AP{int(threshold * 100):02d}" for threshold in thresholds)]
-        return {f"{metric.get('prefix', 'pascal_voc')}/{name}" for name in names}
+        return {f"{metric.get('prefix') or 'pascal_voc'}/{name}" for name in names}
     wanted = metric.get("metric", "bbox")
     wanted = [wanted] if isinstance(wanted, str) else wanted
-    if kind != "CocoMetric" or metric.get("classwise") or not set(wanted) <= {"bbox", "segm"}:
+    classwise = metric.get("classwise")
+    if kind in QUALITY_METRICS:
+        names = [f"{name}{suffix}" for name in ("PQ", "SQ", "RQ") for suffix in ("", "_th", "_st")]
+        if kind == "PanopticMetric" and classwise:
+            if classes is None:
+                return None
+            names += [f"{name}_PQ" for name in classes]
+        return {f"{metric.get('prefix') or 'coco_panoptic'}/{name}" for name in names}
+    if kind not in PRECISIONS or (classwise and classes is None) or not set(wanted) <= {"bbox", "segm"}:
         return None
-    items = metric.get("metric_items") or ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
-    return {f"{metric.get('prefix', 'coco')}/{name}_{item}" for name in wanted for item in items}
+    prefix, items = PRECISIONS[kind]
+    names = [f"{name}_{item}" for name in wanted for item in metric.get("metric_items") or items]
+    if classwise:
+        apart = metric.get("type") == "mmgcvit.CocoMetric" and len(wanted) > 1
+        before = [f"{name}_" for name in wanted] if apart else [""]
+        names += [f"{start}{name}_precision" for start in before for name in classes or ()]
+    return {f"{metric.get('prefix') or prefix}/{name}" for name in names}
 
 
 def heads(model: Mapping[str, Any], path: str = "model") -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -49,7 +49,9 @@ class Segmentation(Task):
 
         return check_config(model, splits)
 
-    def results_of(self, metric: Mapping[str, Any]) -> set[str] | None:
+    def results_of(
+        self, metric: Mapping[str, Any], model: Mapping[str, Any], classes: Sequence[str] | None
+    ) -> set[str] | None:
         """Names of the results of a IoUMetric."""
         from mmgcvit.tasks.segmentation.consistency import results_of
 
