@@ -66,7 +66,7 @@ def test_a_step_on_made_up_data(tmp_path: Path, name: str):
         assert set((found % 1000).unique().tolist()) <= set(range(5))
 
 
-@pytest.mark.parametrize("name", PANOPTIC)
+@pytest.mark.parametrize("name", [name for name in PANOPTIC if "digits" not in name])
 def test_heads_and_metrics_are_those_of_coco(name: str):
     cfg = load(name)
     metrics = cfg.val_evaluator if isinstance(cfg.val_evaluator, list) else [cfg.val_evaluator]
