@@ -153,7 +153,8 @@ class PanopticReport(TaskReport):
 
     def _unpacked(self, content: Sequence[bytes]) -> Panoptic:
         labels, segments = (labels_of(part) for part in content)
-        return Panoptic("", *labels.shape, self.classes, labels, segments)
+        height, width = labels.shape
+        return Panoptic("", height, width, self.classes, labels, segments)
 
     def count(self, section: Section, train: Any) -> None:
         """Add the segments of each class."""
@@ -180,7 +181,8 @@ class PanopticReport(TaskReport):
         if "masks" in truth.gt_instances:
             for number, mask in enumerate(truth.gt_instances.masks.to_ndarray().astype(bool)):
                 segments[mask] = len(self.classes) + 2 + number
-        found = Panoptic("", *labels.shape, self.classes, labels, segments)
+        height, width = labels.shape
+        found = Panoptic("", height, width, self.classes, labels, segments)
         return draw(tensor_image(sample["inputs"]), found, self.palette), ""
 
 
@@ -189,7 +191,8 @@ def labelled(classes: Sequence[str], ids: np.ndarray, segments: dict[int, tuple[
     values, at = np.unique(ids, return_inverse=True)
     labels = np.array([segments.get(int(key), (len(classes), False))[0] for key in values], np.int32)
     at = at.reshape(ids.shape)
-    return Panoptic("", *ids.shape, tuple(classes), labels[at], np.where(labels[at] < len(classes), at + 1, 0))
+    height, width = ids.shape
+    return Panoptic("", height, width, tuple(classes), labels[at], np.where(labels[at] < len(classes), at + 1, 0))
 
 
 def _packed(found: Panoptic) -> list[bytes]:

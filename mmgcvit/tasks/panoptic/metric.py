@@ -65,8 +65,9 @@ class Truth:
             ids = ids_of(fileio.get(path, backend_args=self.backend_args))
         except (OSError, AnnotationError) as error:
             raise AnnotationError(f"segments {path}: cannot be read: {error}") from error
-        if ids.shape != tuple(size):
-            raise AnnotationError(str(png_size_problem(path, ids.shape[::-1], size[::-1])))
+        height, width = size
+        if ids.shape != (height, width):
+            raise AnnotationError(str(png_size_problem(path, ids.shape[::-1], (width, height))))
         labels = {key: classes.index(name) for key, name in self._categories.items() if name in classes}
         return ids, {s["id"]: (labels[s["category_id"]], bool(s.get("iscrowd"))) for s in segments}
 
