@@ -132,7 +132,7 @@ def nms_rotated(
         dets_sorted: the boxes in this order.
         labels: not used: the labels are in ``dets``.
         iou_threshold: a box is suppressed if its IoU with a remaining box of a higher score is above.
-        multi_label: whether only boxes of the same label are compared, as mmcv does on a GPU.
+        multi_label: whether only boxes of the same label are compared.
     """
     boxes = dets_sorted[:, :5]
     pairs = []
