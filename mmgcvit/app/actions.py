@@ -15,7 +15,8 @@ from mmgcvit.app.models import AppModel
 from mmgcvit.errors import UsageError
 from mmgcvit.runtime import Classification, Detections, Prediction, Segmentation
 from mmgcvit.runtime.drawing import draw, zoom_of
-from mmgcvit.runtime.results import RESULTS, TOP
+from mmgcvit.runtime.predictions import Panoptic
+from mmgcvit.runtime.results import TOP
 from mmgcvit.utils.inputs import Input, check_upload
 
 SIDE = 1600  # longest side of a drawing on the page, in pixels
@@ -90,11 +91,14 @@ def table(result: Result, score_thr: float) -> tuple[list[str], list[list[str]]]
             for name, score, box in zip(shown.names, shown.scores, boxes, strict=True)
         ]
     if isinstance(found, Segmentation):
-        counts = np.bincount(found.labels.ravel(), minlength=len(found.classes))
+        counts = np.bincount(found.labels.ravel(), minlength=len(found.classes))[: len(found.classes)]
         order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]][:ROWS]
-        return ["class", "share (%)", "pixels"], [
-            [found.classes[i], f"{100 * counts[i] / found.labels.size:.1f}", str(counts[i])] for i in order
-        ]
+        rows = [[found.classes[i], f"{100 * counts[i] / found.labels.size:.1f}", str(counts[i])] for i in order]
+        if isinstance(found, Panoptic):
+            pairs = np.unique(np.stack([found.labels.ravel(), found.segments.ravel()]), axis=1)
+            rows = [[*row, str((pairs[0] == i).sum())] for row, i in zip(rows, order, strict=True)]
+            return ["class", "share (%)", "pixels", "segments"], rows
+        return ["class", "share (%)", "pixels"], rows
     assert isinstance(found, Classification)
     return ["class", "probability"], [[name, f"{value:.3f}"] for name, value in found.top(TOP)]
 
@@ -113,7 +117,7 @@ def summary(result: Result, score_thr: float) -> str:
 def write_results(model: AppModel, result: Result, folder: Path) -> list[str]:
     """Write the files that tools/image_demo.py writes for this image to a new folder in ``folder``."""
     target = Path(tempfile.mkdtemp(dir=folder))
-    results = RESULTS[model.task](model.classes, target)
+    results = model.results(target)
     results.add(result.prediction)
     results.write()
     return sorted(str(path) for path in target.rglob("*") if path.is_file())

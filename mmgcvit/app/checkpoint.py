@@ -20,7 +20,7 @@ from mmgcvit.engine.progress import short_output
 from mmgcvit.errors import ExportError, MMGCViTError, UsageError
 from mmgcvit.explain import METHODS, default_methods, find_backbone, make_scene
 from mmgcvit.runtime import Prediction
-from mmgcvit.runtime.results import RESULTS
+from mmgcvit.runtime.results import PanopticResults, Results
 from mmgcvit.tasks import Predictor
 from mmgcvit.tasks.sources import read
 from mmgcvit.utils.inputs import Input
@@ -56,18 +56,13 @@ class CheckpointModel(AppModel):
         self.cfg = config if isinstance(config, Config) else load_config(config)
         self.checkpoint, self.device = checkpoint, device
         self._task, self._plain = load_predictor(self.cfg, checkpoint, device)
-        if self._task.name not in RESULTS:
-            raise UsageError(
-                f"the page shows no models for {self._task.name}; allowed: {', '.join(RESULTS)}. tools/image_demo.py "
-                "draws the predictions"
-            )
         self._predictors: dict[tuple[int | None, bool], Predictor] = {(None, False): self._plain}
         trained = self._plain.trained
         self.name, self.task = Path(self.cfg.filename or "model").stem, self._task.name
         self.classes, self.palette = trained.classes, trained.palette
-        is_classifier = self.task == "classification"
-        self.tile = None if is_classifier else tile
-        self.has_tta = not is_classifier and _has_tta(self.cfg)
+        has_views = self.task in ("detection", "segmentation")
+        self.tile = tile if has_views else None
+        self.has_tta = has_views and _has_tta(self.cfg)
         try:
             find_backbone(trained.model)
             found = default_methods(self._task)
@@ -90,6 +85,18 @@ class CheckpointModel(AppModel):
             inner.load_state_dict(self._plain.trained.model.state_dict(), assign=True)
             self._predictors[tile, tta] = predictor
         return self._predictors[tile, tta]
+
+    @property
+    def is_panoptic(self) -> bool:
+        """Whether the model predicts segments with a class for each pixel."""
+        return self.task == "panoptic segmentation"
+
+    def results(self, folder: Path) -> Results:
+        """Return what writes predictions to a folder."""
+        if not self.is_panoptic:
+            return super().results(folder)
+        things = int(getattr(self._plain.trained.model, "num_things_classes", 0))
+        return PanopticResults(self.classes, folder, self.palette, things)
 
     def display(self, image: Any) -> np.ndarray:
         """Return a loaded image to draw on."""

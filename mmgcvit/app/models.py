@@ -14,6 +14,7 @@ from PIL import Image
 from mmgcvit.errors import UsageError
 from mmgcvit.runtime import Prediction, Predictor
 from mmgcvit.runtime.drawing import Colour
+from mmgcvit.runtime.results import RESULTS, Results
 from mmgcvit.utils.images import to_display
 from mmgcvit.utils.inputs import Input
 
@@ -23,7 +24,7 @@ class AppModel(ABC):
 
     Attributes:
         name: heading of the page.
-        task: 'detection', 'segmentation' or 'classification'.
+        task: 'detection', 'segmentation', 'classification' or 'panoptic segmentation'.
         classes: class names.
         palette: RGB colour of each class.
         tile: side of the tiles that larger images can be cut into, in pixels; None if they cannot.
@@ -50,6 +51,10 @@ class AppModel(ABC):
     @abstractmethod
     def display(self, image: Any) -> np.ndarray:
         """Return a loaded image to draw on, (H, W, 3) uint8, RGB."""
+
+    def results(self, folder: Path) -> Results:
+        """Return what writes predictions to a folder."""
+        return RESULTS[self.task](self.classes, folder)
 
     def examples(self) -> Sequence[Path]:
         """Return images to try."""

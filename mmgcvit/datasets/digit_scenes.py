@@ -19,11 +19,14 @@ from sklearn.datasets import load_digits, load_sample_images
 CLASSES = tuple("0123456789")
 SPLITS = ("train", "val")
 VAL_SCENES, VAL_DIGITS = 20, 5  # every twentieth scene and every fifth digit is for validation
+BACKGROUND_ID = 1  # of the segment of the background; those of the digits follow
 SINGLE_SIZE = 64  # side of the images of single digits, in pixels
 README = """Digit scenes, made by tools/make_digit_scenes.py --images {images} --size {size} --seed {seed}
 
 images/{{train,val}}/*.jpg                        scenes of {size} x {size} pixels
 annotations/instances_{{train,val}}.json          COCO instances (masks as run lengths)
+annotations/panoptic_{{train,val}}.json           COCO panoptic: the digits are things, the background is stuff
+panoptic/{{train,val}}/*.png                      ids of the segments as colours
 semantic/{{train,val}}/*.png                      label maps: 0 background, digit d as d + 1
 classification/{{train,val}}/{{0..9}}/*.png         single digits of {single} x {single} pixels
 
@@ -105,7 +108,9 @@ def _write_all(root: Path, images: int, size: int, seed: int) -> None:
                 progress.advance(task)
             annotations = root / "annotations"
             annotations.mkdir(exist_ok=True)
-            (annotations / f"instances_{split}.json").write_text(json.dumps(_coco(scenes, size)))
+            coco = _coco(scenes, size)
+            (annotations / f"instances_{split}.json").write_text(json.dumps(coco))
+            (annotations / f"panoptic_{split}.json").write_text(json.dumps(_panoptic(coco)))
 
             task = progress.add_task(f"{split}: single digits", total=len(pool))
             for index in pool:
@@ -229,9 +234,12 @@ def _overlap(a: tuple[int, ...], b: tuple[int, ...]) -> float:
 
 def _write_scene(root: Path, split: str, index: int, scene: np.ndarray, placed: list[tuple[int, np.ndarray]]) -> None:
     semantic = np.zeros(scene.shape[:2], np.uint8)
-    for label, mask in placed:
+    panoptic = np.zeros_like(scene)
+    panoptic[..., 0] = BACKGROUND_ID
+    for number, (label, mask) in enumerate(placed, 1):
         semantic[mask] = label + 1
-    for kind, array, suffix in (("images", scene, "jpg"), ("semantic", semantic, "png")):
+        panoptic[mask, 0] = BACKGROUND_ID + number
+    for kind, array, suffix in (("images", scene, "jpg"), ("semantic", semantic, "png"), ("panoptic", panoptic, "png")):
         folder = root / kind / split
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(array).save(folder / f"{index:06d}.{suffix}", quality=95)
@@ -260,3 +268,22 @@ def _coco(scenes: list[list[tuple[int, np.ndarray]]], size: int) -> dict:
         "annotations": annotations,
         "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES)],
     }
+
+
+def _panoptic(coco: dict) -> dict:
+    """COCO panoptic annotations of scenes from their instances."""
+    things = [dict(category, isthing=1) for category in coco["categories"]]
+    found: dict[int, list[dict]] = {image["id"]: [] for image in coco["images"]}
+    for annotation in coco["annotations"]:
+        segments = found[annotation["image_id"]]
+        kept = {key: annotation[key] for key in ("category_id", "bbox", "area", "iscrowd")}
+        segments.append(dict(kept, id=BACKGROUND_ID + 1 + len(segments)))
+    annotations = []
+    for image in coco["images"]:
+        width, height, segments = image["width"], image["height"], found[image["id"]]
+        area = width * height - sum(segment["area"] for segment in segments)
+        background = dict(category_id=len(things), bbox=[0, 0, width, height], area=area, iscrowd=0, id=BACKGROUND_ID)
+        name = image["file_name"].replace(".jpg", ".png")
+        annotations.append(dict(image_id=image["id"], file_name=name, segments_info=[background, *segments]))
+    stuff = dict(id=len(things), name="background", isthing=0)
+    return dict(info=coco["info"], images=coco["images"], annotations=annotations, categories=[*things, stuff])

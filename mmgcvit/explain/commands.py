@@ -171,11 +171,11 @@ METHODS: dict[str, Callable[[Scene], Image.Image]] = {
 
 
 def default_methods(task: Task) -> list[str]:
-    """Return the methods that suit a task; class activation maps only if the grad-cam package is installed.
+    """Return the methods that suit a task; class activation maps only if it has scores and grad-cam is installed.
 
     Grad-CAM for classifiers; HiResCAM for detectors and segmentors, as boxes and pixels depend on a part of the image.
     """
-    found = importlib.util.find_spec("pytorch_grad_cam") is not None
+    found = task.has_scores and importlib.util.find_spec("pytorch_grad_cam") is not None
     other = "hirescam" if task.name == "classification" else "gradcam"
     return [name for name in METHODS if name != other and (found or name not in CAMS)]
 

@@ -31,6 +31,7 @@ from mmgcvit.ops.focal_loss import (
 )
 from mmgcvit.ops.nms import bbox_overlaps, nms, nms_match, softnms
 from mmgcvit.ops.roi import roi_align_backward, roi_align_forward, roi_pool_backward, roi_pool_forward
+from mmgcvit.ops.rotated import box_iou_rotated, nms_rotated, roi_align_rotated_backward, roi_align_rotated_forward
 from mmgcvit.ops.sampling import (
     carafe_backward,
     carafe_forward,
@@ -57,6 +58,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         bbox_overlaps,
+        box_iou_rotated,
         carafe_backward,
         carafe_forward,
         carafe_naive_backward,
@@ -74,10 +76,13 @@ OPERATORS: dict[str, Callable[..., Any]] = {
         ms_deform_attn_forward,
         nms,
         nms_match,
+        nms_rotated,
         psamask_backward,
         psamask_forward,
         roi_align_backward,
         roi_align_forward,
+        roi_align_rotated_backward,
+        roi_align_rotated_forward,
         roi_pool_backward,
         roi_pool_forward,
         sigmoid_focal_loss_backward,

@@ -177,8 +177,8 @@ def metric_names(run: Run) -> list[str]:
 
 
 def is_of_class(name: str, classes: Iterable[str]) -> bool:
-    """Whether a metric is that of one class, such as 'coco/cat_precision' or 'IoU.cat'."""
-    ends = ("{}_precision", "bbox_{}_precision", "segm_{}_precision", "IoU.{}", "Acc.{}")
+    """Whether a metric is that of one class, such as 'coco/cat_precision', 'IoU.cat' or 'coco_panoptic/cat_PQ'."""
+    ends = ("{}_precision", "bbox_{}_precision", "segm_{}_precision", "IoU.{}", "Acc.{}", "{}_PQ")
     names = {text.format(label) for label in classes for text in ends}
     return name in names or name.partition("/")[2] in names
 

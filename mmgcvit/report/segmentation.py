@@ -82,7 +82,7 @@ class SegmentationReport(TaskReport):
         self.near += (wrong & border).sum(), border.sum()
         self.quality.append(float(np.nanmean(iou(matrix))) if matrix.any() else float("nan"))
         if len(self.kept) < KEPT:
-            self.kept.append((path, _png(np.minimum(truth, count)), _png(found)))
+            self.kept.append((path, png_of(np.minimum(truth, count)), png_of(found)))
 
     def sections(self, model: Model) -> list[Section]:
         """Return the results and the gallery."""
@@ -156,9 +156,9 @@ class SegmentationReport(TaskReport):
                 path, truth, found = self.kept[row]
                 image = bgr_to_display(model.predictor.reader.image(Path(path)))
                 name = Path(path).name
-                maps = _labels(truth), _labels(found)
+                maps = labels_of(truth), labels_of(found)
                 wrong = (maps[0] != maps[1]) & (maps[0] < len(self.classes))
-                views = [self._drawn(image, labels) for labels in maps] + [_marked(image, wrong)]
+                views = [self._drawn(image, labels) for labels in maps] + [marked(image, wrong)]
                 texts = [f"{name}: {what}" for what in ("ground truth", "prediction", "wrong pixels in red")]
                 encoded = [
                     encode_image(f"{kind}_{place}_{i}", view, text)
@@ -221,15 +221,18 @@ def tensor_image(inputs: torch.Tensor) -> np.ndarray:
     return to_display(image[..., 2::-1] if image.shape[2] >= 3 else image)
 
 
-def _marked(image: np.ndarray, wrong: np.ndarray) -> Image.Image:
+def marked(image: np.ndarray, wrong: np.ndarray) -> Image.Image:
+    """Return an image (H, W, 3) in grey with wrong pixels (H, W) in red."""
     grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
     grey[wrong] = 0.25 * grey[wrong] + 0.75 * np.array((230, 0, 0))
     return enlarged(grey.astype(np.uint8))
 
 
-def _png(labels: np.ndarray) -> bytes:
+def png_of(labels: np.ndarray) -> bytes:
+    """Encode labels (H, W) below 65536 as a PNG."""
     return cv2.imencode(".png", labels.astype(np.uint16))[1].tobytes()
 
 
-def _labels(content: bytes) -> np.ndarray:
+def labels_of(content: bytes) -> np.ndarray:
+    """Decode the labels of :func:`png_of`."""
     return np.asarray(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED), np.int64)

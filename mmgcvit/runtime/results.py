@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mmgcvit.errors import UsageError
-from mmgcvit.runtime.predictions import Classification, Detections, Segmentation
+from mmgcvit.runtime.predictions import Classification, Detections, Panoptic, Segmentation
 from mmgcvit.utils import atomic_path, write_json
 from mmgcvit.utils.inputs import Input
 
@@ -98,6 +98,44 @@ class ClassificationResults(Results):
         return write_classes(self.folder, self.items)
 
 
+class PanopticResults(Results):
+    """``predictions.json`` in COCO's panoptic format, and ``panoptic``, the PNGs with the ids of the segments.
+
+    Args:
+        classes: class names.
+        folder: folder for the files.
+        palette: RGB colour of each class.
+        things: number of classes that are things; they are the first ones.
+    """
+
+    def __init__(
+        self, classes: Sequence[str], folder: Path, palette: Sequence[tuple[int, int, int]], things: int
+    ) -> None:
+        super().__init__(classes, folder)
+        self.palette, self.things = palette, things
+        self.images: list[dict] = []
+
+    def add(self, prediction: Panoptic) -> None:
+        """Write the PNG of an image, and add its segments, with ids from 1."""
+        name = label_map_name(prediction.name).replace("labels", "panoptic", 1)
+        ids = range(1, len(self.classes) + 1)
+        png, segments = coded_segments(prediction, self.palette, ids)
+        write_drawing(self.folder / name, Image.fromarray(png))
+        image = dict(id=len(self.images) + 1, file_name=prediction.name)
+        self.images.append(dict(image, width=prediction.width, height=prediction.height))
+        name = name.removeprefix("panoptic/")
+        self.items.append(dict(image_id=image["id"], file_name=name, segments_info=segments))
+        self.objects += len(segments)
+
+    def write(self) -> Path:
+        """Write the segments of all images."""
+        categories = [dict(c, isthing=int(i < self.things)) for i, c in enumerate(numbered_categories(self.classes))]
+        content = dict(images=self.images, annotations=self.items, categories=categories)
+        write_json(self.folder / "predictions.json", content)
+        return self.folder / "predictions.json"
+
+
+#: Results of exported models, by task.
 RESULTS: Mapping[str, type[Results]] = {
     "detection": DetectionResults,
     "segmentation": SegmentationResults,
@@ -126,6 +164,37 @@ def write_coco(folder: Path, results: list[dict], images: list[dict], categories
     write_json(folder / "images.json", dict(images=images, annotations=[], categories=categories))
     write_json(folder / "predictions.json", results)
     return folder / "predictions.json"
+
+
+def coded_segments(
+    found: Panoptic, palette: Sequence[tuple[int, int, int]], category_ids: Sequence[Any]
+) -> tuple[np.ndarray, list[dict]]:
+    """Return the segments of an image in COCO's panoptic format.
+
+    Args:
+        found: the segments.
+        palette: RGB colour of each class.
+        category_ids: id of the category of each class.
+
+    Returns:
+        The PNG (H, W, 3), RGB, in which the colours are ids close to those of the classes; and its segments.
+    """
+    png, segments = np.zeros((found.height, found.width, 3), np.uint8), []
+    used: set[int] = {0}
+    for number in np.unique(found.segments[found.segments > 0]).tolist():
+        own = found.segments == number
+        rows, columns = np.flatnonzero(own.any(axis=1)), np.flatnonzero(own.any(axis=0))
+        label = int(found.labels[own][0])
+        red, green, blue = palette[label]
+        key = red + 256 * green + 65536 * blue
+        while key in used:
+            key = (key + 5 * (1 + 256 + 65536)) % 256**3
+        used.add(key)
+        png[own] = key % 256, key // 256 % 256, key // 65536
+        x, y = int(columns[0]), int(rows[0])
+        box = [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
+        segments.append(dict(id=key, category_id=category_ids[label], area=int(own.sum()), bbox=box, iscrowd=0))
+    return png, segments
 
 
 def label_map_name(name: str, frame: int | None = None) -> str:

@@ -149,6 +149,8 @@ class Task(ABC):
     visualization_hook: str = ""
     #: Class names of the metrics for the task's data sets.
     metrics: tuple[str, ...] = ()
+    #: Whether predictions have scores, which class activation maps explain.
+    has_scores: bool = True
 
     def has_model(self, model: Mapping[str, Any] | nn.Module) -> bool:
         """Whether a config's model, or a built model, belongs to this task."""

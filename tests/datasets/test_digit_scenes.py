@@ -46,6 +46,31 @@ def test_written_files(scenes: Path):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
+def test_panoptic_files(scenes: Path, split: str):
+    """A data set without faults, whose segments are the digits and the background."""
+    pytest.importorskip("mmdet")
+    from mmgcvit.tasks.panoptic.annotations import check_png, ids_of, read_panoptic
+
+    names = (*CLASSES, "background")
+    found = read_panoptic(dict(
+        type="CocoPanopticDataset", data_root=str(scenes), ann_file=f"annotations/panoptic_{split}.json",
+        data_prefix=dict(img=f"images/{split}", seg=f"panoptic/{split}"),
+        metainfo=dict(classes=names, thing_classes=CLASSES, stuff_classes=("background",)),
+    ))  # fmt: skip
+    assert found.problems == []
+    assert [problem for image in found.images for problem in check_png(image)] == []
+    content = annotations(scenes, split)
+    assert found.objects == len(content["annotations"]) + len(content["images"])
+    for image in found.images:
+        name = Path(image.path).stem
+        ids = ids_of((scenes / f"panoptic/{split}/{name}.png").read_bytes())
+        labels = np.zeros_like(ids)
+        for key, segment in image.segments.items():
+            labels[ids == key] = 0 if segment.label == "background" else int(segment.label) + 1
+        assert np.array_equal(labels, np.asarray(Image.open(scenes / f"semantic/{split}/{name}.png")))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
 def test_boxes_areas_and_label_maps_match_masks(scenes: Path, split: str):
     coco = annotations(scenes, split)
     assert [c["name"] for c in coco["categories"]] == list(CLASSES)

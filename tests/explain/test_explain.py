@@ -155,11 +155,12 @@ def test_other_backbones_are_refused(folder: Path, tmp_path: Path):
 
 
 def test_default_methods():
-    """Grad-CAM for whole images, HiResCAM for parts of them."""
+    """Grad-CAM for whole images, HiResCAM for parts of them, none without scores."""
     pytest.importorskip("pytorch_grad_cam")
     defaults = {task.name: set(default_methods(task)) & {"gradcam", "hirescam"} for task in TASKS}
     assert defaults.pop("classification") == {"gradcam"}
-    assert len(defaults) == len(TASKS) - 1
+    assert defaults.pop("panoptic segmentation") == set()  # segments have no score
+    assert len(defaults) == len(TASKS) - 2
     assert all(methods == {"hirescam"} for methods in defaults.values())
 
 

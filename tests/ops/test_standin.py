@@ -127,7 +127,7 @@ def test_finder_answers_for_one_name_only_and_is_installed_once():
     assert [finder.find_spec(name, None) for name in ("mmcv", "mmcv._other", "_ext", "mmcv._ext.x")] == [None] * 4
 
 
-@pytest.mark.parametrize("name", ["nms_rotated", "upfirdn2d", "points_in_boxes_part_forward"])
+@pytest.mark.parametrize("name", ["nms_quadri", "upfirdn2d", "points_in_boxes_part_forward"])
 def test_operator_that_is_not_supplied(name: str):
     """It exists, so that mmcv.ops can be imported, and fails when it is called."""
     function = getattr(operators, name)

@@ -26,6 +26,7 @@ class Panoptic(Detection):
     description = "a panoptic segmentor (panoptic_fusion_head)"
     model_parts = ("panoptic_fusion_head",)
     metrics = ("PanopticMetric", "CocoPanopticMetric", "CocoMetric")
+    has_scores = False
 
     def has_model(self, model: Mapping[str, Any] | nn.Module) -> bool:
         """Whether a model has a fusion head, and is not set to predict instances only, as a Mask2Former may be."""
@@ -75,11 +76,17 @@ class Panoptic(Detection):
 
         if type(model).__name__ in InstanceGraph.detectors:
             return super().export_graph(model, channels)
-        raise ExportError(f"model.type={type(model).__name__!r} cannot be exported: files have no panoptic maps")
+        raise ExportError(
+            f"model.type={type(model).__name__!r}: {self.description} cannot be exported, as files have no panoptic "
+            "maps; allowed: models for detection, instance or semantic segmentation, and classification, and a "
+            "Mask2Former with --cfg-options model.test_cfg.panoptic_on=False model.test_cfg.instance_on=True"
+        )
 
     def report(self, model: TrainedModel) -> TaskReport:
-        """Refuse: a report has no part for panoptic segmentation."""
-        raise UsageError("a report shows no segments of panoptic models; tools/test.py computes PQ")
+        """Return what collects the segments of the validation images."""
+        from mmgcvit.report.panoptic import PanopticReport
+
+        return PanopticReport(model.classes, model.palette, model.model)
 
     def cam_target(self, trained: TrainedModel, image: NetworkInput, at: tuple[float, float] | None) -> CamTarget:
         """Refuse: a segment has no score of its own."""

@@ -20,6 +20,58 @@ UNKNOWN = -1.0  # quality without any segment, as in COCO's metrics
 NAMES = ("PQ", "SQ", "RQ")
 
 
+class Truth:
+    """Ground truth of a COCO panoptic file, whose PNGs are read when they are asked for.
+
+    Args:
+        ann_file: the file.
+        seg_prefix: folder with its PNGs.
+        backend_args: of the file client, for the PNGs.
+
+    Attributes:
+        things: names of the categories that are things.
+
+    Raises:
+        AnnotationError: the file cannot be read.
+    """
+
+    def __init__(self, ann_file: str, seg_prefix: str, backend_args: dict | None = None) -> None:
+        self.seg_prefix, self.backend_args = seg_prefix, backend_args
+        content = read_lists(ann_file)
+        names = {image["id"]: image["file_name"].replace(".jpg", ".png") for image in content["images"]}
+        self._images: dict[Any, tuple[str, list[dict]]] = {key: (name, []) for key, name in names.items()}
+        for annotation in content["annotations"]:
+            name = annotation.get("file_name") or names[annotation["image_id"]]
+            self._images[annotation["image_id"]] = name, annotation["segments_info"]
+        self._categories = {category["id"]: category["name"] for category in content["categories"]}
+        self.things = {category["name"] for category in content["categories"] if category["isthing"]}
+
+    def of(
+        self, image_id: Any, classes: Sequence[str], size: tuple[int, ...]
+    ) -> tuple[np.ndarray, dict[int, tuple[int, bool]]]:
+        """Return the ids (H, W) of an image, and the label of each segment and whether it is a crowd.
+
+        Args:
+            image_id: its id.
+            classes: class names, in the order of the labels.
+            size: height and width that the PNG has to have.
+
+        Raises:
+            AnnotationError: the PNG cannot be read, or has another size.
+        """
+        name, segments = self._images[image_id]
+        path = os.path.join(self.seg_prefix, name)
+        try:
+            ids = ids_of(fileio.get(path, backend_args=self.backend_args))
+        except (OSError, AnnotationError) as error:
+            raise AnnotationError(f"segments {path}: cannot be read: {error}") from error
+        height, width = size
+        if ids.shape != (height, width):
+            raise AnnotationError(str(png_size_problem(path, ids.shape[::-1], (width, height))))
+        labels = {key: classes.index(name) for key, name in self._categories.items() if name in classes}
+        return ids, {s["id"]: (labels[s["category_id"]], bool(s.get("iscrowd"))) for s in segments}
+
+
 @METRICS.register_module()
 class PanopticMetric(BaseMetric):
     """Panoptic quality as COCO defines it: PQ, SQ and RQ in percent, of all classes, things (th) and stuff (st).
@@ -56,44 +108,25 @@ class PanopticMetric(BaseMetric):
             classwise,
             backend_args,
         )
-        self._truth: dict[Any, tuple[str, list[dict]]] | None = None  # PNG and segments by image id
-        self._categories: dict[Any, dict] = {}
+        self._truth: Truth | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Compare the predictions of a batch with the ground truth."""
         if self._truth is None:
-            self._read()
-        assert self._truth is not None and self.dataset_meta is not None
+            self._truth = Truth(self.ann_file, self.seg_prefix, self.backend_args)
+        assert self.dataset_meta is not None
         classes = self.dataset_meta["classes"]
-        labels = {key: classes.index(c["name"]) for key, c in self._categories.items() if c["name"] in classes}
         for sample in data_samples:
-            name, segments = self._truth[sample["img_id"]]
-            path = os.path.join(self.seg_prefix, name)
-            try:
-                ids = ids_of(fileio.get(path, backend_args=self.backend_args))
-            except (OSError, AnnotationError) as error:
-                raise AnnotationError(f"segments {path}: cannot be read: {error}") from error
             prediction = sample["pred_panoptic_seg"]["sem_seg"].cpu().numpy()[0]
-            if ids.shape != prediction.shape:
-                raise AnnotationError(str(png_size_problem(path, ids.shape[::-1], prediction.shape[::-1])))
-            known = {s["id"]: (labels[s["category_id"]], bool(s.get("iscrowd"))) for s in segments}
+            ids, known = self._truth.of(sample["img_id"], classes, prediction.shape)
             self.results.append(compare(ids, known, prediction, len(classes)))
-
-    def _read(self) -> None:
-        content = read_lists(self.ann_file)
-        names = {image["id"]: image["file_name"].replace(".jpg", ".png") for image in content["images"]}
-        self._truth = {key: (name, []) for key, name in names.items()}
-        for annotation in content["annotations"]:
-            name = annotation.get("file_name") or names[annotation["image_id"]]
-            self._truth[annotation["image_id"]] = name, annotation["segments_info"]
-        self._categories = {category["id"]: category for category in content["categories"]}
 
     def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:
         """Compute the qualities from the sums over all images."""
         assert self.dataset_meta is not None
         classes = self.dataset_meta["classes"]
         table, there = qualities(np.sum(results, axis=0))
-        things = {c["name"] for c in self._categories.values() if c["isthing"]}
+        things = self._truth.things if self._truth is not None else ()
         is_thing = np.array([name in things for name in classes])
         found: dict[str, float] = {}
         for suffix, chosen in (("", there), ("_th", there & is_thing), ("_st", there & ~is_thing)):

@@ -11,9 +11,9 @@ from mmengine.config import Config
 
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
-from mmgcvit.runtime.drawing import Colour, draw
+from mmgcvit.runtime.drawing import draw
 from mmgcvit.runtime.predictions import Panoptic
-from mmgcvit.runtime.results import check_label_map_names, label_map_name
+from mmgcvit.runtime.results import check_label_map_names, coded_segments, label_map_name
 from mmgcvit.tasks.detection.predictor import Detector
 from mmgcvit.tasks.sources import Source, write_image
 from mmgcvit.tasks.visualizer import panoptic
@@ -80,7 +80,7 @@ class PanopticSegmentor(Detector):
     def keep(self, source: Source, found: np.ndarray, folder: Path) -> int:
         """Write the PNG of an image, and add its segments to the results; returns their number."""
         prediction = self.prediction(source, found)
-        png, segments = self._coded(prediction)
+        png, segments = coded_segments(prediction, self.palette, self.ids.category_ids)
         name = label_map_name(source.name, source.frame).replace("labels", "panoptic", 1)
         write_image(folder / name, png)
         image = self.ids.image(source)
@@ -97,29 +97,3 @@ class PanopticSegmentor(Detector):
         content = dict(images=self.ids.images, annotations=self.results, categories=known)
         write_json(folder / "predictions.json", content)
         return folder / "predictions.json"
-
-    def _coded(self, found: Panoptic) -> tuple[np.ndarray, list[dict]]:
-        """PNG (H, W, 3), RGB, in which the colours are ids close to those of the classes; and its segments."""
-        png, segments = np.zeros((found.height, found.width, 3), np.uint8), []
-        used: set[int] = {0}
-        for number in np.unique(found.segments[found.segments > 0]).tolist():
-            own = found.segments == number
-            rows, columns = np.flatnonzero(own.any(axis=1)), np.flatnonzero(own.any(axis=0))
-            label = int(found.labels[own][0])
-            key = _free_id(self.palette[label], used)
-            png[own] = key % 256, key // 256 % 256, key // 65536
-            x, y = int(columns[0]), int(rows[0])
-            box = [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
-            category = self.ids.category_ids[label]
-            segments.append(dict(id=key, category_id=category, area=int(own.sum()), bbox=box, iscrowd=0))
-        return png, segments
-
-
-def _free_id(colour: Colour, used: set[int]) -> int:
-    """Return an id whose colour R + 256 G + 65536 B is close to that of a class, and add it to the used ones."""
-    red, green, blue = colour
-    key = red + 256 * green + 65536 * blue
-    while key in used:
-        key = (key + 5 * (1 + 256 + 65536)) % 256**3
-    used.add(key)
-    return key

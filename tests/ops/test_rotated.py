@@ -1,0 +1,134 @@
+"""Operators of rotated boxes: against shapely, upright boxes, differences, and mmcv's compiled operators."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+mmcv_ops = pytest.importorskip("mmcv.ops")
+from operator_modules import compiled_only, ours  # noqa: E402
+
+
+def random_boxes(count: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Boxes that overlap often, of any angle."""
+    random = torch.rand(count, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    scale = torch.tensor([60, 60, 40, 25, 4 * math.pi]), torch.tensor([0, 0, 1, 1, -2 * math.pi])
+    return (random * scale[0] + scale[1]).to(dtype)
+
+
+def polygon(box: Tensor):
+    """A box as a polygon of shapely."""
+    affinity, geometry = pytest.importorskip("shapely.affinity"), pytest.importorskip("shapely.geometry")
+    x, y, width, height, angle = box.tolist()
+    upright = geometry.box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    return affinity.rotate(upright, angle, use_radians=True)
+
+
+# Boxes whose edges and corners coincide, touch, or are parallel.
+SPECIAL = torch.tensor([
+    [50, 50, 20, 10, 0.3], [50, 50, 20, 10, 0.3], [50, 50, 20, 10, 0.3 + math.pi], [50, 50, 10, 20, 0.3 + math.pi / 2],
+    [50 + 20 * math.cos(0.3), 50 + 20 * math.sin(0.3), 20, 10, 0.3], [50, 50, 4, 2, 0.3], [50, 50, 4, 2, 1.1],
+    [50 + 10 * math.cos(0.3), 50 + 10 * math.sin(0.3), 20, 10, 0.3], [10, 10, 4, 4, 0], [12, 10, 4, 4, 0],
+    [14, 10, 4, 4, 0], [10, 10, 4, 4, math.pi / 4], [10, 10, 0, 4, 0], [1e4, 1e4, 3, 3, 1], [1e4 + 1, 1e4, 3, 3, 1],
+], dtype=torch.float64)  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["iou", "iof"])
+@pytest.mark.parametrize("boxes", [random_boxes(40), SPECIAL], ids=["random", "special"])
+def test_overlaps_are_those_of_polygons(boxes: Tensor, mode: str):
+    polygons = [polygon(box) for box in boxes]
+    wanted = torch.zeros(len(boxes), len(boxes), dtype=torch.float64)
+    for i, a in enumerate(polygons):
+        for j, b in enumerate(polygons):
+            common = a.intersection(b).area
+            if a.area and b.area:
+                wanted[i, j] = common / (a.area + b.area - common if mode == "iou" else a.area)
+    assert (wanted > 0).sum() > 30
+    with ours():
+        for clockwise in (True, False):
+            seen = boxes * torch.tensor([1, 1, 1, 1, 1 if clockwise else -1])
+            found = mmcv_ops.box_iou_rotated(seen, seen, mode, clockwise=clockwise)
+            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-8)
+        pairs = mmcv_ops.box_iou_rotated(boxes, boxes.flip(0), mode, aligned=True)
+        torch.testing.assert_close(pairs, wanted.flip(1).diagonal(), rtol=1e-9, atol=1e-8)
+        empty = boxes[:0]
+        assert mmcv_ops.box_iou_rotated(empty, boxes).shape == (0, len(boxes))
+        assert mmcv_ops.box_iou_rotated(empty, empty, aligned=True).shape == (0,)
+
+
+def test_nms():
+    boxes = random_boxes(80, 1)
+    scores = torch.rand(80, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    labels = torch.arange(80) % 3
+    with ours():
+        overlaps = mmcv_ops.box_iou_rotated(boxes, boxes)
+        for threshold in (0.0, 0.1, 0.5, 1.0):
+            for kinds in (None, labels):
+                wanted: list[int] = []
+                for i in scores.argsort(descending=True).tolist():
+                    rivals = [j for j in wanted if kinds is None or kinds[i] == kinds[j]]
+                    if not (overlaps[i, rivals] > threshold).any():
+                        wanted.append(i)
+                kept, indices = mmcv_ops.nms_rotated(boxes, scores, threshold, labels=kinds)
+                assert indices.tolist() == wanted
+                torch.testing.assert_close(kept, torch.cat([boxes, scores[:, None]], dim=1)[wanted])
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_upright_regions_are_those_of_roi_align(aligned: bool, ratio: int):
+    maps = torch.randn(2, 3, 20, 31, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([
+        [0, 3, 5, 40, 37], [1, -8.3, 2, 70.7, 30], [1, 20, 10, 23, 40], [0, 100, 100, 140, 120],
+    ], dtype=torch.float64)  # fmt: skip
+    centres, sides = (boxes[:, 1:3] + boxes[:, 3:]) / 2, boxes[:, 3:] - boxes[:, 1:3]
+    rotated = torch.cat([boxes[:, :1], centres, sides, torch.zeros(4, 1).double()], dim=1)
+    with ours():
+        wanted = mmcv_ops.roi_align(maps, boxes, (4, 3), 0.5, ratio, "avg", aligned)
+        found = mmcv_ops.roi_align_rotated(maps, rotated, (4, 3), 0.5, ratio, aligned, True)
+        torch.testing.assert_close(found, wanted)
+        # A quarter turn clockwise: what was along the columns is along the rows.
+        turned = rotated[:, [0, 1, 2, 4, 3, 5]] + torch.tensor([0, 0, 0, 0, 0, math.pi / 2], dtype=torch.float64)
+        found = mmcv_ops.roi_align_rotated(maps, turned, (3, 4), 0.5, ratio, aligned, True)
+        torch.testing.assert_close(found.transpose(2, 3).flip(3), wanted)
+        back = turned * torch.tensor([1, 1, 1, 1, 1, -1])
+        assert torch.equal(mmcv_ops.roi_align_rotated(maps, back, (3, 4), 0.5, ratio, aligned, False), found)
+        assert mmcv_ops.roi_align_rotated(maps, rotated[:0], (3, 4), 0.5, ratio, aligned, False).shape == (0, 3, 3, 4)
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_gradient_of_roi_align(ratio: int):
+    maps = torch.randn(2, 2, 7, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rois = torch.tensor([[0, 8, 6, 9, 5, 0.4], [1, 9, 7, 12, 20, -1.0]]).double()
+    with ours():
+        assert torch.autograd.gradcheck(
+            lambda x: mmcv_ops.roi_align_rotated(x, rois, (2, 3), 0.5, ratio, True, True), maps.requires_grad_()
+        )
+
+
+@compiled_only
+def test_equal_to_compiled_operators():
+    """In float32: mmcv's do not take float64."""
+    maps = torch.randn(2, 5, 30, 40, generator=torch.Generator().manual_seed(0))
+    boxes, others = random_boxes(60, 3, torch.float32), random_boxes(30, 4, torch.float32)
+    scores = torch.rand(60, generator=torch.Generator().manual_seed(5))
+    rois = torch.cat([torch.arange(60)[:, None] % 2, boxes], dim=1)
+
+    def run() -> list[Tensor]:
+        found = [mmcv_ops.box_iou_rotated(boxes, others, mode) for mode in ("iou", "iof")]
+        found += [mmcv_ops.nms_rotated(boxes, scores, threshold)[1] for threshold in (0.05, 0.3, 0.7)]
+        for ratio, aligned, clockwise in ((2, True, True), (0, True, False), (0, False, True), (3, False, False)):
+            source = maps.clone().requires_grad_()
+            pooled = mmcv_ops.roi_align_rotated(source, rois, (7, 5), 0.5, ratio, aligned, clockwise)
+            weights = torch.linspace(-1, 1, pooled.numel()).view_as(pooled)
+            found += [pooled.detach(), torch.autograd.grad(pooled, source, weights)[0]]
+        return found
+
+    compiled = run()
+    with ours():
+        found = run()
+    for own, wanted in zip(found, compiled, strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-4)
