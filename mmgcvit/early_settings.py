@@ -2,6 +2,7 @@
 
 import os
 import sys
+from itertools import pairwise
 
 
 def apply() -> None:
@@ -17,5 +18,6 @@ def apply() -> None:
 
 def is_command() -> bool:
     """Whether this process is the command line ``mmgcvit`` or ``python -m mmgcvit``."""
+    program = os.path.basename((sys.argv or [""])[0])
     # While Python looks for the module of `python -m`, and so imports the packages around it, argv[0] is "-m".
-    return os.path.basename((sys.argv or [""])[0]) in ("mmgcvit", "-m")
+    return program == "mmgcvit" or (program == "-m" and ("-m", "mmgcvit") in pairwise(sys.orig_argv))

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -215,11 +215,17 @@ def _use_resumable_loop(cfg: Config) -> None:
 
 
 def _watches_a_class(cfg: Config) -> bool:
-    """Whether a hook looks at the result of a class by mmdet's name for it, such as 'coco/cat_precision'."""
-    hooks = [*(cfg.get("default_hooks") or {}).values(), *(cfg.get("custom_hooks") or ())]
-    return any(
-        str(hook.get(key, "")).endswith("_precision") for hook in hooks if hook for key in ("save_best", "monitor")
-    )
+    """Whether a hook or a schedule looks at the result of a class by mmdet's name for it: 'coco/cat_precision'."""
+    schedules = cfg.get("param_scheduler") or ()
+    parts = [
+        *(cfg.get("default_hooks") or {}).values(),
+        *(cfg.get("custom_hooks") or ()),
+        *([schedules] if isinstance(schedules, Mapping) else schedules),
+    ]
+    names: list[Any] = []
+    for value in (part.get(key) for part in parts if isinstance(part, Mapping) for key in ("save_best", "monitor")):
+        names += value if isinstance(value, (list, tuple)) else [value]
+    return any(str(name).endswith("_precision") for name in names)
 
 
 def _use_safe_checkpoints(cfg: Config) -> None:

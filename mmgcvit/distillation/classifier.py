@@ -57,6 +57,8 @@ class DistilledClassifier(GCViTClassifier):
             )
         options = dict(features or {})
         stages, layers = matched_layers(options.pop("stages", (3,)), options.pop("layers", (-1,)))
+        if "layers" in teacher:
+            raise UsageError(f"teacher: layers={teacher['layers']}; allowed: features=dict(stages=..., layers=...)")
         arguments: dict[str, Any] = dict(teacher, layers=layers if features is not None else ())
         if logits is None or teacher.get("checkpoint") is not None:
             arguments["num_classes"] = 0 if logits is None else self.num_classes

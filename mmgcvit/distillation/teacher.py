@@ -30,7 +30,8 @@ class Teacher:
 
     It is not an ``nn.Module``: the state dict, the optimizer, averaged weights and ``train()`` of the student do not
     reach it, and copies of the student share it. Its weights are read when they are needed first, so that a student is
-    built for a test or for predictions without them.
+    built for a test or for predictions without them. (A name on the Hub, 'hf-hub:...', still asks the Hub for its
+    settings.)
 
     Args:
         name: name of a model in timm, such as 'resnet50.a1_in1k' or 'hf-hub:timm/...'; or ``gcvit_*_any`` of
@@ -74,6 +75,12 @@ class Teacher:
             network = self._create(False)
         settings: Mapping[str, Any] = getattr(network, "pretrained_cfg", None) or {}
         self.num_classes: int = network.num_classes
+        published = settings.get("num_classes")
+        if checkpoint is None and num_classes not in (None, 0, published):
+            raise UsageError(
+                f"teacher: num_classes={num_classes} without a checkpoint; allowed for {name!r}: {published}, as "
+                "in timm's weights. A head of another size would be random"
+            )
         self.channels = self._channels_of(network)
         if input_size is None and (settings.get("fixed_input_size") or "img_size" in arguments):
             input_size = arguments.get("img_size") or settings["input_size"][-1]
@@ -125,7 +132,9 @@ class Teacher:
             return network(images), []
         try:
             last, maps = network.forward_intermediates(images, indices=self.layers, norm=self.norm)
-        except AssertionError as error:  # of Hiera, which cannot apply its norm
+        except AssertionError as error:
+            if "norm" not in str(error):
+                raise
             raise UsageError(
                 f"teacher: norm={self.norm}; allowed for {self.name!r}: {not self.norm} ({error})"
             ) from error

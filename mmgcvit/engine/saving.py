@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from mmgcvit.errors import UsageError
@@ -107,8 +109,13 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         for name in self.key_indicators if self.save_best else ():
-            if name not in ("auto", *metrics):
-                raise UsageError(f"save_best={name!r}; allowed, as val_evaluator gives them: {summarize(metrics, 20)}")
+            if name in ("auto", *metrics):
+                continue
+            if {f"{name}_raw", name.removesuffix("_raw")} & set(metrics):
+                # With one of the two, the raw and the averaged weights, a detector has found nothing.
+                print_log(f"save_best={name!r}: no such result this time", "current", logging.WARNING)
+                return
+            raise UsageError(f"save_best={name!r}; allowed, as val_evaluator gives them: {summarize(metrics, 20)}")
         with self._removing_afterwards(runner):
             super()._save_best_checkpoint(runner, metrics)
 

@@ -65,7 +65,8 @@ def linear(module: nn.Linear, x: Tensor, added: Tensor | None = None, weights: W
     """See :func:`mmgcvit.kernels.reference.linear`; ``module`` must be unmodified."""
     dtype = product_dtype(x, module.weight)
     if dtype is None:
-        return reference.linear(module, x, added)
+        y = module(x)
+        return y if added is None else added + y
     weight: Any = module.weight
     bias: Any = module.bias
     if weight.dtype is not dtype:

@@ -19,7 +19,6 @@ from mmgcvit.compat import (
     onednn_linear_sum,
 )
 from mmgcvit.kernels import processor
-from mmgcvit.kernels.reference import plus
 
 MIN_ONEDNN = 2**15  # oneDNN pays off from this size; torch never uses it for convolutions of 20480 or fewer elements
 _onednn_linear: Any = onednn_linear
@@ -70,7 +69,8 @@ def product_in(
     if dtype is torch.bfloat16 or (dtype is not None and not processor.convolutions_are_faster()):
         if added is not None and added.dtype is dtype and _onednn_linear_sum is not None:
             return _onednn_linear_sum(x, added, weight, bias, "add")
-        return plus(_onednn_linear(x, weight, bias, *(GELU if gelu else PLAIN)), added)
+        y = _onednn_linear(x, weight, bias, *(GELU if gelu else PLAIN))
+        return y if added is None else added + y
     if dtype is None:
         y = F.linear(x, weight, bias)
     else:
@@ -79,7 +79,8 @@ def product_in(
         image = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
         y = F.conv2d(image, weight[:, :, None, None], bias, dilation=2)
         y = y.permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
-    return plus(torch.ops.aten.gelu_(y) if gelu else y, added)
+    y = torch.ops.aten.gelu_(y) if gelu else y
+    return y if added is None else added + y
 
 
 def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def _near(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield indices of pairs whose upright bounding boxes overlap: (N, 5), (M, 5) -> twice (K,)."""
     bounds = []
     for boxes in (first, second):
-        corners = _corners(boxes)
+        corners = _corners(boxes.double())
         bounds.append((corners.amin(dim=1), corners.amax(dim=1)))
     (low_a, high_a), (low_b, high_b) = bounds
     step = max(2**22 // max(len(second), 1), 1)
@@ -96,6 +96,7 @@ def _near(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield i + start, j
 
 
+@torch.no_grad()
 def box_iou_rotated(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode_flag: int, aligned: bool) -> None:
     """Overlaps of rotated boxes, written to ``ious``: (N, 5), (M, 5) -> (N * M,), or (N,) if ``aligned``.
 
@@ -153,6 +154,11 @@ def nms_rotated(
     return order[~suppressed.to(order.device)]
 
 
+def _finite(sides: Tensor) -> Tensor:
+    """Replace sides that are not finite by 0: such regions have no samples."""
+    return sides.nan_to_num(0, posinf=0, neginf=0)
+
+
 def _pool(rows: Tensor, rois: Tensor, shape: tuple[int, ...], size: tuple[int, int], scale: float, ratio: int,
           aligned: bool, clockwise: bool) -> Tensor:  # fmt: skip
     """RoIAlign of rotated regions: pixels (B * H * W, C) of a map ``shape``, (N, 6) -> (N * h * w, C)."""
@@ -163,7 +169,7 @@ def _pool(rows: Tensor, rois: Tensor, shape: tuple[int, ...], size: tuple[int, i
     along, counts = [], []
     for axis, bins in ((1, size[0]), (0, size[1])):
         step = sides[:, axis] / bins
-        count = torch.full_like(step, ratio) if ratio > 0 else step.ceil().nan_to_num(0).clamp(min=0)
+        count = torch.full_like(step, ratio) if ratio > 0 else _finite(step).ceil().clamp(min=0)
         inner = torch.arange(max(int(count.max()), 1), device=rois.device)
         position = torch.arange(bins, device=rois.device)[:, None] + (inner + 0.5) / count.clamp(min=1)[:, None, None]
         along.append(position * step[:, None, None] - sides[:, axis, None, None] / 2)  # (N, bins, samples)
@@ -185,7 +191,7 @@ def _pool(rows: Tensor, rois: Tensor, shape: tuple[int, ...], size: tuple[int, i
 
 def _chunks(rois: Tensor, size: tuple[int, int], scale: float, ratio: int) -> Iterator[slice]:
     """Yield slices of the regions, such that those of a slice have few samples."""
-    largest = int((rois[:, 3:5].nan_to_num(0).amax() * scale / min(size)).ceil()) if len(rois) else 1
+    largest = int((_finite(rois[:, 3:5]).amax() * scale / min(size)).ceil()) if len(rois) else 1
     samples = size[0] * size[1] * max(ratio if ratio > 0 else largest, 1) ** 2
     step = max(MOST // samples, 1)
     for start in range(0, len(rois), step):

@@ -79,9 +79,13 @@ def test_the_environment_decides(tmp_path: Path, given: dict[str, str], wanted: 
     assert seen_by_torch(tmp_path, ["mmgcvit", "doctor"], **given) == wanted
 
 
-@pytest.mark.parametrize("command", [["-c", "import mmgcvit"], ["own.py"]], ids=["import", "script"])
+@pytest.mark.parametrize("command", [["-c", "import mmgcvit"], ["own.py"], ["-m", "package.module"]],
+                         ids=["import", "script", "module"])  # fmt: skip
 def test_importing_the_package_changes_no_settings(tmp_path: Path, command: list[str]):
     (tmp_path / "own.py").write_text("import mmgcvit")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package/__init__.py").write_text("import mmgcvit")
+    (tmp_path / "package/module.py").touch()
     assert seen_by_torch(tmp_path, command) == "None"
 
 

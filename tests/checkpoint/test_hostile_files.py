@@ -178,6 +178,7 @@ ALLOWED = {
     "mmgcvit/checkpoint/other_files.py": {"load_file", "h5py.File"},  # after a check of what they claim
     "mmgcvit/checkpoint/reader.py": {"torch.load"},  # a file that the user trusts
     "mmgcvit/export/program.py": {"torch.export.load"},  # a file that the package has just written
+    "mmgcvit/finetune/formats/label_maps.py": {"np.load", "allow_pickle"},  # mapped arrays; pickles are refused
 }
 
 

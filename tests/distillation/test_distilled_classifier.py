@@ -139,6 +139,8 @@ def test_contradictions(file: str):
         build(file, label_weight=-1)
     with pytest.raises(UsageError, match=r"stages=\(2, 3\) with layers=\(-1,\); allowed: stages that end with 3"):
         build(file, features=dict(stages=(2, 3)))
+    with pytest.raises(UsageError, match=r"teacher: layers=\[-2\]; allowed: features="):
+        build(file, teacher=dict(name=NAME, layers=[-2]))
     with pytest.raises(UsageError, match=r"in_chans=3 with 3 values of mean, .*in_channels=4; allowed"):
         build(file, backbone=dict(arch=TINY, in_channels=4))
     with pytest.raises(UsageError, match="data_preprocessor=BaseDataPreprocessor has no mean and std; allowed"):

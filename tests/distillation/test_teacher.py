@@ -112,14 +112,29 @@ def test_network_that_cannot_apply_its_norm(tmp_path: Path, monkeypatch: pytest.
     teacher = Teacher(NAME, save(tmp_path), num_classes=3, layers=(-1,))
 
     def refuse(*_, norm: bool, **__) -> None:
-        assert not norm, "not supported"
+        assert not norm, "normalization of features not supported"
 
     monkeypatch.setattr(teacher.load(), "forward_intermediates", refuse)
-    with pytest.raises(UsageError, match=r"teacher: norm=True; allowed for 'test_resnet': False \(not supported"):
+    with pytest.raises(UsageError, match=r"teacher: norm=True; allowed for 'test_resnet': False \(normalization"):
+        teacher(pixels())
+
+
+def test_other_errors_of_the_network_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    teacher = Teacher(NAME, save(tmp_path), num_classes=3, layers=(-1,))
+
+    def refuse(*_, **__) -> None:
+        raise AssertionError("Input height (70) doesn't match model (224).")
+
+    monkeypatch.setattr(teacher.load(), "forward_intermediates", refuse)
+    with pytest.raises(AssertionError, match="Input height"):
         teacher(pixels())
 
 
 def test_bad_arguments():
+    with pytest.raises(UsageError, match="num_classes=3 without a checkpoint; allowed for 'test_resnet': 1000"):
+        Teacher(NAME, num_classes=3)  # timm would leave the head random
+    assert Teacher(NAME, num_classes=0).num_classes == 0
+    assert Teacher(NAME, num_classes=1000).num_classes == 1000
     with pytest.raises(UsageError, match=r"teacher: name='resnet_51' cannot be built: .*list_models"):
         Teacher("resnet_51")
     with pytest.raises(UsageError, match=r"teacher: layers=\[9\]; allowed for 'test_resnet': -5 to 4"):

@@ -78,6 +78,26 @@ def test_best_result_that_only_the_validation_can_tell(tmp_path: Path, tree: Pat
         apis.train(cfg)
 
 
+def test_best_result_that_one_of_two_weights_lacks(tmp_path: Path, tree: Path):
+    """A detector that has found nothing with its averaged weights gives results of the raw ones only."""
+
+    @METRICS.register_module(force=True)
+    class OftenEmpty(TopKAccuracy):
+        calls = 0
+
+        def compute_metrics(self, results: list) -> dict:
+            OftenEmpty.calls += 1
+            return {} if OftenEmpty.calls == 2 else super().compute_metrics(results)
+
+    cfg = build(tree, tmp_path, epochs=2)
+    cfg.train_cfg.val_interval = 1
+    cfg.val_evaluator = dict(type="OftenEmpty", topk=(1,))
+    cfg.default_hooks.checkpoint.save_best = "accuracy/top1"
+    apis.train(cfg)
+    assert OftenEmpty.calls == 4
+    assert [path.name for path in tmp_path.glob("best_*")] == ["best_accuracy_top1_epoch_2.pth"]
+
+
 def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, tree: Path, whole: Path):
     cfg = build(tree, tmp_path)
     cfg.default_hooks.checkpoint.max_keep_ckpts = 1

@@ -59,6 +59,29 @@ def test_overlaps_are_those_of_polygons(boxes: Tensor, mode: str):
         assert mmcv_ops.box_iou_rotated(empty, empty, aligned=True).shape == (0,)
 
 
+def test_half_precision_and_gradients():
+    """In float16, coordinates above 1024 are whole pixels: bounds are computed in double precision."""
+    boxes = torch.tensor([[1100, 1100, 61, 0.75, 0.8], [1101, 1101, 61, 0.75, 0.8], [1100, 1100, 1.5, 1.5, 0.4]])
+    with ours():
+        wanted = mmcv_ops.box_iou_rotated(boxes.half().double(), boxes.half().double())
+        found = mmcv_ops.box_iou_rotated(boxes.half().requires_grad_(), boxes.half())
+    assert (wanted > 0).sum() == 9
+    assert not found.requires_grad
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_regions_that_are_not_finite(ratio: int):
+    """They get zeros or NaN, as in mmcv; the others get their values, in bounded memory."""
+    maps = torch.randn(2, 3, 9, 11)
+    rois = torch.tensor([[0, 4, 4, 3, 2, 0.3], [1, 5, 4, math.inf, 3, 0.1], [1, 5, 4, math.nan, 3, 0.1]])
+    with ours():
+        found = mmcv_ops.RoIAlignRotated((2, 3), 1.0, ratio)(maps, rois)
+        alone = mmcv_ops.RoIAlignRotated((2, 3), 1.0, ratio)(maps, rois[:1])
+    torch.testing.assert_close(found[:1], alone)
+    assert alone.abs().sum() > 0
+
+
 def test_nms():
     boxes = random_boxes(80, 1)
     scores = torch.rand(80, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

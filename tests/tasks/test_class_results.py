@@ -101,6 +101,12 @@ def test_other_metrics_and_names_that_a_hook_looks_at_are_left():
     assert not _watches_a_class(Config(dict(default_hooks=hooks)))
     stop = [dict(type="EarlyStoppingHook", monitor="coco/disc_precision")]
     assert _watches_a_class(Config(dict(default_hooks=hooks, custom_hooks=stop)))
+    hooks["checkpoint"]["save_best"] = ["coco/bbox_mAP", "coco/disc_precision"]
+    assert _watches_a_class(Config(dict(default_hooks=hooks)))
+    schedule = dict(type="ReduceOnPlateauLR", monitor="coco/disc_precision")
+    assert _watches_a_class(Config(dict(param_scheduler=schedule)))
+    assert _watches_a_class(Config(dict(param_scheduler=[dict(type="LinearLR"), schedule])))
+    assert not _watches_a_class(Config(dict(param_scheduler=dict(type="LinearLR"))))
 
 
 def test_tables_have_a_title_and_no_nan(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -87,10 +87,15 @@ def results_of(metric: Mapping[str, Any], classes: Sequence[str] | None) -> set[
     prefix, items = PRECISIONS[kind]
     names = [f"{name}_{item}" for name in wanted for item in metric.get("metric_items") or items]
     if classwise:
-        apart = metric.get("type") == "mmgcvit.CocoMetric" and len(wanted) > 1
+        apart = _is_own(metric["type"]) and len(wanted) > 1
         before = [f"{name}_" for name in wanted] if apart else [""]
         names += [f"{start}{name}_precision" for start in before for name in classes or ()]
     return {f"{metric.get('prefix') or prefix}/{name}" for name in names}
+
+
+def _is_own(kind: Any) -> bool:
+    """Whether a metric is of this package, by its name or its class."""
+    return (kind if isinstance(kind, str) else kind.__module__).startswith("mmgcvit.")
 
 
 def heads(model: Mapping[str, Any], path: str = "model") -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -84,7 +84,7 @@ class Panoptic(Detection):
 
     def report(self, model: TrainedModel) -> TaskReport:
         """Return what collects the segments of the validation images."""
-        from mmgcvit.report.panoptic import PanopticReport
+        from mmgcvit.tasks.panoptic.report import PanopticReport
 
         return PanopticReport(model.classes, model.palette, model.model)
 
