@@ -81,18 +81,15 @@ class WindowAttention(nn.Module):
         qkv = ops.linear(self.kv if self.is_global else self.qkv, x)
         of_region = self._biases(pack, ops, qkv.dtype) if biases is None else dict(enumerate(biases))
         dropout = self.attn_drop_rate if self.training else 0.0
-        parts = [qkv] if len(pack.spans) == 1 else qkv.split([span.num_rows for span in pack.spans])
-        outputs = []
-        for span, rows in zip(pack.spans, parts, strict=True):
+        windows = []
+        for span in pack.spans:
             query = None
             if queries is not None and self.is_global:
                 query = queries[span.index]
                 if not span.is_whole and query.shape[0] > 1:
                     query = query[span.first : span.first + span.count]
-            windows = rows.unflatten(0, (span.count, span.rows_per_window))  # [rows, C] -> [windows, tokens, C]
-            y = ops.window_attention(windows, query, of_region[span.index], self.num_heads, dropout)
-            outputs.append(y.flatten(0, 1))
-        x = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+            windows.append(kernels.Windows(span.count, span.rows_per_window, query, of_region[span.index]))
+        x = ops.attention(qkv, windows, self.num_heads, dropout)
         if not self.drop_rate:
             return ops.linear(self.proj, x, added)
         return kernels.plus(F.dropout(ops.linear(self.proj, x), self.drop_rate, self.training), added)

@@ -8,7 +8,8 @@ attention handles each region separately, as a view (B x windows, tokens, C).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -247,14 +248,14 @@ def window_layout(
 class WindowLayout:
     """Packing of the map of a stage into windows.
 
-    On an accelerator, all windows form one pack. On a CPU, a pack has as many windows of one region as fit the caches,
-    so that the intermediate results of a block stay in the caches.
+    On an accelerator, all windows form one pack. On a CPU, a pack is about as large as the caches, so that the
+    intermediate results of a block stay in them: the map as a whole, or windows of one region.
 
     Args:
         shape: (B, H, W, C) of the map.
         window: side of the windows, in tokens.
         device: device of the map.
-        max_elements: maximum number of elements of a pack; None for a single pack.
+        max_elements: preferred number of elements of a pack, which may have 1.5 times as many; None for a single pack.
     """
 
     def __init__(
@@ -266,39 +267,36 @@ class WindowLayout:
         self.packs = tuple(Pack(spans, _padding_rows(spans, device)) for spans in self._spans(max_elements))
         self.is_padded = tuple(region.is_padded for region in self.regions)
         self.sizes = tuple((region.height, region.width) for region in self.regions)
-        # Windows of each pack, by region; not used if all regions are in one pack.
-        self.counts: list[list[int]] = [[] for _ in self.regions]
-        for pack in self.packs:
-            self.counts[pack.spans[0].index].append(pack.spans[0].count)
         self.is_indexed = max_elements is None and len(self.regions) > 1
 
     def _spans(self, max_elements: int | None) -> Iterator[tuple[Span, ...]]:
-        start, spans = 0, []
+        """Distribute all windows over packs: a single pack for a small map, else packs of windows of one region."""
+        whole, start = [], 0
         for index, region in enumerate(self.regions):
-            count = self.batch * region.num_windows
-            if max_elements is None:
-                spans.append(Span(index, region, start, 0, count, region.num_rows))
-                start += spans[-1].num_rows
-                continue
-            step = max(1, max_elements // (region.num_rows * self.channels))
-            for first in range(0, count, step):
-                size = min(step, count - first)
-                yield (Span(index, region, 0, first, size, region.num_rows, is_whole=size == count),)
-        if spans:
-            yield tuple(spans)
+            whole.append(Span(index, region, start, 0, self.batch * region.num_windows, region.num_rows))
+            start += whole[-1].num_rows
+        rows = start if max_elements is None else max_elements / self.channels
+        if start < 1.5 * rows:
+            yield tuple(whole)
+            return
+        for span in whole:
+            packs = min(max(1, round(span.num_rows / rows)), span.count)
+            bounds = [span.count * i // packs for i in range(packs + 1)]
+            for first, last in pairwise(bounds):
+                yield (replace(span, start=0, first=first, count=last - first, is_whole=packs == 1),)
 
     def pack(self, x: Tensor) -> list[Tensor]:
         """Pack a map: (B, H, W, C) -> (rows, C) for each pack."""
         if self.is_indexed:
             return [x.flatten(0, 2).index_select(0, self._indices()[0])]
-        packs: list[Tensor] = []
+        regions: list[list[Tensor]] = []
         for index, (region, is_padded) in enumerate(zip(self.regions, self.is_padded, strict=True)):
             windows = region.cut(x)
             if is_padded:
                 windows = F.pad(windows, (0, 0, 0, 1))
-            for part in windows.split(self.counts[index]):
-                packs.append(part.flatten(0, 1))
-        return packs
+            counts = [span.count for pack in self.packs for span in pack.spans if span.index == index]
+            regions.append([part.flatten(0, 1) for part in windows.split(counts)])
+        return [_concatenate([regions[span.index].pop(0) for span in pack.spans], 0) for pack in self.packs]
 
     def unpack(self, packs: list[Tensor], height: int, width: int) -> Tensor:
         """Inverse of :meth:`pack`, cropped: (rows, C) for each pack -> (B, height, width, C).
@@ -308,14 +306,15 @@ class WindowLayout:
         if self.is_indexed:
             x = packs.pop().index_select(0, self._indices()[1])
             return x.view(self.batch, self.height, self.width, x.shape[1])[:, :height, :width]
-        if len(packs) == 1:
+        if len(packs) == len(self.regions) == 1:
             region = self.regions[0]
             x = region.uncut(packs.pop().unflatten(0, (-1, region.num_rows))[:, : region.height * region.width])
             return x[:, :height, :width]
         parts: list[list[Tensor]] = [[] for _ in self.regions]
         for x, pack in zip(packs, self.packs, strict=True):
-            parts[pack.spans[0].index].append(x.unflatten(0, (pack.spans[0].count, -1)))
-        del x
+            for span, rows in zip(pack.spans, x.split([span.num_rows for span in pack.spans]), strict=True):
+                parts[span.index].append(rows.unflatten(0, (span.count, -1)))
+        del x, rows
         packs.clear()
         windows = []
         for part, (h, w) in zip(parts, self.sizes, strict=True):

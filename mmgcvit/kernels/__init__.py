@@ -6,7 +6,7 @@
 """
 
 from mmgcvit.kernels.dispatch import KERNELS, OPTIONAL, REFERENCE, Kernels, choose, disabled, enabled, max_pack
-from mmgcvit.kernels.reference import plus
+from mmgcvit.kernels.reference import Windows, plus
 from mmgcvit.utils.capture import is_eager
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "OPTIONAL",
     "REFERENCE",
     "Kernels",
+    "Windows",
     "choose",
     "disabled",
     "enabled",

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmgcvit.compat import softmax_backward
 from mmgcvit.kernels import reference
 from mmgcvit.kernels.products import differentiable
+from mmgcvit.kernels.reference import Windows
 
 MAX_SCORES = 2**19  # elements of q k^T that are computed at a time in the backward pass of attention
 MAX_BIAS = 2**22  # elements of a bias that is materialised at once; a larger one is computed a few rows at a time
@@ -118,12 +119,20 @@ def position_biases(
         yield biases
 
 
+def attention(qkv: Tensor, windows: Sequence[Windows], num_heads: int, dropout: float = 0.0) -> Tensor:
+    """See :func:`mmgcvit.kernels.reference.attention`; the result of the padding token is zero."""
+    needs_gradient = qkv.requires_grad or any(part.bias.columns.requires_grad for part in windows)
+    if not dropout and torch.is_grad_enabled() and needs_gradient:
+        sizes = [(part.count, part.rows, part.bias.dense) for part in windows]
+        inputs = [x for part in windows for x in (part.query, part.bias.columns, part.bias.padding)]
+        return WindowAttention.apply(qkv, num_heads, sizes, *inputs)
+    return reference.attention(qkv, windows, num_heads, dropout, window_attention)
+
+
 def window_attention(qkv: Tensor, query: Tensor | None, bias: Bias, num_heads: int, dropout: float = 0.0) -> Tensor:
-    """See :func:`mmgcvit.kernels.reference.window_attention`; the result of the padding token is zero."""
+    """See :func:`mmgcvit.kernels.reference.window_attention`; :func:`attention` is faster where there are gradients."""
     if dropout:
         bias = bias._replace(dense=None)  # `dense` has no gradient; dropout is applied to all queries at once
-    elif torch.is_grad_enabled() and (qkv.requires_grad or bias.columns.requires_grad):
-        return WindowAttention.apply(qkv, query, *bias, num_heads)
     if bias.dense is not None and bias.padding is None:
         q, k, v = reference.split_heads(qkv, query, num_heads)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.dense[None]).transpose(1, 2).flatten(2)
@@ -156,93 +165,130 @@ class WindowAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        qkv: Tensor,
-        query: Tensor | None,
-        columns: Tensor,
-        padding: Tensor | None,
-        dense: Tensor | None,
-        num_heads: int,
+        ctx: Any, qkv: Tensor, num_heads: int, sizes: Sequence[tuple[int, int, Tensor | None]], *inputs: Tensor | None
     ) -> Tensor:
-        """See :func:`window_attention`; the fields of the bias are separate arguments."""
-        ctx.save_for_backward(qkv, query, columns, padding)
-        ctx.num_heads = num_heads
-        return _window_attention(qkv, query, Bias(columns, padding, dense), num_heads)
+        """Attend in packed windows of several sizes.
+
+        Args:
+            ctx: context of the backward pass.
+            qkv: see :func:`mmgcvit.kernels.reference.attention`.
+            num_heads: number of heads.
+            sizes: for each size, the number of windows, rows per window, and :attr:`Bias.dense`.
+            *inputs: for each size, the query, :attr:`Bias.columns` and :attr:`Bias.padding`.
+
+        Returns:
+            (rows, heads * d).
+        """
+        ctx.save_for_backward(qkv, *inputs)
+        ctx.num_heads, ctx.sizes = num_heads, [size[:2] for size in sizes]
+        windows = [
+            Windows(count, rows, query, Bias(columns, padding, dense))
+            for (count, rows, dense), (query, columns, padding) in zip(sizes, _threes(inputs), strict=True)
+        ]
+        return reference.attention(qkv, windows, num_heads, attend=_window_attention)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of forward's arguments."""
-        qkv, query, columns, padding = ctx.saved_tensors
+        qkv, *inputs = ctx.saved_tensors
         if torch.is_grad_enabled():
-            attend = partial(_plain_window_attention, ctx.num_heads)
-            return *differentiable(attend, (qkv, query, columns, padding), gradient), None, None
-        bias = Bias(columns, padding)
-        heads, width, height = ctx.num_heads, columns.shape[1], (columns.shape[2] + 1) // 2
-        tokens = height * width
+            attend = partial(_plain_attention, ctx.num_heads, ctx.sizes)
+            d_qkv, *gradients = differentiable(attend, (qkv, *inputs), gradient)
+            return d_qkv, None, None, *gradients
         d_qkv = torch.empty_like(qkv)
-        q, k, v = reference.split_heads(qkv, query, heads)
-        scale = q.shape[-1] ** -0.5
-        acc_dtype = torch.promote_types(qkv.dtype, torch.float32)  # dtype of sums over windows
-        d_query: Any = None if query is None else torch.zeros_like(query, dtype=acc_dtype)
-        d_columns = torch.zeros_like(columns, dtype=acc_dtype)
-        d_padding: Any = None if padding is None else torch.zeros_like(padding, dtype=acc_dtype)
-        d_q, d_k, d_v = reference.split_heads(d_qkv, d_query, heads)
-        if query is None:
-            d_q[:, :, tokens:] = 0  # the padding token's own result was not computed
-        gradient = gradient.unflatten(2, (heads, -1)).transpose(1, 2)  # [windows, heads, tokens, d]
-        for queries, mask in bias.groups(MAX_BIAS):
-            first, last = queries.start // width, queries.stop // width
-            write = Tensor.add_ if first else Tensor.copy_
-            d_mask, mask = columns.new_zeros(mask.shape, dtype=acc_dtype), mask.to(qkv.dtype)
-            step = min(len(qkv), max(1, MAX_SCORES // mask.numel()))
-            # The same memory for all chunks: new memory would take longer than the arithmetic.
-            buffers = qkv.new_empty(3, step * heads, *mask.shape[1:])
-            for windows in _chunks(len(qkv), step):
-                shape = (windows.stop - windows.start, heads)
-                scores, weights, d_weights = buffers[:, : shape[0] * heads]
-                # [windows, heads, tokens, d] -> [windows * heads, tokens, d], copied
-                qs = (q[windows, :, queries] * scale).flatten(0, 1)
-                ks, vs = k[windows].flatten(0, 1), v[windows].flatten(0, 1)
-                gs = gradient[windows, :, queries].flatten(0, 1)
-                scores.unflatten(0, shape).copy_(mask)
-                torch.softmax(scores.baddbmm_(qs, ks.mT), -1, out=weights)
-                write(d_v[windows], (weights.mT @ gs).unflatten(0, shape))
-                torch.bmm(gs, vs.mT, out=d_weights)
-                d_scores = softmax_backward(d_weights, weights, out=scores)  # [windows * heads, queries, keys]
-                by_window = d_scores.unflatten(0, shape)
-                d_mask += by_window[0] if len(by_window) == 1 else by_window.sum(0, dtype=acc_dtype)
-                write(d_k[windows], (d_scores.mT @ qs).unflatten(0, shape))
-                d_qs = (d_scores @ ks).mul_(scale).unflatten(0, shape)
-                if query is None:
-                    d_q[windows, :, queries] = d_qs
-                elif query.shape[0] == len(qkv):
-                    d_query[windows, :, queries] = d_qs.to(acc_dtype)
-                else:
-                    d_query[0, :, queries] += d_qs.sum(0, dtype=acc_dtype)
-            if padding is not None:
-                d_padding[:, queries] += d_mask[..., -1:]
-                d_mask = d_mask[..., :-1]
-            d_mask = d_mask.unflatten(1, (last - first, width))  # [heads, i, j, keys]
-            for i in range(first, last):
-                below = slice(height - 1 - i, 2 * height - 1 - i)
-                d_columns[:, :, below] += d_mask[:, i - first].unflatten(2, (height, width))
-        return (
-            d_qkv,
-            None if query is None else d_query.to(query.dtype),
-            d_columns.to(columns.dtype),
-            None if padding is None else d_padding.to(padding.dtype),
-            None,
-            None,
-        )
+        gradients = []
+        first = 0
+        for (count, rows), (query, columns, padding) in zip(ctx.sizes, _threes(inputs), strict=True):
+            part = slice(first, first + count * rows)
+            gradients += _gradients(
+                ctx.num_heads, *(x[part].unflatten(0, (count, rows)) for x in (qkv, d_qkv, gradient)),
+                query, Bias(columns, padding),
+            )  # fmt: skip
+            first = part.stop
+        return d_qkv, None, None, *gradients
 
 
-def _plain_window_attention(
-    num_heads: int, qkv: Tensor, query: Tensor | None, columns: Tensor, padding: Tensor | None
-) -> Tensor:
-    q, k, v = reference.split_heads(qkv, query, num_heads)
-    bias = Bias(columns, padding).rows(0, (columns.shape[2] + 1) // 2).to(q.dtype)
-    x = reference.plain_attention(q[:, :, : bias.shape[1]], k, v, bias)
-    return F.pad(x, (0, 0, 0, q.shape[2] - x.shape[2])).transpose(1, 2).flatten(2)
+def _gradients(
+    heads: int, qkv: Tensor, d_qkv: Tensor, gradient: Tensor, query: Tensor | None, bias: Bias
+) -> tuple[Tensor | None, ...]:
+    """Write the gradient of qkv of windows of one size; return those of the query and of the bias."""
+    columns, padding = bias.columns, bias.padding
+    width, height = columns.shape[1], (columns.shape[2] + 1) // 2
+    tokens = height * width
+    q, k, v = reference.split_heads(qkv, query, heads)
+    scale = q.shape[-1] ** -0.5
+    acc_dtype = torch.promote_types(qkv.dtype, torch.float32)  # dtype of sums over windows
+    d_query: Any = None if query is None else torch.zeros_like(query, dtype=acc_dtype)
+    d_columns = torch.zeros_like(columns, dtype=acc_dtype)
+    d_padding: Any = None if padding is None else torch.zeros_like(padding, dtype=acc_dtype)
+    d_q, d_k, d_v = reference.split_heads(d_qkv, d_query, heads)
+    if query is None:
+        d_q[:, :, tokens:] = 0  # the padding token's own result was not computed
+    gradient = gradient.unflatten(2, (heads, -1)).transpose(1, 2)  # [windows, heads, tokens, d]
+    for queries, mask in bias.groups(MAX_BIAS):
+        first, last = queries.start // width, queries.stop // width
+        write = Tensor.add_ if first else Tensor.copy_
+        d_mask, mask = columns.new_zeros(mask.shape, dtype=acc_dtype), mask.to(acc_dtype)
+        step = min(len(qkv), max(1, MAX_SCORES // mask.numel()))
+        # The same memory for all chunks: new memory would take longer than the arithmetic.
+        squares = qkv.new_empty(3, step, *mask.shape, dtype=acc_dtype)
+        by_query = qkv.new_empty(3, step, heads, mask.shape[1], k.shape[3], dtype=acc_dtype)
+        by_key = qkv.new_empty(3, step, *k.shape[1:], dtype=acc_dtype)
+        for windows in _chunks(len(qkv), step):
+            count = windows.stop - windows.start
+            # [windows, heads, tokens, d], copied in float32: as fast as bfloat16, and exact
+            by_query[0, :count], by_query[1, :count] = q[windows, :, queries], gradient[windows, :, queries]
+            by_key[0, :count], by_key[1, :count] = k[windows], v[windows]
+            squares[0, :count] = mask
+            qs, gs, d_qs = by_query[:, :count].flatten(1, 2)  # [windows * heads, queries, d]
+            ks, vs, d_ks = by_key[:, :count].flatten(1, 2)  # [windows * heads, keys, d]
+            scores, weights, d_weights = squares[:, :count].flatten(1, 2)  # [windows * heads, queries, keys]
+            torch.softmax(scores.baddbmm_(qs, ks.mT, alpha=scale), -1, out=weights)
+            d_vs = torch.bmm(weights.mT, gs, out=d_ks)
+            write(d_v[windows], d_vs.unflatten(0, (count, heads)))
+            torch.bmm(gs, vs.mT, out=d_weights)
+            d_scores = softmax_backward(d_weights, weights, out=scores)
+            by_window = squares[0, :count]
+            d_mask += by_window[0] if count == 1 else by_window.sum(0)
+            d_ks.baddbmm_(d_scores.mT, qs, beta=0, alpha=scale)
+            write(d_k[windows], by_key[2, :count])
+            d_qs.baddbmm_(d_scores, ks, beta=0, alpha=scale)
+            if query is None:
+                d_q[windows, :, queries] = by_query[2, :count]
+            elif query.shape[0] == len(qkv):
+                d_query[windows, :, queries] = by_query[2, :count]
+            else:
+                d_query[0, :, queries] += by_query[2, :count].sum(0)
+        if padding is not None:
+            d_padding[:, queries] += d_mask[..., -1:]
+            d_mask = d_mask[..., :-1]
+        d_mask = d_mask.unflatten(1, (last - first, width))  # [heads, i, j, keys]
+        for i in range(first, last):
+            below = slice(height - 1 - i, 2 * height - 1 - i)
+            d_columns[:, :, below] += d_mask[:, i - first].unflatten(2, (height, width))
+    return (
+        None if query is None else d_query.to(query.dtype),
+        d_columns.to(columns.dtype),
+        None if padding is None else d_padding.to(padding.dtype),
+    )
+
+
+def _plain_attention(num_heads: int, sizes: Sequence[tuple[int, int]], qkv: Tensor, *inputs: Tensor) -> Tensor:
+    def attend(qkv: Tensor, query: Tensor | None, bias: Bias, *_: Any) -> Tensor:
+        q, k, v = reference.split_heads(qkv, query, num_heads)
+        mask = bias.rows(0, (bias.columns.shape[2] + 1) // 2).to(q.dtype)
+        x = reference.plain_attention(q[:, :, : mask.shape[1]], k, v, mask)
+        return F.pad(x, (0, 0, 0, q.shape[2] - x.shape[2])).transpose(1, 2).flatten(2)
+
+    windows = [
+        Windows(*size, query, Bias(columns, padding))
+        for size, (query, columns, padding) in zip(sizes, _threes(inputs), strict=True)
+    ]
+    return reference.attention(qkv, windows, num_heads, attend=attend)
+
+
+def _threes(inputs: Sequence[Any]) -> Iterator[tuple[Any, Any, Any]]:
+    return zip(inputs[::3], inputs[1::3], inputs[2::3], strict=True)
 
 
 def _chunks(length: int, step: int) -> Iterator[slice]:

@@ -28,7 +28,7 @@ class Kernels:
     mlp: Callable = reference.mlp
     residual: Callable = reference.residual
     mbconv_tail: Callable = reference.mbconv_tail
-    window_attention: Callable = reference.window_attention
+    attention: Callable = reference.attention
     position_biases: Callable = reference.position_biases
 
 
@@ -44,7 +44,7 @@ CPU = Kernels(
     mlp=cpu.mlp,
     residual=cpu.residual,
     mbconv_tail=cpu.mbconv_tail,
-    window_attention=cpu_attention.window_attention,
+    attention=cpu_attention.attention,
     position_biases=cpu_attention.position_biases,
 )
 #: Names that can be disabled, and the operations that belong to each.
@@ -53,7 +53,7 @@ KERNELS = {
     "mlp": ("mlp",),
     "residual": ("residual",),
     "mbconv_tail": ("mbconv_tail",),
-    "window_attention": ("window_attention", "position_biases"),
+    "window_attention": ("attention", "position_biases"),
     "packs": (),  # processing some of the windows at a time
 }
 #: Implementations that run only under :func:`enabled`, as no measurement has shown yet where they pay.
@@ -132,7 +132,7 @@ def enabled(*names: str) -> Iterator[None]:
     if "triton_attention" in names:
         from mmgcvit.kernels import fused  # needs Triton, which torch has on Linux with a GPU
 
-        _tables["eager"] = replace(before, window_attention=fused.window_attention)
+        _tables["eager"] = replace(before, attention=fused.attention)
     try:
         yield
     finally:

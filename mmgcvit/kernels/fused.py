@@ -8,6 +8,7 @@ The kernels also run on a CPU, in Triton's interpreter: set ``TRITON_INTERPRET=1
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -199,6 +200,11 @@ def supports(qkv: Tensor, query: Tensor | None, bias: Tensor, num_heads: int, dr
         and dim <= MAX_DIM
         and not dropout
     )
+
+
+def attention(qkv: Tensor, windows: Sequence[reference.Windows], num_heads: int, dropout: float = 0.0) -> Tensor:
+    """See :func:`mmgcvit.kernels.reference.attention`."""
+    return reference.attention(qkv, windows, num_heads, dropout, window_attention)
 
 
 def window_attention(qkv: Tensor, query: Tensor | None, bias: Any, num_heads: int, dropout: float = 0.0) -> Tensor:

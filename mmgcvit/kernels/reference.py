@@ -7,7 +7,7 @@ reference: outputs, gradients, odd sizes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +91,49 @@ def window_attention(qkv: Tensor, query: Tensor | None, bias: Any, num_heads: in
     if is_exporting():  # exporters replace the attention by one whose result has another memory layout
         x = x.clone(memory_format=torch.contiguous_format)
     return x.flatten(2)
+
+
+class Windows(NamedTuple):
+    """Windows of one size in a packed tensor.
+
+    Args:
+        count: number of windows.
+        rows: rows per window.
+        query: global query, see :func:`window_attention`.
+        bias: position bias, see :func:`window_attention`.
+    """
+
+    count: int
+    rows: int
+    query: Tensor | None
+    bias: Any
+
+
+def attention(
+    qkv: Tensor,
+    windows: Sequence[Windows],
+    num_heads: int,
+    dropout: float = 0.0,
+    attend: Callable[..., Tensor] = window_attention,
+) -> Tensor:
+    """Compute window attention in packed windows of several sizes.
+
+    Args:
+        qkv: (rows, heads * 3 * d), the windows of the first size, then those of the next.
+        windows: their sizes.
+        num_heads: number of heads.
+        dropout: dropout rate of the attention weights.
+        attend: :func:`window_attention`, or another implementation of it.
+
+    Returns:
+        (rows, heads * d).
+    """
+    parts = [qkv] if len(windows) == 1 else qkv.split([part.count * part.rows for part in windows])
+    outputs = []
+    for part, x in zip(windows, parts, strict=True):
+        x = attend(x.unflatten(0, (part.count, part.rows)), part.query, part.bias, num_heads, dropout)
+        outputs.append(x.flatten(0, 1))  # [windows, tokens, C] -> [rows, C]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float = 0.0) -> Tensor:

@@ -53,6 +53,26 @@ def test_tokens_are_packed_in_order(batch: int, height: int, width: int, window:
     assert packs == []
 
 
+@pytest.mark.parametrize(
+    ("limit", "sizes"),
+    [
+        (None, [[4, 2, 2, 1]]),
+        (80, [[4, 2, 2, 1]]),  # 64 + 26 + 18 + 7 rows are fewer than 1.5 * 80
+        (40, [[2], [2], [2], [2], [1]]),  # 64 / 40 rounds to two packs, the edges fit into one each
+        (24, [[1], [1], [2], [2], [2], [1]]),  # 64 / 24 rounds to three packs, of one or two windows
+        (1, [[1]] * 9),  # no pack has less than a window
+    ],
+)
+def test_packs_are_even(limit: int | None, sizes: list[list[int]]):
+    """Windows per pack and region of a map of 10 x 11 tokens, 2 x 2 full windows."""
+    layout = window_layout((1, 10, 11, 1), 4, CPU, limit)
+    assert [[span.count for span in pack.spans] for pack in layout.packs] == sizes
+    for pack in layout.packs:
+        assert [span.is_whole for span in pack.spans] == [
+            span.count == layout.regions[span.index].num_windows for span in pack.spans
+        ]
+
+
 @settings(max_examples=20, deadline=None)
 @given(batch=st.integers(1, 3), height=SIZES, width=SIZES, limit=st.sampled_from([None, 40]))
 def test_per_row_values_match_images(batch: int, height: int, width: int, limit: int | None):

@@ -167,11 +167,11 @@ def test_off_by_default():
     with kernels.enabled("triton_attention"):
         from mmgcvit.kernels import fused
 
-        assert dispatch._tables["eager"].window_attention is fused.window_attention
+        assert dispatch._tables["eager"].attention is fused.attention
         assert dispatch._tables["eager"].position_biases is dispatch.EAGER.position_biases
         with kernels.disabled("window_attention"):
-            assert dispatch._tables["eager"].window_attention is reference.window_attention
-        assert dispatch._tables["eager"].window_attention is fused.window_attention
+            assert dispatch._tables["eager"].attention is reference.attention
+        assert dispatch._tables["eager"].attention is fused.attention
     assert dispatch._tables["eager"] is dispatch.EAGER
     with pytest.raises(ValueError, match=r"enabled: 'triton'; allowed: triton_attention"), kernels.enabled("triton"):
         pass

@@ -117,15 +117,18 @@ def test_mbconv_tail(ops: kernels.Kernels, size: tuple[int, int], frozen: tuple[
     compare(lambda: run(ops), lambda: run(kernels.REFERENCE), [x, y, *weights])
 
 
+@pytest.mark.parametrize("limit", [60, 10**6])  # packs of one region each, and one pack for all
 @pytest.mark.parametrize("max_bias", [2**22, 20])
 @pytest.mark.parametrize("shape", [(3, 6, 9), (3, 7, 8), (2, 2, 1), (1, 8, 5)])
 @pytest.mark.parametrize("is_global", [False, True])
-def test_window_attention(ops: kernels.Kernels, monkeypatch, is_global: bool, shape: tuple[int, ...], max_bias: int):
+def test_window_attention(
+    ops: kernels.Kernels, monkeypatch, is_global: bool, shape: tuple[int, ...], max_bias: int, limit: int
+):
     """Tests both operations together, as the biases passed between them depend on the implementation."""
     monkeypatch.setattr(cpu_attention, "MAX_BIAS", max_bias)
     dtype = torch.float32 if in_float32(ops) else torch.double
     attention = randomise(WindowAttention(12, 3, 3, is_global)).to(dtype)
-    layout = window_layout((*shape, 12), 3, torch.device("cpu"), 60)
+    layout = window_layout((*shape, 12), 3, torch.device("cpu"), limit)
     x = torch.randn(*shape, 12, dtype=dtype, requires_grad=True)
     query = torch.randn(shape[0], 3, 9, 4, dtype=dtype, requires_grad=True)
     sizes = [(r.height, r.width) for r in layout.regions]
