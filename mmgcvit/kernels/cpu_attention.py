@@ -193,18 +193,15 @@ class WindowAttention(torch.autograd.Function):
         qkv, *inputs = ctx.saved_tensors
         if torch.is_grad_enabled():
             attend = partial(_plain_attention, ctx.num_heads, ctx.sizes)
-            d_qkv, *gradients = differentiable(attend, (qkv, *inputs), gradient)
-            return d_qkv, None, None, *gradients
+            first, *others = differentiable(attend, (qkv, *inputs), gradient)
+            return first, None, None, *others
         d_qkv = torch.empty_like(qkv)
-        gradients = []
-        first = 0
-        for (count, rows), (query, columns, padding) in zip(ctx.sizes, _threes(inputs), strict=True):
-            part = slice(first, first + count * rows)
-            gradients += _gradients(
-                ctx.num_heads, *(x[part].unflatten(0, (count, rows)) for x in (qkv, d_qkv, gradient)),
-                query, Bias(columns, padding),
-            )  # fmt: skip
-            first = part.stop
+        gradients: list[Tensor | None] = []
+        counts = [count * rows for count, rows in ctx.sizes]
+        parts = zip(*(x.split(counts) for x in (qkv, d_qkv, gradient)), strict=True)
+        for part, (count, rows), (query, *bias) in zip(parts, ctx.sizes, _threes(inputs), strict=True):
+            x, d_x, g = (y.unflatten(0, (count, rows)) for y in part)
+            gradients += _gradients(ctx.num_heads, x, d_x, g, query, Bias(*bias))
         return d_qkv, None, None, *gradients
 
 

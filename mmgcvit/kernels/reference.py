@@ -7,7 +7,8 @@ reference: outputs, gradients, odd sizes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +94,8 @@ def window_attention(qkv: Tensor, query: Tensor | None, bias: Any, num_heads: in
     return x.flatten(2)
 
 
-class Windows(NamedTuple):
+@dataclass(frozen=True)
+class Windows:
     """Windows of one size in a packed tensor.
 
     Args:
