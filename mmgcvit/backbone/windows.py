@@ -265,6 +265,11 @@ class WindowLayout:
         self.window, self.device = window, device
         self.regions = split_into_regions(self.height, self.width, window)
         self.packs = tuple(Pack(spans, _padding_rows(spans, device)) for spans in self._spans(max_elements))
+        # Windows of each region by pack.
+        self.counts = tuple(
+            [span.count for pack in self.packs for span in pack.spans if span.index == index]
+            for index in range(len(self.regions))
+        )
         self.is_padded = tuple(region.is_padded for region in self.regions)
         self.sizes = tuple((region.height, region.width) for region in self.regions)
         self.is_indexed = max_elements is None and len(self.regions) > 1
@@ -289,14 +294,14 @@ class WindowLayout:
         """Pack a map: (B, H, W, C) -> (rows, C) for each pack."""
         if self.is_indexed:
             return [x.flatten(0, 2).index_select(0, self._indices()[0])]
-        regions: list[list[Tensor]] = []
-        for index, (region, is_padded) in enumerate(zip(self.regions, self.is_padded, strict=True)):
+        packs: list[Tensor] = []
+        for region, is_padded, counts in zip(self.regions, self.is_padded, self.counts, strict=True):
             windows = region.cut(x)
             if is_padded:
                 windows = F.pad(windows, (0, 0, 0, 1))
-            counts = [span.count for pack in self.packs for span in pack.spans if span.index == index]
-            regions.append([part.flatten(0, 1) for part in windows.split(counts)])
-        return [_concatenate([regions[span.index].pop(0) for span in pack.spans], 0) for pack in self.packs]
+            for part in windows.split(counts):
+                packs.append(part.flatten(0, 1))
+        return packs if len(packs) == len(self.packs) else [torch.cat(packs)]
 
     def unpack(self, packs: list[Tensor], height: int, width: int) -> Tensor:
         """Inverse of :meth:`pack`, cropped: (rows, C) for each pack -> (B, height, width, C).
@@ -308,7 +313,7 @@ class WindowLayout:
             return x.view(self.batch, self.height, self.width, x.shape[1])[:, :height, :width]
         if len(packs) == len(self.regions) == 1:
             region = self.regions[0]
-            x = region.uncut(packs.pop().unflatten(0, (-1, region.num_rows))[:, : region.height * region.width])
+            x = region.uncut(packs.pop().unflatten(0, (*self.counts[0], -1))[:, : region.height * region.width])
             return x[:, :height, :width]
         parts: list[list[Tensor]] = [[] for _ in self.regions]
         for x, pack in zip(packs, self.packs, strict=True):

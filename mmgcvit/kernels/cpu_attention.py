@@ -121,11 +121,15 @@ def position_biases(
 
 def attention(qkv: Tensor, windows: Sequence[Windows], num_heads: int, dropout: float = 0.0) -> Tensor:
     """See :func:`mmgcvit.kernels.reference.attention`; the result of the padding token is zero."""
-    needs_gradient = qkv.requires_grad or any(part.bias.columns.requires_grad for part in windows)
-    if not dropout and torch.is_grad_enabled() and needs_gradient:
-        sizes = [(part.count, part.rows, part.bias.dense) for part in windows]
+    if not dropout and torch.is_grad_enabled():
         inputs = [x for part in windows for x in (part.query, part.bias.columns, part.bias.padding)]
-        return WindowAttention.apply(qkv, num_heads, sizes, *inputs)
+        if any(x is not None and x.requires_grad for x in (qkv, *inputs)):
+            sizes = [(part.count, part.rows, part.bias.dense) for part in windows]
+            return WindowAttention.apply(qkv, num_heads, sizes, *inputs)
+    if len(windows) == 1:
+        (part,) = windows
+        x = qkv.unflatten(0, (part.count, part.rows))
+        return window_attention(x, part.query, part.bias, num_heads, dropout).flatten(0, 1)
     return reference.attention(qkv, windows, num_heads, dropout, window_attention)
 
 
