@@ -79,7 +79,7 @@ class Teacher:
         if checkpoint is None and num_classes not in (None, 0, published):
             raise UsageError(
                 f"teacher: num_classes={num_classes} without a checkpoint; allowed for {name!r}: {published}, as "
-                "in timm's weights. A head of another size would be random"
+                "in timm's weights. A head for other classes would have random weights"
             )
         self.channels = self._channels_of(network)
         if input_size is None and (settings.get("fixed_input_size") or "img_size" in arguments):
@@ -157,7 +157,8 @@ class Teacher:
         known = [info["num_chs"] for info in getattr(network, "feature_info", None) or ()]
         if not hasattr(network, "forward_intermediates") or not known:
             raise UsageError(
-                f"teacher: name={self.name!r} has no maps; allowed with features: a model with forward_intermediates"
+                f"teacher: name={self.name!r} provides no feature maps; allowed with features: a model of timm with "
+                "forward_intermediates"
             )
         count = len(known)
         order = [layer + count * (layer < 0) for layer in self.layers]
@@ -177,8 +178,8 @@ class Teacher:
         given = next((len(tensors[name]) for name in heads if name in tensors), self.num_classes)
         if self.num_classes and given != self.num_classes:
             raise CheckpointError(
-                f"teacher: checkpoint {file!r} has {given} classes, the student num_classes={self.num_classes}; "
-                "allowed with logits: the same classes"
+                f"teacher: checkpoint {file!r} has {given} classes, but num_classes={self.num_classes}; allowed with "
+                "logits: the same classes"
             )
         if any(isinstance(module, GCViT) for module in network.modules()):
             if missing := load_pretrained(network, file).left_initial:

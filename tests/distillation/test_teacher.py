@@ -77,7 +77,7 @@ def test_gcvit_of_this_package(tmp_path: Path):
         expected = own.backbone((images - mean) / std, (2, 3))
     torch.testing.assert_close(maps, list(expected), rtol=1e-4, atol=1e-5)
     assert teacher.classes == tuple("abcde")
-    with pytest.raises(CheckpointError, match=r"own\.pth' has 5 classes, the student num_classes=4; allowed"):
+    with pytest.raises(CheckpointError, match=r"own\.pth' has 5 classes, but num_classes=4; allowed"):
         Teacher("gcvit_tiny_any", str(file), num_classes=4, arch=TINY).load()
     del own.head
     torch.save(own.state_dict(), file)
@@ -86,7 +86,7 @@ def test_gcvit_of_this_package(tmp_path: Path):
 
 
 def test_checkpoints_that_do_not_fit(tmp_path: Path):
-    with pytest.raises(CheckpointError, match=r"-7\.pth' has 7 classes, the student num_classes=3; allowed"):
+    with pytest.raises(CheckpointError, match=r"-7\.pth' has 7 classes, but num_classes=3; allowed"):
         Teacher(NAME, save(tmp_path, classes=7), num_classes=3).load()
     with pytest.raises(CheckpointError, match="does not belong to the model"):
         Teacher(NAME, save(tmp_path, "test_vit"), num_classes=3).load()
