@@ -356,7 +356,7 @@ class GCViT(SafePretrainedInit, BaseModule):
             ValueError: x is not 4-D, has the wrong number of channels, or is empty.
             TypeError: the model is traced by torch.fx.
         """
-        if isinstance(x, Proxy):
+        if isinstance(x, Proxy):  # type: ignore[unreachable]  # of torch.fx, in place of a tensor
             raise TypeError(
                 "GCViT cannot be traced by torch.fx, as its windows depend on the size of the images; allowed: "
                 "torch.export, or for feature maps of a model of timm: features_only=True, forward_intermediates"
