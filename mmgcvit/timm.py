@@ -200,15 +200,18 @@ class GCViTModel(nn.Module):
         return load_pretrained(self, source)
 
 
-def _config(weights: Weights | None) -> dict[str, Any]:
-    """timm's description of pretrained weights; None for a variant without published weights."""
-    size = weights.input_size if weights else 224
-    config = {
+def _config(weights: Weights) -> dict[str, Any]:
+    """timm's description of pretrained weights."""
+    size = weights.input_size
+    return {
+        "file": weights.name,  # timm passes it to load_pretrained of the model, which fetches and reads the file
+        "custom_load": True,
+        "license": "cc-by-nc-sa-4.0",
         "num_classes": 1000,
         "input_size": (3, size, size),
         "pool_size": (size // 32, size // 32),
-        "crop_pct": weights.crop if weights else 0.875,
-        "crop_mode": "squash" if weights and weights.squash else "center",
+        "crop_pct": weights.crop,
+        "crop_mode": "squash" if weights.squash else "center",
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
@@ -216,8 +219,6 @@ def _config(weights: Weights | None) -> dict[str, Any]:
         "classifier": "head.fc",
         "fixed_input_size": False,
     }
-    # timm passes the file's name to load_pretrained of the model, which fetches and reads it
-    return config | {"file": weights.name, "custom_load": True, "license": "cc-by-nc-sa-4.0"} if weights else config
 
 
 def _tag(weights: Weights) -> str:
@@ -230,6 +231,8 @@ def _tag(weights: Weights) -> str:
 
 def _register(arch: str) -> Callable[..., Any]:
     def create(pretrained: bool = False, **kwargs: Any) -> Any:
+        # timm's other classes read the output of the stages: padded maps of shape (B, H, W, C)
+        check_choice("feature_cls", kwargs.get("feature_cls", "getter"), ("getter",))
         return build_model_with_cfg(
             GCViTModel,
             create.__name__,
@@ -250,12 +253,10 @@ def _name(arch: str) -> str:
 
 default_cfgs = generate_default_cfgs(
     {
-        f"{_name(arch)}.{tag}" if tag else _name(arch): config
+        f"{_name(arch)}.{_tag(weights)}": _config(weights)
         for arch in ARCHS
-        for tag, config in (
-            # timm's files first: the first entry is the default
-            sorted(((_tag(w), _config(w)) for w in WEIGHTS.values() if w.arch == arch), key=lambda entry: entry[0])
-        )
+        # 'in1k' of timm comes before 'nvidia_...' of the authors: the first entry is the default
+        for weights in sorted((w for w in WEIGHTS.values() if w.arch == arch), key=_tag)
     }
 )
 __all__ = ["GCViTModel"]

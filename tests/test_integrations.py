@@ -5,10 +5,16 @@ segmentation_models.pytorch and transformers are optional: their tests are skipp
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import randomise
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import EntryNotFoundError
 from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
@@ -81,6 +87,48 @@ def test_hub_model_is_saved_and_loaded_exactly(tmp_path: Path, images: torch.Ten
             assert torch.equal(a, b)
 
 
+@pytest.fixture
+def uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that gets the files uploaded to the Hub, of which nothing else is called."""
+    folder = tmp_path / "uploaded"
+
+    def create_repo(_: HfApi, repo_id: str, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(repo_id=repo_id)
+
+    def upload_folder(_: HfApi, *, repo_id: str, folder_path: Path, **__: object) -> str:
+        assert repo_id == "somebody/gcvit"
+        shutil.copytree(folder_path, folder)
+        return f"https://huggingface.co/{repo_id}/commit/1"
+
+    def create_commit(_: HfApi, *, repo_id: str, operations: list, **__: object) -> str:
+        assert repo_id == "somebody/gcvit"
+        for operation in operations:
+            (folder / operation.path_in_repo).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(operation.path_or_fileobj, folder / operation.path_in_repo)
+        return f"https://huggingface.co/{repo_id}/commit/1"
+
+    def load(*_: object, **__: object) -> ModelCard:
+        raise EntryNotFoundError("a new repository has no README.md")
+
+    for method in (create_repo, upload_folder, create_commit):
+        monkeypatch.setattr(HfApi, method.__name__, method)
+    monkeypatch.setattr(ModelCard, "load", load)
+    return folder
+
+
+def test_hub_model_is_pushed_whole(uploaded: Path, images: torch.Tensor):
+    model = randomise(HubGCViT(TINY, pad="stage", out_indices=(0, 2))).eval()
+    assert model.push_to_hub("somebody/gcvit").startswith("https://huggingface.co/somebody/gcvit")
+    assert {file.name for file in uploaded.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    card = ModelCard((uploaded / "README.md").read_text(encoding="utf-8"))
+    assert card.data.library_name == "mmgcvit"
+    assert {"gcvit", "backbone"} <= set(card.data.tags)
+    loaded = HubGCViT.from_pretrained(uploaded).eval()
+    with torch.no_grad():
+        for a, b in zip(loaded(images), model(images), strict=True):
+            assert torch.equal(a, b)
+
+
 SMP_DECODERS = ("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "UPerNet", "Segformer")
 
 
@@ -128,6 +176,40 @@ def test_transformers_backbone_is_saved_and_loaded_exactly(tmp_path: Path, image
     assert len(maps[0].hidden_states) == 2
 
 
+def transformers_backbone() -> torch.nn.Module:
+    from mmgcvit.integrations.huggingface import GCViTBackbone, GCViTConfig
+
+    return GCViTBackbone(GCViTConfig(arch=TINY, pad="stage", out_indices=[1, 3]))
+
+
+def transformers_upernet() -> torch.nn.Module:
+    import transformers
+
+    from mmgcvit.integrations.huggingface import GCViTConfig
+
+    config = transformers.UperNetConfig(
+        backbone_config=GCViTConfig(arch=TINY, out_indices=[0, 1, 2, 3]), num_labels=3, hidden_size=16,
+        auxiliary_in_channels=32, auxiliary_channels=8,
+    )  # fmt: skip
+    return transformers.UperNetForSemanticSegmentation(config)
+
+
+@pytest.mark.parametrize("build", [transformers_backbone, transformers_upernet])
+def test_transformers_models_are_pushed_whole(
+    build: Callable[[], torch.nn.Module], uploaded: Path, images: torch.Tensor
+):
+    pytest.importorskip("transformers")
+
+    model = randomise(build()).eval()
+    assert model.push_to_hub("somebody/gcvit").startswith("https://huggingface.co/somebody/gcvit")
+    assert {file.name for file in uploaded.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    loaded = type(model).from_pretrained(uploaded).eval()
+    with torch.no_grad():
+        a, b = (m(images, return_dict=False) for m in (loaded, model))
+    for got, wanted in zip(a[0], b[0], strict=True):
+        assert torch.equal(got, wanted)
+
+
 def test_transformers_backbone_loads_published_layouts(tmp_path: Path):
     pytest.importorskip("transformers")
     import timm
@@ -144,15 +226,10 @@ def test_transformers_backbone_loads_published_layouts(tmp_path: Path):
 
 
 def test_transformers_upernet(tmp_path: Path, images: torch.Tensor):
-    transformers = pytest.importorskip("transformers")
-    from mmgcvit.integrations.huggingface import GCViTConfig
+    pytest.importorskip("transformers")
 
     torch.manual_seed(0)
-    backbone = GCViTConfig(arch=TINY, out_indices=[0, 1, 2, 3])
-    config = transformers.UperNetConfig(
-        backbone_config=backbone, num_labels=3, hidden_size=16, auxiliary_in_channels=32, auxiliary_channels=8
-    )
-    model = transformers.UperNetForSemanticSegmentation(config)
+    model = transformers_upernet()
     train_a_step(model, model(images, labels=torch.randint(0, 3, (2, 90, 130))).loss)
     model.eval()
     with torch.no_grad():

@@ -158,6 +158,21 @@ def test_features_only_trains_every_parameter():
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.parametrize("feature_cls", ["fx", "hook", "list", "dict", timm.models.FeatureHookNet])
+def test_other_feature_classes_are_refused(feature_cls: object):
+    with pytest.raises(ValueError, match=r"feature_cls=.*; allowed: 'getter'"):
+        tiny(features_only=True, feature_cls=feature_cls)
+    assert tiny(features_only=True, feature_cls="getter").feature_info.channels() == [8, 16, 32, 64]
+
+
+def test_tracing_by_fx_is_refused():
+    model = tiny()
+    nodes = [info["module"] for info in model.feature_info]
+    for trace in (torch.fx.symbolic_trace, lambda model: timm.models.create_feature_extractor(model, nodes)):
+        with pytest.raises(TypeError, match=r"cannot be traced by torch\.fx.*allowed: torch\.export"):
+            trace(model)
+
+
 def test_forward_intermediates():
     model = tiny().eval()
     x = torch.randn(2, 3, 64, 96)

@@ -12,6 +12,7 @@ import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.utils.checkpoint import checkpoint
 
 from mmgcvit import kernels
@@ -353,7 +354,13 @@ class GCViT(SafePretrainedInit, BaseModule):
 
         Raises:
             ValueError: x is not 4-D, has the wrong number of channels, or is empty.
+            TypeError: the model is traced by torch.fx.
         """
+        if isinstance(x, Proxy):  # type: ignore[unreachable]  # of torch.fx, in place of a tensor
+            raise TypeError(
+                "GCViT cannot be traced by torch.fx, as its windows depend on the size of the images; allowed: "
+                "torch.export, or for feature maps of a model of timm: features_only=True, forward_intermediates"
+            )
         if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
             raise ValueError(
                 f"GCViT: input of shape {tuple(x.shape)}; allowed: (B, {self.in_channels}, H, W) with B, H, W >= 1"

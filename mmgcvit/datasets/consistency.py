@@ -101,7 +101,7 @@ def _check_best(cfg: Config, split: Split, task: Task) -> Iterator[Problem]:
     classes = class_names(split.datasets[0]) if split.datasets else None
     given: set[str] = set()
     for _, metric in split.metrics:
-        results = task.results_of(metric, cfg.get("model") or {}, classes)
+        results = task.result_names(metric, cfg.get("model") or {}, classes)
         if results is None:
             return
         given |= results

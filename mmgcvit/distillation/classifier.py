@@ -50,15 +50,20 @@ class DistilledClassifier(GCViTClassifier):
     ) -> None:
         super().__init__(**student)
         self.label_weight = check_number("label_weight", label_weight, "a number >= 0")
-        if self.label_weight < 0 or (logits is None and features is None):
+        if self.label_weight < 0:
+            raise UsageError(f"label_weight={label_weight!r}; allowed: a number >= 0")
+        if logits is None and features is None:
             raise UsageError(
-                f"label_weight={label_weight!r}, logits={logits}, features={features}; allowed: a number >= 0, and a "
-                "dict for logits or for features: what the teacher is for"
+                "logits=None, features=None, so the teacher would not be used; allowed: a dict for one of them, or for "
+                "both, such as logits=dict(temperature=2.0)"
             )
         options = dict(features or {})
         stages, layers = matched_layers(options.pop("stages", (3,)), options.pop("layers", (-1,)))
         if "layers" in teacher:
-            raise UsageError(f"teacher: layers={teacher['layers']}; allowed: features=dict(stages=..., layers=...)")
+            raise UsageError(
+                f"teacher: layers={teacher['layers']}; allowed in features only, with the stages of the student: "
+                "features=dict(stages=(3,), layers=(-1,))"
+            )
         arguments: dict[str, Any] = dict(teacher, layers=layers if features is not None else ())
         if logits is None or teacher.get("checkpoint") is not None:
             arguments["num_classes"] = 0 if logits is None else self.num_classes
@@ -79,20 +84,25 @@ class DistilledClassifier(GCViTClassifier):
         """Compare the teacher with the student."""
         if with_logits and self.teacher.num_classes != self.num_classes:
             raise UsageError(
-                f"teacher: {self.teacher.name!r} has {self.teacher.num_classes} classes, the student num_classes="
-                f"{self.num_classes}; allowed with logits: the same classes. Train the teacher on them first: "
-                "teacher.checkpoint; or use features, which need no classes"
+                f"teacher: {self.teacher.name!r} has {self.teacher.num_classes} classes, but num_classes="
+                f"{self.num_classes}; allowed with logits: the same classes. Train the teacher on your classes first, "
+                "and set teacher.checkpoint to its file; or use features instead of logits"
             )
         channels = given.get("in_chans", 3)
-        if channels != self.backbone.in_channels or len(self.teacher.mean) not in (1, channels):
+        if channels != self.backbone.in_channels:
             raise UsageError(
-                f"teacher: in_chans={channels} with {len(self.teacher.mean)} values of mean, the student's backbone "
-                f"in_channels={self.backbone.in_channels}; allowed: the same number"
+                f"teacher: in_chans={channels}, but the backbone has in_channels={self.backbone.in_channels}; allowed: "
+                "the same number, as both see the same images"
             )
+        for name, values in (("mean", self.teacher.mean), ("std", self.teacher.std)):
+            if len(values) not in (1, channels):
+                raise UsageError(
+                    f"teacher: {name} of {len(values)} values for in_chans={channels}; allowed: 1 or one per channel"
+                )
         if not all(isinstance(getattr(self.data_preprocessor, name, None), Tensor) for name in ("mean", "std")):
             raise UsageError(
-                f"data_preprocessor={type(self.data_preprocessor).__name__} has no mean and std; allowed with a "
-                "teacher, which has its own: mmgcvit.ClassificationPreprocessor"
+                f"data_preprocessor={type(self.data_preprocessor).__name__} has no mean and std, which are needed to "
+                "undo its normalisation for the teacher; allowed: mmgcvit.ClassificationPreprocessor"
             )
 
     @property
@@ -129,8 +139,8 @@ class DistilledClassifier(GCViTClassifier):
         if mode != "loss":
             if not self.has_head:
                 raise UsageError(
-                    f"mode={mode!r}; allowed without a head: 'loss'. It was trained without labels and logits: load "
-                    "its backbone into a classifier, detector or segmentor and train that"
+                    f"mode={mode!r}; allowed: 'loss', as a model that learns neither labels nor logits has no head. To "
+                    "make predictions, load its backbone into a classifier, detector or segmentor, and train that"
                 )
             return super().forward(inputs, targets, sample_idx, mode)
         maps = self.backbone(inputs, self.stages)

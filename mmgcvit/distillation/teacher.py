@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import timm
@@ -20,7 +21,9 @@ from mmgcvit.checkpoint.complete import class_names, load_complete
 from mmgcvit.checkpoint.layouts import unwrap_checkpoint
 from mmgcvit.checkpoint.loading import load_pretrained
 from mmgcvit.checkpoint.reader import read_checkpoint
+from mmgcvit.checkpoint.saved_config import saved_model
 from mmgcvit.checkpoint.sources import resolve_source
+from mmgcvit.distillation.settings import backbone_settings, differing, normalisation
 from mmgcvit.errors import CheckpointError, UsageError
 from mmgcvit.utils import summarize
 
@@ -79,7 +82,7 @@ class Teacher:
         if checkpoint is None and num_classes not in (None, 0, published):
             raise UsageError(
                 f"teacher: num_classes={num_classes} without a checkpoint; allowed for {name!r}: {published}, as "
-                "in timm's weights. A head of another size would be random"
+                "in timm's weights. A head for other classes would have random weights"
             )
         self.channels = self._channels_of(network)
         if input_size is None and (settings.get("fixed_input_size") or "img_size" in arguments):
@@ -97,7 +100,8 @@ class Teacher:
         """Return the network with its weights, which are loaded by the first call.
 
         Raises:
-            CheckpointError: the checkpoint cannot be read, or does not have all weights of the network.
+            CheckpointError: the checkpoint cannot be read, does not have all weights of the network, or was trained
+                with other settings (padding, windows, mean, standard deviation).
         """
         if self._network is None:
             with torch.random.fork_rng(devices=[]):  # random numbers of the student do not depend on its teacher
@@ -157,7 +161,8 @@ class Teacher:
         known = [info["num_chs"] for info in getattr(network, "feature_info", None) or ()]
         if not hasattr(network, "forward_intermediates") or not known:
             raise UsageError(
-                f"teacher: name={self.name!r} has no maps; allowed with features: a model with forward_intermediates"
+                f"teacher: name={self.name!r} provides no feature maps; allowed with features: a model of timm with "
+                "forward_intermediates"
             )
         count = len(known)
         order = [layer + count * (layer < 0) for layer in self.layers]
@@ -177,13 +182,28 @@ class Teacher:
         given = next((len(tensors[name]) for name in heads if name in tensors), self.num_classes)
         if self.num_classes and given != self.num_classes:
             raise CheckpointError(
-                f"teacher: checkpoint {file!r} has {given} classes, the student num_classes={self.num_classes}; "
-                "allowed with logits: the same classes"
+                f"teacher: checkpoint {file!r} has {given} classes, but num_classes={self.num_classes}; allowed with "
+                "logits: the same classes"
             )
         if any(isinstance(module, GCViT) for module in network.modules()):
             if missing := load_pretrained(network, file).left_initial:
                 raise CheckpointError(f"teacher: checkpoint {file!r} lacks {summarize(missing)}")
-            return
-        found = load_complete(network, content, file)
-        if not found.is_exact:
+        elif not (found := load_complete(network, content, file)).is_exact:
             print_log(f"teacher: checkpoint {file!r}: {found}", logger="current", level=logging.WARNING)
+        self._require_settings(network, saved_model(content), file)
+
+    def _require_settings(self, network: nn.Module, model: Mapping[str, Any], file: str) -> None:
+        """Compare settings that are no weights with those of the config in a checkpoint, as far as it has them."""
+        own: dict[str, Any] = {
+            name: tuple(round(value, 6) for value in getattr(self, name).tolist()) for name in ("mean", "std")
+        }
+        theirs: dict[str, Any] = dict(normalisation(model.get("data_preprocessor") or {}))
+        if backbone := next((module for module in network.modules() if isinstance(module, GCViT)), None):
+            own |= backbone_settings({**self.arguments, "arch": asdict(backbone.arch)})
+            theirs |= backbone_settings(model.get("backbone") or {})
+        if wrong := differing(own, theirs):
+            given, trained = (", ".join(f"{key}={values[key]!r}" for key in wrong) for values in (own, theirs))
+            raise CheckpointError(
+                f"teacher: {given}, but checkpoint {file!r} was trained with {trained}; allowed: the same. Set them in "
+                f"the config: teacher=dict(..., {trained})"
+            )

@@ -28,6 +28,7 @@ from mmgcvit.finetune.batch import fits, largest_batch
 from mmgcvit.finetune.config import Settings
 from mmgcvit.finetune.data import TASKS, UNSPLIT, Data, counts, split_off
 from mmgcvit.finetune.formats import FORMATS, read_data
+from mmgcvit.finetune.teacher import distillation
 from mmgcvit.finetune.work_dir import FOLDER, clear, config_to_resume, require_untrained, write_config
 from mmgcvit.finetune.write import convert
 from mmgcvit.report.make import report_after_training
@@ -56,6 +57,7 @@ class Options:
     work_dir: str | None = None
     dry_run: bool = False
     resume: bool = False
+    teacher: str | None = None
 
     @property
     def of_the_run(self) -> dict[str, str | int | None]:
@@ -191,7 +193,13 @@ def choose(data: Data, options: Options, say: Callable[[str], None]) -> Settings
         raise UsageError(f"batch={batch}; allowed: at most {len(data.splits['train'])}, the training images")
     size = configs.default_size(task, arch) if options.size is None else options.size
     epochs = configs.EPOCHS[task] if options.epochs is None else options.epochs
-    return Settings(task, arch, weights, epochs, batch, size, max(1, min(4, os.cpu_count() or 1)))
+    if options.teacher is not None and task != "classify":
+        raise UsageError(
+            f"--teacher with task={task!r}; allowed: --task classify. For other tasks, docs/distillation.md "
+            "shows how to pre-train the backbone"
+        )
+    taught = None if options.teacher is None else distillation(options.teacher, data.classes)
+    return Settings(task, arch, weights, epochs, batch, size, max(1, min(4, os.cpu_count() or 1)), taught)
 
 
 def require_weights(weights: str) -> None:
@@ -248,6 +256,10 @@ def describe_run(cfg: Config, settings: Settings, data: Data, say: Callable[[str
     rate, own, base = configs.learning_rate(cfg)
     say(f"model: {configs.base_config(settings.task, settings.arch).name}, arch {settings.arch}")
     say(f"weights: {settings.weights}")
+    if settings.distillation is not None:
+        teacher = settings.distillation["teacher"]
+        learned = "probabilities" if "logits" in settings.distillation else "features"
+        say(f"teacher: {teacher.get('checkpoint', teacher['name'])}; its {learned} are learned besides the labels")
     say(
         f"{settings.epochs} epochs of {configs.training_images(data)} images, batch size {settings.batch}, "
         f"size {settings.size}, learning rate {rate:.3g} ({own:g} for {base:g} images per step)"
@@ -266,6 +278,10 @@ def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=_batch, metavar="N|auto", help="images per step (default: auto, the largest that fits)"
     )
     parser.add_argument("--size", type=int, metavar="S", help="short side of the images in pixels")
+    parser.add_argument(
+        "--teacher", metavar="NAME|FILE",
+        help="for classify: also learn from a model of timm, or from a larger classifier with the same classes",
+    )  # fmt: skip
     parser.add_argument("--work-dir", metavar="DIR", help="new folder for everything that is written")
     parser.add_argument("--dry-run", action="store_true", help="show the config and the counts, and write nothing")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the work directory")
@@ -301,7 +317,7 @@ def run_finetune(args: argparse.Namespace) -> int:
     """Run ``mmgcvit finetune`` and return its exit status."""
     options = Options(
         args.task, args.format, args.arch, args.weights, args.epochs, args.batch, args.size, args.work_dir,
-        args.dry_run, args.resume,
+        args.dry_run, args.resume, args.teacher,
     )  # fmt: skip
     try:
         set_max_pixels(args.max_pixels)

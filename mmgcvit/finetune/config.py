@@ -52,6 +52,7 @@ class Settings:
         batch: images per step.
         size: short side of the images in pixels; of a classifier's images both sides.
         workers: processes that load images.
+        distillation: arguments of a DistilledClassifier for its teacher; None for no teacher.
     """
 
     task: str
@@ -61,6 +62,7 @@ class Settings:
     batch: int
     size: int
     workers: int = 2
+    distillation: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.arch != NANO and self.arch not in ARCHS:
@@ -229,6 +231,13 @@ def _classifier_lines(settings: Settings, images: int) -> list[str]:
     ]
     if settings.arch not in (NANO, "tiny"):
         lines.append(f"model['backbone'] = dict(arch={settings.arch!r})")
+    if settings.distillation is not None:
+        lines += [
+            "",
+            "# The teacher: see docs/distillation.md of mmgcvit.",
+            "model['type'] = 'mmgcvit.DistilledClassifier'",
+        ]
+        lines += [f"model[{name!r}] = {_source(value)}" for name, value in settings.distillation.items()]
     return lines
 
 

@@ -168,7 +168,7 @@ class Task(ABC):
         """Yield the parts of a config that contradict each other: heads, losses, data sets, metrics."""
         yield from ()
 
-    def results_of(
+    def result_names(
         self, metric: Mapping[str, Any], model: Mapping[str, Any], classes: Sequence[str] | None
     ) -> set[str] | None:
         """Names of the results of a metric, such as 'coco/bbox_mAP'; None if they are not known.

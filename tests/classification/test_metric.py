@@ -13,7 +13,7 @@ from mmengine.registry import METRICS
 from timm.data import RealLabelsImagenet
 
 from mmgcvit import TopKAccuracy
-from mmgcvit.tasks.classification.consistency import results_of
+from mmgcvit.tasks.classification.consistency import topk_result_names
 
 
 class Images:
@@ -78,7 +78,7 @@ def test_k_is_below_the_number_of_classes(topk: tuple[int, ...], classes: int, w
     metric.process(dict(sample_idx=torch.arange(3), targets=labels), torch.eye(3, classes))
     found = set(metric.evaluate(3))
     assert found == {f"accuracy/top{k}" for k in wanted}
-    assert results_of(dict(type="TopKAccuracy", topk=topk), dict(num_classes=classes)) == found
+    assert topk_result_names(dict(type="TopKAccuracy", topk=topk), dict(num_classes=classes)) == found
 
 
 def test_missing_samples_raise_an_error():

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from conftest import TINY, randomise
+from mmengine.config import Config
 from teachers import NAME, network, save
 
 from mmgcvit import GCViTClassifier
@@ -77,7 +78,7 @@ def test_gcvit_of_this_package(tmp_path: Path):
         expected = own.backbone((images - mean) / std, (2, 3))
     torch.testing.assert_close(maps, list(expected), rtol=1e-4, atol=1e-5)
     assert teacher.classes == tuple("abcde")
-    with pytest.raises(CheckpointError, match=r"own\.pth' has 5 classes, the student num_classes=4; allowed"):
+    with pytest.raises(CheckpointError, match=r"own\.pth' has 5 classes, but num_classes=4; allowed"):
         Teacher("gcvit_tiny_any", str(file), num_classes=4, arch=TINY).load()
     del own.head
     torch.save(own.state_dict(), file)
@@ -85,8 +86,58 @@ def test_gcvit_of_this_package(tmp_path: Path):
         Teacher("gcvit_tiny_any", str(file), num_classes=5, arch=TINY).load()
 
 
+TRAINED = dict(pad="window", window_size=[2, 2, 4, 2], mean=(0.5,), std=(0.2, 0.3, 0.4))
+
+
+def write_own(path: Path, windows: object = (2, 2, 4, 2), **preprocessor) -> str:
+    """Write a classifier with the settings of TRAINED, as a run writes it."""
+    backbone = dict(arch=TINY, pad="window", window_size=windows)
+    own_values = dict(type="mmgcvit.ClassificationPreprocessor", mean=[0.5], std=[0.2, 0.3, 0.4])
+    model = dict(type="GCViTClassifier", backbone=backbone, data_preprocessor=preprocessor or own_values)
+    own = randomise(GCViTClassifier(backbone, num_classes=5))
+    torch.save({"state_dict": own.state_dict(), "meta": {"cfg": Config(dict(model=model)).pretty_text}}, path)
+    return str(path)
+
+
+def test_settings_of_the_checkpoint(tmp_path: Path):
+    """Those that are no weights are compared with the config in the file."""
+    file = write_own(tmp_path / "own.pth", windows=2)
+    common = dict(name="gcvit_tiny_any", checkpoint=file, num_classes=5, arch=TINY)
+    Teacher(**common, **TRAINED).load()
+    Teacher(**common, **dict(TRAINED, mean=(0.5, 0.5, 0.5), window_size=2)).load()
+    with pytest.raises(CheckpointError, match=r"teacher: pad='input', but .*own\.pth' was trained with pad='window';"):
+        Teacher(**common, **dict(TRAINED, pad="input")).load()
+    with pytest.raises(CheckpointError, match=r"window_size=\(4, 4, 8, 4\), but .* with window_size=\(2, 2, 4, 2\);"):
+        Teacher(**common, **dict(TRAINED, window_size=4)).load()
+    with pytest.raises(CheckpointError, match=r"mean=\(0\.5, 0\.51, 0\.5\), but .* with mean=\(0\.5,\);"):
+        Teacher(**common, **dict(TRAINED, mean=(0.5, 0.51, 0.5))).load()
+    default = {key: value for key, value in TRAINED.items() if key not in ("mean", "std")}
+    with pytest.raises(CheckpointError, match=r"teacher=dict\(\.\.\., mean=\(0\.5,\), std=\(0\.2, 0\.3, 0\.4\)\)"):
+        Teacher(**common, **default).load()
+
+
+@pytest.mark.parametrize(
+    "preprocessor",
+    [
+        dict(type="ClassificationPreprocessor"),  # ImageNet's by default
+        dict(type="DetDataPreprocessor", mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]),
+        dict(type="BaseDataPreprocessor"),
+    ],
+    ids=lambda preprocessor: preprocessor["type"],
+)
+def test_normalisation_of_the_checkpoint(tmp_path: Path, preprocessor: dict):
+    file = write_own(tmp_path / "own.pth", **preprocessor)
+    options = dict(name="gcvit_tiny_any", checkpoint=file, num_classes=5, arch=TINY, pad="window")
+    Teacher(**options).load()
+    if preprocessor["type"] != "BaseDataPreprocessor":
+        with pytest.raises(
+            CheckpointError, match=r"std=\(1\.0, 1\.0, 1\.0\), but .* with std=\(0\.229, 0\.224, 0\.225\);"
+        ):
+            Teacher(**options, std=(1.0, 1.0, 1.0)).load()
+
+
 def test_checkpoints_that_do_not_fit(tmp_path: Path):
-    with pytest.raises(CheckpointError, match=r"-7\.pth' has 7 classes, the student num_classes=3; allowed"):
+    with pytest.raises(CheckpointError, match=r"-7\.pth' has 7 classes, but num_classes=3; allowed"):
         Teacher(NAME, save(tmp_path, classes=7), num_classes=3).load()
     with pytest.raises(CheckpointError, match="does not belong to the model"):
         Teacher(NAME, save(tmp_path, "test_vit"), num_classes=3).load()

@@ -19,7 +19,7 @@ from mmgcvit.engine.progress import Output, _values
 
 pytest.importorskip("mmdet")
 
-from mmgcvit.tasks.detection.consistency import results_of
+from mmgcvit.tasks.detection.consistency import detection_result_names
 
 SIZE = 40
 
@@ -81,8 +81,8 @@ def test_boxes_and_masks_of_a_class_have_names_of_their_own(tmp_path: Path, scop
 @pytest.mark.parametrize("metric", ["bbox", ["bbox", "segm"]])
 def test_names_of_the_results_are_known_before_a_run(tmp_path: Path, kind: str, classwise: bool, metric: str | list):
     config = dict(type=kind, ann_file=str(coco_file(tmp_path / "a.json")), metric=metric, classwise=classwise)
-    assert results_of(config, ("disc", "ring")) == set(evaluated(dict(config)))
-    assert (results_of(config, None) is None) == classwise
+    assert detection_result_names(config, ("disc", "ring")) == set(evaluated(dict(config)))
+    assert (detection_result_names(config, None) is None) == classwise
 
 
 def test_other_metrics_and_names_that_a_hook_looks_at_are_left():

@@ -25,7 +25,7 @@ from mmgcvit.datasets.consistency import check_config
 from mmgcvit.datasets.pipelines import use_checked_loading
 from mmgcvit.errors import AnnotationError
 from mmgcvit.tasks import find_task, task_of_dataset
-from mmgcvit.tasks.detection.consistency import results_of
+from mmgcvit.tasks.detection.consistency import detection_result_names
 from mmgcvit.tasks.panoptic.annotations import ids_of, read_panoptic
 from mmgcvit.tasks.panoptic.check import check_before_run
 from mmgcvit.tasks.panoptic.metric import PanopticMetric, compare, qualities
@@ -268,7 +268,9 @@ def test_quality_is_that_of_mmdet(data: Path, panopticapi, seed: int):
                for i, image in enumerate(images)]  # fmt: skip
     metric.process(None, samples)
     found = metric.evaluate(2)
-    assert set(found) == results_of(dict(type="mmgcvit.PanopticMetric", classwise=True), METAINFO["classes"])
+    assert set(found) == detection_result_names(
+        dict(type="mmgcvit.PanopticMetric", classwise=True), METAINFO["classes"]
+    )
 
     pairs = []
     (data / "found").mkdir()

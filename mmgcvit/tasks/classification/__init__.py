@@ -42,13 +42,13 @@ class Classification(Task):
 
         return check_config(model, splits)
 
-    def results_of(
+    def result_names(
         self, metric: Mapping[str, Any], model: Mapping[str, Any], classes: Sequence[str] | None
     ) -> set[str] | None:
         """Names of the results of a TopKAccuracy."""
-        from mmgcvit.tasks.classification.consistency import results_of
+        from mmgcvit.tasks.classification.consistency import topk_result_names
 
-        return results_of(metric, model)
+        return topk_result_names(metric, model)
 
     def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
         """Build the predictor: the model with its test pipeline."""

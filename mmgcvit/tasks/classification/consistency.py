@@ -9,10 +9,10 @@ from mmgcvit.datasets.problems import Problem, class_names
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.base import Split
 from mmgcvit.tasks.classification.classifier import class_weight_problem
-from mmgcvit.tasks.classification.metric import telling
+from mmgcvit.tasks.classification.metric import informative_topk
 
 
-def results_of(metric: Mapping[str, Any], model: Mapping[str, Any]) -> set[str] | None:
+def topk_result_names(metric: Mapping[str, Any], model: Mapping[str, Any]) -> set[str] | None:
     """Names of the results of a TopKAccuracy; None for other metrics."""
     if type_name(metric) != "TopKAccuracy":
         return None
@@ -20,7 +20,7 @@ def results_of(metric: Mapping[str, Any], model: Mapping[str, Any]) -> set[str] 
     if metric.get("real_labels"):
         names = [f"real_top{k}" for k in topk]
     else:
-        names = [f"top{k}" for k in telling(topk, model.get("num_classes", 1000))]
+        names = [f"top{k}" for k in informative_topk(topk, model.get("num_classes", 1000))]
         names += ["mean_class"] if metric.get("classwise") else []
     return {f"{metric.get('prefix') or 'accuracy'}/{name}" for name in names}
 

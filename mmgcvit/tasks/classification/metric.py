@@ -97,7 +97,7 @@ class TopKAccuracy(BaseMetric):
             return self._real(ordered)
         found = {
             f"top{k}": 100 * sum(label in classes[:k] for _, label, classes, _ in ordered) / len(ordered)
-            for k in telling(self.topk, self.num_classes)
+            for k in informative_topk(self.topk, self.num_classes)
         }
         if self.classwise:
             found["mean_class"] = self._by_class(ordered)
@@ -175,7 +175,7 @@ class TopKAccuracy(BaseMetric):
         _write_csv(Path(out_csv), ["image", "class", *columns], rows)
 
 
-def telling(topk: Sequence[int], classes: int) -> list[int]:
+def informative_topk(topk: Sequence[int], classes: int) -> list[int]:
     """Return the values of k below the number of classes, as the others are always 100 %; all if there are none."""
     return [k for k in topk if not 1 < classes <= k] or list(topk)
 

@@ -54,13 +54,13 @@ class Detection(Task):
 
         return check_config(model, splits)
 
-    def results_of(
+    def result_names(
         self, metric: Mapping[str, Any], model: Mapping[str, Any], classes: Sequence[str] | None
     ) -> set[str] | None:
         """Names of the results of a CocoMetric or VOCMetric."""
-        from mmgcvit.tasks.detection.consistency import results_of
+        from mmgcvit.tasks.detection.consistency import detection_result_names
 
-        return results_of(metric, classes)
+        return detection_result_names(metric, classes)
 
     def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
         """Build the predictor, based on mmdet's inferencer."""

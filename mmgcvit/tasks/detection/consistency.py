@@ -64,7 +64,7 @@ def check_config(model: Mapping[str, Any], splits: Sequence[Split]) -> Iterator[
             yield from _check_metric(where, metric, split, masks is None)
 
 
-def results_of(metric: Mapping[str, Any], classes: Sequence[str] | None) -> set[str] | None:
+def detection_result_names(metric: Mapping[str, Any], classes: Sequence[str] | None) -> set[str] | None:
     """Names of the results of a metric; None if it is none of those below, or its classes are not known."""
     kind = type_name(metric)
     if kind == "VOCMetric" and metric.get("metric", "mAP") in ("mAP", ["mAP"]):

@@ -20,7 +20,7 @@ UNKNOWN = -1.0  # quality without any segment, as in COCO's metrics
 NAMES = ("PQ", "SQ", "RQ")
 
 
-class Truth:
+class GroundTruth:
     """Ground truth of a COCO panoptic file, whose PNGs are read when they are asked for.
 
     Args:
@@ -46,7 +46,7 @@ class Truth:
         self._categories = {category["id"]: category["name"] for category in content["categories"]}
         self.things = {category["name"] for category in content["categories"] if category["isthing"]}
 
-    def of(
+    def segments(
         self, image_id: Any, classes: Sequence[str], size: tuple[int, ...]
     ) -> tuple[np.ndarray, dict[int, tuple[int, bool]]]:
         """Return the ids (H, W) of an image, and the label of each segment and whether it is a crowd.
@@ -108,17 +108,17 @@ class PanopticMetric(BaseMetric):
             classwise,
             backend_args,
         )
-        self._truth: Truth | None = None
+        self._truth: GroundTruth | None = None
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Compare the predictions of a batch with the ground truth."""
         if self._truth is None:
-            self._truth = Truth(self.ann_file, self.seg_prefix, self.backend_args)
+            self._truth = GroundTruth(self.ann_file, self.seg_prefix, self.backend_args)
         assert self.dataset_meta is not None
         classes = self.dataset_meta["classes"]
         for sample in data_samples:
             prediction = sample["pred_panoptic_seg"]["sem_seg"].cpu().numpy()[0]
-            ids, known = self._truth.of(sample["img_id"], classes, prediction.shape)
+            ids, known = self._truth.segments(sample["img_id"], classes, prediction.shape)
             self.results.append(compare(ids, known, prediction, len(classes)))
 
     def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from mmgcvit.report.parts import class_counts, ranked, size_figure
 from mmgcvit.report.segmentation import KEPT, labels_of, marked, png_of, tensor_image
 from mmgcvit.runtime.drawing import Colour, draw
 from mmgcvit.runtime.predictions import Panoptic
-from mmgcvit.tasks.panoptic.metric import Truth, compare, qualities
+from mmgcvit.tasks.panoptic.metric import GroundTruth, compare, qualities
 from mmgcvit.tasks.visualizer import panoptic
 from mmgcvit.utils.images import bgr_to_display
 
@@ -38,7 +38,7 @@ class PanopticReport(TaskReport):
         self.kept: list[tuple[str, list[bytes], list[bytes]]] = []  # image; truth and prediction as PNG files
         self.sizes: list[float] = []
         self.seen = 0
-        self.truth: Truth | None = None
+        self.truth: GroundTruth | None = None
 
     def add(self, data: dict, outputs: Sequence[Any], dataset: Any) -> None:
         """Match the segments of a batch with the ground truth."""
@@ -47,14 +47,14 @@ class PanopticReport(TaskReport):
             if len(inner) != 1:
                 raise UsageError(f"val_dataloader: {len(inner)} panoptic data sets; allowed for a report: 1")
             prefix = inner[0].data_prefix["seg"]
-            self.truth = Truth(inner[0].ann_file, prefix, getattr(inner[0], "backend_args", None))
+            self.truth = GroundTruth(inner[0].ann_file, prefix, getattr(inner[0], "backend_args", None))
         for sample in outputs:
             info = sample.metainfo
             if not {"img_id", "img_path"} <= info.keys():
                 info = dataset.get_data_info(self.seen)
             self.seen += 1
             found = sample.pred_panoptic_seg.sem_seg[0].cpu().numpy()
-            ids, known = self.truth.of(info["img_id"], self.classes, found.shape)
+            ids, known = self.truth.segments(info["img_id"], self.classes, found.shape)
             sums = compare(ids, known, found, len(self.classes))
             self.sums += sums
             overlap, *counts = sums.sum(axis=0)

@@ -49,13 +49,13 @@ class Segmentation(Task):
 
         return check_config(model, splits)
 
-    def results_of(
+    def result_names(
         self, metric: Mapping[str, Any], model: Mapping[str, Any], classes: Sequence[str] | None
     ) -> set[str] | None:
-        """Names of the results of a IoUMetric."""
-        from mmgcvit.tasks.segmentation.consistency import results_of
+        """Names of the results of an IoUMetric."""
+        from mmgcvit.tasks.segmentation.consistency import segmentation_result_names
 
-        return results_of(metric)
+        return segmentation_result_names(metric)
 
     def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
         """Build the predictor, based on mmseg's inferencer."""

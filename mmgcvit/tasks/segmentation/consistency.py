@@ -44,7 +44,7 @@ def check_config(model: Mapping[str, Any], splits: Sequence[Split]) -> Iterator[
             )
 
 
-def results_of(metric: Mapping[str, Any]) -> set[str] | None:
+def segmentation_result_names(metric: Mapping[str, Any]) -> set[str] | None:
     """Names of the results of an IoUMetric; None for other metrics."""
     if type_name(metric) != "IoUMetric":
         return None

@@ -1,0 +1,60 @@
+"""The teacher of ``mmgcvit finetune --teacher``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmgcvit.checkpoint.complete import class_names, compare_classes
+from mmgcvit.checkpoint.reader import read_checkpoint
+from mmgcvit.checkpoint.saved_config import saved_model
+from mmgcvit.distillation import Teacher
+from mmgcvit.distillation.settings import DEFAULTS, backbone_settings, normalisation
+from mmgcvit.errors import UsageError
+
+SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".bin")  # of files; names of timm have other ones
+PAGE = "docs/distillation.md"
+
+
+def distillation(teacher: str, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of a DistilledClassifier that are about its teacher.
+
+    Args:
+        teacher: a checkpoint of a classifier of this project, whose probabilities are learned; or the name of a model
+            of timm with pretrained weights, whose features are learned.
+        classes: names of the classes, in the order of the labels.
+
+    Raises:
+        UsageError: there is no such file or model, the file is none of a classifier of this project, or it has another
+            number of classes.
+        CheckpointError: the file cannot be read, or has the classes in another order.
+    """
+    if Path(teacher).is_file():
+        return _of_file(str(Path(teacher).absolute()), classes)
+    if Path(teacher).suffix in SUFFIXES:
+        raise UsageError(f"teacher={teacher!r}: no such file; allowed: a file, or the name of a model of timm")
+    arguments: dict[str, Any] = dict(name=teacher, num_classes=0)
+    Teacher(**arguments, layers=(-1,))
+    return dict(teacher=arguments, features=dict(weight=1.0))
+
+
+def _of_file(file: str, classes: Sequence[str]) -> dict[str, Any]:
+    content = read_checkpoint(file)
+    model, trained = saved_model(content), class_names(content)
+    backbone = model.get("backbone") or {}
+    settings = backbone_settings(backbone)
+    if not settings or "num_classes" not in model:
+        raise UsageError(
+            f"teacher={file!r} has no config of a GC ViT classifier; allowed: a checkpoint of a classifier trained by "
+            f"this project, or the name of a model of timm. For other files see {PAGE}"
+        )
+    if trained and len(trained) != len(classes):
+        raise UsageError(
+            f"teacher={file!r} has {len(trained)} classes, but the data has {len(classes)}; allowed: the same classes"
+        )
+    compare_classes(trained, classes, file)
+    arguments = dict(name="gcvit_tiny_any", checkpoint=file, arch=backbone.get("arch", DEFAULTS["arch"]))
+    arguments |= {name: value for name, value in settings.items() if value != DEFAULTS[name]}
+    arguments |= normalisation(model.get("data_preprocessor") or {})
+    return dict(teacher=arguments, logits=dict(temperature=2.0))
