@@ -175,7 +175,7 @@ class _Axis:
 
 
 def _axis(sides: Tensor, bins: int, ratio: int, ends: Tensor) -> _Axis:
-    """Place the samples of regions with these sides (N,); the map is between the ends (N, 2), relative to the centres."""
+    """Place the samples of regions with sides (N,); the map is between the ends (N, 2), relative to the centres."""
     step = sides / bins
     count = (torch.full_like(step, ratio) if ratio > 0 else step.ceil()).clamp(0, 2**31).long()
     start, step = sides.double() / -2, step.double() / count.clamp(min=1)

@@ -130,8 +130,8 @@ class PanopticReport(TaskReport):
         cap = f" Images after the first {KEPT:,} are not considered." if len(self.quality) > KEPT else ""
         gallery.add(Note(
             f"{words} Left: ground truth, middle: prediction, right: pixels of a wrong class in red. White lines are "
-            "borders of segments. The PQ of an image is computed over its segments of all classes. As in the PQ, pixels "
-            f"of crowds and those without a class are not wrong, and do not count.{cap}"
+            "borders of segments. The PQ of an image is computed over its segments of all classes. As in the PQ, "
+            f"pixels of crowds and those without a class do not count.{cap}"
         ))  # fmt: skip
         for kind, chosen in groups:
             for place, row in enumerate(chosen):
@@ -205,7 +205,7 @@ def labelled(classes: Sequence[str], ids: np.ndarray, segments: dict[int, tuple[
 
 
 def counted_pixels(ids: np.ndarray, segments: dict[int, tuple[int, bool]]) -> np.ndarray:
-    """Which pixels (H, W) of the ground truth have a class, and are not of a crowd; arguments as of :func:`labelled`."""
+    """Which pixels (H, W) have a class, and are not of a crowd; for arguments see :func:`labelled`."""
     return np.isin(ids, [key for key, (_, is_crowd) in segments.items() if not is_crowd])
 
 
