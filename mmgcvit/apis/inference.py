@@ -39,7 +39,8 @@ class Summary:
 
     images: int = 0
     frames: int = 0
-    objects: int = 0  # for detectors
+    objects: int = 0  # for detectors and panoptic segmentors
+    unit: str = ""  # what they are: 'detections' or 'segments'
     file: str = ""  # the file with the predictions
     results: list[dict] = field(default_factory=list)
 
@@ -136,6 +137,7 @@ def predict(
     except OSError as error:
         raise UsageError(f"out_dir={out_dir!r}: cannot be written: {error}") from error
     run = _Run(model, folder, draw, score_thr, track_objects)
+    run.summary.unit = task.objects
     try:
         run.images([entry for entry in entries if not entry.is_video])
         for entry in entries:

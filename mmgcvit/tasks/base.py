@@ -149,6 +149,8 @@ class Task(ABC):
     visualization_hook: str = ""
     #: Class names of the metrics for the task's data sets.
     metrics: tuple[str, ...] = ()
+    #: What is counted in predictions, for messages; '' if nothing is.
+    objects: str = ""
     #: Whether predictions have scores, which class activation maps explain.
     has_scores: bool = True
 

@@ -37,6 +37,7 @@ class Detection(Task):
     name = "detection"
     description = "a detector (roi_head, bbox_head, rpn_head, mask_head or panoptic_head)"
     model_parts: tuple[str, ...] = ("roi_head", "bbox_head", "rpn_head", "mask_head", "panoptic_head")
+    objects = "detections"
     visualization_hook = "DetVisualizationHook"
     metrics: tuple[str, ...] = (
         "CocoMetric", "VOCMetric", "LVISMetric", "CocoOccludedSeparatedMetric",

@@ -26,6 +26,7 @@ class Panoptic(Detection):
     description = "a panoptic segmentor (panoptic_fusion_head)"
     model_parts = ("panoptic_fusion_head",)
     metrics = ("PanopticMetric", "CocoPanopticMetric", "CocoMetric")
+    objects = "segments"
     has_scores = False
 
     def has_model(self, model: Mapping[str, Any] | nn.Module) -> bool:
