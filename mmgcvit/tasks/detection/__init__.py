@@ -16,6 +16,7 @@ from mmgcvit.tasks.base import (
     CamTarget,
     DatasetCheck,
     NetworkInput,
+    PredictionOptions,
     Predictor,
     Split,
     Task,
@@ -63,11 +64,11 @@ class Detection(Task):
 
         return results_of(metric, classes)
 
-    def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
+    def predictor(self, cfg: Config, checkpoint: str, options: PredictionOptions) -> Predictor:
         """Build the predictor, based on mmdet's inferencer."""
         from mmgcvit.tasks.detection.predictor import Detector
 
-        return Detector(cfg, checkpoint, **options)
+        return Detector(cfg, checkpoint, options)
 
     def check_before_run(
         self,
