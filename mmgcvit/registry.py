@@ -32,6 +32,7 @@ LAZY = {
     "LoadCheckedImage": "mmgcvit.datasets.loading",
     "LoadPanopticAnnotations": "mmgcvit.tasks.panoptic.transforms",
     "PairVisualizer": "mmgcvit.tasks.visualizer",
+    "PanopticFPNHead": "mmgcvit.tasks.panoptic.heads",
     "PanopticMetric": "mmgcvit.tasks.panoptic.metric",
     "SegDataPreProcessor": "mmgcvit.tasks.segmentation.preprocessor",
 }

@@ -44,7 +44,6 @@ OPENMMLAB_LIMITS = {
     "::test_predictions_are_those_of_mmdet[DINO]": "DINO of mmdet 3.3 has 256 channels, and this test fewer",
     "tests/export/test_exporter.py::": EXPORT,
     "::test_pt2_of_any_size": EXPORT,
-    "tests/export/test_preprocess.py::test_as_mmseg": EXPORT,
 }
 
 

@@ -79,7 +79,7 @@ def main() -> None:
     except apis.UsageError as error:
         sys.exit(shown(f"image_demo: {error}"))
     counts = [f"{count} {word}" for count, word in ((found.images, "images"), (found.frames, "frames")) if count]
-    objects = f", {found.objects} detections" if found.file.endswith("predictions.json") else ""
+    objects = f", {found.objects} {found.unit}" if found.unit else ""
     drawings = "" if args.no_draw else f", drawings in {args.out_dir}/vis"
     print(shown(f"{' and '.join(counts)}{objects}: predictions in {found.file}{drawings}"))
 

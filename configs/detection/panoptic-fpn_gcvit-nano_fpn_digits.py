@@ -6,7 +6,7 @@ model = dict(
     type='PanopticFPN',
     data_preprocessor=dict(pad_seg=True, seg_pad_value=255),
     semantic_head=dict(
-        type='PanopticFPNHead',
+        type='mmgcvit.PanopticFPNHead',
         in_channels=64,
         inner_channels=32,
         start_level=0,

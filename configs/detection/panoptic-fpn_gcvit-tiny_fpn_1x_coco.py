@@ -10,7 +10,7 @@ model = dict(
     type='PanopticFPN',
     data_preprocessor=dict(pad_seg=True, seg_pad_value=255),
     semantic_head=dict(
-        type='PanopticFPNHead',
+        type='mmgcvit.PanopticFPNHead',
         num_things_classes=80,
         num_stuff_classes=53,
         in_channels=256,

@@ -22,6 +22,7 @@ from mmgcvit.apis.tta import use_tta
 from mmgcvit.errors import CheckpointError, ClassificationDataError, CorruptImageError, UsageError
 from mmgcvit.registry import rename_old_types
 from mmgcvit.tasks import Predictor, Task, task_of
+from mmgcvit.tasks.base import PredictionOptions
 from mmgcvit.tasks.detection.tracks import ObjectTracker, require_trackers
 from mmgcvit.tasks.sources import Film, Source, frames, read, write_image
 from mmgcvit.utils.files import require_file
@@ -39,7 +40,8 @@ class Summary:
 
     images: int = 0
     frames: int = 0
-    objects: int = 0  # for detectors
+    objects: int = 0  # for detectors and panoptic segmentors
+    unit: str = ""  # what they are: 'detections' or 'segments'
     file: str = ""  # the file with the predictions
     results: list[dict] = field(default_factory=list)
 
@@ -125,7 +127,8 @@ def predict(
         require_trackers()
         if not any(entry.is_video for entry in entries):
             raise UsageError("--track-objects: no video among the inputs; omit it")
-    task, model = load_predictor(config, checkpoint, device, tta, tile, overlap, batch_size, ann_file)
+    options = PredictionOptions(device, tta, tile, overlap, batch_size, ann_file)
+    task, model = load_predictor(config, checkpoint, options)
     if track_objects and task.name != "detection":
         raise UsageError(f"--track-objects: the model is for {task.name}; allowed: detectors")
     predict_in(amp, model.trained.model, device)
@@ -136,6 +139,7 @@ def predict(
     except OSError as error:
         raise UsageError(f"out_dir={out_dir!r}: cannot be written: {error}") from error
     run = _Run(model, folder, draw, score_thr, track_objects)
+    run.summary.unit = task.objects
     try:
         run.images([entry for entry in entries if not entry.is_video])
         for entry in entries:
@@ -151,20 +155,11 @@ def predict(
     return run.summary
 
 
-def load_predictor(
-    config: str | Path | Config,
-    checkpoint: str,
-    device: str | None = None,
-    tta: bool = False,
-    tile: int | None = None,
-    overlap: float = 0.25,
-    batch_size: int = 1,
-    ann_file: str | None = None,
-) -> tuple[Task, Predictor]:
+def load_predictor(config: str | Path | Config, checkpoint: str, options: PredictionOptions) -> tuple[Task, Predictor]:
     """Build the model of a config with its weights.
 
     Args:
-        config, checkpoint, device, tta, tile, overlap, batch_size, ann_file: see :func:`predict`.
+        config, checkpoint, options: see :func:`predict`.
 
     Returns:
         The task, and the model.
@@ -173,14 +168,13 @@ def load_predictor(
         UsageError: the config, the checkpoint or an option cannot be used.
     """
     require_file("checkpoint", checkpoint)
-    check_options(batch_size, tile, overlap)
+    check_options(options.batch_size, options.tile, options.overlap)
     cfg = rename_old_types(copy.deepcopy(config)) if isinstance(config, Config) else load_config(config)
     task = task_of(cfg)
-    if tta:
+    if options.tta:
         use_tta(cfg)
-    options = dict(device=device, tta=tta, tile=tile, overlap=overlap, batch_size=batch_size, ann_file=ann_file)
     try:
-        return task, task.predictor(cfg, checkpoint, **options)
+        return task, task.predictor(cfg, checkpoint, options)
     except (CheckpointError, ClassificationDataError) as error:
         raise UsageError(str(error) if checkpoint in str(error) else f"checkpoint {checkpoint!r}: {error}") from error
 

@@ -22,6 +22,7 @@ from mmgcvit.explain import METHODS, default_methods, find_backbone, make_scene
 from mmgcvit.runtime import Prediction
 from mmgcvit.runtime.results import PanopticResults, Results
 from mmgcvit.tasks import Predictor
+from mmgcvit.tasks.base import PredictionOptions
 from mmgcvit.tasks.sources import read
 from mmgcvit.utils.inputs import Input
 
@@ -55,7 +56,7 @@ class CheckpointModel(AppModel):
     def __init__(self, config: str | Config, checkpoint: str, device: str | None = None, tile: int = 640) -> None:
         self.cfg = config if isinstance(config, Config) else load_config(config)
         self.checkpoint, self.device = checkpoint, device
-        self._task, self._plain = load_predictor(self.cfg, checkpoint, device)
+        self._task, self._plain = load_predictor(self.cfg, checkpoint, PredictionOptions(device))
         self._predictors: dict[tuple[int | None, bool], Predictor] = {(None, False): self._plain}
         trained = self._plain.trained
         self.name, self.task = Path(self.cfg.filename or "model").stem, self._task.name
@@ -79,7 +80,7 @@ class CheckpointModel(AppModel):
 
     def _predictor(self, tile: int | None, tta: bool) -> Predictor:
         if (tile, tta) not in self._predictors:
-            _, predictor = load_predictor(self.cfg, self.checkpoint, self.device, tta, tile)
+            _, predictor = load_predictor(self.cfg, self.checkpoint, PredictionOptions(self.device, tta, tile))
             model = predictor.trained.model
             inner = model.module if tta else model
             inner.load_state_dict(self._plain.trained.model.state_dict(), assign=True)

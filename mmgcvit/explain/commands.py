@@ -20,7 +20,7 @@ from mmgcvit.explain.attention import AttentionMap, attention_maps, check_index,
 from mmgcvit.explain.drawing import Canvas, sheet
 from mmgcvit.explain.maps import CAMS, cam, feature_maps, main_stage, pca_colours, stage_with_places
 from mmgcvit.runtime.results import write_drawing
-from mmgcvit.tasks.base import NetworkInput, Predictor, Task
+from mmgcvit.tasks.base import NetworkInput, PredictionOptions, Predictor, Task
 from mmgcvit.tasks.sources import Source, read
 from mmgcvit.utils.files import require_file
 from mmgcvit.utils.inputs import Input, list_inputs
@@ -243,7 +243,7 @@ def explain(
         raise UsageError(f"method={unknown[0]!r}; allowed: {', '.join(METHODS)}")
     require_file("checkpoint", checkpoint)
     entries, _ = list_inputs(inputs, out_dir, videos=False)
-    task, model = load_predictor(config, checkpoint, device)
+    task, model = load_predictor(config, checkpoint, PredictionOptions(device))
     chosen = list(dict.fromkeys(methods or default_methods(task)))
     backbone = find_backbone(model.trained.model)
     if stage is not None:

@@ -26,6 +26,7 @@ from mmgcvit.export.rules import InputRule, fit_rule, input_rule
 from mmgcvit.registry import rename_old_types, type_name
 from mmgcvit.runtime.metadata import ModelInfo
 from mmgcvit.tasks import task_of
+from mmgcvit.tasks.base import PredictionOptions
 from mmgcvit.utils.files import require_file
 from mmgcvit.version import __version__
 
@@ -171,7 +172,7 @@ def open_model(
     rule = input_rule(dataset["pipeline"])
     loading = loading_arguments(dataset["pipeline"])
     channels = int((cfg.model.get("backbone") or {}).get("in_channels", 3))
-    trained = task.predictor(cfg, checkpoint, device="cpu").trained
+    trained = task.predictor(cfg, checkpoint, PredictionOptions("cpu")).trained
     model = trained.model.eval().requires_grad_(False)
     graph = task.export_graph(model, channels).eval()
     if loading.get("imdecode_backend") == "tifffile":  # channels as in the file

@@ -35,8 +35,10 @@ class Preprocess(nn.Module):
         super().__init__()
         self.channels, self.bgr = channels, bgr
         # Images come in the order of the file; the model was trained on what loader and preprocessor made of it.
-        # `reverse` is that of the package's own preprocessors, `_channel_conversion` that of mmengine's and mmseg's.
-        again = any(bool(getattr(preprocessor, name, False)) for name in ("reverse", "_channel_conversion"))
+        # `reverse` is that of the package's own preprocessors, `_channel_conversion` that of mmengine's, mmdet's and
+        # OneDL's mmseg, `channel_conversion` that of OpenMMLab's mmseg.
+        names = ("reverse", "_channel_conversion", "channel_conversion")
+        again = any(bool(getattr(preprocessor, name, False)) for name in names)
         self.reverse = channels >= 3 and bgr != again
         mean, std = getattr(preprocessor, "mean", None), getattr(preprocessor, "std", None)
         mean = torch.zeros(1) if mean is None else mean.detach().float().flatten().cpu()

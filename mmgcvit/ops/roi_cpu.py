@@ -155,8 +155,8 @@ def _axis(regions: Tensor, setting: Setting, axis: int, pixels: int) -> _Axis:
 def neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Two pixels around each position on one axis, the weight of the second, and whether the position is on the map."""
     inside = (position >= -1) & (position <= size)
-    position = position.clamp(min=0)
-    low = position.nan_to_num(0).long().clamp(max=size - 1)
+    position = position.nan_to_num(0).clamp(0, size)
+    low = position.long().clamp(max=size - 1)
     high = (low + 1).clamp(max=size - 1)
     weight = torch.where(low >= size - 1, torch.zeros_like(position), position - low)
     return low, high, weight, inside

@@ -5,7 +5,9 @@ An angle is in radians; a positive one turns the x axis towards the y axis, cloc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmgcvit.ops.nms import at_least_float32
-from mmgcvit.ops.roi_cpu import neighbours
+from mmgcvit.ops.roi_cpu import Setting, neighbours
 
 MOST = 2**16  # pairs of boxes, or samples of regions, that are in memory at a time
 
@@ -154,48 +156,89 @@ def nms_rotated(
     return order[~suppressed.to(order.device)]
 
 
-def _finite(sides: Tensor) -> Tensor:
-    """Replace sides that are not finite by 0: such regions have no samples."""
-    return sides.nan_to_num(0, posinf=0, neginf=0)
+@dataclass(frozen=True)
+class _Axis:
+    """Samples of regions along their width or their height: ``step`` apart, numbered from one side to the other.
+
+    Of each bin, those numbers are kept whose samples can be on the map.
+    """
+
+    start: Tensor  # (N,) side at which the numbers begin, relative to the centre
+    step: Tensor  # (N,)
+    first: Tensor  # (N * bins,) first number of each bin that is kept
+    kept: Tensor  # (N * bins,) how many are kept
+    count: Tensor  # (N,) samples of a bin, with those that are not kept
+
+    def position(self, number: Tensor, region: Tensor) -> Tensor:
+        """Where samples (S,) of regions (S,) are, relative to their centres."""
+        return self.start[region] + (number.double() + 0.5) * self.step[region]
 
 
-def _pool(rows: Tensor, rois: Tensor, shape: tuple[int, ...], size: tuple[int, int], scale: float, ratio: int,
-          aligned: bool, clockwise: bool) -> Tensor:  # fmt: skip
-    """RoIAlign of rotated regions: pixels (B * H * W, C) of a map ``shape``, (N, 6) -> (N * h * w, C)."""
+def _axis(sides: Tensor, bins: int, ratio: int, ends: Tensor) -> _Axis:
+    """Place the samples of regions with sides (N,); the map is between the ends (N, 2), relative to the centres."""
+    step = sides / bins
+    count = (torch.full_like(step, ratio) if ratio > 0 else step.ceil()).clamp(0, 2**31).long()
+    start, step = sides.double() / -2, step.double() / count.clamp(min=1)
+    at = ((ends - start[:, None]) / step[:, None] - 0.5).sort(dim=1).values  # numbers at the ends of the map
+    at = at.where(step[:, None] != 0, at.new_tensor([-math.inf, math.inf]))  # without a side, all are at one place
+    at = torch.stack([at[:, 0].floor(), at[:, 1].ceil() + 1], dim=1).nan_to_num()
+    low, high = at.clamp(min=0).minimum((bins * count)[:, None].double()).long().split(1, dim=1)
+    borders = torch.arange(bins + 1, device=sides.device) * count[:, None]
+    borders = borders.maximum(low).minimum(high)
+    return _Axis(start, step, borders[:, :-1].flatten(), borders.diff(dim=1).flatten(), count)
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Some of the samples, sorted by bins, and the four pixels around each: S samples of successive bins."""
+
+    bins: Tensor  # (S,) among all N * h * w bins
+    offsets: Tensor  # where each bin begins among the samples, from the first to the last of ``bins``
+    pixels: Tensor  # (S, 4) among all B * H * W pixels
+    weights: Tensor  # (S, 4)
+
+
+def _samples(regions: Tensor, shape: tuple[int, ...], setting: Setting) -> Iterator[_Samples]:
+    """Yield the samples of regions (N, 6) on maps of a shape (B, C, H, W), at most :data:`MOST` at a time.
+
+    Samples outside of the map add nothing. Most of those in a region much larger than the map are not made.
+    """
     height, width = shape[2:]
-    x, y = (rois[:, axis] * scale - (0.5 if aligned else 0.0) for axis in (1, 2))
-    sides = rois[:, 3:5] * scale if aligned else (rois[:, 3:5] * scale).clamp(min=1)
-    angle = rois[:, 5] if clockwise else -rois[:, 5]
-    along, counts = [], []
-    for axis, bins in ((1, size[0]), (0, size[1])):
-        step = sides[:, axis] / bins
-        count = torch.full_like(step, ratio) if ratio > 0 else _finite(step).ceil().clamp(min=0)
-        inner = torch.arange(max(int(count.max()), 1), device=rois.device)
-        position = torch.arange(bins, device=rois.device)[:, None] + (inner + 0.5) / count.clamp(min=1)[:, None, None]
-        along.append(position * step[:, None, None] - sides[:, axis, None, None] / 2)  # (N, bins, samples)
-        counts.append(inner < count[:, None])  # (N, samples)
-    down, right = along[0][:, :, None, :, None], along[1][:, None, :, None]
-    sin, cos = (value.view(-1, 1, 1, 1, 1) for value in (angle.sin(), angle.cos()))
-    columns = right * cos - down * sin + x.view(-1, 1, 1, 1, 1)  # (N, h, w, samples, samples)
-    lines = right * sin + down * cos + y.view(-1, 1, 1, 1, 1)
-    counted = (counts[0][:, :, None] & counts[1][:, None])[:, None, None]
-    top, bottom, below, inside_y = neighbours(lines, height)
-    left, right, beside, inside_x = neighbours(columns, width)
-    weight = (counted & inside_y & inside_x).to(rows.dtype) / counted.sum(dim=(3, 4), keepdim=True).clamp(min=1)
-    first = (rois[:, 0].long() * height * width).view(-1, 1, 1, 1, 1)
-    pixels = torch.stack([first + line * width + column for line in (top, bottom) for column in (left, right)], dim=3)
-    weights = torch.stack([weight * v * h for v in (1 - below, below) for h in (1 - beside, beside)], dim=3)
-    bags = len(rois) * size[0] * size[1]
-    return F.embedding_bag(pixels.reshape(bags, -1), rows, per_sample_weights=weights.reshape(bags, -1), mode="sum")
-
-
-def _chunks(rois: Tensor, size: tuple[int, int], scale: float, ratio: int) -> Iterator[slice]:
-    """Yield slices of the regions, such that those of a slice have few samples."""
-    largest = int((_finite(rois[:, 3:5]).amax() * scale / min(size)).ceil()) if len(rois) else 1
-    samples = size[0] * size[1] * max(ratio if ratio > 0 else largest, 1) ** 2
-    step = max(MOST // samples, 1)
-    for start in range(0, len(rois), step):
-        yield slice(start, start + step)
+    rows, columns = setting.size
+    centre = regions[:, 1:3] * setting.scale - (0.5 if setting.aligned else 0.0)
+    sides = regions[:, 3:5] * setting.scale
+    sides = sides if setting.aligned else sides.clamp(min=1)
+    angle = regions[:, 5].double()
+    finite = (centre.isfinite() & sides.isfinite()).all(dim=1) & angle.isfinite()
+    low, high = (-1 - centre).double(), regions.new_tensor([width, height]).double() - centre
+    turn = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], dim=1).view(-1, 2, 2)
+    # The map on the axes of a region, (N, 2, 2): a corner of it is the sum of a horizontal and a vertical part.
+    ends = torch.stack([turn * low[:, None], turn * high[:, None]], dim=3).sort(dim=3).values.sum(dim=2)
+    across, down = (_axis(sides[:, i], setting.size[1 - i], setting.ratio, ends[:, i]) for i in (0, 1))
+    sizes = down.kept.view(-1, rows, 1) * across.kept.view(-1, 1, columns) * finite.view(-1, 1, 1)
+    last = sizes.flatten().cumsum(0)  # number of the last sample of each bin, plus 1
+    begin = last - sizes.flatten()
+    total = int(last[-1]) if len(last) else 0
+    for start in range(0, total, MOST):
+        number = torch.arange(start, min(start + MOST, total), device=regions.device)
+        bins = torch.searchsorted(last, number, right=True)
+        line = torch.div(bins, columns, rounding_mode="floor")
+        region = torch.div(line, rows, rounding_mode="floor")
+        column = bins - (line - region) * columns
+        inner, length = number - begin[bins], across.kept[column]
+        row = torch.div(inner, length, rounding_mode="floor")
+        u = across.position(across.first[column] + inner - row * length, region)
+        v = down.position(down.first[line] + row, region)
+        cos, sin = turn[region, 0].unbind(dim=1)
+        x, y = cos * u - sin * v + centre[region, 0], sin * u + cos * v + centre[region, 1]
+        left, right, beside, inside_x = neighbours(x, width)
+        top, bottom, below, inside_y = neighbours(y, height)
+        weight = (inside_x & inside_y) / (across.count * down.count)[region]
+        image = regions[region, 0].long() * (height * width)
+        pixels = [image + i * width + j for i in (top, bottom) for j in (left, right)]
+        weights = [weight * v * h for v in (1 - below, below) for h in (1 - beside, beside)]
+        offsets = (begin[int(bins[0]) : int(bins[-1]) + 1] - start).clamp(min=0)
+        yield _Samples(bins, offsets, torch.stack(pixels, dim=1), torch.stack(weights, dim=1).to(regions.dtype))
 
 
 def roi_align_rotated_forward(
@@ -223,11 +266,16 @@ def roi_align_rotated_forward(
         clockwise: whether a positive angle turns clockwise.
     """
     maps, regions = at_least_float32(input, rois)
-    size, shape = (pooled_height, pooled_width), tuple(maps.shape)
-    rows = maps.permute(0, 2, 3, 1).reshape(-1, shape[1])
-    for part in _chunks(regions, size, spatial_scale, sampling_ratio):
-        pooled = _pool(rows, regions[part], shape, size, spatial_scale, sampling_ratio, aligned, clockwise)
-        output[part] = pooled.view(-1, *size, shape[1]).permute(0, 3, 1, 2).to(output.dtype)
+    setting = Setting((pooled_height, pooled_width), spatial_scale, sampling_ratio, aligned)
+    rows = maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+    pooled = rows.new_zeros(len(rois) * pooled_height * pooled_width, maps.shape[1])
+    for part in _samples(_clockwise(regions, clockwise), tuple(maps.shape), setting):
+        added = F.embedding_bag(
+            part.pixels.flatten(), rows, 4 * part.offsets, per_sample_weights=part.weights.flatten(), mode="sum"
+        )
+        first = int(part.bins[0])
+        pooled[first : first + len(added)] += added  # a bin may continue in the next part
+    output.copy_(pooled.view(len(rois), *setting.size, maps.shape[1]).permute(0, 3, 1, 2))
 
 
 def roi_align_rotated_backward(
@@ -243,11 +291,19 @@ def roi_align_rotated_backward(
 ) -> None:
     """Gradient with respect to the map, written to ``bottom_grad``: (N, C, h, w) -> (B, C, H, W)."""
     gradient, regions = at_least_float32(top_grad, rois)
-    size, shape = (pooled_height, pooled_width), tuple(bottom_grad.shape)
-    total = gradient.new_zeros(shape[0] * shape[2] * shape[3], shape[1])
-    for part in _chunks(regions, size, spatial_scale, sampling_ratio):
-        rows = torch.zeros_like(total).requires_grad_()
-        with torch.enable_grad():
-            pooled = _pool(rows, regions[part], shape, size, spatial_scale, sampling_ratio, aligned, clockwise)
-        total += torch.autograd.grad(pooled, rows, gradient[part].permute(0, 2, 3, 1).reshape(-1, shape[1]))[0]
+    setting, shape = Setting((pooled_height, pooled_width), spatial_scale, sampling_ratio, aligned), bottom_grad.shape
+    rows = gradient.permute(0, 2, 3, 1).reshape(-1, shape[1])
+    total = rows.new_zeros(shape[0] * shape[2] * shape[3], shape[1])
+    for part in _samples(_clockwise(regions, clockwise), tuple(shape), setting):
+        sorted_pixels, order = part.pixels.flatten().sort(stable=True)
+        pixels, counts = sorted_pixels.unique_consecutive(return_counts=True)
+        bins = part.bins.repeat_interleave(4)[order]
+        weights = part.weights.flatten()[order]
+        added = F.embedding_bag(bins, rows, counts.cumsum(0) - counts, per_sample_weights=weights, mode="sum")
+        total.index_add_(0, pixels, added)
     bottom_grad.copy_(total.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2))
+
+
+def _clockwise(regions: Tensor, clockwise: bool) -> Tensor:
+    """Regions (N, 6) with angles that turn clockwise."""
+    return regions if clockwise else torch.cat([regions[:, :5], -regions[:, 5:]], dim=1)

@@ -21,6 +21,7 @@ from mmgcvit.report.base import Model, TaskReport, encode_image
 from mmgcvit.report.numbers import spread
 from mmgcvit.report.page import Figure, Note
 from mmgcvit.tasks import task_of
+from mmgcvit.tasks.base import PredictionOptions
 from mmgcvit.utils.text import describe
 
 MOSAIC = 6  # training images that are shown
@@ -43,7 +44,7 @@ def load_model(cfg: Config, checkpoint: str, device: str | None = None) -> Model
     used = copy.deepcopy(cfg)
     used.test_dataloader = copy.deepcopy(cfg.val_dataloader)  # predictors use the test pipeline
     init_default_scope(cfg.get("default_scope", "mmengine"))
-    predictor = task_of(cfg).predictor(used, checkpoint, device=device)
+    predictor = task_of(cfg).predictor(used, checkpoint, PredictionOptions(device))
     trained = predictor.trained
     return Model(cfg, predictor, build_loader(cfg), trained.classes, trained.palette)
 

@@ -157,16 +157,16 @@ class SegmentationReport(TaskReport):
                 image = bgr_to_display(model.predictor.reader.image(Path(path)))
                 name = Path(path).name
                 maps = labels_of(truth), labels_of(found)
-                wrong = (maps[0] != maps[1]) & (maps[0] < len(self.classes))
+                known = maps[0] < len(self.classes)
+                wrong = known & (maps[0] != maps[1])
                 views = [self._drawn(image, labels) for labels in maps] + [marked(image, wrong)]
                 texts = [f"{name}: {what}" for what in ("ground truth", "prediction", "wrong pixels in red")]
                 encoded = [
                     encode_image(f"{kind}_{place}_{i}", view, text)
                     for i, (view, text) in enumerate(zip(views, texts, strict=True))
                 ]
-                caption = (
-                    f"Mean IoU {100 * self.quality[row]:.1f} %, {100 * wrong.mean():.1f} % of the pixels are wrong."
-                )
+                share = float(100 * ratio(wrong.sum(), known.sum()))
+                caption = f"Mean IoU {100 * self.quality[row]:.1f} %, {share:.1f} % of the labelled pixels are wrong."
                 gallery.add(Figure(f"{kind.capitalize()} {place + 1}: {name}", encoded, caption, wide=True))
         return gallery
 

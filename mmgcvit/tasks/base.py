@@ -34,6 +34,25 @@ class TrainedModel:
 
 
 @dataclass(frozen=True)
+class PredictionOptions:
+    """Options of :func:`mmgcvit.apis.predict` that predictors are built with."""
+
+    device: str | None = None
+    tta: bool = False
+    tile: int | None = None
+    overlap: float = 0.25
+    batch_size: int = 1
+    ann_file: str | None = None
+
+    def refuse(self, names: Sequence[str], reason: str) -> None:
+        """Raise a UsageError with the reason if one of these options is given."""
+        for name in names:
+            if value := getattr(self, name):
+                flag = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value!r}")
+                raise UsageError(f"{flag}: {reason}; omit it")
+
+
+@dataclass(frozen=True)
 class NetworkInput:
     """An image as the network gets it, and where its pixels are in it.
 
@@ -149,6 +168,8 @@ class Task(ABC):
     visualization_hook: str = ""
     #: Class names of the metrics for the task's data sets.
     metrics: tuple[str, ...] = ()
+    #: What is counted in predictions, for messages; '' if nothing is.
+    objects: str = ""
     #: Whether predictions have scores, which class activation maps explain.
     has_scores: bool = True
 
@@ -161,8 +182,8 @@ class Task(ABC):
         """Whether a config's data set belongs to this task."""
 
     @abstractmethod
-    def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
-        """Build the predictor; ``options`` are those of :func:`mmgcvit.apis.predict`."""
+    def predictor(self, cfg: Config, checkpoint: str, options: PredictionOptions) -> Predictor:
+        """Build the predictor."""
 
     def check_config(self, model: Mapping[str, Any], splits: Sequence[Split]) -> Iterator[Problem]:
         """Yield the parts of a config that contradict each other: heads, losses, data sets, metrics."""

@@ -1,20 +1,25 @@
-"""Checks of the checkpoint that the inferencers of mmdet and mmseg load."""
+"""Base of the predictors with inferencers of mmdet and mmseg, and checks of the checkpoint that these load."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from torch import nn, no_grad
 
 from mmgcvit import compat
 from mmgcvit.checkpoint.complete import class_names, compare_classes, require_complete
 from mmgcvit.checkpoint.loading import accept_bare_network
+from mmgcvit.checkpoint.sources import through_reader
 from mmgcvit.datasets.problems import data_sets, dataset_class
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import building
-from mmgcvit.tasks.base import NetworkInput
+from mmgcvit.runtime.drawing import Colour
+from mmgcvit.tasks.base import NetworkInput, PredictionOptions, TrainedModel
+from mmgcvit.tasks.sources import PipelineReader, Source
 
 
 class CheckedWeights:
@@ -50,19 +55,53 @@ class CheckedWeights:
         super()._load_weights_to_model(model, checkpoint, cfg)  # type: ignore[misc]  # of the inferencer
 
 
-@no_grad()
-def network_input(inferencer: Any, pixels: Any) -> NetworkInput:
-    """Return an image (H, W, C) as the model of an inferencer gets it."""
-    batch = next(iter(inferencer.preprocess([pixels], batch_size=1)))
-    batch = batch if isinstance(batch, Mapping) else batch[1]  # mmdet's inferencer yields the original images, too
-    batch = inferencer.model.data_preprocessor(batch, False)
-    meta = batch["data_samples"][0].metainfo
-    if meta.get("flip"):
-        raise UsageError("the test pipeline of the config flips images; allowed: a pipeline without flips")
-    x, y = meta.get("scale_factor", (1.0, 1.0))[:2]
-    image, (height, width) = batch["inputs"], pixels.shape[:2]
-    size = min(image.shape[2], round(height * y)), min(image.shape[3], round(width * x))
-    return NetworkInput(image, size, (float(x), float(y)), samples=batch["data_samples"])
+class InferencerPredictor(ABC):
+    """Base of the predictors that are based on mmdet's or mmseg's inferencer.
+
+    Args:
+        cfg: the config, modified in place.
+        checkpoint: file or URL.
+        options: those of :func:`mmgcvit.apis.predict`.
+        inferencer: class of the inferencer.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: str, options: PredictionOptions, inferencer: Any) -> None:
+        class Inferencer(CheckedWeights, inferencer):
+            """The inferencer with a check of the weights."""
+
+            source = checkpoint
+
+        self.reader = PipelineReader(cfg.test_dataloader.dataset.pipeline, cfg.model)
+        self.inferencer: Any = Inferencer(cfg, through_reader(checkpoint), device=options.device)
+        self.inferencer.show_progress = False  # not all inferencers have an argument for it
+        self.classes, self.palette = self.meta(cfg, checkpoint)
+        if options.tta:
+            self.inferencer.model = MODELS.build({**cfg.tta_model, "module": self.inferencer.model})
+        self.batch_size = options.batch_size
+        self.results: list[dict] = []
+
+    @abstractmethod
+    def meta(self, cfg: Config, checkpoint: str) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
+        """Return the names of the classes, as many as the model has, and their colours."""
+
+    @property
+    def trained(self) -> TrainedModel:
+        """The model, with the colours of its drawings."""
+        return TrainedModel(self.inferencer.model, self.classes, self.palette)
+
+    @no_grad()
+    def network_input(self, source: Source) -> NetworkInput:
+        """Return an image as the network gets it."""
+        batch = next(iter(self.inferencer.preprocess([source.pixels], batch_size=1)))
+        batch = batch if isinstance(batch, Mapping) else batch[1]  # mmdet's inferencer yields the original images, too
+        batch = self.inferencer.model.data_preprocessor(batch, False)
+        meta = batch["data_samples"][0].metainfo
+        if meta.get("flip"):
+            raise UsageError("the test pipeline of the config flips images; allowed: a pipeline without flips")
+        x, y = meta.get("scale_factor", (1.0, 1.0))[:2]
+        image, (height, width) = batch["inputs"], source.pixels.shape[:2]
+        size = min(image.shape[2], round(height * y)), min(image.shape[3], round(width * x))
+        return NetworkInput(image, size, (float(x), float(y)), samples=batch["data_samples"])
 
 
 def config_meta(cfg: Config) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ from pycocotools.coco import COCO
 
 from mmgcvit.apis import UsageError, inference, predict
 from mmgcvit.apis.runs import use_tta
+from mmgcvit.tasks.base import PredictionOptions
 from mmgcvit.tasks.detection.predictor import Detector
 from mmgcvit.tasks.sources import Source
 from mmgcvit.utils.inputs import tile_starts
@@ -181,7 +182,7 @@ def test_instances_of_tiles_are_shifted_to_image_coordinates(folder: Path):
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
 
-    detector = Detector(config(), str(folder / "mask-rcnn.pth"), "cpu", tile=64, overlap=0.5)
+    detector = Detector(config(), str(folder / "mask-rcnn.pth"), PredictionOptions("cpu", tile=64, overlap=0.5))
     image = np.zeros((100, 130, 3), np.uint8)
 
     def middle(images: list[np.ndarray], **_: object) -> dict:

@@ -23,7 +23,8 @@ from mmseg.structures import SegDataSample
 
 from mmgcvit import apis
 from mmgcvit.apis import UsageError, load_config, predict, use_tta
-from mmgcvit.tasks.segmentation.predictor import Segmentor, _meta
+from mmgcvit.tasks.base import PredictionOptions
+from mmgcvit.tasks.segmentation.predictor import Segmentor
 from mmgcvit.tasks.sources import Source
 
 BASES = ROOT / "configs/segmentation/_base_"
@@ -135,7 +136,7 @@ def test_folder_in_batches(folder: Path, tmp_path: Path, kind: str):
 
 def test_predictions_equal_mmsegs(folder: Path):
     """Compares with mmseg's own test step."""
-    segmentor = Segmentor(config(scale=None), str(folder / "upernet.pth"), "cpu", batch_size=2)
+    segmentor = Segmentor(config(scale=None), str(folder / "upernet.pth"), PredictionOptions("cpu", batch_size=2))
     data = samples((37, 51), 2)
     images = [image.permute(1, 2, 0).numpy() for image in data["inputs"]]
     found = [labels for _, labels in segmentor(iter([Source(str(i), p) for i, p in enumerate(images)]))]
@@ -145,7 +146,7 @@ def test_predictions_equal_mmsegs(folder: Path):
 
 
 def test_drawing_uses_class_colours(folder: Path):
-    segmentor = Segmentor(config(), str(folder / "upernet.pth"), "cpu")
+    segmentor = Segmentor(config(), str(folder / "upernet.pth"), PredictionOptions("cpu"))
     labels = np.zeros((300, 300), np.uint8)
     labels[:, 150:] = 2
     grey = Source("a.jpg", np.full((300, 300, 3), 100, np.uint8))
@@ -170,7 +171,7 @@ def test_checkpoint_without_class_names(folder: Path, tmp_path: Path):
 
     def found(**dataset) -> tuple[str, ...]:
         cfg.test_dataloader.dataset = dict(_scope_="mmseg", pipeline=cfg.test_dataloader.dataset.pipeline, **dataset)
-        return Segmentor(cfg, str(bare), "cpu").classes
+        return Segmentor(cfg, str(bare), PredictionOptions("cpu")).classes
 
     names = tuple(f"thing {i}" for i in range(19))
     assert found(type="BaseSegDataset", metainfo=dict(classes=names)) == names
@@ -192,7 +193,7 @@ def test_class_names_of_data_set_class(folder: Path, kind: str, first: str):
     head = dict(num_classes=150 if kind == "ADE20KDataset" else 21)
     inferencer = SimpleNamespace(has_names=False, model=SimpleNamespace(decode_head=SimpleNamespace(**head)))
     init_default_scope("mmseg")
-    classes, palette = _meta(inferencer, cfg, "bare.pth")
+    classes, palette = Segmentor.meta(SimpleNamespace(inferencer=inferencer), cfg, "bare.pth")
     assert classes[0] == first
     assert len(classes) == len(palette) == head["num_classes"]
 
@@ -250,7 +251,8 @@ def test_sliding_window_equals_whole_if_image_fits(kind: str):
 
 
 def test_tiles_equal_sliding_window(folder: Path):
-    segmentor = Segmentor(config(scale=None), str(folder / "upernet.pth"), "cpu", tile=40, overlap=0.25)
+    options = PredictionOptions("cpu", tile=40, overlap=0.25)
+    segmentor = Segmentor(config(scale=None), str(folder / "upernet.pth"), options)
     assert segmentor.inferencer.model.test_cfg == dict(mode="slide", crop_size=(40, 40), stride=(30, 30))
     image = samples((60, 90), 1)["inputs"][0].permute(1, 2, 0).numpy()
     ((_, labels),) = segmentor(iter([Source("a", image)]))
@@ -266,7 +268,7 @@ def test_tta(folder: Path, kind: str):
     """The result is the mean of the probabilities over two scales and their mirror images."""
     cfg = config(kind)
     use_tta(cfg)
-    segmentor = Segmentor(cfg, str(folder / f"{kind}.pth"), "cpu", tta=True)
+    segmentor = Segmentor(cfg, str(folder / f"{kind}.pth"), PredictionOptions("cpu", tta=True))
     image = samples((64, 128), 1)["inputs"][0].permute(1, 2, 0).numpy()
     ((_, labels),) = segmentor(iter([Source("a", image)]))
     probabilities, alone = [], model(kind)

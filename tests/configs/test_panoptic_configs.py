@@ -117,7 +117,7 @@ def test_train_test_and_predict(tmp_path: Path):
     inputs = [str(tmp_path / "images")]
     summary = apis.predict(cfg, checkpoint, inputs, str(tmp_path / "out"), device="cpu", batch_size=2)
     content = json.loads((tmp_path / "out/predictions.json").read_text())
-    assert summary.images == 2
+    assert (summary.images, summary.unit) == (2, "segments")
     assert summary.objects == sum(len(entry["segments_info"]) for entry in content["annotations"]) > 0
     assert [(c["name"], c["isthing"]) for c in content["categories"]] == [
         ("ball", 1), ("box", 1), ("sky", 0), ("grass", 0)]  # fmt: skip

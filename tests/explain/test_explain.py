@@ -72,11 +72,12 @@ def test_global_attention_is_that_of_the_network(folder: Path, tmp_path: Path):
     """The colours of the figure are the attention of the block: the hottest token is red."""
     from mmgcvit.explain import attention_maps
     from mmgcvit.tasks import task_of
+    from mmgcvit.tasks.base import PredictionOptions
     from mmgcvit.tasks.sources import read
     from mmgcvit.utils.inputs import Input
 
     cfg = config("segmentation")
-    model = task_of(cfg).predictor(cfg, str(folder / "segmentation.pth"), device="cpu")
+    model = task_of(cfg).predictor(cfg, str(folder / "segmentation.pth"), PredictionOptions("cpu"))
     source = read(Input(folder / "images/a.png", "a.png"), model.reader)
     image = model.network_input(source)
     assert image.scale[0] == pytest.approx(image.size[1] / 83, rel=0.02)

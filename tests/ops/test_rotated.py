@@ -7,6 +7,10 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from mmgcvit.compat import TorchDispatchMode, storage_id, tree_leaves
+from mmgcvit.ops import rotated
 
 mmcv_ops = pytest.importorskip("mmcv.ops")
 from operator_modules import compiled_only, ours  # noqa: E402
@@ -130,6 +134,112 @@ def test_gradient_of_roi_align(ratio: int):
         assert torch.autograd.gradcheck(
             lambda x: mmcv_ops.roi_align_rotated(x, rois, (2, 3), 0.5, ratio, True, True), maps.requires_grad_()
         )
+
+
+def dense(maps: Tensor, roi: Tensor, size: tuple[int, int], ratio: int) -> Tensor:
+    """One region (6,), aligned and clockwise, with all samples at once: (B, C, H, W) -> (C, h, w)."""
+    x, y, width, height, angle = roi[1:].tolist()
+    places, counts = [], []
+    for side, bins in ((height, size[0]), (width, size[1])):
+        counts.append(ratio or math.ceil(side / bins))
+        total = bins * counts[-1]
+        places.append((torch.arange(total, dtype=maps.dtype) + 0.5) * side / total - side / 2)
+    down, right = torch.meshgrid(*places, indexing="ij")
+    columns = right * math.cos(angle) - down * math.sin(angle) + x - 0.5
+    lines = right * math.sin(angle) + down * math.cos(angle) + y - 0.5
+    limit = torch.tensor(maps.shape[:1:-1])
+    grid = torch.stack([columns, lines], dim=2)
+    inside = ((grid >= -1) & (grid <= limit)).all(dim=2)
+    found = F.grid_sample(maps[int(roi[0])][None], (2 * grid / (limit - 1) - 1)[None], "bilinear", "border", True)[0]
+    bins = (found * inside).view(-1, size[0], counts[0], size[1], counts[1])
+    return bins.mean(dim=(2, 4))
+
+
+@pytest.mark.parametrize("most", [1000, 2**16])
+@pytest.mark.parametrize("ratio", [0, 3])
+def test_regions_larger_than_the_map(ratio: int, most: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rotated, "MOST", most)  # bins begin in one part of the samples and end in the next
+    maps = torch.randn(2, 3, 23, 31, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rois = torch.tensor([
+        [0, 12, 9, 610, 433, 0.4], [1, -80, 140, 500, 470, -2.2], [1, 10, 11, 700, 0.7, 1.0], [0, 15, 11, 9, 900, 3.0],
+        [0, 400, 9, 90, 90, 0.3], [1, 20, 13, 12, 9, 0.7],
+    ], dtype=torch.float64)  # fmt: skip
+    wanted = torch.stack([dense(maps, roi, (2, 3), ratio) for roi in rois])
+    with ours():
+        found = mmcv_ops.roi_align_rotated(maps, rois, (2, 3), 1.0, ratio, True, True)
+    torch.testing.assert_close(found, wanted)
+    on_map = (wanted.abs().amax(dim=(1, 2, 3)) > 0).tolist()
+    assert ratio > 0 or on_map == [True, True, True, True, False, True]
+
+
+class Made(TorchDispatchMode):
+    """Sizes of the tensors that are made, without views and operations in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        known = {storage_id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        leaves = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+        self.sizes += [leaf.numel() for leaf in leaves if storage_id(leaf) not in known]
+        return made
+
+
+def run(maps: Tensor, rois: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, list[int], list[int]]:
+    """Result, gradient of its sum, and the sizes of what the forward and the backward pass make."""
+    pooled, gradient = maps.new_empty(len(rois), maps.shape[1], *size), torch.empty_like(maps)
+    with Made() as forward:
+        rotated.roi_align_rotated_forward(maps, rois, pooled, *size, 1.0, 0, True, True)
+    with Made() as backward:
+        rotated.roi_align_rotated_backward(torch.ones_like(pooled), rois, gradient, *size, 1.0, 0, True, True)
+    return pooled, gradient, forward.sizes, backward.sizes
+
+
+@pytest.mark.parametrize("turns", [0, 1])
+def test_memory_of_a_huge_region(turns: int):
+    """Samples of 2 x 3 bins of 20 000 000 x 20 000 000 pixels are a quarter of a pixel from the centres of pixels."""
+    maps = torch.randn(2, 3, 9, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    rois = torch.tensor([[1, 6.25, 5.25, 6e7, 4e7, turns * math.pi / 2]], dtype=torch.float64)
+    padded = F.pad(maps[1:], (1, 1, 1, 1), mode="replicate")[0]
+    lines = 0.75 * padded[:, :-1] + 0.25 * padded[:, 1:]
+    samples = 0.75 * lines[:, :, :-1] + 0.25 * lines[:, :, 1:]
+    parts = [samples[:, :, 7:], samples[:, :, :7]] if turns else [samples[:, :6], samples[:, 6:]]
+    sums = torch.stack([part.sum(dim=(1, 2)) for part in parts], dim=1) / 2e7**2
+    wanted = F.pad(sums.detach()[:, :, None], (1, 1))  # the map is in the second of three columns of bins
+    pooled, gradient, *sizes = run(maps.detach(), rois, (2, 3))
+    torch.testing.assert_close(pooled[0], wanted, atol=1e-21, rtol=1e-7)
+    torch.testing.assert_close(gradient, torch.autograd.grad(sums.sum(), maps)[0], atol=1e-21, rtol=1e-7)
+    assert max(sizes[0] + sizes[1]) < 10_000
+
+
+@pytest.mark.parametrize("side", [1e10, 1e30, 3e38])
+def test_regions_of_any_size_have_finite_results(side: float):
+    maps = torch.ones(1, 2, 9, 11)
+    rois = torch.tensor(
+        [[0, 6, 5, side, 3, 0.2], [0, 6, 5, side, side, 0.2], [0, side, 5, 3, 3, 0.0], [0, 4, 4, 3, 2, 0]]
+    )
+    pooled, gradient, *sizes = run(maps, rois, (2, 3))
+    torch.testing.assert_close(pooled[3], torch.ones(2, 2, 3))
+    assert pooled.isfinite().all()
+    assert gradient.isfinite().all()
+    assert max(sizes[0] + sizes[1]) < 10_000
+
+
+def test_maps_are_not_made_for_each_part(monkeypatch: pytest.MonkeyPatch):
+    maps = torch.randn(2, 4, 100, 120, generator=torch.Generator().manual_seed(0))
+    boxes = random_boxes(50, 6, torch.float32)
+    rois = torch.cat([torch.arange(50)[:, None] % 2, boxes], dim=1)
+    counts, results = [], []
+    for most in (2**16, 500):  # 2**16: one part
+        monkeypatch.setattr(rotated, "MOST", most)
+        *result, forward, backward = run(maps, rois, (3, 4))
+        counts.append([sum(size >= maps.numel() for size in sizes) for sizes in (forward, backward)])
+        results.append(result)
+    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-5)
+    assert counts[0] == counts[1]
+    assert max(counts[0]) <= 2
 
 
 @compiled_only

@@ -259,6 +259,25 @@ def test_one_image_of_one_class(tmp_path: Path) -> None:
     assert "The only image, the lowest F1 first" in page.text
 
 
+def test_share_of_wrong_pixels_is_of_labelled_ones() -> None:
+    structures = pytest.importorskip("mmseg.structures")
+    from mmengine.structures import PixelData
+
+    from mmgcvit.report.segmentation import SegmentationReport
+
+    truth, found = np.full((1, 20, 31), 255), np.zeros((1, 20, 31), int)
+    truth[:, :10], found[:, 9] = 0, 1  # one of ten labelled rows is wrong
+    sample = structures.SegDataSample(
+        metainfo=dict(img_path="a.jpg"), gt_sem_seg=PixelData(data=torch.from_numpy(truth)),
+        pred_sem_seg=PixelData(data=torch.from_numpy(found)),
+    )  # fmt: skip
+    report = SegmentationReport(("a", "b"), [(200, 30, 30), (30, 30, 200)])
+    report.add({}, [sample, sample], None)
+    reader = SimpleNamespace(image=lambda _: np.zeros((20, 31, 3), np.uint8))
+    page = render("t", "s", [], report.sections(SimpleNamespace(predictor=SimpleNamespace(reader=reader))))
+    assert page.count("Mean IoU 45.0 %, 10.0 % of the labelled pixels are wrong.") == 2
+
+
 def test_background_has_no_share(tmp_path: Path) -> None:
     box, other, nan = (5, 5, 25, 25), (30, 5, 45, 25), float("nan")
     page = detection([(*other, 0.9), (*box, 0.8)], [(*box, nan), (5, 28, 25, 38, nan)], tmp_path)

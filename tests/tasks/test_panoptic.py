@@ -17,8 +17,10 @@ from PIL import Image
 
 pytest.importorskip("mmdet")
 
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.structures import PixelData
 
 from mmgcvit.datasets.check import check_data
 from mmgcvit.datasets.consistency import check_config
@@ -354,3 +356,23 @@ def test_a_mask2former_for_instances_is_a_detector():
     assert find_task(model).name == "panoptic segmentation"
     model["test_cfg"]["panoptic_on"] = False
     assert find_task(model).name == "detection"
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_semantic_head_is_not_shifted(axis: int):
+    """The loss of mirrored scores and labels is the same; mmdet's head compares with the labels at top left corners."""
+    random = torch.Generator().manual_seed(0)
+    scores = torch.randn(2, 3, 9, 13, generator=random)
+    labels = torch.randint(0, 5, (2, 1, 36, 52), generator=random)
+    labels[labels == 4] = 255
+    losses = []
+    for kind in ("mmgcvit.PanopticFPNHead", "PanopticFPNHead"):
+        loss = dict(type="CrossEntropyLoss", ignore_index=255)
+        head = MODELS.build(dict(type=kind, num_things_classes=2, num_stuff_classes=2, loss_seg=loss))
+        for turned in (False, True):
+            seen, truth = (part.flip(axis) if turned else part for part in (scores, labels))
+            head.forward = lambda _, seen=seen: dict(seg_preds=seen)
+            samples = [DetDataSample(gt_sem_seg=PixelData(sem_seg=part)) for part in truth]
+            losses.append(float(head.loss((), samples)["loss_seg"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert abs(losses[2] - losses[3]) > 1e-3

@@ -12,7 +12,16 @@ from mmgcvit.datasets.problems import Problem, metrics_of
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import AnnotationError, UsageError
 from mmgcvit.registry import type_name
-from mmgcvit.tasks.base import CamTarget, DatasetCheck, NetworkInput, Predictor, Split, Task, TrainedModel
+from mmgcvit.tasks.base import (
+    CamTarget,
+    DatasetCheck,
+    NetworkInput,
+    PredictionOptions,
+    Predictor,
+    Split,
+    Task,
+    TrainedModel,
+)
 
 if TYPE_CHECKING:
     from mmgcvit.export.graph import ExportGraph
@@ -50,11 +59,11 @@ class Classification(Task):
 
         return topk_result_names(metric, model)
 
-    def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
+    def predictor(self, cfg: Config, checkpoint: str, options: PredictionOptions) -> Predictor:
         """Build the predictor: the model with its test pipeline."""
         from mmgcvit.tasks.classification.predictor import ClassPredictor
 
-        return ClassPredictor(cfg, checkpoint, **options)
+        return ClassPredictor(cfg, checkpoint, options)
 
     def check_before_run(
         self,

@@ -20,14 +20,13 @@ from mmgcvit.checkpoint.complete import class_names, compare_classes, load_compl
 from mmgcvit.checkpoint.reader import read_checkpoint
 from mmgcvit.checkpoint.sources import resolve_source
 from mmgcvit.datasets.pipelines import loading_arguments
-from mmgcvit.errors import UsageError
 from mmgcvit.export.rules import input_rule
 from mmgcvit.registry import building, type_name
 from mmgcvit.runtime.drawing import default_palette, draw
 from mmgcvit.runtime.predictions import Classification
 from mmgcvit.runtime.resize import crop_offset, resized_size
 from mmgcvit.runtime.results import TOP, class_result, write_classes
-from mmgcvit.tasks.base import NetworkInput, TrainedModel
+from mmgcvit.tasks.base import NetworkInput, PredictionOptions, TrainedModel
 from mmgcvit.tasks.classification.dataset import class_list
 from mmgcvit.tasks.classification.transforms import LoadPillowImage, PillowReader, swap_colours
 from mmgcvit.tasks.sources import Source
@@ -39,29 +38,17 @@ class ClassPredictor:
 
     Args:
         cfg: the config.
-        checkpoint, device, tta, tile, overlap, batch_size, ann_file: see :func:`mmgcvit.apis.predict`; ``tta``,
-            ``tile`` and ``ann_file`` do not apply.
+        checkpoint: file or URL.
+        options: ``tta``, ``tile`` and ``ann_file`` do not apply.
 
     Raises:
-        UsageError: an argument does not apply, or the model cannot be built.
+        UsageError: an option does not apply, or the model cannot be built.
         CheckpointError: the checkpoint cannot be read, does not belong to the model, or has the classes of the config
             in another order.
     """
 
-    def __init__(
-        self,
-        cfg: Config,
-        checkpoint: str,
-        device: str | None = None,
-        tta: bool = False,
-        tile: int | None = None,
-        overlap: float = 0.25,
-        batch_size: int = 1,
-        ann_file: str | None = None,
-    ) -> None:
-        for flag, given in (("--tta", tta), ("--tile", tile), ("--ann-file", ann_file)):
-            if given:
-                raise UsageError(f"{flag}: not supported for classifiers; omit it")
+    def __init__(self, cfg: Config, checkpoint: str, options: PredictionOptions) -> None:
+        options.refuse(("tta", "tile", "ann_file"), "not supported for classifiers")
         init_default_scope(cfg.get("default_scope", "mmengine"))
         with building("model"):
             self.model = MODELS.build(cfg.model)
@@ -71,12 +58,12 @@ class ClassPredictor:
         names = class_list(cfg.test_dataloader.dataset.get("classes")) or ()
         if len(names) == len(trained):
             compare_classes(trained, names, checkpoint)
-        self.model.to(device or get_device()).eval()
+        self.model.to(options.device or get_device()).eval()
         pipeline = cfg.test_dataloader.dataset.pipeline
         self.pipeline = pipeline
         self.transform = Compose([step for step in pipeline if type_name(step) != "LoadPillowImage"])
         self.reader = PillowReader(LoadPillowImage(**loading_arguments(pipeline)))
-        self.batch_size = batch_size
+        self.batch_size = options.batch_size
         self.classes = _class_names(cfg, content, self.model.num_classes)
         self.results: list[dict] = []
 

@@ -16,6 +16,7 @@ from mmgcvit.tasks.base import (
     CamTarget,
     DatasetCheck,
     NetworkInput,
+    PredictionOptions,
     Predictor,
     Split,
     Task,
@@ -37,6 +38,7 @@ class Detection(Task):
     name = "detection"
     description = "a detector (roi_head, bbox_head, rpn_head, mask_head or panoptic_head)"
     model_parts: tuple[str, ...] = ("roi_head", "bbox_head", "rpn_head", "mask_head", "panoptic_head")
+    objects = "detections"
     visualization_hook = "DetVisualizationHook"
     metrics: tuple[str, ...] = (
         "CocoMetric", "VOCMetric", "LVISMetric", "CocoOccludedSeparatedMetric",
@@ -62,11 +64,11 @@ class Detection(Task):
 
         return detection_result_names(metric, classes)
 
-    def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
+    def predictor(self, cfg: Config, checkpoint: str, options: PredictionOptions) -> Predictor:
         """Build the predictor, based on mmdet's inferencer."""
         from mmgcvit.tasks.detection.predictor import Detector
 
-        return Detector(cfg, checkpoint, **options)
+        return Detector(cfg, checkpoint, options)
 
     def check_before_run(
         self,

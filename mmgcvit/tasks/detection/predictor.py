@@ -9,66 +9,44 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.registry import MODELS
 from torch import nn
 
-from mmgcvit.checkpoint.sources import through_reader
 from mmgcvit.errors import AnnotationError, UsageError
-from mmgcvit.runtime.drawing import draw
+from mmgcvit.runtime.drawing import Colour, draw
 from mmgcvit.runtime.predictions import Detections
 from mmgcvit.runtime.results import coco_result, numbered_categories, write_coco
-from mmgcvit.tasks.base import NetworkInput, TrainedModel
+from mmgcvit.tasks.base import PredictionOptions
 from mmgcvit.tasks.detection.coco import image_file_name, read_lists
-from mmgcvit.tasks.inferencer import CheckedWeights, config_meta, network_input
-from mmgcvit.tasks.sources import PipelineReader, Source
+from mmgcvit.tasks.inferencer import InferencerPredictor, config_meta
+from mmgcvit.tasks.sources import Source
 from mmgcvit.tasks.visualizer import detections, palette_of
 from mmgcvit.utils import summarize
 from mmgcvit.utils.files import require_file
 from mmgcvit.utils.inputs import Input, tile_starts, tile_step
 
 
-class Detector:
+class Detector(InferencerPredictor):
     """Predictor based on mmdet's inferencer, for whole images or tiles, with one or several views.
 
     Args:
         cfg: the config, modified in place; with ``tta``, :func:`mmgcvit.apis.use_tta` must have been applied to it.
-        checkpoint, device, tta, tile, overlap, batch_size, ann_file: see :func:`mmgcvit.apis.predict`.
+        checkpoint: file or URL.
+        options: those of :func:`mmgcvit.apis.predict`.
     """
 
-    def __init__(
-        self,
-        cfg: Config,
-        checkpoint: str,
-        device: str | None = None,
-        tta: bool = False,
-        tile: int | None = None,
-        overlap: float = 0.25,
-        batch_size: int = 1,
-        ann_file: str | None = None,
-    ) -> None:
+    def __init__(self, cfg: Config, checkpoint: str, options: PredictionOptions) -> None:
         from mmdet.apis import DetInferencer
 
-        class Inferencer(CheckedWeights, DetInferencer):
-            """mmdet's inferencer with a check of the weights."""
-
-            source = checkpoint
-
-        self.ids = _Ids(ann_file)
-        self.results: list[dict] = []
-        self.reader = PipelineReader(cfg.test_dataloader.dataset.pipeline, cfg.model)
-        self.inferencer = Inferencer(cfg, through_reader(checkpoint), device=device, show_progress=False)
-        self.classes = _class_names(self.inferencer, cfg, checkpoint)
-        self.palette = palette_of(self.inferencer.visualizer.dataset_meta, self.classes)
-        if tta:
-            self.inferencer.model = MODELS.build({**cfg.tta_model, "module": self.inferencer.model})
-        self.tile, self.batch_size = tile, batch_size
-        self.step = tile_step(tile, overlap) if tile else 0
+        self.ids = _Ids(options.ann_file)
+        self.tile = options.tile
+        self.step = tile_step(options.tile, options.overlap) if options.tile else 0
+        super().__init__(cfg, checkpoint, options, DetInferencer)
         self.ids.name_categories(self.classes)
 
-    @property
-    def trained(self) -> TrainedModel:
-        """The model, with the colours of its drawings."""
-        return TrainedModel(self.inferencer.model, self.classes, self.palette)
+    def meta(self, cfg: Config, checkpoint: str) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
+        """Return the class names, and the colours that mmdet's inferencer has found."""
+        classes = _class_names(self.inferencer, cfg, checkpoint)
+        return classes, palette_of(self.inferencer.visualizer.dataset_meta, classes)
 
     def validate_inputs(self, inputs: Sequence[Input]) -> None:
         """Check that every image has an id, if the ids come from an annotation file.
@@ -130,10 +108,6 @@ class Detector:
                 _run_lengths(coco_mask.decode(mask), corner, (height, width)) for mask, corner in merged.masks
             ]
         return merged
-
-    def network_input(self, source: Source) -> NetworkInput:
-        """Return an image as the network gets it."""
-        return network_input(self.inferencer, source.pixels)
 
     def prediction(self, source: Source, instances: Any) -> Detections:
         """Convert the instances of an image."""

@@ -11,7 +11,7 @@ from torch import nn
 from mmgcvit.datasets.problems import Problem
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.errors import ExportError, UsageError
-from mmgcvit.tasks.base import CamTarget, DatasetCheck, NetworkInput, Predictor, Split, TrainedModel
+from mmgcvit.tasks.base import CamTarget, DatasetCheck, NetworkInput, PredictionOptions, Predictor, Split, TrainedModel
 from mmgcvit.tasks.detection import Detection
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class Panoptic(Detection):
     description = "a panoptic segmentor (panoptic_fusion_head)"
     model_parts = ("panoptic_fusion_head",)
     metrics = ("PanopticMetric", "CocoPanopticMetric", "CocoMetric")
+    objects = "segments"
     has_scores = False
 
     def has_model(self, model: Mapping[str, Any] | nn.Module) -> bool:
@@ -46,11 +47,11 @@ class Panoptic(Detection):
         yield from super().check_config(model, splits)
         yield from without_panopticapi(metric for split in splits for metric in split.metrics)
 
-    def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
+    def predictor(self, cfg: Config, checkpoint: str, options: PredictionOptions) -> Predictor:
         """Build the predictor, based on mmdet's inferencer."""
         from mmgcvit.tasks.panoptic.predictor import PanopticSegmentor
 
-        return PanopticSegmentor(cfg, checkpoint, **options)
+        return PanopticSegmentor(cfg, checkpoint, options)
 
     def check_before_run(
         self,

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from mmengine.config import Config
 
-from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
 from mmgcvit.runtime.drawing import draw
 from mmgcvit.runtime.predictions import Panoptic
 from mmgcvit.runtime.results import check_label_map_names, coded_segments, label_map_name
+from mmgcvit.tasks.base import PredictionOptions
 from mmgcvit.tasks.detection.predictor import Detector
 from mmgcvit.tasks.sources import Source, write_image
 from mmgcvit.tasks.visualizer import panoptic
@@ -26,30 +26,18 @@ class PanopticSegmentor(Detector):
 
     Args:
         cfg: the config, modified in place.
-        checkpoint, device, batch_size, ann_file: see :func:`mmgcvit.apis.predict`.
-        tta, tile, overlap: not supported.
+        checkpoint: file or URL.
+        options: those of :func:`mmgcvit.apis.predict`; ``tta`` and ``tile`` do not apply.
 
     Raises:
         UsageError: ``tta`` or ``tile`` is used; or as of :class:`~mmgcvit.tasks.detection.predictor.Detector`.
     """
 
-    def __init__(
-        self,
-        cfg: Config,
-        checkpoint: str,
-        device: str | None = None,
-        tta: bool = False,
-        tile: int | None = None,
-        overlap: float = 0.25,
-        batch_size: int = 1,
-        ann_file: str | None = None,
-    ) -> None:
-        if tile is not None or tta:
-            option = "--tta" if tta else f"--tile {tile}"
-            raise UsageError(f"{option}: segments of several views or tiles cannot be merged; omit it")
+    def __init__(self, cfg: Config, checkpoint: str, options: PredictionOptions) -> None:
+        options.refuse(("tta", "tile"), "segments of several views or tiles cannot be merged")
         pipeline = cfg.test_dataloader.dataset.pipeline
         pipeline[:] = [step for step in pipeline if type_name(step) != "LoadPanopticAnnotations"]
-        super().__init__(cfg, checkpoint, device, batch_size=batch_size, ann_file=ann_file)
+        super().__init__(cfg, checkpoint, options)
 
     def validate_inputs(self, inputs: Sequence[Input]) -> None:
         """Check that each image has an id, if they come from a file, and that each gets a PNG of its own.

@@ -35,7 +35,9 @@ class PanopticReport(TaskReport):
         self.sums = np.zeros((len(classes), 4))  # of tasks.panoptic.metric.compare
         self.quality: list[float] = []
         self.found: list[np.ndarray] = []  # matched, wrong and missed segments of each image
-        self.kept: list[tuple[str, list[bytes], list[bytes]]] = []  # image; truth and prediction as PNG files
+        self.wrong: list[float] = []  # share of the pixels of each image with a wrong class, in percent
+        # Path of the image; truth and prediction as PNG files, and which pixels are wrong.
+        self.kept: list[tuple[str, list[bytes], list[bytes], bytes]] = []
         self.sizes: list[float] = []
         self.seen = 0
         self.truth: GroundTruth | None = None
@@ -63,8 +65,11 @@ class PanopticReport(TaskReport):
             self.found.append(np.array(counts, int))
             self.sizes.append(ids.size**0.5)
             if len(self.kept) < KEPT:
-                true = labelled(self.classes, ids, known)
-                self.kept.append((info["img_path"], _packed(true), _packed(panoptic("", self.classes, found))))
+                true, predicted = labelled(self.classes, ids, known), panoptic("", self.classes, found)
+                counted = counted_pixels(ids, known)
+                wrong = counted & (true.labels != predicted.labels)
+                self.wrong.append(float(ratio(100 * wrong.sum(), counted.sum())))
+                self.kept.append((info["img_path"], _packed(true), _packed(predicted), png_of(wrong)))
 
     def sections(self, model: Model) -> list[Section]:
         """Return the results and the gallery."""
@@ -125,7 +130,8 @@ class PanopticReport(TaskReport):
         cap = f" Images after the first {KEPT:,} are not considered." if len(self.quality) > KEPT else ""
         gallery.add(Note(
             f"{words} Left: ground truth, middle: prediction, right: pixels of a wrong class in red. White lines are "
-            f"borders of segments. The PQ of an image is computed over its segments of all classes.{cap}"
+            "borders of segments. The PQ of an image is computed over its segments of all classes. As in the PQ, "
+            f"pixels of crowds and those without a class do not count.{cap}"
         ))  # fmt: skip
         for kind, chosen in groups:
             for place, row in enumerate(chosen):
@@ -134,11 +140,10 @@ class PanopticReport(TaskReport):
 
     def _figure(self, model: Model, kind: str, place: int, row: int) -> Figure:
         """Draw an image with its ground truth, its prediction, and what differs."""
-        path, *packed = self.kept[row]
+        path, *packed, wrong = self.kept[row]
         image, name = bgr_to_display(model.predictor.reader.image(Path(path))), Path(path).name
-        true, found = (self._unpacked(content) for content in packed)
-        wrong = (true.labels != found.labels) & (true.labels < len(self.classes))
-        views = [draw(image, true, self.palette), draw(image, found, self.palette), marked(image, wrong)]
+        views = [draw(image, self._unpacked(content), self.palette) for content in packed]
+        views.append(marked(image, labels_of(wrong).astype(bool)))
         texts = [f"{name}: {what}" for what in ("ground truth", "prediction", "pixels of a wrong class in red")]
         encoded = [
             encode_image(f"{kind}_{place}_{i}", view, text)
@@ -147,7 +152,7 @@ class PanopticReport(TaskReport):
         right, false, missed = self.found[row]
         caption = (
             f"PQ {self.quality[row]:.1f} %: {right} segments matched, {false} wrong, {missed} missed. "
-            f"{100 * wrong.mean():.1f} % of the pixels have a wrong class."
+            f"{shown(self.wrong[row], 1)} % of the pixels have a wrong class."
         )
         return Figure(f"{kind.capitalize()} {place + 1}: {name}", encoded, caption, wide=True)
 
@@ -157,13 +162,17 @@ class PanopticReport(TaskReport):
         return Panoptic("", height, width, self.classes, labels, segments)
 
     def count(self, section: Section, train: Any) -> None:
-        """Add the segments of each class."""
+        """Add the segments of each class, without crowds."""
         counts, count = {}, len(self.classes)
         if train is not None:
             found: Counter[int] = Counter()
             images = 0
-            for _, info in infos(train):
-                found.update(segment["category"] for segment in info["segments_info"])
+            for inner, info in infos(train):
+                things = inner.metainfo["thing_classes"]
+                for segment in info["segments_info"]:
+                    label = segment["category"]
+                    if bool(segment["is_thing"]) == (self.classes[label] in things):  # mmdet: a crowd is not a thing
+                        found[label] += 1
                 images += 1
             counts["training"] = np.array([found[label] for label in range(count)])
             if images == COUNTED:
@@ -193,6 +202,11 @@ def labelled(classes: Sequence[str], ids: np.ndarray, segments: dict[int, tuple[
     at = at.reshape(ids.shape)
     height, width = ids.shape
     return Panoptic("", height, width, tuple(classes), labels[at], np.where(labels[at] < len(classes), at + 1, 0))
+
+
+def counted_pixels(ids: np.ndarray, segments: dict[int, tuple[int, bool]]) -> np.ndarray:
+    """Which pixels (H, W) have a class, and are not of a crowd; for arguments see :func:`labelled`."""
+    return np.isin(ids, [key for key, (_, is_crowd) in segments.items() if not is_crowd])
 
 
 def _packed(found: Panoptic) -> list[bytes]:

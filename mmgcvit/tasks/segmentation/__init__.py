@@ -16,6 +16,7 @@ from mmgcvit.tasks.base import (
     CamTarget,
     DatasetCheck,
     NetworkInput,
+    PredictionOptions,
     Predictor,
     Split,
     Task,
@@ -57,11 +58,11 @@ class Segmentation(Task):
 
         return segmentation_result_names(metric)
 
-    def predictor(self, cfg: Config, checkpoint: str, **options: Any) -> Predictor:
+    def predictor(self, cfg: Config, checkpoint: str, options: PredictionOptions) -> Predictor:
         """Build the predictor, based on mmseg's inferencer."""
         from mmgcvit.tasks.segmentation.predictor import Segmentor
 
-        return Segmentor(cfg, checkpoint, **options)
+        return Segmentor(cfg, checkpoint, options)
 
     def check_before_run(
         self,

@@ -5,80 +5,70 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.registry import MODELS
 
-from mmgcvit.checkpoint.sources import through_reader
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import type_name
 from mmgcvit.runtime.drawing import Colour, draw
 from mmgcvit.runtime.predictions import Segmentation
 from mmgcvit.runtime.results import areas_of, check_label_map_names, label_map_name, write_areas
-from mmgcvit.tasks.base import NetworkInput, TrainedModel
-from mmgcvit.tasks.inferencer import CheckedWeights, config_meta, network_input
-from mmgcvit.tasks.sources import PipelineReader, Source, write_image
+from mmgcvit.tasks.base import PredictionOptions
+from mmgcvit.tasks.inferencer import InferencerPredictor, config_meta
+from mmgcvit.tasks.sources import Source, write_image
 from mmgcvit.tasks.visualizer import palette_of
 from mmgcvit.utils.inputs import Input, tile_step
 
 
-class Segmentor:
+class Segmentor(InferencerPredictor):
     """Predictor based on mmseg's inferencer, for whole images or a sliding window, with one or several views.
 
     Args:
         cfg: the config, modified in place; with ``tta``, :func:`mmgcvit.apis.use_tta` must have been applied to it.
-        checkpoint, device, tta, tile, overlap, batch_size, ann_file: see :func:`mmgcvit.apis.predict`.
+        checkpoint: file or URL.
+        options: those of :func:`mmgcvit.apis.predict`; ``ann_file`` does not apply.
     """
 
-    def __init__(
-        self,
-        cfg: Config,
-        checkpoint: str,
-        device: str | None = None,
-        tta: bool = False,
-        tile: int | None = None,
-        overlap: float = 0.25,
-        batch_size: int = 1,
-        ann_file: str | None = None,
-    ) -> None:
+    def __init__(self, cfg: Config, checkpoint: str, options: PredictionOptions) -> None:
         from mmseg.apis import MMSegInferencer
 
-        if ann_file is not None:
-            raise UsageError(f"--ann-file {ann_file!r}: a segmentor's predictions have no ids; omit it")
-        if tta:
-            for (
-                transform
-            ) in cfg.test_dataloader.dataset.pipeline:  # mmseg's inferencer removes only top-level transforms
+        options.refuse(("ann_file",), "a segmentor's predictions have no ids")
+        if options.tta:
+            # mmseg's inferencer removes LoadAnnotations at the top level only.
+            for transform in cfg.test_dataloader.dataset.pipeline:
                 if "transforms" in transform:
                     transform["transforms"] = [
                         kept
                         for step in transform["transforms"]
                         if (kept := [t for t in step if type_name(t) != "LoadAnnotations"])
                     ]
-        if tile is not None:
-            step = tile_step(tile, overlap)
+        if (tile := options.tile) is not None:
+            step = tile_step(tile, options.overlap)
             cfg.model.test_cfg = dict(mode="slide", crop_size=(tile, tile), stride=(step, step))
+        super().__init__(cfg, checkpoint, options, MMSegInferencer)
 
-        class Inferencer(CheckedWeights, MMSegInferencer):
-            """mmseg's inferencer with a check of the weights."""
+    def meta(self, cfg: Config, checkpoint: str) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
+        """Return class names and colours: from the checkpoint, else from the config, else from its data set class.
 
-            source = checkpoint
-
-        self.reader = PipelineReader(cfg.test_dataloader.dataset.pipeline, cfg.model)
-        self.inferencer = Inferencer(cfg, through_reader(checkpoint), device=device)
-        self.inferencer.show_progress = False  # only OneDL's inferencer has an argument for it
-        self.classes, self.palette = _meta(self.inferencer, cfg, checkpoint)
-        if tta:
-            self.inferencer.model = MODELS.build({**cfg.tta_model, "module": self.inferencer.model})
-        self.batch_size = batch_size
-        self.results: list[dict] = []
-
-    @property
-    def trained(self) -> TrainedModel:
-        """The model, with the colours of its drawings."""
-        return TrainedModel(self.inferencer.model, self.classes, self.palette)
+        Raises:
+            UsageError: none of them has as many names as the model has classes, or the config's file of names does not
+                exist.
+        """
+        count = self.inferencer.model.decode_head.num_classes
+        for meta in (self.inferencer.model.dataset_meta if self.inferencer.has_names else {}, config_meta(cfg)):
+            classes = meta.get("classes") or ()
+            if isinstance(classes, str):
+                raise UsageError(
+                    f"test_dataloader.dataset.metainfo.classes={classes!r}; allowed: names, or a file with one "
+                    "name per line; no such file"
+                )
+            if len(classes) == count:
+                return tuple(classes), palette_of(meta, classes)
+        raise UsageError(
+            f"checkpoint {checkpoint!r}: has no names for its {count} classes, and neither has the config; add "
+            "metainfo=dict(classes=(...)) to test_dataloader.dataset of the config"
+        )
 
     def validate_inputs(self, inputs: Sequence[Input]) -> None:
         """Check that each image, and each frame of a video, gets a label map file of its own.
@@ -101,10 +91,6 @@ class Segmentor:
                     maps[i] = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
             for i, source in enumerate(chunk):
                 yield source, maps[i]
-
-    def network_input(self, source: Source) -> NetworkInput:
-        """Return an image as the network gets it."""
-        return network_input(self.inferencer, source.pixels)
 
     def prediction(self, source: Source, labels: np.ndarray) -> Segmentation:
         """Convert the label map of an image."""
@@ -129,27 +115,3 @@ class Segmentor:
     def write(self, folder: Path) -> Path:
         """Write the class of each label value, and the areas."""
         return write_areas(folder, self.results, self.classes)
-
-
-def _meta(inferencer: Any, cfg: Config, checkpoint: str) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
-    """Class names and colours: from the checkpoint, else from the config, else from its data set class.
-
-    Raises:
-        UsageError: none of them has as many names as the model has classes, or the config's file of names does not
-            exist.
-    """
-    count = inferencer.model.decode_head.num_classes
-    found = [inferencer.model.dataset_meta if inferencer.has_names else {}, config_meta(cfg)]
-    for meta in found:
-        classes = meta.get("classes") or ()
-        if isinstance(classes, str):
-            raise UsageError(
-                f"test_dataloader.dataset.metainfo.classes={classes!r}; allowed: names, or a file with one "
-                "name per line; no such file"
-            )
-        if len(classes) == count:
-            return tuple(classes), palette_of(meta, classes)
-    raise UsageError(
-        f"checkpoint {checkpoint!r}: has no names for its {count} classes, and neither has the config; add "
-        "metainfo=dict(classes=(...)) to test_dataloader.dataset of the config"
-    )
