@@ -45,6 +45,7 @@ from mmgcvit.errors import (
     RunStopped,
     UsageError,
 )
+from mmgcvit.optim import with_fused_optimizer
 from mmgcvit.registry import rename_old_types, type_name
 from mmgcvit.tasks import TASKS, task_of_dataset
 from mmgcvit.utils.files import require_file
@@ -192,6 +193,8 @@ def _train(cfg: Config, resume: str | bool, corrupt: str | None) -> Runner:
         tell_classes_apart(cfg.get("val_evaluator"))
     runner = build_runner(cfg)
     revert_sync_bn(runner)
+    if type(runner) is Runner:  # other runners shard parameters or bring optimizers of their own
+        runner.optim_wrapper = with_fused_optimizer(runner.optim_wrapper)
     require_used_maps(getattr(runner, "model", None))  # FlexibleRunner builds it later
     _warn(fit_warmups_to_iterations(runner))
     runner.train()

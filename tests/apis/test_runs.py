@@ -22,6 +22,7 @@ from mmgcvit.apis import UsageError, launch, precision, runs
 from mmgcvit.checkpoint.weights import WEIGHTS
 from mmgcvit.classification import ClassificationPreprocessor
 from mmgcvit.datasets.classification import TimmTransform
+from mmgcvit.optim.fused import supports_fused
 
 CLASSES = ["blue", "green", "red", "x", "y"]
 
@@ -83,6 +84,14 @@ def test_files_of_all_publishers(tmp_path: Path, tree: Path, files, expected, ki
     found = probabilities(tmp_path / "table.csv")
     assert found.std() > 0.01
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
+def test_optimizer_of_a_run(tmp_path: Path, tree: Path):
+    runner = apis.train(config(tree, tmp_path / "run", workers=0))
+    supported = supports_fused(torch.optim.AdamW, "cpu")  # the fused one where torch has it
+    assert {bool(group["fused"]) for group in runner.optim_wrapper.param_groups} == {supported}
+    (saved,) = (tmp_path / "run").glob("*.py")
+    assert "fused=" not in saved.read_text()  # a copy of the config, which must work on other devices, too
 
 
 def test_averaged_weights_of_a_run_are_evaluated(tmp_path: Path, tree: Path):
