@@ -159,7 +159,8 @@ def load_predictor(config: str | Path | Config, checkpoint: str, options: Predic
     """Build the model of a config with its weights.
 
     Args:
-        config, checkpoint, options: see :func:`predict`.
+        config, checkpoint: see :func:`predict`.
+        options: those of :func:`predict` with the same names.
 
     Returns:
         The task, and the model.

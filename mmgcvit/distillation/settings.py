@@ -48,7 +48,8 @@ def normalisation(preprocessor: Mapping[str, Any]) -> dict[str, tuple[float, ...
     """
     ours = type_name(preprocessor) == ClassificationPreprocessor.__name__
     defaults = dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD) if ours else {}
-    found = {name: preprocessor.get(name) or defaults.get(name) for name in ("mean", "std")}
+    found = {name: preprocessor.get(name, defaults.get(name)) for name in ("mean", "std")}
+    found = {name: (values,) if isinstance(values, (int, float)) else values for name, values in found.items()}
     return {
         name: tuple(round(value / (1 if ours else 255), 6) for value in values)
         for name, values in found.items()

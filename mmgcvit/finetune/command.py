@@ -28,7 +28,7 @@ from mmgcvit.finetune.batch import fits, largest_batch
 from mmgcvit.finetune.config import Settings
 from mmgcvit.finetune.data import TASKS, UNSPLIT, Data, counts, split_off
 from mmgcvit.finetune.formats import FORMATS, read_data
-from mmgcvit.finetune.teacher import distillation
+from mmgcvit.finetune.teacher import distillation, require_teacher
 from mmgcvit.finetune.work_dir import FOLDER, clear, config_to_resume, require_untrained, write_config
 from mmgcvit.finetune.write import convert
 from mmgcvit.report.make import report_after_training
@@ -106,6 +106,8 @@ def finetune(source: str | Path, options: Options, say: Callable[[str], None] = 
         say(f"\nThe config would be {short_path(folder / 'config.py')}:\n\n{text}\ndry run: nothing was written")
         return None
     require_weights(settings.weights)
+    if settings.distillation is not None:
+        require_teacher(settings.distillation["teacher"], len(data.classes))
     try:
         with lock_work_dir(work_dir):
             path = prepare(data, folder, settings, options, text, cfg, say)
@@ -198,7 +200,7 @@ def choose(data: Data, options: Options, say: Callable[[str], None]) -> Settings
             f"--teacher with task={task!r}; allowed: --task classify. For other tasks, docs/distillation.md "
             "shows how to pre-train the backbone"
         )
-    taught = None if options.teacher is None else distillation(options.teacher, data.classes)
+    taught = None if options.teacher is None else distillation(options.teacher, data.classes, say)
     return Settings(task, arch, weights, epochs, batch, size, max(1, min(4, os.cpu_count() or 1)), taught)
 
 

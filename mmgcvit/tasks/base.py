@@ -47,7 +47,7 @@ class PredictionOptions:
     def refuse(self, names: Sequence[str], reason: str) -> None:
         """Raise a UsageError with the reason if one of these options is given."""
         for name in names:
-            if value := getattr(self, name):
+            if (value := getattr(self, name)) not in (None, False):
                 flag = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value!r}")
                 raise UsageError(f"{flag}: {reason}; omit it")
 

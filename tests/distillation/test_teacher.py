@@ -14,6 +14,7 @@ from teachers import NAME, network, save
 
 from mmgcvit import GCViTClassifier
 from mmgcvit.distillation import Teacher
+from mmgcvit.distillation.settings import normalisation
 from mmgcvit.errors import CheckpointError, UsageError
 
 
@@ -134,6 +135,12 @@ def test_normalisation_of_the_checkpoint(tmp_path: Path, preprocessor: dict):
             CheckpointError, match=r"std=\(1\.0, 1\.0, 1\.0\), but .* with std=\(0\.229, 0\.224, 0\.225\);"
         ):
             Teacher(**options, std=(1.0, 1.0, 1.0)).load()
+
+
+def test_one_number_for_all_channels():
+    own = dict(type="mmgcvit.ClassificationPreprocessor", mean=0.0, std=0.25)
+    assert normalisation(own) == dict(mean=(0.0,), std=(0.25,))
+    assert normalisation(dict(type="DetDataPreprocessor", mean=[0], std=[255])) == dict(mean=(0.0,), std=(1.0,))
 
 
 def test_checkpoints_that_do_not_fit(tmp_path: Path):

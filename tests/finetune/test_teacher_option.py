@@ -7,6 +7,7 @@ from typing import Any
 
 import own_data_sets as sets
 import pytest
+import timm
 import torch
 from conftest import TINY, randomise
 from mmengine.config import Config
@@ -101,7 +102,10 @@ def test_it_is_said_and_shown(data: Data, tmp_path: Path, capsys: pytest.Capture
         ("resnet_51", r"teacher: name='resnet_51' .*cannot be built"),
         ("bare", "has no config of a GC ViT classifier; allowed: a checkpoint of a classifier trained by this project"),
         ("other", "has no config of a GC ViT classifier"),
+        ("detector", "has no config of a GC ViT classifier"),
         ("fewer", r"has 1 classes, but the data has \d; allowed: the same classes"),
+        ("unnamed", r"has 1 classes, but the data has \d; allowed: the same classes"),
+        ("default", r"has 1000 classes, but the data has \d; allowed: the same classes"),
         ("moved", "classes in another order than in the config"),
     ],
 )
@@ -111,6 +115,15 @@ def test_teachers_that_are_not_allowed(data: Data, tmp_path: Path, teacher: str,
         write(tmp_path / teacher, classes)
     elif teacher == "other":
         write(tmp_path / teacher, classes, dict(MODEL, backbone=dict(type="ResNet", depth=50)))
+    elif teacher == "detector":
+        write(tmp_path / teacher, classes, dict(MODEL, type="MaskRCNN"))
+    elif teacher in ("unnamed", "default"):
+        write(tmp_path / teacher, classes[:1], MODEL)
+        content = torch.load(tmp_path / teacher)
+        del content["meta"]["dataset_meta"]
+        if teacher == "default":
+            content["meta"]["cfg"] = Config(dict(model=MODEL)).pretty_text
+        torch.save(content, tmp_path / teacher)
     elif teacher == "fewer":
         write(tmp_path / teacher, classes[:1], MODEL)
     elif teacher == "moved":
@@ -118,6 +131,40 @@ def test_teachers_that_are_not_allowed(data: Data, tmp_path: Path, teacher: str,
     path = tmp_path / teacher
     with pytest.raises(MMGCViTError, match=wanted):
         configure(data, str(path) if path.exists() else teacher, tmp_path / "out")
+
+
+def test_other_names_of_the_classes_are_said(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture):
+    names = [f"other {name}" for name in data.classes]
+    configure(data, write(tmp_path / "teacher.pth", names, MODEL), tmp_path / "out")
+    shown = capsys.readouterr().out
+    assert "note: teacher: " in shown
+    assert "class names that differ from those of the config: in order, the checkpoint has other " in shown
+
+
+@pytest.mark.parametrize("teacher", ["incomplete", "test_resnet"])
+def test_weights_are_loaded_before_anything_is_written(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str
+):
+    """A file without some weights, and a name of timm whose weights cannot be fetched."""
+    wanted, file = r"checkpoint .*incomplete' lacks .*norm3", tmp_path / "incomplete"
+    if teacher == "incomplete":
+        content = torch.load(write(file, list(data.classes), MODEL))
+        del content["state_dict"]["backbone.norm3.weight"]
+        torch.save(content, file)
+        teacher = str(file)
+    else:
+        wanted, create = "teacher: name='test_resnet' .*cannot be built: no network", timm.create_model
+
+        def offline(*args: Any, pretrained: bool, **kwargs: Any) -> Any:
+            if pretrained:
+                raise OSError("no network")
+            return create(*args, pretrained=pretrained, **kwargs)
+
+        monkeypatch.setattr(timm, "create_model", offline)
+    options = command.Options(arch="nano", weights="none", work_dir=str(tmp_path / "run"), teacher=teacher)
+    with pytest.raises(MMGCViTError, match=wanted):
+        command.finetune(tmp_path / "data", options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_only_classifiers_have_a_teacher(tmp_path: Path):
