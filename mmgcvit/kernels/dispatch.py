@@ -77,7 +77,7 @@ def choose(x: Tensor, module: nn.Module) -> Kernels:
 
 
 def max_pack(x: Tensor) -> int | None:
-    """Maximum number of elements of a map that a block processes at a time in eager mode; None for no limit."""
+    """Preferred number of elements of a map that a block processes at a time in eager mode; None for all."""
     if x.device.type != "cpu" or "packs" in _disabled:
         return None
     return cpu.pack_elements(compute_dtype(x))

@@ -28,10 +28,14 @@ _onednn_linear_sum: Any = onednn_linear_sum
 def differentiable(
     function: Callable[..., Tensor], inputs: Sequence[Tensor | None], gradient: Tensor
 ) -> list[Tensor | None]:
-    """Gradients of ``function(*inputs)`` that are differentiable themselves, for ``create_graph=True``."""
-    needed = [x for x in inputs if x is not None and x.requires_grad]
-    found = iter(torch.autograd.grad(function(*inputs), needed, gradient, create_graph=True))
-    return [None if x is None or not x.requires_grad else next(found) for x in inputs]
+    """Gradients of ``function(*inputs)`` that are differentiable themselves, for ``create_graph=True``.
+
+    An input may have been computed from another one, so the gradients are those of views of the inputs: they end there.
+    """
+    views = [None if x is None else x.view_as(x) for x in inputs]
+    needed = [x for x in views if x is not None and x.requires_grad]
+    found = iter(torch.autograd.grad(function(*views), needed, gradient, create_graph=True))
+    return [None if x is None or not x.requires_grad else next(found) for x in views]
 
 
 def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:

@@ -121,7 +121,7 @@ def attention(
     """Compute window attention in packed windows of several sizes.
 
     Args:
-        qkv: (rows, heads * 3 * d), the windows of the first size, then those of the next.
+        qkv: (rows, heads * 3 * d), or (rows, heads * 2 * d) with queries; all windows of the first size come first.
         windows: their sizes.
         num_heads: number of heads.
         dropout: dropout rate of the attention weights.

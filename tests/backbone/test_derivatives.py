@@ -98,3 +98,17 @@ def test_torch_func(model: nn.Module):
     (gradient,) = torch.autograd.grad(loss_of(model(x)), x)
     for value in (forward, dual):
         assert torch.allclose(value, (gradient * direction).sum())
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("pad", PAD_MODES)
+def test_gradients_with_a_graph_equal_those_without(tiny_model, pad: str, batch: int):
+    """Inputs of an operation may be computed from each other: keys from the global query of an earlier block of the
+    stage, and the queries of smaller windows from that of full ones.
+    """
+    model = tiny_model(pad=pad, arch={**TINY, "depths": (2, 4, 2, 2), "layer_scale": None}).double()
+    images = torch.randn(batch, 3, 75, 90, dtype=torch.double, requires_grad=True)
+    inputs = [images, *model.parameters()]
+    wanted, found = (torch.autograd.grad(loss_of(model(images)), inputs, create_graph=graph) for graph in (False, True))
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).abs().max() < 1e-9 * max(1.0, b.abs().max())
