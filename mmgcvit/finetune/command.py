@@ -28,7 +28,7 @@ from mmgcvit.finetune.batch import fits, largest_batch
 from mmgcvit.finetune.config import Settings
 from mmgcvit.finetune.data import TASKS, UNSPLIT, Data, counts, split_off
 from mmgcvit.finetune.formats import FORMATS, read_data
-from mmgcvit.finetune.teacher import distillation
+from mmgcvit.finetune.teacher import distillation, require_teacher
 from mmgcvit.finetune.work_dir import FOLDER, clear, config_to_resume, require_untrained, write_config
 from mmgcvit.finetune.write import convert
 from mmgcvit.report.make import report_after_training
@@ -77,8 +77,8 @@ def finetune(source: str | Path, options: Options, say: Callable[[str], None] = 
         The work directory; None for a dry run, which writes nothing.
 
     Raises:
-        UsageError: an option is not allowed, the work directory has a run, the weights cannot be fetched, the checks of
-            the data have found errors, or there is no run to resume.
+        UsageError: an option is not allowed, the work directory has a run, weights cannot be fetched, the checks of the
+            data have found errors, or there is no run to resume.
         AnnotationError: the annotations are not recognised or cannot be read.
         RunStopped: a signal has stopped the training.
     """
@@ -106,6 +106,7 @@ def finetune(source: str | Path, options: Options, say: Callable[[str], None] = 
         say(f"\nThe config would be {short_path(folder / 'config.py')}:\n\n{text}\ndry run: nothing was written")
         return None
     require_weights(settings.weights)
+    require_teacher(settings.distillation)
     try:
         with lock_work_dir(work_dir):
             path = prepare(data, folder, settings, options, text, cfg, say)

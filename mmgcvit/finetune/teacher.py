@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,19 @@ def distillation(teacher: str, classes: Sequence[str]) -> dict[str, Any]:
     arguments: dict[str, Any] = dict(name=teacher, num_classes=0)
     Teacher(**arguments, layers=(-1,))
     return dict(teacher=arguments, features=dict(weight=1.0))
+
+
+def require_teacher(arguments: Mapping[str, Any] | None) -> None:
+    """Load a teacher's weights before anything is written, so that they are downloaded.
+
+    Args:
+        arguments: of :func:`distillation`; None if there is no teacher.
+
+    Raises:
+        UsageError: they cannot be downloaded.
+    """
+    if arguments is not None and "checkpoint" not in arguments["teacher"]:
+        Teacher(**arguments["teacher"]).load()
 
 
 def _of_file(file: str, classes: Sequence[str]) -> dict[str, Any]:

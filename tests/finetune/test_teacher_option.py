@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import own_data_sets as sets
 import pytest
+import timm
 import torch
 from conftest import TINY, randomise
 from mmengine.config import Config
@@ -118,6 +120,28 @@ def test_teachers_that_are_not_allowed(data: Data, tmp_path: Path, teacher: str,
     path = tmp_path / teacher
     with pytest.raises(MMGCViTError, match=wanted):
         configure(data, str(path) if path.exists() else teacher, tmp_path / "out")
+
+
+def test_weights_of_timm_are_fetched_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    create = timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **kwargs: Any):
+        if pretrained:
+            raise OSError("no connection to the Hub.")
+        return create(name, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    sets.class_folders(tmp_path / "data")
+    options = command.Options(
+        arch="nano", size=64, batch=2, epochs=1, teacher="test_resnet", work_dir=str(tmp_path / "run")
+    )
+    wanted = (
+        "timm's weights of name='test_resnet' cannot be loaded: no connection to the Hub. Without a network: a file "
+        "(--teacher FILE of"
+    )
+    with pytest.raises(MMGCViTError, match=re.escape(wanted)):
+        command.finetune(tmp_path / "data", options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_only_classifiers_have_a_teacher(tmp_path: Path):
