@@ -173,7 +173,7 @@ def run_training(cfg: Config, path: Path, work_dir: Path, say: Callable[[str], N
         name = cfg.default_hooks.checkpoint.save_best
         say(f"result of {Path(checkpoint).name} on the validation images: {name} {metrics[name]:.4g}")
     report_after_training(work_dir)
-    say(apis.end_of_run(work_dir, path))
+    say(apis.end_of_run(work_dir, path, cfg))
     return work_dir
 
 
@@ -199,7 +199,7 @@ def choose(data: Data, options: Options, say: Callable[[str], None]) -> Settings
             f"--teacher with task={task!r}; allowed: --task classify. For other tasks, docs/distillation.md "
             "shows how to pre-train the backbone"
         )
-    taught = None if options.teacher is None else distillation(options.teacher, data.classes)
+    taught = None if options.teacher is None else distillation(options.teacher, data.classes, say)
     return Settings(task, arch, weights, epochs, batch, size, max(1, min(4, os.cpu_count() or 1)), taught)
 
 

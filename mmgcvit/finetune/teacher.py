@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,20 @@ from mmgcvit.checkpoint.saved_config import saved_model
 from mmgcvit.distillation import Teacher
 from mmgcvit.distillation.settings import DEFAULTS, backbone_settings, normalisation
 from mmgcvit.errors import UsageError
+from mmgcvit.utils.text import shown
 
 SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".bin")  # of files; names of timm have other ones
 PAGE = "docs/distillation.md"
 
 
-def distillation(teacher: str, classes: Sequence[str]) -> dict[str, Any]:
+def distillation(teacher: str, classes: Sequence[str], say: Callable[[str], None] = print) -> dict[str, Any]:
     """Return the arguments of a DistilledClassifier that are about its teacher.
 
     Args:
         teacher: a checkpoint of a classifier of this project, whose probabilities are learned; or the name of a model
             of timm with pretrained weights, whose features are learned.
         classes: names of the classes, in the order of the labels.
+        say: prints a line, if the file has other names of classes.
 
     Raises:
         UsageError: there is no such file or model, the file is none of a classifier of this project, or it has another
@@ -31,7 +33,7 @@ def distillation(teacher: str, classes: Sequence[str]) -> dict[str, Any]:
         CheckpointError: the file cannot be read, or has the classes in another order.
     """
     if Path(teacher).is_file():
-        return _of_file(str(Path(teacher).absolute()), classes)
+        return _of_file(str(Path(teacher).absolute()), classes, say)
     if Path(teacher).suffix in SUFFIXES:
         raise UsageError(f"teacher={teacher!r}: no such file; allowed: a file, or the name of a model of timm")
     arguments: dict[str, Any] = dict(name=teacher, num_classes=0)
@@ -52,7 +54,7 @@ def require_teacher(arguments: Mapping[str, Any] | None) -> None:
         Teacher(**arguments["teacher"]).load()
 
 
-def _of_file(file: str, classes: Sequence[str]) -> dict[str, Any]:
+def _of_file(file: str, classes: Sequence[str], say: Callable[[str], None]) -> dict[str, Any]:
     content = read_checkpoint(file)
     model, trained = saved_model(content), class_names(content)
     backbone = model.get("backbone") or {}
@@ -66,7 +68,8 @@ def _of_file(file: str, classes: Sequence[str]) -> dict[str, Any]:
         raise UsageError(
             f"teacher={file!r} has {len(trained)} classes, but the data has {len(classes)}; allowed: the same classes"
         )
-    compare_classes(trained, classes, file)
+    if renamed := compare_classes(trained, classes, file):
+        say(shown(f"note: teacher: {renamed}"))
     arguments = dict(name="gcvit_tiny_any", checkpoint=file, arch=backbone.get("arch", DEFAULTS["arch"]))
     arguments |= {name: value for name, value in settings.items() if value != DEFAULTS[name]}
     arguments |= normalisation(model.get("data_preprocessor") or {})

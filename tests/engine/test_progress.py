@@ -147,14 +147,18 @@ def test_metrics_of_a_test(cfg: Config, files: dict[str, Path], capsys: pytest.C
 def test_end_of_a_run(tmp_path: Path):
     import torch
 
-    assert apis.end_of_run(tmp_path, "c.py") == ""
+    detector = Config(dict(model=dict(type="FasterRCNN", roi_head=dict()), test_dataloader=dict(batch_size=1)))
+    panoptic = Config(dict(detector, model=dict(type="PanopticFPN", panoptic_fusion_head=dict())))
+    assert apis.end_of_run(tmp_path, "c.py", detector) == ""
     torch.save({}, tmp_path / "epoch_3.pth")
-    found = apis.end_of_run(tmp_path, "c.py").splitlines()
+    found = apis.end_of_run(tmp_path, "c.py", detector).splitlines()
     assert found[0] == f"last checkpoint: {tmp_path}/epoch_3.pth"
     torch.save({}, tmp_path / "best_accuracy_epoch_2.pth")
     (tmp_path / "report.html").touch()
-    best, last, report, predict, export = apis.end_of_run(tmp_path, "my config.py").splitlines()
-    assert apis.end_of_run(tmp_path, "my config.py", predicts=False).splitlines() == [best, last, report]
+    best, last, report, predict, export = apis.end_of_run(tmp_path, "my config.py", detector).splitlines()
+    backbone = Config(dict(model=detector.model, test_dataloader=None))
+    assert apis.end_of_run(tmp_path, "my config.py", backbone).splitlines() == [best, last, report]
+    assert apis.end_of_run(tmp_path, "my config.py", panoptic).splitlines() == [best, last, report, predict]
     assert best == f"best checkpoint: {tmp_path}/best_accuracy_epoch_2.pth"
     assert last == found[0]
     assert report.endswith(f" {tmp_path}/report.html")

@@ -96,6 +96,13 @@ def test_it_is_said_and_shown(data: Data, tmp_path: Path, capsys: pytest.Capture
     assert "eacher" not in capsys.readouterr().out
 
 
+def test_other_names_of_classes_are_said(data: Data, tmp_path: Path):
+    file = write(tmp_path / "teacher.pth", ["apple", *data.classes[1:]], MODEL)
+    lines: list[str] = []
+    command.choose(data, command.Options(arch="nano", teacher=file), lines.append)
+    assert sum(line.startswith("note: teacher: ") and "class names that differ" in line for line in lines) == 1
+
+
 @pytest.mark.parametrize(
     ("teacher", "wanted"),
     [
