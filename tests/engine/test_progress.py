@@ -53,6 +53,10 @@ def written(*texts: str) -> str:
         ("11/28 12:38:01 - mmengine - INFO - Advance dataloader 31 steps to skip data that has been trained\n", ""),
         ("11/28 12:38:01 - mmengine - ERROR - skipped image a.jpg\n", "error: skipped image a.jpg\n"),
         ("11/28 12:38:01 - mmengine - INFO - per class\n|a|b|\n", "per class\n|a|b|\n"),
+        (
+            "11/28 12:38:01 - mmengine - INFO - Load checkpoint from mmgcvit-reader://a.pth\n",
+            "Load checkpoint from a.pth\n",
+        ),
         ("DONE (t=0.01s).\n", ""),
         ("Done\n", "Done\n"),
         ("Could not import OneDL. Skipping OneDL datasets.\n", ""),
@@ -77,6 +81,7 @@ def test_everything_is_restored(capsys: pytest.CaptureFixture):
         print("creating index...")
         with warnings.catch_warnings(record=True) as shown:
             warnings.warn("The draw is False, it means that the hook", stacklevel=1)
+            warnings.warn("<class 'a.LocalVisualizer'> instance named of visualizer has been created", stacklevel=1)
             warnings.warn("something else", stacklevel=1)
         assert [str(w.message) for w in shown] == ["something else"]
     assert sys.stdout is before
