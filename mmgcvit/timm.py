@@ -233,6 +233,9 @@ def _register(arch: str) -> Callable[..., Any]:
     def create(pretrained: bool = False, **kwargs: Any) -> Any:
         # timm's other classes read the output of the stages: padded maps of shape (B, H, W, C)
         check_choice("feature_cls", kwargs.get("feature_cls", "getter"), ("getter",))
+        overlay = kwargs.get("pretrained_cfg_overlay") or {}
+        if "file" in overlay:  # newer versions of timm would read it themselves: they refuse most layouts
+            kwargs["pretrained_cfg_overlay"] = {"custom_load": True, **overlay}
         return build_model_with_cfg(
             GCViTModel,
             create.__name__,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from mmengine.logging import HistoryBuffer
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 import mmgcvit.timm as registered
@@ -79,6 +80,20 @@ def test_pretrained_weights_with_other_classes_and_channels(theirs, file: Path):
     )
     blocks = features.model.backbone.stages[0].blocks
     torch.testing.assert_close(blocks[1].mlp.fc1.weight, theirs.stages[0].blocks[1].mlp.fc1.weight)
+
+
+def test_checkpoints_of_runs_are_read_from_a_file(tmp_path: Path):
+    """timm's own reader refuses the objects of mmengine in them."""
+    source = tiny(num_classes=3).eval()
+    torch.nn.init.normal_(source.head.fc.bias)
+    path = tmp_path / "epoch_1.pth"
+    torch.save({"state_dict": source.state_dict(), "message_hub": {"loss": HistoryBuffer([1.0], [1])}}, path)
+    model = tiny(num_classes=3, pretrained=True, pretrained_cfg_overlay=dict(file=str(path))).eval()
+    x = torch.randn(2, 3, 40, 50)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), source(x))
+    with pytest.raises(CheckpointError, match=r"none\.pth"):
+        tiny(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / "none.pth")))
 
 
 def test_weights_of_another_variant_are_refused(file: Path):

@@ -73,7 +73,7 @@ def main() -> None:
     except (apis.UsageError, InvalidLossError) as error:
         sys.exit(shown(f"train: {error}"))
     if is_main_process():
-        print(apis.end_of_run(cfg.work_dir, args.config, predicts=bool(cfg.get("test_dataloader"))))
+        print(apis.end_of_run(cfg.work_dir, args.config, cfg))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mmgcvit.apis.checkpoints import newest_checkpoint
+from mmgcvit.tasks import find_task
 from mmgcvit.utils.paths import short_path
 
 
@@ -33,13 +34,13 @@ def resume_command(cfg: Config) -> str:
     return shlex.join([*words, "--resume"])
 
 
-def end_of_run(work_dir: str | Path, config: str | Path, predicts: bool = True) -> str:
+def end_of_run(work_dir: str | Path, config: str | Path, cfg: Config) -> str:
     """Return lines with the best checkpoint of a run, its report, and the commands to use the model.
 
     Args:
         work_dir: folder of the run.
         config: the config file, as given on the command line.
-        predicts: whether the model predicts; a pre-trained backbone does not.
+        cfg: its content.
     """
     folder = Path(work_dir)
     best = sorted(folder.glob("best_*.pth"), key=lambda path: path.stat().st_mtime)
@@ -50,9 +51,11 @@ def end_of_run(work_dir: str | Path, config: str | Path, predicts: bool = True) 
     if (folder / "report.html").is_file():
         lines.append(f"report:          {short_path(folder / 'report.html')}")
     chosen = str(best[-1]) if best else last
-    if chosen is not None and predicts:
+    if chosen is not None and cfg.get("test_dataloader"):  # a pre-trained backbone does not predict
         model = shlex.join([short_path(config), short_path(chosen)])
-        out = shlex.quote(short_path(folder / "model.onnx"))
         lines.append(f"predict:         python tools/image_demo.py IMAGES {model} --out-dir outputs")
-        lines.append(f"export:          python tools/export.py {model} {out}")
+        task = find_task(cfg.model)
+        if task is not None and task.exports:
+            out = shlex.quote(short_path(folder / "model.onnx"))
+            lines.append(f"export:          python tools/export.py {model} {out}")
     return "\n".join(lines)

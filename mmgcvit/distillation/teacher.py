@@ -100,6 +100,7 @@ class Teacher:
         """Return the network with its weights, which are loaded by the first call.
 
         Raises:
+            UsageError: timm's weights cannot be loaded.
             CheckpointError: the checkpoint cannot be read, does not have all weights of the network, or was trained
                 with other settings (padding, windows, mean, standard deviation).
         """
@@ -149,9 +150,15 @@ class Teacher:
         try:
             return timm.create_model(self.name, pretrained=pretrained, **self.arguments)
         except Exception as error:  # networks of timm raise all types, and so do downloads
+            reason = str(error).rstrip(".")
+            if pretrained:  # it was built before, without weights
+                raise UsageError(
+                    f"teacher: timm's weights of name={self.name!r} cannot be loaded: {reason}. Without a network: a "
+                    "file (--teacher FILE of `mmgcvit finetune`, or teacher.checkpoint in a config)"
+                ) from error
             raise UsageError(
                 f"teacher: name={self.name!r}{f' with {self.arguments}' if self.arguments else ''} cannot be built: "
-                f"{error}. `python -c 'import timm; print(timm.list_models(pretrained=True))'` prints the names"
+                f"{reason}. `python -c 'import timm; print(timm.list_models(pretrained=True))'` prints the names"
             ) from error
 
     def _channels_of(self, network: Any) -> list[int]:

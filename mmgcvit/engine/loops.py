@@ -120,7 +120,12 @@ class EMAValLoop(ValLoop):
         self.runner.call_hook("before_val")
         raw = {}
         if any(isinstance(hook, EMAHook) for hook in self.runner.hooks):  # the hook swaps the weights before the epoch
+            tables = any(getattr(metric, "classwise", False) for metric in self.evaluator.metrics)
+            if tables:  # a metric logs one for each of the two
+                print_log("weights without averaging (_raw):", logger="current")
             raw = {f"{name}_raw": value for name, value in self._evaluate_raw().items()}
+            if tables:
+                print_log("averaged weights:", logger="current")
         self.runner.call_hook("before_val_epoch")
         self.runner.model.eval()
         for index, batch in enumerate(self.dataloader):

@@ -21,6 +21,7 @@ import torch
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from mmgcvit.checkpoint.sources import READER
 from mmgcvit.utils.paths import short_path, short_paths
 
 #: Beginnings of log messages that are not shown: dumps, and what the progress lines say already.
@@ -69,6 +70,7 @@ HIDDEN_WARNINGS = (
     r"'pin_memory' argument is set as true but no accelerator",
     r"Detected call of `lr_scheduler\.step\(\)` before",
     r"Failed to add <class .*VisBackend.>",
+    r"<class .*Visualizer'> instance named of",
     r"The shape of value will convert from",
     r"``MultiScaleDeformableAttention`` has been moved",
     r"faster_coco_eval is not installed",
@@ -135,7 +137,7 @@ class Output(io.TextIOBase):
             if message.startswith("\n+-"):
                 message = self._table(message)
             if not _LOGS.match(message):
-                message = short_paths(message.rstrip("\n"))
+                message = short_paths(message.rstrip("\n").replace(READER, ""))
                 self.show(message if level == "INFO" else f"{level.lower()}: {message}")
             return len(text)
         *lines, self.waiting = (self.waiting + text).split("\n")

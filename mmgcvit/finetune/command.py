@@ -77,8 +77,8 @@ def finetune(source: str | Path, options: Options, say: Callable[[str], None] = 
         The work directory; None for a dry run, which writes nothing.
 
     Raises:
-        UsageError: an option is not allowed, the work directory has a run, the weights cannot be fetched, the checks of
-            the data have found errors, or there is no run to resume.
+        UsageError: an option is not allowed, the work directory has a run, weights cannot be fetched, the checks of the
+            data have found errors, or there is no run to resume.
         AnnotationError: the annotations are not recognised or cannot be read.
         RunStopped: a signal has stopped the training.
     """
@@ -174,7 +174,7 @@ def run_training(cfg: Config, path: Path, work_dir: Path, say: Callable[[str], N
         name = cfg.default_hooks.checkpoint.save_best
         say(f"result of {Path(checkpoint).name} on the validation images: {name} {metrics[name]:.4g}")
     report_after_training(work_dir)
-    say(apis.end_of_run(work_dir, path))
+    say(apis.end_of_run(work_dir, path, cfg))
     return work_dir
 
 

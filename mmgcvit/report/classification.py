@@ -39,6 +39,7 @@ class ClassificationReport(TaskReport):
         self.rows: list[np.ndarray] = []
         self.labels: list[int] = []
         self.indices: list[int] = []
+        self.dataset: Any = None  # the validation images
 
     def add(self, data: dict, outputs: Sequence[Any], dataset: Any) -> None:
         """Keep the probabilities of a batch, as 16-bit numbers."""
@@ -46,6 +47,7 @@ class ClassificationReport(TaskReport):
         self.rows += list(scores.astype(np.float16))
         self.labels += data["targets"].tolist()
         self.indices += data["sample_idx"].tolist()
+        self.dataset = dataset
 
     def sections(self, model: Model) -> list[Section]:
         """Return the results and the gallery."""
@@ -128,6 +130,8 @@ class ClassificationReport(TaskReport):
             counts["training"] = _counts([y for inner in inside for y in inner.labels], len(self.classes))
             sizes["training"] = _image_sizes(inside[0])
         counts["validation"] = _counts(self.labels, len(self.classes))
+        if self.dataset is not None:
+            sizes["validation"] = _image_sizes(next(iter(inner_datasets(self.dataset))))
         section.add(class_counts(counts, self.classes, "images"))
         section.add(size_figure(sizes, "images", "side of a square with the area of the image (pixels)"))
 

@@ -171,7 +171,12 @@ def _learning(run: Run) -> Section:
 
     section = Section("learning", "Learning curves")
     if not run.training:
-        section.add(Note("The run has logged no iteration: it was stopped before, or its logs were removed."))
+        section.add(
+            Note(
+                "The run has logged no iteration: it ended before the first one to be logged "
+                "(default_hooks.logger.interval), or its logs were removed."
+            )
+        )
     names = [name for name in dict.fromkeys(n for row in run.training for n in row) if "loss" in name]
     names.sort(key=lambda name: name != "loss")
     losses = {name: line for name in names[:LOSSES] if len((line := series(run.training, name))[0]) > 1}

@@ -172,6 +172,8 @@ class Task(ABC):
     objects: str = ""
     #: Whether predictions have scores, which class activation maps explain.
     has_scores: bool = True
+    #: Whether models can be exported.
+    exports: bool = True
 
     def has_model(self, model: Mapping[str, Any] | nn.Module) -> bool:
         """Whether a config's model, or a built model, belongs to this task."""

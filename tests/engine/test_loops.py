@@ -128,6 +128,17 @@ def test_raw_and_averaged_weights_are_evaluated(tmp_path: Path, tree: Path):
     assert {"accuracy/top1", "accuracy/top2"} == {key for key in found if "top" in key}
 
 
+def test_tables_of_raw_and_averaged_weights_have_titles(tmp_path: Path, tree: Path, capsys: pytest.CaptureFixture):
+    cfg = config(tree, tmp_path / "work", workers=0, epochs=1)
+    cfg.val_evaluator.classwise = True
+    cfg.log_level = "INFO"
+    with apis.short_output():
+        apis.train(cfg)
+    titles = ("weights without averaging (_raw):", "averaged weights:", "results by class, in percent")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line in titles]
+    assert lines == [titles[0], titles[2], titles[1], titles[2]]
+
+
 def test_stops_early(tmp_path: Path, tree: Path):
     """An improvement by 1000 % is impossible: the run ends after the first validation that does not bring it."""
     stopping = dict(type="EarlyStoppingHook", monitor="accuracy/top1", rule="greater", min_delta=1000, patience=1)

@@ -53,6 +53,10 @@ def written(*texts: str) -> str:
         ("11/28 12:38:01 - mmengine - INFO - Advance dataloader 31 steps to skip data that has been trained\n", ""),
         ("11/28 12:38:01 - mmengine - ERROR - skipped image a.jpg\n", "error: skipped image a.jpg\n"),
         ("11/28 12:38:01 - mmengine - INFO - per class\n|a|b|\n", "per class\n|a|b|\n"),
+        (
+            "11/28 12:38:01 - mmengine - INFO - Load checkpoint from mmgcvit-reader://a.pth\n",
+            "Load checkpoint from a.pth\n",
+        ),
         ("DONE (t=0.01s).\n", ""),
         ("Done\n", "Done\n"),
         ("Could not import OneDL. Skipping OneDL datasets.\n", ""),
@@ -77,6 +81,7 @@ def test_everything_is_restored(capsys: pytest.CaptureFixture):
         print("creating index...")
         with warnings.catch_warnings(record=True) as shown:
             warnings.warn("The draw is False, it means that the hook", stacklevel=1)
+            warnings.warn("<class 'a.LocalVisualizer'> instance named of visualizer has been created", stacklevel=1)
             warnings.warn("something else", stacklevel=1)
         assert [str(w.message) for w in shown] == ["something else"]
     assert sys.stdout is before
@@ -147,14 +152,18 @@ def test_metrics_of_a_test(cfg: Config, files: dict[str, Path], capsys: pytest.C
 def test_end_of_a_run(tmp_path: Path):
     import torch
 
-    assert apis.end_of_run(tmp_path, "c.py") == ""
+    detector = Config(dict(model=dict(type="FasterRCNN", roi_head=dict()), test_dataloader=dict(batch_size=1)))
+    panoptic = Config(dict(detector, model=dict(type="PanopticFPN", panoptic_fusion_head=dict())))
+    assert apis.end_of_run(tmp_path, "c.py", detector) == ""
     torch.save({}, tmp_path / "epoch_3.pth")
-    found = apis.end_of_run(tmp_path, "c.py").splitlines()
+    found = apis.end_of_run(tmp_path, "c.py", detector).splitlines()
     assert found[0] == f"last checkpoint: {tmp_path}/epoch_3.pth"
     torch.save({}, tmp_path / "best_accuracy_epoch_2.pth")
     (tmp_path / "report.html").touch()
-    best, last, report, predict, export = apis.end_of_run(tmp_path, "my config.py").splitlines()
-    assert apis.end_of_run(tmp_path, "my config.py", predicts=False).splitlines() == [best, last, report]
+    best, last, report, predict, export = apis.end_of_run(tmp_path, "my config.py", detector).splitlines()
+    backbone = Config(dict(model=detector.model, test_dataloader=None))
+    assert apis.end_of_run(tmp_path, "my config.py", backbone).splitlines() == [best, last, report]
+    assert apis.end_of_run(tmp_path, "my config.py", panoptic).splitlines() == [best, last, report, predict]
     assert best == f"best checkpoint: {tmp_path}/best_accuracy_epoch_2.pth"
     assert last == found[0]
     assert report.endswith(f" {tmp_path}/report.html")

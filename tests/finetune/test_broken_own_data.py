@@ -254,6 +254,13 @@ def test_too_few_images_or_no_training_images(tmp_path):
         split_off(read_data(tmp_path / "b"))
 
 
+def test_a_file_inside_of_class_folders_is_not_their_annotation(tmp_path):
+    sets.class_folders(tmp_path)
+    (tmp_path / "notes.txt").write_text("bought on Monday", encoding="utf-8")
+    assert "notes.txt: no known annotations. Seen: this file, and in its folder " in error_of(tmp_path / "notes.txt")
+    assert read_data(tmp_path).tasks == ("classify",)
+
+
 def test_class_folders_with_a_class_that_has_no_training_images(tmp_path):
     sets.class_folders(tmp_path)
     (tmp_path / "valid" / "new").mkdir()

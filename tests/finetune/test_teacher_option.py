@@ -95,6 +95,13 @@ def test_it_is_said_and_shown(data: Data, tmp_path: Path, capsys: pytest.Capture
     assert "eacher" not in capsys.readouterr().out
 
 
+def test_other_names_of_classes_are_said(data: Data, tmp_path: Path):
+    file = write(tmp_path / "teacher.pth", ["apple", *data.classes[1:]], MODEL)
+    lines: list[str] = []
+    command.choose(data, command.Options(arch="nano", teacher=file), lines.append)
+    assert sum(line.startswith("note: teacher: ") and "class names that differ" in line for line in lines) == 1
+
+
 @pytest.mark.parametrize(
     ("teacher", "wanted"),
     [
@@ -153,7 +160,10 @@ def test_weights_are_loaded_before_anything_is_written(
         torch.save(content, file)
         teacher = str(file)
     else:
-        wanted, create = "teacher: name='test_resnet' .*cannot be built: no network", timm.create_model
+        wanted, create = (
+            "weights of name='test_resnet' cannot be loaded: no network. Without a network: a file",
+            timm.create_model,
+        )
 
         def offline(*args: Any, pretrained: bool, **kwargs: Any) -> Any:
             if pretrained:

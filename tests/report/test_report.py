@@ -120,7 +120,14 @@ def digits(task: str, name: str, scenes: Path) -> Config:
     return cfg
 
 
-def test_classifier_from_training_to_page(tmp_path: Path) -> None:
+def test_classifier_from_training_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmgcvit.report import classification
+
+    sizes: dict[str, np.ndarray] = {}
+    original = classification.size_figure
+    monkeypatch.setattr(
+        classification, "size_figure", lambda found, *rest: [sizes.update(found), original(found, *rest)][1]
+    )
     cfg = config(make_tree(tmp_path / "tree"), tmp_path / "work", workers=0)
     cfg.train_cfg.val_interval = 1
     apis.train(cfg)
@@ -135,6 +142,8 @@ def test_classifier_from_training_to_page(tmp_path: Path) -> None:
     rows = page.tables["Classes"][1:]
     assert [row[0] for row in rows] == ["blue", "green", "red"]
     assert {row[1] for row in rows} == {"3"}
+    assert len(sizes["validation"]) == 9
+    assert len(sizes["training"]) >= 9
     assert np.mean([float(row[3]) for row in rows]) == pytest.approx(logged["accuracy/top1"], abs=0.1)
     assert {"Losses", "Learning rate", "Metrics", "Calibration", "Confusion matrix", "Worst images"} <= set(
         page.headings
@@ -226,7 +235,7 @@ def test_run_without_checkpoint_validation_data_or_iterations(tmp_path: Path) ->
     (tmp_path / "kept.pth").rename(run / "iter_3.pth")
     page = Page(make_report(run))
     assert "no val_dataloader with a val_evaluator" in page.text
-    assert "logged no iteration" in page.text
+    assert "logged no iteration: it ended before the first one to be logged" in page.text
     assert page.sections == ["learning", "evaluation", "reproduce"]
 
 

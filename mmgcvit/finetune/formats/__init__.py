@@ -125,7 +125,8 @@ def _seen(scan: Scan) -> str:
         kinds[path.suffix.lower() or "no suffix"] = kinds.get(path.suffix.lower() or "no suffix", 0) + 1
     tops = sorted({f"{path.relative_to(scan.root).parts[0]}/" for path in scan.files if path.parent != scan.root})
     shown = ", ".join(f"{count} {suffix}" for suffix, count in sorted(kinds.items(), key=lambda kind: -kind[1])[:8])
-    return f"{shown}" + (f"; folders {summarize(tops)}" if tops else "; no folders")
+    shown = shown if scan.source == scan.root else f"this file, and in its folder {shown}"
+    return shown + (f"; folders {summarize(tops)}" if tops else "; no folders")
 
 
 def _without_mask(data: Data) -> str:

@@ -21,6 +21,8 @@ class ClassFolders(Format):
 
     def find(self, scan: Scan) -> list[Path]:
         """Return the images in class folders, if all images are in such folders."""
+        if scan.source != scan.root:  # a file says nothing about class folders
+            return []
         found = [_place(path, scan.root) for path in scan.images]
         names = {name for _, name in filter(None, found)}
         usual = {name for name in names if name.lower() not in (*FOLDERS, *IMAGE_FOLDERS, *SPLITS)}

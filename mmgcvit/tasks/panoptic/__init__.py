@@ -28,6 +28,7 @@ class Panoptic(Detection):
     metrics = ("PanopticMetric", "CocoPanopticMetric", "CocoMetric")
     objects = "segments"
     has_scores = False
+    exports = False
 
     def has_model(self, model: Mapping[str, Any] | nn.Module) -> bool:
         """Whether a model has a fusion head, and is not set to predict instances only, as a Mask2Former may be."""
