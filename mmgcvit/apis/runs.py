@@ -193,7 +193,9 @@ def _train(cfg: Config, resume: str | bool, corrupt: str | None) -> Runner:
         tell_classes_apart(cfg.get("val_evaluator"))
     runner = build_runner(cfg)
     revert_sync_bn(runner)
-    if type(runner) is Runner:  # other runners shard parameters or bring optimizers of their own
+    # Other runners shard parameters or bring optimizers of their own. A resumed run gets the implementation from its
+    # checkpoint: an optimizer that was built as a fused one fails under AMP if the checkpoint's was not.
+    if type(runner) is Runner and not cfg.get("resume"):
         runner.optim_wrapper = with_fused_optimizer(runner.optim_wrapper)
     require_used_maps(getattr(runner, "model", None))  # FlexibleRunner builds it later
     _warn(fit_warmups_to_iterations(runner))

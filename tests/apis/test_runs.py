@@ -92,6 +92,17 @@ def test_optimizer_of_a_run(tmp_path: Path, tree: Path):
     assert {bool(group["fused"]) for group in runner.optim_wrapper.param_groups} == {supported}
     (saved,) = (tmp_path / "run").glob("*.py")
     assert "fused=" not in saved.read_text()  # a copy of the config, which must work on other devices, too
+    # A resumed run goes on with the implementation in its checkpoint, which may be from before fused ones were chosen.
+    checkpoint = tmp_path / "run/iter_12.pth"
+    for fused in (supported, False):
+        content = torch.load(checkpoint, weights_only=False)
+        for group in content["optimizer"]["param_groups"]:
+            group["fused"] = fused or None
+        torch.save(content, checkpoint)
+        runner = apis.train(config(tree, tmp_path / "run", workers=0), resume=str(checkpoint))
+        optimizer = runner.optim_wrapper.optimizer
+        assert {bool(group["fused"]) for group in optimizer.param_groups} == {fused}
+        assert not getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
 def test_averaged_weights_of_a_run_are_evaluated(tmp_path: Path, tree: Path):
