@@ -21,9 +21,6 @@ SHAPES = [(1 + (i + 1) % 3, 3, 300 + 37 * i, 600 - 13 * i) for i in range(10)]
 
 dynamic = pytest.mark.skipif(TORCH < (2, 6), reason="older compilers fix more sizes than they must")
 slow = pytest.mark.slow
-inductor = pytest.param(
-    "inductor", marks=[slow, pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")]
-)
 
 
 class Backend:
@@ -55,38 +52,59 @@ def compile_units(model: nn.Module, unit: str, backend: str, **options: Any) -> 
     return backends
 
 
-@dynamic
-@pytest.mark.parametrize("backend", ["aot_eager", inductor])
-@pytest.mark.parametrize(
-    ("unit", "options"),
-    [
-        ("block", dict(dynamic=True)),
-        pytest.param("stage", dict(dynamic=True), marks=slow),
-        pytest.param("model", dict(dynamic=True), marks=slow),
-        pytest.param("model", {}, marks=slow),
-    ],
-)
-@pytest.mark.parametrize("pad", PAD_MODES)
-def test_few_graphs_for_all_sizes(tiny_model, pad: str, unit: str, options: dict, backend: str):
-    """At most three graphs for each model, stage or block: one image, several, and, by default, the first size."""
-    model, reference = (tiny_model(pad=pad, arch=SHALLOW) for _ in range(2))
-    backends = compile_units(model, unit, backend, **options)
-    for shape in SHAPES:
+def compare(model: nn.Module, reference: nn.Module, shapes: Iterable[tuple[int, ...]]) -> None:
+    """Assert that the maps of both models are equal up to rounding for images of each shape."""
+    for shape in shapes:
         images = torch.randn(shape)
         with torch.no_grad():
             for got, wanted in zip(model(images), reference(images), strict=True):
                 assert relative_error(got, wanted) < 1e-4
+
+
+UNITS = [
+    pytest.param("block", dict(dynamic=True), id="block"),
+    pytest.param("stage", dict(dynamic=True), id="stage", marks=slow),
+    pytest.param("model", dict(dynamic=True), id="model", marks=slow),
+    pytest.param("model", {}, id="model by default", marks=slow),
+]
+
+
+@dynamic
+@pytest.mark.parametrize(("unit", "options"), UNITS)
+@pytest.mark.parametrize("pad", PAD_MODES)
+def test_few_graphs_for_all_sizes(tiny_model, pad: str, unit: str, options: dict):
+    """At most three graphs for each model, stage or block: one image, several, and, by default, the first size."""
+    model, reference = (tiny_model(pad=pad, arch=SHALLOW) for _ in range(2))
+    backends = compile_units(model, unit, "aot_eager", **options)
+    compare(model, reference, SHAPES)
     assert all(b.graphs <= 3 for b in backends)
     total = sum(b.graphs for b in backends)
     assert total >= len(backends)
-    if (
-        unit == "block" and options
-    ):  # one graph, whatever the number of images (torch compiles the very first one twice)
+    if unit == "block":  # one graph, whatever the number of images (torch compiles the very first one twice)
         assert total <= len(backends) + 1
 
 
 @dynamic
-@pytest.mark.slow
+@slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("pad", "unit", "options"),
+    [
+        ("window", "block", dict(dynamic=True)),
+        ("stage", "stage", dict(dynamic=True)),
+        ("input", "model", dict(dynamic=True)),
+        ("window", "model", {}),
+    ],
+)
+def test_inductor_over_sizes(tiny_model, pad: str, unit: str, options: dict):
+    """The code that inductor writes: each way to pad once, as its graphs are those of the test above."""
+    model, reference = (tiny_model(pad=pad, arch=SHALLOW) for _ in range(2))
+    compile_units(model, unit, "inductor", **options)
+    compare(model, reference, SHAPES[:4])
+
+
+@dynamic
+@slow
 def test_whole_model(tiny_model):
     """Few graphs for several images of any size, in two stages."""
     arguments: dict[str, Any] = dict(
@@ -94,11 +112,7 @@ def test_whole_model(tiny_model):
     )
     model, reference = (tiny_model(**arguments) for _ in range(2))
     (backend,) = compile_units(model, "model", "aot_eager", dynamic=True)
-    for shape in ((2, 3, 300, 300), (3, 3, 350, 290), (2, 3, 97, 401), (4, 3, 256, 320)):
-        images = torch.randn(shape)
-        with torch.no_grad():
-            for got, wanted in zip(model(images), reference(images), strict=True):
-                assert relative_error(got, wanted) < 1e-5
+    compare(model, reference, ((2, 3, 300, 300), (3, 3, 350, 290), (2, 3, 97, 401), (4, 3, 256, 320)))
     assert 1 <= backend.graphs <= 3
 
 
