@@ -384,7 +384,7 @@ class GCViT(SafePretrainedInit, BaseModule):
                 y = getattr(self, f"norm{i}")(x) if i in self.out_indices else x
                 y = captured.crop(y, rows, columns) if dynamic else y[:, :rows, :columns]
                 # Contiguous NCHW: downstream code may read raw memory, as mmcv's RoIAlign does.
-                maps.append(y.permute(0, 3, 1, 2).contiguous())
+                maps.append(kernels.nchw(y))
         return tuple(maps)
 
     def sample_drop_path(self, x: Tensor) -> list[Tensor | None]:

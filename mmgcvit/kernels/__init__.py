@@ -5,7 +5,7 @@
 :mod:`~mmgcvit.kernels.fused`, in Triton, runs only under ``enabled("triton_attention")``.
 """
 
-from mmgcvit.kernels.dispatch import KERNELS, OPTIONAL, REFERENCE, Kernels, choose, disabled, enabled, max_pack
+from mmgcvit.kernels.dispatch import KERNELS, OPTIONAL, REFERENCE, Kernels, choose, disabled, enabled, max_pack, nchw
 from mmgcvit.kernels.reference import Windows, plus
 from mmgcvit.utils.capture import is_eager
 
@@ -20,5 +20,6 @@ __all__ = [
     "enabled",
     "is_eager",
     "max_pack",
+    "nchw",
     "plus",
 ]

@@ -28,10 +28,21 @@ from mmgcvit.kernels.products import (
 
 MAX_PACK = processor.pack_bytes()  # bytes of a map that a block processes at a time
 
+CHUNK = 2**17  # elements of the map of one image that are permuted at a time
+
 
 def pack_elements(dtype: torch.dtype, channels: int = 1) -> int:
     """Number of elements, or of rows of ``channels`` elements, that a block processes at a time: at least 1."""
     return max(1, MAX_PACK // (dtype.itemsize * channels))
+
+
+def nchw(x: Tensor) -> Tensor:
+    """See :func:`mmgcvit.kernels.reference.nchw`; some rows at a time, so that they stay in the cache."""
+    B, H, W, C = x.shape
+    chunks = x.split(max(1, CHUNK // (W * C)), 1)
+    if len(chunks) == 1:
+        return reference.nchw(x)
+    return torch.cat([chunk.flatten(1, 2).mT for chunk in chunks], 2).view(B, C, H, W)
 
 
 # ---------------------------------------------------------------------------------------------------- linear layers

@@ -18,6 +18,7 @@ from mmgcvit.compat import (
     is_tracing,
 )
 from mmgcvit.kernels import cpu, cpu_attention, eager, reference
+from mmgcvit.utils.capture import is_eager
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ def choose(x: Tensor, module: nn.Module) -> Kernels:
     if x.device.type != "cpu":
         return _tables["eager"]
     return cpu.with_cast_weights(_tables["cpu"]) if autocast_is_enabled("cpu") else _tables["cpu"]
+
+
+def nchw(x: Tensor) -> Tensor:
+    """See :func:`mmgcvit.kernels.reference.nchw`."""
+    return (cpu if x.device.type == "cpu" and is_eager() else reference).nchw(x)
 
 
 def max_pack(x: Tensor) -> int | None:

@@ -36,6 +36,11 @@ def plus(x: Tensor, added: Tensor | None) -> Tensor:
     return x if added is None else added + x
 
 
+def nchw(x: Tensor) -> Tensor:
+    """Permute the dimensions of a map, (B, H, W, C) -> (B, C, H, W), with a copy: the result is contiguous."""
+    return x.permute(0, 3, 1, 2).contiguous()
+
+
 def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: Any) -> Tensor:
     """Compute the rest of an MBConv after its depthwise convolution: x + pointwise(SE(GELU(y))).
 

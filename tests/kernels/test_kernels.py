@@ -60,6 +60,21 @@ def compare(got: Callable, wanted: Callable, inputs: Sequence[Tensor], tolerance
         assert (x - y).abs().max() < tolerance * max(1, y.abs().max().item())
 
 
+@pytest.mark.parametrize("cropped", [False, True])
+@pytest.mark.parametrize("chunk", [1, 100, 300, 1000])
+def test_nchw(monkeypatch, chunk: int, cropped: bool):
+    """Maps in memory order NCHW and their gradients, for one row at a time, an uneven division, and all rows."""
+    monkeypatch.setattr(cpu, "CHUNK", chunk)
+    x = torch.randn(2, 9, 8, 6)[:, : 7 if cropped else 9, : 5 if cropped else 8].requires_grad_()
+    y, wanted = kernels.nchw(x), x.permute(0, 3, 1, 2)
+    assert y.is_contiguous()
+    assert torch.equal(y, wanted)
+    weight = torch.randn_like(wanted)
+    (gradient,) = torch.autograd.grad((y * weight).sum(), x)
+    assert torch.equal(gradient, weight.permute(0, 2, 3, 1))
+    assert kernels.nchw(x.to("meta")).shape == wanted.shape
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(3, 49, 12), (5, 7, 12), (101, 12)])
 def test_linear(ops: kernels.Kernels, shape: tuple[int, ...], bias: bool):
