@@ -77,8 +77,7 @@ def test_dynamic_sizes_from_torchscript(tiny_model, tmp_path: Path, pad: str, si
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("pad", PAD_MODES)
+@pytest.mark.parametrize(("pad", "size"), list(zip(cycle(PAD_MODES), SIZES, strict=False)))
 def test_static_sizes(tiny_model, tmp_path: Path, pad: str, size: tuple[int, int]):
     model = tiny_model(pad=pad)
     check(export(model, tmp_path / "model.onnx", size, dynamic=False), model, 1, 3, *size)
