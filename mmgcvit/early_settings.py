@@ -1,12 +1,22 @@
 """Settings that must be made before torch is imported: by this package's programs, not by others that import it."""
 
+import ctypes
 import os
 import sys
 from itertools import pairwise
 
+# The parameters of glibc's mallopt() and their values; a larger MMAP_THRESHOLD is not allowed.
+MALLOC_OPTIONS = {"M_MMAP_THRESHOLD": (-3, 2**25), "M_TRIM_THRESHOLD": (-1, 2**31 - 1)}
+
 
 def apply() -> None:
-    """Let threads that wait for each other spin for a shorter time, unless the environment says otherwise.
+    """Make all settings that the environment does not make otherwise."""
+    shorten_spinning()
+    keep_freed_memory()
+
+
+def shorten_spinning() -> None:
+    """Let threads that wait for each other spin for a shorter time.
 
     Threads of GNU OpenMP, which torch uses on Linux, wait for each other by spinning. On a machine with other work, the
     thread that is waited for may not run meanwhile: a step then takes many times as long. Spinning for a shorter time
@@ -14,6 +24,21 @@ def apply() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed memory for the next step instead of returning it to the system; whether it does.
+
+    Otherwise, each step gets part of its memory page by page, set to zero by the system (docs/performance.md). Tensors
+    of more than 32 MB are still returned when they are freed.
+    """
+    if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, or another system
+        return False
+    return all([mallopt(*option) == 1 for option in MALLOC_OPTIONS.values()])
 
 
 def is_command() -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +89,44 @@ def test_importing_the_package_changes_no_settings(tmp_path: Path, command: list
     (tmp_path / "package/__init__.py").write_text("import mmgcvit")
     (tmp_path / "package/module.py").touch()
     assert seen_by_torch(tmp_path, command) == "None"
+
+
+#: Allocates and frees 96 MB three times, and prints how many new pages the third time needed.
+ALLOCATE = """
+import resource, runpy
+kept = runpy.run_path("mmgcvit/early_settings.py")["keep_freed_memory"]()
+def pages():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    before = pages()
+    blocks = [bytearray(b"x") * 2**23 for _ in range(12)]
+    del blocks
+print(kept, pages() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc")
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "4096"}, False), ({"GLIBC_TUNABLES": "glibc.malloc.top_pad=4096"}, False)],
+)
+def test_freed_memory_is_kept_unless_the_environment_decides(given: dict[str, str], kept: bool):
+    own = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES" and not k.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", ALLOCATE], cwd=ROOT, env=own | given, capture_output=True, text=True, check=True
+    )
+    says, pages = done.stdout.split()
+    assert says == str(kept)
+    assert (int(pages) < 1000) == kept  # 96 MB have 24,576 pages
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    settings = runpy.run_path(str(ROOT / "mmgcvit/early_settings.py"))
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(settings["ctypes"], "CDLL", lambda name: object())
+    assert not settings["keep_freed_memory"]()
 
 
 def test_tools_that_run_a_model_import_the_settings():
