@@ -293,15 +293,21 @@ def skipped_batch_size(iterator: Any) -> int | None:
     return None if iterator._iterator is not None else iterator._resolve_batch_size()
 
 
-def end_workers(loader: Any) -> None:
-    """End the persistent workers of a torch DataLoader; it can be used again.
+def end_workers(runner: Any) -> None:
+    """End the workers of the data loaders that an mmengine Runner has built; the loaders can be used again.
 
-    Workers that end only when the loader is collected as garbage, or with the process, may print tracebacks.
+    Left to the garbage collector, workers would often not get torch's notice, as its queue is collected, too. torch
+    would wait 5 s for each of them.
     """
-    iterator: Any = getattr(loader, "_iterator", None)
-    loader._iterator = None
-    if hasattr(iterator, "_shutdown_workers"):  # there are worker processes
-        iterator._shutdown_workers()
+    for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
+        loader = getattr(loop, "dataloader", None)  # a loop that was not built is a dict or None
+        persistent = getattr(loader, "_iterator", None)
+        if persistent is not None:
+            loader._iterator = None
+        infinite = getattr(getattr(loop, "dataloader_iterator", None), "_iterator", None)  # of an IterBasedTrainLoop
+        for iterator in (persistent, infinite):
+            if hasattr(iterator, "_shutdown_workers"):  # there are worker processes
+                iterator._shutdown_workers()
 
 
 def dataset_metainfo(dataset_class: Any, metainfo: dict) -> dict:

@@ -38,7 +38,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library, or another system
         return False
-    return all([mallopt(*option) == 1 for option in MALLOC_OPTIONS.values()])
+    return all(mallopt(*option) == 1 for option in MALLOC_OPTIONS.values())
 
 
 def is_command() -> bool:

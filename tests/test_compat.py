@@ -8,10 +8,14 @@ import inspect
 import multiprocessing
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import ROOT, relative_error
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
 from torch import nn
 from torch.autograd import forward_ad
 
@@ -262,18 +266,60 @@ def test_torchvision_with_cuda():
     assert found is (torch.version.cuda is not None and "+cpu" not in torchvision.__version__)
 
 
-def test_end_workers():
-    data = torch.arange(4)
-    loader = torch.utils.data.DataLoader(data, batch_size=2, num_workers=1, persistent_workers=True)
-    compat.end_workers(loader)  # nothing has started
-    for _ in range(2):
-        assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3]]
-        workers = multiprocessing.active_children()
-        assert workers
-        compat.end_workers(loader)
-        for worker in workers:
-            worker.join(60)  # on a busy machine
-            assert not worker.is_alive()
+class Numbers(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict:
+        return dict(x=torch.tensor([float(index)]), index=index)
+
+
+class Line(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def forward(self, x: torch.Tensor, index: torch.Tensor, mode: str = "tensor") -> Any:
+        y = self.layer(x)
+        return dict(loss=y.square().mean()) if mode == "loss" else list(index)
+
+
+class Indices(BaseMetric):
+    default_prefix = "indices"
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        self.results += [int(i) for i in data_samples]
+
+    def compute_metrics(self, results: list) -> dict:
+        return dict(sum=sum(results))
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("by_epoch", [False, True])
+def test_end_workers(tmp_path, by_epoch: bool, persistent: bool):
+    def loader(sampler: str) -> dict:
+        sampled = dict(type=sampler, shuffle=False)
+        options = dict(num_workers=1, persistent_workers=persistent, collate_fn=dict(type="default_collate"))
+        return dict(batch_size=2, dataset=Numbers(), sampler=sampled, **options)
+
+    steps = dict(by_epoch=True, max_epochs=1) if by_epoch else dict(by_epoch=False, max_iters=3, val_interval=3)
+    runner = Runner(
+        Line(), str(tmp_path), loader("DefaultSampler" if by_epoch else "InfiniteSampler"), loader("DefaultSampler"),
+        train_cfg=steps, val_cfg={}, val_evaluator=Evaluator(Indices()), log_level="ERROR",
+        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1)), default_scope="mmengine",
+        default_hooks=dict(checkpoint=None, logger=None),
+    )  # fmt: skip
+    before = multiprocessing.active_children()
+    compat.end_workers(runner)  # nothing has started
+    runner.train()
+    workers = [worker for worker in multiprocessing.active_children() if worker not in before]
+    assert bool(workers) == (persistent or not by_epoch)
+    compat.end_workers(runner)
+    for worker in workers:
+        worker.join(60)  # on a busy machine
+        assert worker.exitcode == 0  # -15, if torch had waited in vain
+    assert runner.val() == {"indices/sum": 28}  # starts workers again
+    compat.end_workers(runner)
 
 
 def test_encoding_of_boxes_in_dino():

@@ -28,6 +28,7 @@ from mmgcvit.apis.summary import resume_command
 from mmgcvit.apis.tracking import use_tracker
 from mmgcvit.apis.tta import use_tta
 from mmgcvit.checkpoint.sources import through_reader
+from mmgcvit.compat import end_workers
 from mmgcvit.datasets.consistency import check_config
 from mmgcvit.datasets.pipelines import use_checked_loading
 from mmgcvit.datasets.problems import data_sets, refuse
@@ -200,6 +201,7 @@ def _train(cfg: Config, resume: str | bool, corrupt: str | None) -> Runner:
     require_used_maps(getattr(runner, "model", None))  # FlexibleRunner builds it later
     _warn(fit_warmups_to_iterations(runner))
     runner.train()
+    end_workers(runner)
     return runner
 
 
@@ -295,7 +297,9 @@ def test(
         runner = build_runner(cfg)
         revert_sync_bn(runner)
         predict_in(amp, runner.model)
-        return runner.test()
+        metrics = runner.test()
+        end_workers(runner)
+        return metrics
     except USERS_ERRORS as error:
         raise UsageError(worker_message(error)) from error
     except (RuntimeError, TypeError) as error:

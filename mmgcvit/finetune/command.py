@@ -19,7 +19,6 @@ from mmgcvit import apis
 from mmgcvit.apis.lock import lock_work_dir
 from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.checkpoint.weights import fetch
-from mmgcvit.compat import end_workers
 from mmgcvit.datasets.check import check_data
 from mmgcvit.datasets.report import print_reports
 from mmgcvit.errors import CheckpointError, MMGCViTError, UsageError
@@ -162,14 +161,11 @@ def resume(work_dir: Path, options: Options, say: Callable[[str], None]) -> Path
 def run_training(cfg: Config, path: Path, work_dir: Path, say: Callable[[str], None], resume: bool = False) -> Path:
     """Train, evaluate the best checkpoint, write the report, and say how to use the model."""
     cfg.command = shlex.join(["mmgcvit", *sys.argv[1:]])  # for the report, and to go on with the run
-    runner = apis.train(cfg, resume)
-    for loader in (runner.train_dataloader, runner.val_dataloader):
-        end_workers(loader)
+    apis.train(cfg, resume)
     best = sorted(work_dir.glob("best_*.pth"), key=lambda file: file.stat().st_mtime)
     checkpoint = str(best[-1]) if best else apis.newest_checkpoint(work_dir)
     if checkpoint:
         evaluated = apis.load_config(path, str(work_dir / "test"))
-        evaluated.test_dataloader.persistent_workers = False
         metrics = apis.test(evaluated, checkpoint)
         name = cfg.default_hooks.checkpoint.save_best
         say(f"result of {Path(checkpoint).name} on the validation images: {name} {metrics[name]:.4g}")
