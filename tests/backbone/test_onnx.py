@@ -40,19 +40,19 @@ def export(model: nn.Module, path: Path, size: tuple[int, int], dynamic: bool) -
     return ort.InferenceSession(path)
 
 
-def check(session: Any, model: nn.Module, *shape: int) -> None:
+def check(session: Any, model: nn.Module, *shape: int, tolerance: float = 1e-5) -> None:
     images = torch.randn(shape)
     with torch.no_grad():
         wanted = model(images)
     for got, w in zip(session.run(None, {session.get_inputs()[0].name: images.numpy()}), wanted, strict=True):
-        assert relative_error(torch.from_numpy(got), w) < 1e-5
+        assert relative_error(torch.from_numpy(got), w) < tolerance
 
 
-def check_sizes(session: Any, model: nn.Module) -> None:
+def check_sizes(session: Any, model: nn.Module, tolerance: float = 1e-5) -> None:
     for size, batch in zip([*SIZES, (33, 20), (1, 1)], cycle((1, 3)), strict=False):
-        check(session, model, batch, 3, *size)
-    check(session, model, 3, 3, 1, 1)
-    check(session, model, 1, 3, 33, 20)
+        check(session, model, batch, 3, *size, tolerance=tolerance)
+    check(session, model, 3, 3, 1, 1, tolerance=tolerance)
+    check(session, model, 1, 3, 33, 20, tolerance=tolerance)
 
 
 # BackboneContract exports every mode for all sizes with torch.export, on which this exporter is based.
@@ -86,7 +86,8 @@ def test_static_sizes(tiny_model, tmp_path: Path, pad: str, size: tuple[int, int
 @pytest.mark.slow
 @pytest.mark.parametrize("pad", PAD_MODES)
 def test_xxtiny(tmp_path: Path, pad: str):
+    """A deep network; ONNX Runtime's rounding is amplified in zero padding (2e-5 from the result in float64)."""
     model = randomise(GCViT("xxtiny", pad=pad)).eval()
-    check_sizes(export(model, tmp_path / "model.onnx", (224, 256), dynamic=True), model)
+    check_sizes(export(model, tmp_path / "model.onnx", (224, 256), dynamic=True), model, tolerance=1e-4)
     for size in ((256, 320), (448, 448)):
-        check(export(model, tmp_path / "static.onnx", size, dynamic=False), model, 1, 3, *size)
+        check(export(model, tmp_path / "static.onnx", size, dynamic=False), model, 1, 3, *size, tolerance=1e-4)

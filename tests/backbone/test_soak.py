@@ -100,7 +100,7 @@ STEPS = dict(forward=forward_steps, training=training_steps)
 
 
 def soak(kind: str, seconds: float) -> list[tuple[float, float]]:
-    """Run steps for some time, or more on a busy machine; returns seconds since the start, and resident memory in MB."""
+    """Run steps for some time, or more on a busy machine; returns seconds since the start and resident memory in MB."""
     step, chance = STEPS[kind](), random.Random(0)
     start, measured = time.monotonic(), []
     for count in range(10**9):
