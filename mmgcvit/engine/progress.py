@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmgcvit.checkpoint.sources import READER
+from mmgcvit.engine.guarded_stream import GuardedStream
 from mmgcvit.utils.paths import short_path, short_paths
 
 #: Beginnings of log messages that are not shown: dumps, and what the progress lines say already.
@@ -103,7 +104,7 @@ class Output(io.TextIOBase):
         live: rich's Progress while a live line is shown.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | GuardedStream) -> None:
         self.stream = stream
         self.filtering = True
         self.live: Any = None
@@ -182,13 +183,21 @@ class Output(io.TextIOBase):
 def short_output(verbose: bool = False) -> Iterator[None]:
     """Show the progress of runs inside the block in short lines, without dumps and without others' warnings.
 
+    If the reader of standard output goes away, the program ends, or a training goes on
+    (:class:`~mmgcvit.engine.guarded_stream.GuardedStream`).
+
     Args:
-        verbose: change nothing.
+        verbose: show everything.
     """
+    before, guarded = sys.stdout, GuardedStream(sys.stdout)
     if verbose:
-        yield
+        sys.stdout = guarded
+        try:
+            yield
+        finally:
+            sys.stdout = before
         return
-    before, output = sys.stdout, Output(sys.stdout)
+    output = Output(guarded)
     with warnings.catch_warnings():
         for message in HIDDEN_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
@@ -264,14 +273,16 @@ class ProgressHook(Hook):
         self.output.show(f"trained in {_duration(time.monotonic() - self.start)}")
 
 
-def _live(stream: TextIO) -> Any:
+def _live(stream: TextIO | GuardedStream) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.table import Column
 
     status = TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
     columns = (BarColumn(16), MofNCompleteColumn(), status)
-    return Progress(*columns, console=Console(file=stream), transient=True, expand=True, redirect_stdout=False)
+    return Progress(
+        *columns, console=Console(file=cast(TextIO, stream)), transient=True, expand=True, redirect_stdout=False
+    )
 
 
 def _by_epoch(runner: Runner) -> bool:

@@ -1,11 +1,9 @@
-"""The commands ``mmgcvit finetune`` and ``mmgcvit data``."""
+"""Fine-tuning on a data set in one call, and what is said of it: ``mmgcvit finetune`` and ``mmgcvit data``."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -17,12 +15,11 @@ from rich.table import Table
 
 from mmgcvit import apis
 from mmgcvit.apis.lock import lock_work_dir
-from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.checkpoint.weights import fetch
 from mmgcvit.compat import end_workers
 from mmgcvit.datasets.check import check_data
 from mmgcvit.datasets.report import print_reports
-from mmgcvit.errors import CheckpointError, MMGCViTError, UsageError
+from mmgcvit.errors import CheckpointError, UsageError
 from mmgcvit.finetune import config as configs
 from mmgcvit.finetune.batch import fits, largest_batch
 from mmgcvit.finetune.config import Settings
@@ -32,12 +29,10 @@ from mmgcvit.finetune.teacher import distillation, require_teacher
 from mmgcvit.finetune.work_dir import FOLDER, clear, config_to_resume, require_untrained, write_config
 from mmgcvit.finetune.write import convert
 from mmgcvit.report.make import report_after_training
-from mmgcvit.utils.arguments import add_trust_argument
-from mmgcvit.utils.images import set_max_pixels
 from mmgcvit.utils.paths import short_path
+from mmgcvit.utils.program import command_line
 from mmgcvit.utils.text import printable, shown, wide_console
 
-AUTO = "auto"
 ARCH = "tiny"
 MOST = 256  # images of a batch that is found automatically
 SHOWN = 30  # classes in the table of counts
@@ -161,7 +156,7 @@ def resume(work_dir: Path, options: Options, say: Callable[[str], None]) -> Path
 
 def run_training(cfg: Config, path: Path, work_dir: Path, say: Callable[[str], None], resume: bool = False) -> Path:
     """Train, evaluate the best checkpoint, write the report, and say how to use the model."""
-    cfg.command = shlex.join(["mmgcvit", *sys.argv[1:]])  # for the report, and to go on with the run
+    cfg.command = command_line()  # for the report, and to go on with the run
     runner = apis.train(cfg, resume)
     for loader in (runner.train_dataloader, runner.val_dataloader):
         end_workers(loader)
@@ -266,86 +261,3 @@ def describe_run(cfg: Config, settings: Settings, data: Data, say: Callable[[str
         f"{settings.epochs} epochs of {configs.training_images(data)} images, batch size {settings.batch}, "
         f"size {settings.size}, learning rate {rate:.3g} ({own:g} for {base:g} images per step)"
     )
-
-
-def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``mmgcvit finetune``."""
-    _add_source(parser)
-    parser.add_argument("--arch", help=f"nano, xxtiny, xtiny, tiny, small, base, ... (default: {ARCH})")
-    parser.add_argument(
-        "--weights", metavar="NAME|FILE|none", help="weights to start from (default: ImageNet weights of the arch)"
-    )
-    parser.add_argument("--epochs", type=int, help="passes over the training images")
-    parser.add_argument(
-        "--batch", type=_batch, metavar="N|auto", help="images per step (default: auto, the largest that fits)"
-    )
-    parser.add_argument("--size", type=int, metavar="S", help="short side of the images in pixels")
-    parser.add_argument(
-        "--teacher", metavar="NAME|FILE",
-        help="for classify: also learn from a model of timm, or from a larger classifier with the same classes",
-    )  # fmt: skip
-    parser.add_argument("--work-dir", metavar="DIR", help="new folder for everything that is written")
-    parser.add_argument("--dry-run", action="store_true", help="show the config and the counts, and write nothing")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the work directory")
-    add_trust_argument(parser)
-
-
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``mmgcvit data``."""
-    actions = parser.add_subparsers(dest="action", required=True)
-    _add_source(actions.add_parser("show", help="show what is recognised, and count it"))
-    converter = actions.add_parser("convert", help="write annotations in the layout of the template configs")
-    _add_source(converter)
-    converter.add_argument("out", help="new folder")
-
-
-def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", help="folder with images and annotations, or one annotation file")
-    parser.add_argument("--task", choices=tuple(TASKS), help="default: what the annotations are for")
-    parser.add_argument("--format", choices=tuple(FORMATS), help="default: recognised by the files")
-    apis.add_pixels_argument(parser)
-
-
-def _batch(text: str) -> int | None:
-    if text == AUTO:
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a number, or {AUTO!r}") from None
-
-
-def run_finetune(args: argparse.Namespace) -> int:
-    """Run ``mmgcvit finetune`` and return its exit status."""
-    options = Options(
-        args.task, args.format, args.arch, args.weights, args.epochs, args.batch, args.size, args.work_dir,
-        args.dry_run, args.resume, args.teacher,
-    )  # fmt: skip
-    try:
-        set_max_pixels(args.max_pixels)
-        with apis.short_output(), trust_checkpoints(args.trust_checkpoint):
-            finetune(args.data, options)
-    except apis.RunStopped as stop:
-        print(shown(f"finetune: {stop}"), file=sys.stderr)
-        return stop.exit_status
-    except MMGCViTError as error:
-        print(shown(f"finetune: {error}"), file=sys.stderr)
-        return 1
-    return 0
-
-
-def run_data(args: argparse.Namespace) -> int:
-    """Run ``mmgcvit data`` and return its exit status."""
-    try:
-        set_max_pixels(args.max_pixels)
-        data = read_data(args.data, args.task, args.format)
-        describe_data(data, args.task, print)
-        if args.action == "convert":
-            split_off(data)
-            folder = convert(data, args.out)
-            print(shown(f"written: {folder}"))
-        print_counts(data)
-    except MMGCViTError as error:
-        print(shown(f"data: {error}"), file=sys.stderr)
-        return 1
-    return 0

@@ -15,6 +15,7 @@ from mmgcvit.runtime.images import Source, logger
 from mmgcvit.runtime.predictor import Predictor
 from mmgcvit.runtime.results import RESULTS, check_label_map_names, write_drawing
 from mmgcvit.utils.inputs import Input, list_inputs
+from mmgcvit.utils.pipes import run_program
 
 SAVE_EVERY = 30.0  # seconds between two writings of the results so far
 
@@ -138,4 +139,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -89,7 +89,7 @@ def test_training_in_one_command(task, tmp_path, capsys):
     assert main([*argv, "--size", "64", "--batch", "2", "--work-dir", str(work)]) == 0
     shown = capsys.readouterr().out
     assert f"on the validation images: {best} " in shown
-    assert "tools/export.py" in shown
+    assert "mmgcvit export" in shown
     checkpoint = next(work.glob("best_*.pth"))
     assert str(checkpoint) in shown
     assert (work / "report.html").stat().st_size > 10_000
