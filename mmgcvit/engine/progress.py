@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
 
 from mmgcvit.checkpoint.sources import READER
+from mmgcvit.engine.evaluation import is_of_class
 from mmgcvit.engine.guarded_stream import GuardedStream
 from mmgcvit.utils.paths import short_path, short_paths
 
@@ -107,6 +109,7 @@ class Output(io.TextIOBase):
     def __init__(self, stream: TextIO | GuardedStream) -> None:
         self.stream = stream
         self.filtering = True
+        self.quiet = False  # show no messages but warnings
         self.live: Any = None
         self.waiting = ""  # the beginning of a line
         self.evaluated = ""  # what mmdet evaluates
@@ -133,6 +136,8 @@ class Output(io.TextIOBase):
         record = _RECORD.fullmatch(_COLOURS.sub("", text)) if self.filtering else None
         if record is not None:  # a handler writes a record at once
             level, message = record.groups()
+            if self.quiet and level == "INFO":
+                return len(text)
             if what := _EVALUATING.match(message):
                 self.evaluated = what[1]
             if message.startswith("\n+-"):
@@ -211,6 +216,20 @@ def short_output(verbose: bool = False) -> Iterator[None]:
             sys.stdout = before
 
 
+@contextmanager
+def only_warnings() -> Iterator[None]:
+    """Show no messages but warnings inside the block, where :func:`short_output` is used: the log file has all."""
+    output = sys.stdout
+    if not isinstance(output, Output):
+        yield
+        return
+    output.quiet = True
+    try:
+        yield
+    finally:
+        output.quiet = False
+
+
 class ProgressHook(Hook):
     """Show the progress of a run: losses, learning rate, time left, memory, and metrics.
 
@@ -261,11 +280,15 @@ class ProgressHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Write the metrics."""
-        self.output.show(f"{_where(runner, runner.iter)}  validation  {_values(metrics)}")
+        values = "  ".join(f"{name}: {value}" for name, value in _results(runner.val_dataloader, metrics))
+        self.output.show(f"{_where(runner, runner.iter)}  validation  {values}")
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Write the metrics."""
-        self.output.show(f"test  {_values(metrics)}")
+        """Write the metrics, one per line."""
+        found = _results(runner.test_dataloader, metrics)
+        width = max((len(name) for name, _ in found), default=0)
+        lines = [f"  {name:<{width}}  {value}" for name, value in found]
+        self.output.show("\n".join([f"results on {len(runner.test_dataloader.dataset)} images:", *lines]))
 
     def after_train(self, runner: Runner) -> None:
         """Remove the live line."""
@@ -317,12 +340,16 @@ def _status(runner: Runner, window: int) -> str:
     return "  ".join(parts)
 
 
-def _values(metrics: Mapping[str, Any] | None) -> str:
-    """Metrics that are known, as text."""
-    known = {k: v for k, v in (metrics or {}).items() if v != UNKNOWN and v == v}  # not those without objects
+def _results(loader: DataLoader, metrics: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Names and values of metrics that are known, as text, without those of single classes: a table has them."""
+    classes = (getattr(loader.dataset, "metainfo", None) or {}).get("classes") or ()
     # numpy formats a float32 with the digits of a float64
     fractions = (float, np.floating)
-    return "  ".join(f"{k}: {v:.4f}" if isinstance(v, fractions) else f"{k}: {v}" for k, v in known.items())
+    return [
+        (name, f"{value:.4f}" if isinstance(value, fractions) else str(value))
+        for name, value in (metrics or {}).items()
+        if value != UNKNOWN and value == value and not is_of_class(name, classes)  # not those without objects
+    ]
 
 
 def _duration(seconds: float) -> str:

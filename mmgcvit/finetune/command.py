@@ -165,9 +165,8 @@ def run_training(cfg: Config, path: Path, work_dir: Path, say: Callable[[str], N
     if checkpoint:
         evaluated = apis.load_config(path, str(work_dir / "test"))
         evaluated.test_dataloader.persistent_workers = False
-        metrics = apis.test(evaluated, checkpoint)
-        name = cfg.default_hooks.checkpoint.save_best
-        say(f"result of {Path(checkpoint).name} on the validation images: {name} {metrics[name]:.4g}")
+        say(f"evaluating the {'best' if best else 'last'} checkpoint on the validation images")
+        apis.test(evaluated, checkpoint)
     report_after_training(work_dir)
     say(apis.end_of_run(work_dir, path, cfg))
     return work_dir
@@ -220,7 +219,7 @@ def describe_data(data: Data, task: str | None, say: Callable[[str], None]) -> N
     """Say what was recognised."""
     chosen = data.tasks[0]
     images = sum(map(len, data.splits.values()))
-    objects = sum(len(item.instances) for item in data.items)
+    objects = sum(not one.crowd for item in data.items for one in item.instances)
     said = f"{images} images, " + (f"{objects} objects, " if chosen in ("detect", "segment") else "")
     say(shown(f"recognised: {FORMATS[data.format].title} in {data.root}: {said}{len(data.classes)} classes"))
     others = f"; for another: --task {', '.join(data.tasks[1:])}" if data.tasks[1:] else ""
@@ -237,8 +236,12 @@ def print_counts(data: Data) -> None:
         table.add_column("images" if split == UNSPLIT else split, justify="right")
     table.add_row("images", *(str(len(items)) for items in data.splits.values()))
     if data.tasks[0] in ("detect", "segment"):
-        empty = [sum(not item.instances for item in items) for items in data.splits.values()]
+        splits = data.splits.values()
+        empty = [sum(all(one.crowd for one in item.instances) for item in items) for items in splits]
+        ignored = [sum(one.crowd for item in items for one in item.instances) for items in splits]
         table.add_row("images without objects", *map(str, empty))
+        if any(ignored):
+            table.add_row("ignored: crowds, difficult", *map(str, ignored))
     found = counts(data)
     for name in data.classes[:SHOWN]:
         numbers = ["" if data.tasks[0] == "semantic" else str(found[split][name]) for split in data.splits]

@@ -205,12 +205,12 @@ def unique_names(names: Sequence[str], notes: list[str]) -> list[str]:
 
 
 def counts(data: Data) -> dict[str, Counter[str]]:
-    """Number of objects or images of each class, by split; empty for label maps, whose pixels are not counted."""
+    """Number of objects or images of each class, by split, without crowds; empty for label maps."""
     found: dict[str, Counter[str]] = {}
     for name, items in data.splits.items():
         found[name] = Counter()
         for item in items:
-            labels = [instance.label for instance in item.instances]
+            labels = [instance.label for instance in item.instances if not instance.crowd]
             labels += [] if item.label is None else [item.label]
             found[name].update(data.classes[label] for label in labels)
     return found

@@ -176,13 +176,6 @@ def metric_names(run: Run) -> list[str]:
     return [name for name in main or names if any(row.get(name, -1) >= 0 for row in run.validations)]
 
 
-def is_of_class(name: str, classes: Iterable[str]) -> bool:
-    """Whether a metric is that of one class, such as 'coco/cat_precision', 'IoU.cat' or 'coco_panoptic/cat_PQ'."""
-    ends = ("{}_precision", "bbox_{}_precision", "segm_{}_precision", "IoU.{}", "Acc.{}", "{}_PQ")
-    names = {text.format(label) for label in classes for text in ends}
-    return name in names or name.partition("/")[2] in names
-
-
 def may_go_on(run: Run, name: str) -> bool:
     """Whether a longer run may improve a metric that was best in the last validation.
 

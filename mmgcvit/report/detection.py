@@ -180,7 +180,7 @@ class DetectionReport(TaskReport):
         for name, images in splits.items():
             kept = [objects.labels[~objects.ignored] for objects in images]
             counts[name] = np.bincount(np.concatenate([np.zeros(0, int), *kept]), minlength=len(self.classes))
-            boxes = np.concatenate([np.zeros((0, 4)), *(objects.coco_boxes for objects in images)])
+            boxes = np.concatenate([np.zeros((0, 4)), *(objects.coco_boxes[~objects.ignored] for objects in images)])
             sides[name] = np.sqrt(np.maximum(boxes[:, 2], 0) * np.maximum(boxes[:, 3], 0))
             numbers[name] = np.array([len(labels) for labels in kept])
         section.add(class_counts(counts, self.classes, "objects"))

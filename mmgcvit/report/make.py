@@ -16,6 +16,8 @@ from mmengine.dist import get_rank
 from mmengine.logging import print_log
 from torch import distributed as dist
 
+from mmgcvit.engine.evaluation import is_of_class
+from mmgcvit.engine.progress import only_warnings
 from mmgcvit.errors import (
     AnnotationError,
     CheckpointError,
@@ -24,8 +26,9 @@ from mmgcvit.errors import (
     UsageError,
 )
 from mmgcvit.report import page
-from mmgcvit.report.collect import Run, collect, higher_is_better, is_of_class, may_go_on, metric_names, series
+from mmgcvit.report.collect import Run, collect, higher_is_better, may_go_on, metric_names, series
 from mmgcvit.report.page import Details, Figure, Note, Section, Table
+from mmgcvit.report.paths import PathShortener
 from mmgcvit.tasks import task_of
 from mmgcvit.version import __version__
 
@@ -68,7 +71,7 @@ def make_report(
     subtitle += f", evaluated: {Path(run.checkpoint).name}" if run.checkpoint and headline else ""
     title = f"{run.config_file.stem if run.config_file.stem != 'config' else run.work_dir.name}: training report"
     try:
-        page.write(path, page.render(title, subtitle, headline, sections), sections)
+        page.write(path, page.render(title, subtitle, headline, sections, PathShortener(run)), sections)
     except OSError as error:
         raise UsageError(f"{str(path)!r}: cannot be written: {error}") from error
     return path
@@ -88,14 +91,16 @@ def report_after_training(work_dir: str | Path) -> Path | None:
         dist.destroy_process_group()
     if rank:
         return None
+    print_log("writing the report of the run", logger="current")
     try:
-        path = make_report(work_dir)
+        with only_warnings():  # the results were shown by the last validation or the test
+            path = make_report(work_dir)
+            print_log(f"report of the run: {path}", logger="current")
     except Exception as error:  # the run has succeeded, whatever happens here
         words = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
-        print_log(f"no report of the run: {words}\nto try again: python tools/report.py {shlex.quote(str(work_dir))}",
+        print_log(f"no report of the run: {words}\nto try again: mmgcvit report {shlex.quote(str(work_dir))}",
                   logger="current", level=logging.WARNING)  # fmt: skip
         return None
-    print_log(f"report of the run: {path}", logger="current")
     return path
 
 
@@ -275,8 +280,13 @@ def _reproduce(run: Run) -> Section:
     section = Section("reproduce", "To run it again")
     command = run.cfg.get("command")
     if command:
-        section.add(Note("The run was started with the first command. The second one uses the config as it was used."))
-    again = f"python tools/train.py {shlex.quote(str(run.config_file))} --work-dir NEW_FOLDER"
+        section.add(
+            Note(
+                "The run was started with the first command. The second one uses the config as it was used. Folders of "
+                "the machine are left out on this page: '...' stands for them. The files of the run have them."
+            )
+        )
+    again = f"mmgcvit train {shlex.quote(str(run.config_file))} --work-dir NEW_FOLDER"
     section.add(Details("Commands", f"{command}\n{again}" if command else again))
     rows = [("mmgcvit", __version__)]
     for name in STACK:

@@ -88,7 +88,8 @@ def test_training_in_one_command(task, tmp_path, capsys):
     argv = ["finetune", str(tmp_path / "data"), "--task", task, "--arch", "nano", "--weights", "none", "--epochs", "1"]
     assert main([*argv, "--size", "64", "--batch", "2", "--work-dir", str(work)]) == 0
     shown = capsys.readouterr().out
-    assert f"on the validation images: {best} " in shown
+    assert shown.index("evaluating the best checkpoint on the validation images") < shown.index("results on ")
+    assert shown.count(f"  {best} ") == 1  # the results are shown once
     assert "mmgcvit export" in shown
     checkpoint = next(work.glob("best_*.pth"))
     assert str(checkpoint) in shown
