@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, metavar="S", help="short side of the images in pixels")
     parser.add_argument(
         "--teacher", metavar="NAME|FILE",
-        help="for classify: also learn from a model of timm, from published GC ViT weights, or from a larger classifier "
-        "with the same classes",
+        help="for classify: also learn from a model of timm, from published GC ViT weights, or from a larger "
+        "classifier with the same classes",
     )  # fmt: skip
     parser.add_argument("--work-dir", metavar="DIR", help="new folder for everything that is written")
     parser.add_argument("--dry-run", action="store_true", help="show the config and the counts, and write nothing")

@@ -60,21 +60,21 @@ def test_comparison_does_not_change_how_the_checkpoint_is_loaded():
 
 def test_missing_parts():
     with pytest.raises(CheckpointError, match=r"^checkpoint 'a.pth': does not belong to the model of the config: "
-                       r"it lacks roi_head.mask_head \(4 tensors\)\. These would stay at random"):  # fmt: skip
+                       r"it lacks roi_head.mask_head \(4 tensors\); allowed: a checkpoint with all weights"):  # fmt: skip
         require_complete(Detector(), parts(Detector(mask=False)), "a.pth")
     state = Detector().state_dict()
     for name in ("neck.1.num_batches_tracked", "project", "tied.weight"):  # not trained, or a second name
         del state[name]
     assert require_complete(Detector(), state).optional == ["project"]
     del state["neck.1.running_mean"], state["roi_head.bbox_head.fc.bias"]
-    with pytest.raises(CheckpointError, match=r"it lacks neck.1.running_mean, roi_head.bbox_head.fc.bias\. "):
+    with pytest.raises(CheckpointError, match=r"it lacks neck.1.running_mean, roi_head.bbox_head.fc.bias; "):
         require_complete(Detector(), state)
 
 
 def test_other_shapes():
     with pytest.raises(CheckpointError, match=(
             r"it has other shapes: roi_head.bbox_head.fc_cls.weight \(5, 4\), in the model \(2, 4\), "
-            r"roi_head.bbox_head.fc_cls.bias \(5,\), in the model \(2,\)\.")):  # fmt: skip
+            r"roi_head.bbox_head.fc_cls.bias \(5,\), in the model \(2,\); ")):  # fmt: skip
         require_complete(Detector(mask=False), parts(Detector(5, mask=False)))
     report = compare_weights(Detector(), parts(Detector(5, mask=False), extra=torch.ones(1)))
     assert list(report.reshaped) == ["roi_head.bbox_head.fc_cls.weight", "roi_head.bbox_head.fc_cls.bias"]
@@ -84,6 +84,24 @@ def test_other_shapes():
         "13 tensors loaded; left at initial values: roi_head.mask_head (4 tensors); not used by the model: extra; left "
         "at initial values because the shape differs: roi_head.bbox_head.fc_cls.weight (5, 4), in the model (2, 4), "
         "roi_head.bbox_head.fc_cls.bias (5,), in the model (2,)"
+    )
+
+
+def test_the_message_for_another_model_is_short():
+    model = nn.ModuleDict(
+        {f"own_{i}": nn.Linear(3, 3) for i in range(9)} | {f"both_{i}": nn.Linear(4, 4) for i in range(9)}
+    )
+    other = nn.ModuleDict(
+        {f"other_{i}": nn.Linear(3, 3) for i in range(9)} | {f"both_{i}": nn.Linear(5, 5) for i in range(9)}
+    )
+    content = dict(state_dict=other.state_dict(), meta=dict(dataset_meta=dict(classes=tuple("abcdefgh"))))
+    with pytest.raises(CheckpointError) as error:
+        require_complete(model, content, "a.pth")
+    assert str(error.value) == (
+        "checkpoint 'a.pth': does not belong to the model of the config: it lacks own_0 (2 tensors), own_1 (2 tensors), "
+        "own_2 (2 tensors) and 6 more, and has other shapes: both_0.weight (5, 5), in the model (4, 4), both_0.bias "
+        "(5,), in the model (4,) and 16 more; allowed: a checkpoint with all weights of the model. Not used by the model: "
+        "other_0 (2 tensors) and 8 more. It was trained on 8 classes: a, b, c and 5 more"
     )
 
 
