@@ -115,7 +115,7 @@ def summary(result: Result, score_thr: float) -> str:
 
 
 def write_results(model: AppModel, result: Result, folder: Path) -> list[str]:
-    """Write the files that tools/image_demo.py writes for this image to a new folder in ``folder``."""
+    """Write the files that ``mmgcvit predict`` writes for this image to a new folder in ``folder``."""
     target = Path(tempfile.mkdtemp(dir=folder))
     results = model.results(target)
     results.add(result.prediction)

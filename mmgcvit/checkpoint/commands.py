@@ -1,4 +1,4 @@
-"""Implementation of ``mmgcvit weights`` and ``tools/convert_checkpoint.py``."""
+"""Implementation of ``mmgcvit weights`` and ``mmgcvit convert-checkpoint``."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _describe_tao(tensors: Mapping[str, Tensor]) -> str:
     return (
         f"NVIDIA TAO's DINO: {len(dino.category_ids) + 1} classes with the background, "
         f"{dino.model['num_queries']} queries, {dino.model['num_feature_levels']} levels; "
-        "tools/convert_checkpoint.py converts it whole to mmdet's DINO"
+        "`mmgcvit convert-checkpoint` converts it whole to mmdet's DINO"
     )
 
 

@@ -77,7 +77,7 @@ def load_pretrained(
     _, head = _classifier_head(_parent(model, backbones[0]))
     chosen, report = match_state_dict(backbones[0], converted, name, head, partial=partial)
     if prefix is None and find_tao_dino(tensors) is not None:
-        report.notes.append("the file has a whole DINO of NVIDIA TAO: tools/convert_checkpoint.py converts it")
+        report.notes.append("the file has a whole DINO of NVIDIA TAO: `mmgcvit convert-checkpoint` converts it")
     parameters = backbones[0].state_dict(keep_vars=True)
     parameters |= {} if head is None else {f"head.{key}": value for key, value in head.named_parameters()}
     with torch.no_grad():

@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive)
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     files = parser.add_argument_group("exported files (in place of --models)")
-    files.add_argument("--export", nargs="+", metavar="FILE", help="measure files of tools/export.py, image by image")
+    files.add_argument("--export", nargs="+", metavar="FILE", help="measure files of `mmgcvit export`, image by image")
     files.add_argument("--images", nargs="+", help="images or folders")
     files.add_argument("--config", help="config of their model, to measure it in PyTorch, too")
     files.add_argument("--checkpoint", help="its checkpoint")

@@ -13,7 +13,7 @@ from mmgcvit.utils.paths import short_path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("work_dir", help="folder of a run of tools/train.py, also of an unfinished one")
+    parser.add_argument("work_dir", help="folder of a run of `mmgcvit train`, also of an unfinished one")
     parser.add_argument("--checkpoint", help="checkpoint to evaluate (default: the best one, else the last one)")
     parser.add_argument("--out", help="file to write (default: report.html in the folder of the run)")
     parser.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU if there is one)")

@@ -189,7 +189,7 @@ class LoadCheckedImage(LoadImageFromFile):
     def _corrupt(self, path: str, reason: str) -> None:
         if self.corrupt == "stop" and not self.ignore_empty:
             raise CorruptImageError(
-                f"image {path}: {reason}. This stops the run; use `tools/train.py --corrupt "
+                f"image {path}: {reason}. This stops the run; use `mmgcvit train --corrupt "
                 "skip` to skip and count such images"
             )
         self.skipped += 1

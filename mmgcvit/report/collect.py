@@ -30,7 +30,7 @@ COMPILING = re.compile(r"^ *PyTorch compiling details:.*?\n\n", re.DOTALL | re.M
 
 @dataclass
 class Run:
-    """A run of tools/train.py.
+    """A run of ``mmgcvit train``.
 
     Attributes:
         work_dir: its folder.
@@ -82,7 +82,7 @@ def collect(work_dir: str | Path, checkpoint: str | None = None) -> Run:
     file = next((path for path in configs if path.is_file()), None)
     if file is None:
         raise UsageError(
-            f"work directory {str(work_dir)!r}: has no config; allowed: a folder that tools/train.py wrote"
+            f"work directory {str(work_dir)!r}: has no config; allowed: a folder that `mmgcvit train` wrote"
         )
     try:
         cfg = rename_old_types(Config.fromfile(str(file)))

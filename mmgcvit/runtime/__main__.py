@@ -40,10 +40,10 @@ def predict(
     draw_images: bool = True,
     threads: int | None = None,
 ) -> Summary:
-    """Predict on images and folders; write the same files as tools/image_demo.py.
+    """Predict on images and folders; write the same files as ``mmgcvit predict``.
 
     Args:
-        file: file written by tools/export.py.
+        file: file written by ``mmgcvit export``.
         inputs: images, and folders with images, at any depth.
         out_dir: folder to write to; drawings are written to ``vis`` in it.
         score_thr: boxes with a lower score are not drawn; the JSON file contains all of them.

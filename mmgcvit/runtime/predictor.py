@@ -27,7 +27,7 @@ class Predictor:
     """An exported detector, segmentor or classifier, from image files to predictions.
 
     Args:
-        file: file written by tools/export.py: ONNX (.onnx) or OpenVINO (.xml); or an opened file.
+        file: file written by ``mmgcvit export``: ONNX (.onnx) or OpenVINO (.xml); or an opened file.
         threads: number of threads; by default the library's choice.
         batch_size: number of images or tiles that are run together, if they have the same size after resizing.
         tile: side in pixels of the square tiles that larger images are cut into. For a detector, the original image is

@@ -60,7 +60,7 @@ def test_comparison_does_not_change_how_the_checkpoint_is_loaded():
 
 def test_missing_parts():
     with pytest.raises(CheckpointError, match=r"^checkpoint 'a.pth': does not belong to the model of the config: "
-                       r"it lacks roi_head.mask_head \(4 tensors\); allowed: a checkpoint with all weights"):  # fmt: skip
+                       r"it lacks roi_head.mask_head \(4 tensors\); allowed: a checkpoint with all"):  # fmt: skip
         require_complete(Detector(), parts(Detector(mask=False)), "a.pth")
     state = Detector().state_dict()
     for name in ("neck.1.num_batches_tracked", "project", "tied.weight"):  # not trained, or a second name
@@ -88,20 +88,18 @@ def test_other_shapes():
 
 
 def test_the_message_for_another_model_is_short():
-    model = nn.ModuleDict(
-        {f"own_{i}": nn.Linear(3, 3) for i in range(9)} | {f"both_{i}": nn.Linear(4, 4) for i in range(9)}
-    )
-    other = nn.ModuleDict(
-        {f"other_{i}": nn.Linear(3, 3) for i in range(9)} | {f"both_{i}": nn.Linear(5, 5) for i in range(9)}
-    )
+    def build(name: str, side: int) -> nn.ModuleDict:
+        return nn.ModuleDict({f"{part}_{i}": nn.Linear(side, side) for part in (name, "both") for i in range(9)})
+
+    model, other = build("own", 4), build("other", 5)
     content = dict(state_dict=other.state_dict(), meta=dict(dataset_meta=dict(classes=tuple("abcdefgh"))))
     with pytest.raises(CheckpointError) as error:
         require_complete(model, content, "a.pth")
     assert str(error.value) == (
-        "checkpoint 'a.pth': does not belong to the model of the config: it lacks own_0 (2 tensors), own_1 (2 tensors), "
-        "own_2 (2 tensors) and 6 more, and has other shapes: both_0.weight (5, 5), in the model (4, 4), both_0.bias "
-        "(5,), in the model (4,) and 16 more; allowed: a checkpoint with all weights of the model. Not used by the model: "
-        "other_0 (2 tensors) and 8 more. It was trained on 8 classes: a, b, c and 5 more"
+        "checkpoint 'a.pth': does not belong to the model of the config: it lacks own_0 (2 tensors), own_1 (2 "
+        "tensors), own_2 (2 tensors) and 6 more, and has other shapes: both_0.weight (5, 5), in the model (4, 4), "
+        "both_0.bias (5,), in the model (4,) and 16 more; allowed: a checkpoint with all weights of the model. Not "
+        "used by the model: other_0 (2 tensors) and 8 more. It was trained on 8 classes: a, b, c and 5 more"
     )
 
 
@@ -168,5 +166,5 @@ def test_order_of_classes():
 
 def test_groups_of_names():
     names = [f"a.b.{i}" for i in range(3)] + ["a.c", "d.e"]
-    assert group_names(names, []) == "a (4 tensors), d (1 tensors)"
+    assert group_names(names, []) == "a (4 tensors), d (1 tensor)"
     assert group_names(names, ["a.x", "d.f"]) == "a.b (3 tensors), a.c, d.e"

@@ -373,7 +373,7 @@ def test_convert_file(tmp_path: Path):
     assert require_complete(model, content).is_exact
     assert model.dataset_meta["classes"] == ("screw", "nut", "bolt")
     with pytest.raises(
-        CheckpointError, match=r"It is a DINO of NVIDIA TAO: convert it by tools/convert_checkpoint\.py"
+        CheckpointError, match=r"It is a DINO of NVIDIA TAO: convert it by `mmgcvit convert-checkpoint`"
     ):
         require_complete(model, torch.load(source, weights_only=True))
     images = batch(SIZES)
@@ -420,7 +420,7 @@ def test_backbone_alone(tmp_path: Path):
     report = load_pretrained(model, source)
     assert report.layout == "nvidia-detection"
     assert report.left_initial == []
-    assert "the file has a whole DINO of NVIDIA TAO: tools/convert_checkpoint.py converts it" in report.notes
+    assert "the file has a whole DINO of NVIDIA TAO: `mmgcvit convert-checkpoint` converts it" in report.notes
     for name, value in theirs.model.model.backbone[0].body.state_dict().items():
         assert torch.equal(model.backbone.state_dict()[name], value), name
     said = inspect(str(source))

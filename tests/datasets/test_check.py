@@ -1,4 +1,4 @@
-"""tools/check_data.py: each error is in the report and sets the exit status."""
+"""``mmgcvit check-data``: each error is in the report and sets the exit status."""
 
 from __future__ import annotations
 

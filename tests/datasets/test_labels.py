@@ -1,4 +1,4 @@
-"""Label maps of segmentation data: each error is in the report of tools/check_data.py."""
+"""Label maps of segmentation data: each error is in the report of ``mmgcvit check-data``."""
 
 from __future__ import annotations
 

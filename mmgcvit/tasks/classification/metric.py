@@ -32,7 +32,7 @@ class TopKAccuracy(BaseMetric):
         real_labels: 'timm' for the ImageNet-ReaL labels shipped with timm, or a file with them (``real.json``). The
             images must be the 50000 of ILSVRC2012's validation set; those without a ReaL label are excluded.
         out_csv: CSV file for the predictions: image, class, and the ``max(topk)`` most probable classes with their
-            probabilities (``tools/test.py --out``). With ``classwise``, a second file with the suffix
+            probabilities (``mmgcvit test --out``). With ``classwise``, a second file with the suffix
             ``_classes.csv`` has recall, precision and the row of the confusion matrix of each class.
         collect_device: as in mmengine.
         prefix: as in mmengine.

@@ -282,7 +282,7 @@ def folder_reader(
         if lost:
             count = sum(len(images[inside]) for inside in lost)
             example = os.path.normpath(os.path.join(lost[0], min(images[lost[0]])))
-            hint = ". tools/image_demo.py classifies images without labels" if lost == ["."] else ""
+            hint = ". `mmgcvit predict` classifies images without labels" if lost == ["."] else ""
             raise ClassificationDataError(
                 f"{folder}: {count} images that {what}, such as {example}; expected: {folder}/CLASS/NAME.jpg{hint}"
             )

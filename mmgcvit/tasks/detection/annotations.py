@@ -111,7 +111,7 @@ def read_dataset(dataset: Mapping, evaluator: object = None) -> Annotations:
     found = read_coco(path, classes, prefix, with_mask, test_mode, evaluated, _name_key(dataset) or "")
     if test_mode and evaluated.boxes and not found.objects:
         what = (
-            "has no annotations, so there is nothing to evaluate. To predict on these images, use tools/image_demo.py "
+            "has no annotations, so there is nothing to evaluate. To predict on these images, use `mmgcvit predict` "
             "with --ann-file; or set format_only=True and an outfile_prefix in the evaluator"
         )
         found.problems.insert(0, Problem("metric", path, what, breaks=True))

@@ -272,7 +272,7 @@ def _report_images_without_segments(
     if len(without) == len(known) and not any(problem.breaks for problem in found.problems):
         end = "training would hang"
         if dataset.get("test_mode"):
-            end = "there is nothing to evaluate. To predict on these images, use tools/image_demo.py with --ann-file"
+            end = "there is nothing to evaluate. To predict on these images, use `mmgcvit predict` with --ann-file"
         found.problems.append(Problem("empty", found.path, f"no image has a segment: {end}", True))
     elif without and not left_out:
         what = f"{len(without)} of {len(known)} images have no segments, such as image id {without[0]}"
