@@ -116,9 +116,13 @@ def test_options_exist(page: Path):
 
 def test_commands_are_found():
     found = [command for page in PAGES for command, _ in commands(page.read_text(encoding="utf-8"))]
-    assert {("tools/dist_train.sh",), ("mmgcvit", "train"), ("mmgcvit.runtime",), ("mmgcvit", "app"), ("mmgcvit", "weights", "fetch")} <= set(
-        found
-    )
+    assert {
+        ("tools/dist_train.sh",),
+        ("mmgcvit", "train"),
+        ("mmgcvit.runtime",),
+        ("mmgcvit", "app"),
+        ("mmgcvit", "weights", "fetch"),
+    } <= set(found)
 
 
 @all_pages

@@ -24,6 +24,9 @@ def words_of(node: ast.expr) -> str:
         return node.value
     if isinstance(node, ast.JoinedStr):
         return "".join(map(words_of, node.values))
+    if isinstance(node, ast.FormattedValue) and getattr(getattr(node.value, "func", None), "id", "") == "counted":
+        words = [words_of(argument) for argument in node.value.args[1:]]
+        return f"{HOLE} {words[1] if words[1:] else words[0] + 's'}"
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return words_of(node.left) + words_of(node.right)
     return HOLE

@@ -59,7 +59,7 @@ class Comparison:
         return not (self.missing or self.reshaped or self.optional or self.unused)
 
     def __str__(self) -> str:
-        parts = [f"{len(self.loaded)} tensors loaded"]
+        parts = [f"{counted(len(self.loaded), 'tensor')} loaded"]
         if self.missing or self.optional:
             parts.append(f"left at initial values: {self.group_in_model([*self.missing, *self.optional])}")
         if self.unused:
@@ -166,7 +166,8 @@ def require_complete(model: nn.Module, checkpoint: Mapping[str, Any], name: str 
         )
     if result.invalid:
         raise CheckpointError(
-            f"{_of(name)}NaN or infinite values in {len(result.invalid)} tensors: {summarize(result.invalid)}"
+            f"{_of(name)}NaN or infinite values in {counted(len(result.invalid), 'tensor')}: "
+            f"{summarize(result.invalid)}"
         )
     return result
 
@@ -188,7 +189,9 @@ def load_complete(model: nn.Module, checkpoint: Mapping[str, Any], name: str = "
     result = require_complete(model, checkpoint, name)
     missing = unwrap_model(model).load_state_dict(_state_dict(checkpoint), strict=False).missing_keys
     if lost := [key for key in missing if key in result.loaded]:
-        raise CheckpointError(f"{_of(name)}{len(lost)} tensors were not loaded: {summarize(lost)}")
+        raise CheckpointError(
+            f"{_of(name)}{counted(len(lost), 'tensor was', 'tensors were')} not loaded: {summarize(lost)}"
+        )
     return result
 
 

@@ -24,6 +24,7 @@ from mmgcvit.checkpoint.sources import resolve_source
 from mmgcvit.checkpoint.tao import find_tao_dino
 from mmgcvit.compat import add_load_state_dict_pre_hook
 from mmgcvit.errors import CheckpointError
+from mmgcvit.utils.text import counted
 
 
 def load_pretrained(
@@ -240,7 +241,8 @@ def _move(
         found = {name: theirs[f"head.{name}"] for name in own if f"head.{name}" in theirs}
         if any(value.shape != own[name].shape for name, value in found.items()):
             print_log(
-                f"GCViT: head of {len(found['weight'])} classes in the state dict, {head.out_features} in the "
+                f"GCViT: head of {counted(len(found['weight']), 'class')} in the state dict, {head.out_features} in "
+                "the "
                 "model: skipped",
                 logger="current",
                 level=logging.WARNING,

@@ -9,6 +9,7 @@ from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.explain import CAMS, METHODS, explain
 from mmgcvit.utils.arguments import add_trust_argument
 from mmgcvit.utils.paths import short_path
+from mmgcvit.utils.text import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,5 +50,5 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.method is None and not any(file.stem.endswith(tuple(CAMS)) for file in files):
         print("without class activation maps: they need pip install 'mmgcvit[explain]'")
-    print(f"{len(files) - 1} figures; all of them: {short_path(files[-1])}")
+    print(f"{counted(len(files) - 1, 'figure')}; all of them: {short_path(files[-1])}")
     return 0

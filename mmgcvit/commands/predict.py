@@ -8,7 +8,7 @@ from mmgcvit import apis
 from mmgcvit.apis.precision import AMP
 from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.utils.arguments import add_trust_argument
-from mmgcvit.utils.text import shown
+from mmgcvit.utils.text import counted, shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
             args.amp,
             args.track_objects,
         )
-    counts = [f"{count} {word}" for count, word in ((found.images, "images"), (found.frames, "frames")) if count]
-    objects = f", {found.objects} {found.unit}" if found.unit else ""
+    counts = [counted(count, word) for count, word in ((found.images, "image"), (found.frames, "frame")) if count]
+    objects = f", {counted(found.objects, found.unit.removesuffix('s'))}" if found.unit else ""
     drawings = "" if args.no_draw else f", drawings in {args.out_dir}/vis"
     print(shown(f"{' and '.join(counts)}{objects}: predictions in {found.file}{drawings}"))
     return 0

@@ -26,6 +26,7 @@ from mmgcvit.checkpoint.sources import READER
 from mmgcvit.engine.evaluation import is_of_class
 from mmgcvit.engine.guarded_stream import GuardedStream
 from mmgcvit.utils.paths import short_path, short_paths
+from mmgcvit.utils.text import counted
 
 #: Beginnings of log messages that are not shown: dumps, and what the progress lines say already.
 HIDDEN_LOGS = (
@@ -288,7 +289,7 @@ class ProgressHook(Hook):
         found = _results(runner.test_dataloader, metrics)
         width = max((len(name) for name, _ in found), default=0)
         lines = [f"  {name:<{width}}  {value}" for name, value in found]
-        self.output.show("\n".join([f"results on {len(runner.test_dataloader.dataset)} images:", *lines]))
+        self.output.show("\n".join([f"results on {counted(len(runner.test_dataloader.dataset), 'image')}:", *lines]))
 
     def after_train(self, runner: Runner) -> None:
         """Remove the live line."""
@@ -313,7 +314,7 @@ def _by_epoch(runner: Runner) -> bool:
 
 
 def _length(runner: Runner) -> str:
-    return f"{runner.max_epochs} epochs" if _by_epoch(runner) else f"{runner.max_iters} iterations"
+    return counted(runner.max_epochs, "epoch") if _by_epoch(runner) else counted(runner.max_iters, "iteration")
 
 
 def _where(runner: Runner, done: int) -> str:

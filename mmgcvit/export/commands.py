@@ -21,7 +21,7 @@ from mmgcvit.export.formats import SUFFIXES
 from mmgcvit.runtime.metadata import ModelInfo
 from mmgcvit.utils.arguments import add_trust_argument
 from mmgcvit.utils.paths import short_path
-from mmgcvit.utils.text import wide_console
+from mmgcvit.utils.text import counted, wide_console
 
 DATA_IMAGES = 4  # images of the test data that a file is compared on, unless others are given
 
@@ -114,7 +114,7 @@ def describe(info: ModelInfo) -> str:
     batch, height, width = ("any" if size is None else str(size) for size in info.shape)
     size = "any size" if height == width == "any" else f"{height} x {width}"
     names = ", ".join(info.outputs)
-    return f"{info.model}: batch {batch}, {info.channels} channels, {size}, {info.dtype} -> {names}"
+    return f"{info.model}: batch {batch}, {counted(info.channels, 'channel')}, {size}, {info.dtype} -> {names}"
 
 
 class Verification:
@@ -153,7 +153,7 @@ class Verification:
         found = verify.compare(model, verify.open_file(file), batches, allowed)
         sizes = ", ".join(f"{height} x {width}" for height, width in dict.fromkeys(found.sizes))
         self.console.print(
-            f"{file.name} against the model, {found.images} inputs from {source}, {sizes}:",
+            f"{file.name} against the model, {counted(found.images, 'input')} from {source}, {sizes}:",
             highlight=False,
             markup=False,
             soft_wrap=True,

@@ -31,7 +31,7 @@ from mmgcvit.finetune.write import convert
 from mmgcvit.report.make import report_after_training
 from mmgcvit.utils.paths import short_path
 from mmgcvit.utils.program import command_line
-from mmgcvit.utils.text import printable, shown, wide_console
+from mmgcvit.utils.text import counted, printable, shown, wide_console
 
 ARCH = "tiny"
 MOST = 256  # images of a batch that is found automatically
@@ -220,8 +220,10 @@ def describe_data(data: Data, task: str | None, say: Callable[[str], None]) -> N
     chosen = data.tasks[0]
     images = sum(map(len, data.splits.values()))
     objects = sum(not one.crowd for item in data.items for one in item.instances)
-    said = f"{images} images, " + (f"{objects} objects, " if chosen in ("detect", "segment") else "")
-    say(shown(f"recognised: {FORMATS[data.format].title} in {data.root}: {said}{len(data.classes)} classes"))
+    said = f"{counted(images, 'image')}, " + (
+        f"{counted(objects, 'object')}, " if chosen in ("detect", "segment") else ""
+    )
+    say(shown(f"recognised: {FORMATS[data.format].title} in {data.root}: {said}{counted(len(data.classes), 'class')}"))
     others = f"; for another: --task {', '.join(data.tasks[1:])}" if data.tasks[1:] else ""
     say(f"task: {chosen} ({TASKS[chosen]})" + ("" if task else f", which the annotations contain{others}"))
     for note in data.notes:
@@ -247,7 +249,7 @@ def print_counts(data: Data) -> None:
         numbers = ["" if data.tasks[0] == "semantic" else str(found[split][name]) for split in data.splits]
         table.add_row(f"class {printable(name)}", *numbers)
     if len(data.classes) > SHOWN:
-        table.add_row(f"{len(data.classes) - SHOWN} more classes", *("" for _ in data.splits))
+        table.add_row(counted(len(data.classes) - SHOWN, "more class"), *("" for _ in data.splits))
     wide_console().print(table, markup=False)
 
 
@@ -261,6 +263,7 @@ def describe_run(cfg: Config, settings: Settings, data: Data, say: Callable[[str
         learned = "probabilities" if "logits" in settings.distillation else "features"
         say(f"teacher: {teacher.get('checkpoint', teacher['name'])}; its {learned} are learned besides the labels")
     say(
-        f"{settings.epochs} epochs of {configs.training_images(data)} images, batch size {settings.batch}, "
+        f"{counted(settings.epochs, 'epoch')} of {counted(configs.training_images(data), 'image')}, batch size "
+        f"{settings.batch}, "
         f"size {settings.size}, learning rate {rate:.3g} ({own:g} for {base:g} images per step)"
     )

@@ -14,7 +14,7 @@ from mmgcvit.distillation import Teacher
 from mmgcvit.distillation.settings import DEFAULTS, backbone_settings, normalisation
 from mmgcvit.errors import UsageError
 from mmgcvit.tasks.classification import Classification
-from mmgcvit.utils.text import shown
+from mmgcvit.utils.text import counted, shown
 
 SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".bin")  # of files; names of timm have other ones
 PAGE = "docs/distillation.md"
@@ -76,7 +76,8 @@ def _of_file(file: str, classes: Sequence[str], say: Callable[[str], None]) -> d
     count = len(trained) or model.get("num_classes", 1000)
     if count != len(classes):
         raise UsageError(
-            f"teacher={file!r} has {count} classes, but the data has {len(classes)}; allowed: the same classes"
+            f"teacher={file!r} has {counted(count, 'class')}, but the data has {len(classes)}; allowed: the same "
+            "classes"
         )
     if renamed := compare_classes(trained, classes, file):
         say(shown(f"note: teacher: {renamed}"))

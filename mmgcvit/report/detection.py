@@ -37,6 +37,7 @@ from mmgcvit.runtime.masks import Region
 from mmgcvit.runtime.predictions import Detections
 from mmgcvit.utils import summarize
 from mmgcvit.utils.images import bgr_to_display
+from mmgcvit.utils.text import counted
 
 BACKGROUND = "background"
 LOWEST = 0.05  # predictions with a lower score do not count for calibration
@@ -152,7 +153,10 @@ class DetectionReport(TaskReport):
                     encode_image(f"{kind}_{place}_{what}", self._drawn(pixels, objects, threshold), f"{name}: {what}")
                     for what, objects in (("truth", self.truth[index]), ("prediction", self.found[index]))
                 ]
-                caption = f"{image.objects} objects, {image.predictions} predictions, F1 {image.f1:.2f}. "
+                caption = (
+                    f"{counted(image.objects, 'object')}, {counted(image.predictions, 'prediction')}, F1 "
+                    f"{image.f1:.2f}. "
+                )
                 listed = ", ".join(f"{n} x {what}" for what, n in image.errors.items() if n)
                 caption += f"Errors: {listed}." if listed else "No errors."
                 gallery.add(Figure(f"{kind.capitalize()} {place + 1}: {name}", encoded, caption, wide=True))

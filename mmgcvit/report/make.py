@@ -30,6 +30,7 @@ from mmgcvit.report.collect import Run, collect, higher_is_better, may_go_on, me
 from mmgcvit.report.page import Details, Figure, Note, Section, Table
 from mmgcvit.report.paths import PathShortener
 from mmgcvit.tasks import task_of
+from mmgcvit.utils.text import counted
 from mmgcvit.version import __version__
 
 PACKAGES = {"matplotlib": "matplotlib", "jinja2": "jinja2", "sklearn": "scikit-learn"}
@@ -192,7 +193,8 @@ def _learning(run: Run) -> Section:
         left = f" {len(names) - LOSSES} more are left out." if len(names) > LOSSES else ""
         window = (run.cfg.get("log_processor") or {}).get("window_size", 10)  # 10: default of mmengine
         caption = (
-            f"Losses of the training, each a mean over the last {window} iterations. They should fall and then flatten."
+            f"Losses of the training, each a mean over the last {counted(window, 'iteration')}. They should fall and "
+            "then flatten."
             f"{scale}{left}"
         )
         content = plots.curves(losses, "iteration", "loss", log=log)

@@ -120,7 +120,7 @@ def test_invalid_values(name: str, value: float):
     state["project"][:] = float("inf")  # a constant, such as a mask
     require_complete(Detector(), state)
     state[name][1] = value
-    with pytest.raises(CheckpointError, match=rf"NaN or infinite values in 1 tensors: {name}"):
+    with pytest.raises(CheckpointError, match=rf"NaN or infinite values in 1 tensor: {name}"):
         require_complete(Detector(), state)
 
 

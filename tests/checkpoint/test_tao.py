@@ -257,7 +257,7 @@ def test_tensors_without_a_counterpart():
     for name, setting in add.items():
         with pytest.raises(CheckpointError) as caught:
             convert_tao_dino(state | {f"model.model.{name}": torch.ones(2)})
-        assert f"1 tensors have no counterpart in mmdet's DINO: {name}" in str(caught.value)
+        assert f"1 tensor has no counterpart in mmdet's DINO: {name}" in str(caught.value)
         assert f"trained with settings of TAO that mmdet's DINO does not have: {setting}" in str(caught.value)
     with pytest.raises(CheckpointError, match=r"no counterpart in mmdet's DINO: criterion\.weight"):
         convert_tao_dino(state | {"criterion.weight": torch.ones(2)})
@@ -267,7 +267,7 @@ def test_tensors_without_a_counterpart():
         "label_enc.weight",
         "transformer.enc_out_class_embed.bias",
     ):
-        with pytest.raises(CheckpointError, match=f"1 tensors are missing: {name}"):
+        with pytest.raises(CheckpointError, match=f"1 tensor is missing: {name}"):
             convert_tao_dino({k: v for k, v in state.items() if k != f"model.model.{name}"})
     with pytest.raises(CheckpointError, match=r"has no norm2\.bias, norm2\.weight: the norm of each map"):
         convert_tao_dino({k: v for k, v in state.items() if not k.startswith(f"{BODY}norm2.")})

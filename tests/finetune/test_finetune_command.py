@@ -255,7 +255,7 @@ def test_data_show_and_convert(tmp_path, capsys):
     assert "recognised: Label Studio JSON" in shown
     assert "6 images, 8 objects, 4 classes" in shown
     assert "task: segment (masks of objects), which the annotations contain; for another: --task detect" in shown
-    assert "note: 1 tasks are not annotated, or were skipped: left out" in shown
+    assert "note: 1 task is not annotated, or skipped: left out" in shown
     assert main(["data", "convert", str(tmp_path / "data"), str(tmp_path / "out"), "--task", "detect"]) == 0
     content = json.loads((tmp_path / "out" / "train.json").read_text())
     assert not any("segmentation" in annotation for annotation in content["annotations"])

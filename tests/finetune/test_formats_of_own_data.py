@@ -138,7 +138,7 @@ def test_masks_of_some_objects_are_not_used_without_a_word(tmp_path):
     sets.write_json(tmp_path / "annotations.json", content)
     data = read_data(tmp_path)
     assert data.tasks == ("detect",)
-    assert any(note.startswith("the masks are not used (1 objects have no mask") for note in data.notes)
+    assert any(note.startswith("the masks are not used (1 object has no mask") for note in data.notes)
 
 
 @pytest.mark.parametrize("split", [True, False])

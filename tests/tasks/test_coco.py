@@ -254,7 +254,7 @@ def test_parts_of_polygons_and_warnings_in_the_log(tmp_path: Path, logged: list[
     assert [line for line in logged if not line.startswith("Get class")] == [
         f"area: {tmp_path}/coco.json: image id 8, annotation id 2: area=0; allowed: more than 0 (2 of this kind; "
         "`mmgcvit check-data` lists them)",
-        f"polygon part: {tmp_path}/coco.json: 1 objects have polygons of fewer than 3 points among others; training "
+        f"polygon part: {tmp_path}/coco.json: 1 object has polygons of fewer than 3 points among others; training "
         "leaves them out",
     ]
 

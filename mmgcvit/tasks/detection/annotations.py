@@ -23,6 +23,7 @@ from mmgcvit.tasks.detection.coco import (
     read_coco,
     read_lists,
 )
+from mmgcvit.utils.text import counted
 
 __all__ = [
     "AnnotatedImage",
@@ -154,7 +155,7 @@ def _why_empty(found: Annotations, test_mode: bool, least: int) -> str:
     size = f" (filter_cfg.min_size={least})" if least else ""
     end = "the metrics would be meaningless" if test_mode else "training would hang"
     why = f" ({'; '.join(reasons)})" if reasons else ""
-    return f"none of {found.objects} annotations can be used{size}: {end}{why}"
+    return f"none of {counted(found.objects, 'annotation')} can be used{size}: {end}{why}"
 
 
 def coco_like(dataset: Mapping) -> bool:
