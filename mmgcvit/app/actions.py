@@ -112,7 +112,7 @@ def summary(result: Result, score_thr: float) -> str:
         return about
     scores = found.scores
     count = int((scores >= score_thr).sum())
-    return f"{count} of {counted(len(scores), 'object')} have a score of at least {score_thr:.2f}; {about}"
+    return f"{count} of {counted(len(scores), 'object')} with a score of at least {score_thr:.2f}; {about}"
 
 
 def write_results(model: AppModel, result: Result, folder: Path) -> list[str]:

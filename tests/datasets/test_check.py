@@ -55,7 +55,7 @@ def test_good_data(tmp_path: Path, capsys):
     assert reports[0].classes == {"cat": 2, "dog": 1}
     assert reports[0].sizes == {(64, 48): 1, (48, 64): 1}
     assert [str(problem) for report in reports for problem in report.problems] == [
-        f"{tmp_path}/coco.json: 2 of 2 images are also in the training data, such as {tmp_path}/images/a.jpg: the "
+        f"{tmp_path}/coco.json: 2 of 2 images also in the training data, such as {tmp_path}/images/a.jpg: the "
         "metrics will be too good"
     ]
     print_reports(reports)

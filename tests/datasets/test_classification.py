@@ -228,7 +228,7 @@ def test_hugging_face(tree: Path):
     names = ("2", "1", "3", "10")
     dataset = ClassificationDataset(str(tree), "train", reader="hfds", pipeline=PIPELINE, classes=names)
     assert sorted(greys(dataset)) == [(10, 1), (11, 1), (20, 0), (21, 0), (100, 3), (101, 3)]
-    with pytest.raises(ClassificationDataError, match=r"column 'label': 1 class that are not among the 2: 2"):
+    with pytest.raises(ClassificationDataError, match=r"column 'label': 1 class that is not among the 2: 2"):
         ClassificationDataset(str(tree), "train", reader="hfds", classes=("1", "10"))
 
 
@@ -260,7 +260,7 @@ def test_hugging_face_labels(tmp_path: Path):
         labels(unlabelled, None)
     words = parquet(tmp_path / "words", ["cat", "dog", "cat"])
     assert labels(words, ("dog", "cat")) == [1, 0, 1]
-    with pytest.raises(ClassificationDataError, match=r"'label': 1 class that are not among the 1: dog"):
+    with pytest.raises(ClassificationDataError, match=r"'label': 1 class that is not among the 1: dog"):
         labels(words, ("cat",))
     with pytest.raises(ClassificationDataError, match=r"'label': 2 labels such as '(cat|dog)'; allowed: integers"):
         labels(words, 2)
@@ -286,7 +286,7 @@ def test_invalid_folder_trees(tree: Path):
     ):
         write(tree / "train" / lost, 3)
         for classes in (None, ("1", "2", "10")):
-            with pytest.raises(ClassificationDataError, match=rf"1 image that are in {where}, such as {lost};"):
+            with pytest.raises(ClassificationDataError, match=rf"1 image in {where}, such as {lost};"):
                 ClassificationDataset(str(tree), "train", classes=classes)
         (tree / "train" / lost).unlink()
         if (tree / "train" / lost).parent.name not in ("train", "1"):

@@ -33,10 +33,7 @@ def check_boxes(check: DatasetCheck) -> DatasetReport:
     report.kept = sum(len(image.boxes) for image in annotations.images)
     report.empty = sum(not image.boxes for image in annotations.images)
     if report.empty and (dataset.get("filter_cfg") or {}).get("filter_empty_gt") and not dataset.get("test_mode"):
-        text = (
-            f"{report.empty} of {counted(report.images, 'image')} have no objects, and are left out "
-            "(filter_empty_gt=True)"
-        )
+        text = f"{report.empty} of {counted(report.images, 'image')} without objects, left out (filter_empty_gt=True)"
         report.problems.append(Problem("images without objects", source, text, False))
     report.classes = dict.fromkeys(annotations.classes, 0)
     report.classes.update(Counter(label for image in annotations.images for label in image.labels))

@@ -279,7 +279,7 @@ def _report_images_without_segments(
             end = "there is nothing to evaluate. To predict on these images, use `mmgcvit predict` with --ann-file"
         found.problems.append(Problem("empty", found.path, f"no image has a segment: {end}", True))
     elif without and not left_out:
-        what = f"{len(without)} of {counted(len(known), 'image')} have no segments, such as image id {without[0]}"
+        what = f"{len(without)} of {counted(len(known), 'image')} without segments, such as image id {without[0]}"
         found.problems.append(Problem("empty", found.path, f"{what}; all their pixels are ignored", False))
 
 

@@ -74,10 +74,7 @@ def check_panoptic(check: DatasetCheck) -> DatasetReport:
     report.kept = sum(len(image.labels) for image in images)
     report.empty = sum(bool(image.png) and not image.boxes for image in images)
     if report.empty and (dataset.get("filter_cfg") or {}).get("filter_empty_gt") and not dataset.get("test_mode"):
-        text = (
-            f"{report.empty} of {counted(report.images, 'image')} have no things, and are left out "
-            "(filter_empty_gt=True)"
-        )
+        text = f"{report.empty} of {counted(report.images, 'image')} without things, left out (filter_empty_gt=True)"
         report.problems.append(Problem("images without objects", source, text, False))
     report.classes = dict.fromkeys(annotations.classes, 0)
     for image in images:

@@ -37,7 +37,6 @@ from mmgcvit.tasks.segmentation.pairs import (
     unused_label_maps,
 )
 from mmgcvit.utils.images import any_image_size, require_pixels
-from mmgcvit.utils.text import counted
 
 IGNORED = 255
 PIXELS = 2**27  # of label maps that are decoded at the same time before a run
@@ -303,7 +302,7 @@ def compare_splits(reports: Sequence[DatasetReport]) -> None:
                     Problem(
                         "class",
                         report.source,
-                        f"{counted(count, 'pixel is', 'pixels are')} {label}, while class "
+                        f"{count} pixels are {label}, while class "
                         f"{without[0]!r} has none: classes are numbered 0, 1, ..., so a mask "
                         "of 0 and 255 must use 1 instead of 255",
                         False,
@@ -418,7 +417,7 @@ def _look_at_labels(label_map: str, size: tuple[int, int] | None, found: LabelMa
             Problem(
                 "value",
                 label_map,
-                f"{counted(counts[OUTSIDE], 'pixel')} of value "
+                f"{counts[OUTSIDE]} pixels of value "
                 f"{', '.join(map(str, wrong[:8]))}{', ...' if len(wrong) > 8 else ''}; allowed: "
                 f"{_ranges(np.flatnonzero(found.meaning != OUTSIDE))}",
                 True,
