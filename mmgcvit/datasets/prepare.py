@@ -195,13 +195,13 @@ def check_imagenet(folder: Path) -> Report:
             report.advice.append(
                 f"in {path}: for f in *.tar; do mkdir -p ${{f%.tar}} && tar -xf $f -C ${{f%.tar}} && rm $f; done"
             )
-        for names, what in (
-            (lacking, "class folders are missing"),
-            (empty, "class folders are empty"),
-            (beyond, "folders are not classes of ImageNet-1k"),
+        for names, one, many in (
+            (lacking, "class folder is missing", "class folders are missing"),
+            (empty, "class folder is empty", "class folders are empty"),
+            (beyond, "folder is not a class of ImageNet-1k", "folders are not classes of ImageNet-1k"),
         ):
             if names:
-                report.problems.append(f"{path}: {len(names)} {what}: {summarize(names)}")
+                report.problems.append(f"{path}: {counted(len(names), one, many)}: {summarize(names)}")
         if beyond:
             report.advice.append(
                 f"move folders that are not classes out of {path}; the thousand classes are named like n01440764"
@@ -230,10 +230,10 @@ def _pairs(folder: Path, split: Pairs, report: Report) -> None:
     images = _names(folder / split.images, split.image_suffix)
     labels = _names(folder / split.labels, split.label_suffix)
     for kind, place, suffix, names in (
-        ("images", split.images, split.image_suffix, images),
-        ("label maps", split.labels, split.label_suffix, labels),
+        ("image", split.images, split.image_suffix, images),
+        ("label map", split.labels, split.label_suffix, labels),
     ):
-        found = f"{len(names)} {kind} *{suffix}" if (folder / place).is_dir() else "no such folder"
+        found = f"{counted(len(names), kind)} *{suffix}" if (folder / place).is_dir() else "no such folder"
         if len(names) != split.count:
             report.problems.append(f"{folder / place}: {found}; expected {split.count}")
         else:

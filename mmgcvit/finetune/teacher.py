@@ -37,14 +37,14 @@ def distillation(teacher: str, classes: Sequence[str], say: Callable[[str], None
     """
     if Path(teacher).is_file():
         return _of_file(str(Path(teacher).absolute()), classes, say)
-    allowed = "allowed: a file, the name of a model of timm, or of `mmgcvit weights list`"
+    names = "the name of a model of timm, or of `mmgcvit weights list`"
     arguments: dict[str, Any] = dict(name=teacher, num_classes=0)
     if teacher in WEIGHTS:
         arguments = dict(name=ANY, checkpoint=teacher, arch=WEIGHTS[teacher].arch, num_classes=0)
     elif "://" in teacher:
-        raise UsageError(f"teacher={teacher!r}: no such name; {allowed}, such as {next(iter(WEIGHTS))}")
+        raise UsageError(f"teacher={teacher!r}: no such name; allowed: a file, {names}, such as {next(iter(WEIGHTS))}")
     elif Path(teacher).suffix in SUFFIXES:
-        raise UsageError(f"teacher={teacher!r}: no such file; {allowed}")
+        raise UsageError(f"teacher={teacher!r}: no such file; allowed: a file, {names}")
     Teacher(**arguments, layers=(-1,))
     return dict(teacher=arguments, features=dict(weight=1.0))
 

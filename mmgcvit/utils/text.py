@@ -40,7 +40,7 @@ def counted(number: int, one: str, many: str = "") -> str:
     """
     if number == 1:
         return f"1 {one}"
-    return f"{number} {many or one + ('es' if one.endswith(('s', 'x', 'ch')) else 's')}"
+    return f"{number} {many or one + ('es' if one.endswith(('s', 'x')) else 's')}"
 
 
 def describe(error: BaseException) -> str:

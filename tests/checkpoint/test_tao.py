@@ -176,9 +176,7 @@ def test_every_tensor_is_used_once():
     assert len(set(converted.used.values())) == len(converted.used)
     ours = mmdet_detector(converted).state_dict()
     assert {name for name in ours if not name.startswith("backbone.")} == set(converted.used.values())
-    assert f"left out: {len(second)} tensors of transformer.decoder that are equal to those of the heads" in (
-        converted.notes
-    )
+    assert f"left out: {len(second)} tensors of transformer.decoder, equal to those of the heads" in (converted.notes)
     index = [name for name in state if name.endswith("relative_position_index")]
     assert f"left out: {len(index)} constants of the backbone, which are computed: relative_position_index" in (
         converted.notes

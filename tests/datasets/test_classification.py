@@ -273,7 +273,7 @@ def test_invalid_folder_trees(tree: Path):
     with pytest.raises(ClassificationDataError, match="val: no image in class folders"):
         ClassificationDataset(str(tree), "val")
     (tree / "train" / "7").mkdir()
-    with pytest.raises(ClassificationDataError, match="1 class folders without an image: 7; fill or remove them"):
+    with pytest.raises(ClassificationDataError, match="1 class folder without an image: 7; fill or remove them"):
         ClassificationDataset(str(tree), "train")
     (tree / "train" / "7").rmdir()
     for lost, where in (

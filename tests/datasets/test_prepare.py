@@ -200,7 +200,7 @@ def test_imagenet(imagenet: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("harm", "problem", "advice"), [
-    (lambda t: (t / "train/more").mkdir(), "train: 1 folders are not classes of ImageNet-1k: more",
+    (lambda t: (t / "train/more").mkdir(), "train: 1 folder is not a class of ImageNet-1k: more",
      "move folders that are not classes out of"),
     (lambda t: (t / "train/n01440764/0.JPEG").rename(t / "train/n01440764_0.JPEG"),
      "train: 1 image outside class folders", "into their class folders"),
@@ -210,9 +210,9 @@ def test_imagenet(imagenet: Path, tmp_path: Path):
      "val: 2 class folders without their 2 images", "unpack val.tar into an empty"),
     (lambda t: (t / "val/n01443537/0.JPEG").unlink(), "val: 1999 images in class folders; expected 2000",
      "unpack val.tar (from"),
-    (lambda t: (t / "train/n01443537/0.JPEG").rename(t / "train/n01484850/9.JPEG"), "train: 1 class folders are empty",
+    (lambda t: (t / "train/n01443537/0.JPEG").rename(t / "train/n01484850/9.JPEG"), "train: 1 class folder is empty",
      "unpack train.tar (from"),
-    (lambda t: shutil.rmtree(t / "train/n01443537"), "train: 1 class folders are missing: n01443537",
+    (lambda t: shutil.rmtree(t / "train/n01443537"), "train: 1 class folder is missing: n01443537",
      "unpack train.tar (from"),
     (lambda t: (t / "train/n01443537.tar").touch(), "train: 1 .tar files that are not unpacked", "tar -xf"),
     (lambda t: shutil.rmtree(t / "val"), "val: no such folder; expected 1000 class folders", "download val.tar from"),
@@ -234,15 +234,15 @@ def test_missing_parts_of_imagenet(imagenet: Path, tmp_path: Path):
 
     (imagenet / "train/n01440764").rename(imagenet / "train/mine")
     text = said()
-    assert "train: 1 class folders are missing: n01440764" in text
-    assert "train: 1 folders are not classes of ImageNet-1k: mine" in text
+    assert "train: 1 class folder is missing: n01440764" in text
+    assert "train: 1 folder is not a class of ImageNet-1k: mine" in text
     assert "train: 999 images in class folders; expected 1000" in text
     (imagenet / "train/mine").rename(imagenet / "train/n01440764")
 
     (imagenet / "val/n01443537/0.JPEG").rename(imagenet / "val/n01484850/9.JPEG")
     assert "val: 2 class folders without their 2 images: n01443537, n01484850" in said()
     (imagenet / "val/n01443537/1.JPEG").unlink()
-    assert "val: 1 class folders are empty: n01443537" in said()
+    assert "val: 1 class folder is empty: n01443537" in said()
 
     shutil.rmtree(imagenet / "val")
     assert "val: no such folder; expected 1000 class folders" in said()

@@ -185,7 +185,7 @@ def check_names(what: str, names: Sequence[str], whose: str, expected: Sequence[
         if lacking
         else []
     )
-    parts += [f"{len(beyond)} are not among {whose} {len(expected)}: {summarize(beyond)}"] if beyond else []
+    parts += [f"{len(beyond)} not among {whose} {len(expected)}: {summarize(beyond)}"] if beyond else []
     raise ClassificationDataError(
         f"{what}: {'; '.join(parts) or f'the classes are in a different order from {whose}'}. The labels of all "
         "following classes would be shifted. Add or remove folders, or set the order of the classes in the data set: "

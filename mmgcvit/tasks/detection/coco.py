@@ -233,8 +233,8 @@ def images_by_id(
         )
     twice = [path for path, count in Counter(image.path for image in images.values()).items() if count > 1]
     for kind, names, what in (
-        ("image twice", twice, "occur in several entries: the objects of one are background in the others"),
-        ("folder", away, f"lead out of the folder of the images, {prefix or '.'}"),
+        ("image twice", twice, "in several entries: the objects of one are background in the others"),
+        ("folder", away, f"outside of the folder of the images, {prefix or '.'}"),
     ):
         if names:
             found.problems.append(
