@@ -43,7 +43,7 @@ def test_file_of_class_names_in_another_encoding(tmp_path: Path, tree: Path, enc
 
 def test_class_folder_missing_in_training(tmp_path: Path, tree: Path):
     shutil.rmtree(tree / "train" / "green")
-    with pytest.raises(apis.UsageError, match=r"validation data: 1 are not among the training data's 2: green"):
+    with pytest.raises(apis.UsageError, match=r"validation data: 1 not among the training data's 2: green"):
         apis.train(config(tree, tmp_path / "run"))
 
 
