@@ -218,11 +218,11 @@ def check_imagenet(folder: Path) -> Report:
                 f"into an empty {path} again, and run the commands of {VAL_SCRIPT} there"
             )
         if found != expected:
-            report.problems.append(f"{path}: {found} images in class folders; expected {expected}")
+            report.problems.append(f"{path}: {counted(found, 'image')} in class folders; expected {expected}")
         if (found != expected or lacking or empty) and not loose and not tars:
             report.advice.append(f"unpack {archive} (from {IMAGENET_URL}) into {path} again")
         if found == expected and not (lacking or beyond or empty):
-            report.lines.append(f"{path}: {found} images in {counted(len(counts), 'class folder')}")
+            report.lines.append(f"{path}: {counted(found, 'image')} in {counted(len(counts), 'class folder')}")
     return report
 
 

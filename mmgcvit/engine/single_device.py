@@ -50,7 +50,7 @@ def revert_sync_bn(runner: Any) -> int:
     else:
         runner.model = revert_sync_batchnorm(model)
     reason = "on a CPU" if on_cpu else "with one process"
-    print_log(f"SyncBN is replaced by BN in {len(layers)} layers: the run is {reason}", logger="current")
+    print_log(f"SyncBN is replaced by BN in {counted(len(layers), 'layer')}: the run is {reason}", logger="current")
     return len(layers)
 
 

@@ -265,5 +265,5 @@ def describe_run(cfg: Config, settings: Settings, data: Data, say: Callable[[str
     say(
         f"{counted(settings.epochs, 'epoch')} of {counted(configs.training_images(data), 'image')}, batch size "
         f"{settings.batch}, "
-        f"size {settings.size}, learning rate {rate:.3g} ({own:g} for {base:g} images per step)"
+        f"size {settings.size}, learning rate {rate:.3g} ({own:g} for {counted(int(base), 'image')} per step)"
     )

@@ -108,6 +108,6 @@ def mosaic(report: TaskReport, train: Any) -> Figure | Note:
         for i, (image, label) in enumerate(drawn)
     ]
     return Figure(
-        f"{len(drawn)} of {len(train):,} training images as the network gets them", encoded,
+        f"{len(drawn)} of {counted(len(train), 'training image')} as the network gets them", encoded,
         f"After augmentation, with their labels. {text}", wide=True,
     )  # fmt: skip

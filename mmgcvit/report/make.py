@@ -144,8 +144,8 @@ def _evaluated(run: Run, required: bool, device: str | None) -> tuple[list[Secti
     rows = [(name, f"{value:.4g}") for name, value in metrics.items() if np.isfinite(value) and value >= 0]
     count = len(model.dataset)
     results.add(
-        Table("Metrics", ("metric", "value"), rows, f"Of {run.checkpoint} on {count:,} validation images, by the "
-              f"metrics of the config.{elsewhere} The evaluation took {seconds:.0f} s, "
+        Table("Metrics", ("metric", "value"), rows, f"Of {run.checkpoint} on {counted(count, 'validation image')}, by "
+              f"the metrics of the config.{elsewhere} The evaluation took {seconds:.0f} s, "
               f"{1000 * seconds / max(count, 1):.0f} ms per image.")
     )  # fmt: skip
     chosen = [name for name in _headline(run, list(metrics)) if np.isfinite(metrics[name])]
