@@ -23,7 +23,7 @@ from mmgcvit.errors import UsageError
 from mmgcvit.registry import building, type_name
 from mmgcvit.tasks import find_task
 from mmgcvit.tasks.detection.flops import MASKS, PROPOSALS
-from mmgcvit.utils.text import describe, wide_console
+from mmgcvit.utils.text import counted, describe, wide_console
 
 
 @dataclass(frozen=True)
@@ -356,7 +356,7 @@ def print_parameter_groups(cfg: Config) -> bool:
     console = wide_console()
     console.print(table)
     if frozen:
-        console.print(f"not trained: {len(frozen)} tensors, the first {frozen[0]}", markup=False)
+        console.print(f"not trained: {counted(len(frozen), 'tensor')}, the first {frozen[0]}", markup=False)
     for key in unmatched:
         console.print(
             f"warning: optim_wrapper.paramwise_cfg.custom_keys: {key!r} matches no parameter",

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from mmgcvit import kernels
 from mmgcvit.errors import BenchmarkError
 from mmgcvit.utils import write_json as write_json_file
-from mmgcvit.utils.text import wide_console
+from mmgcvit.utils.text import counted, wide_console
 
 DISABLED = "disabled"  # argument of a model: kernels to disable
 NOISY = 0.15  # interquartile range over median above which a result counts as noisy
@@ -386,7 +386,9 @@ def machine(settings: Settings) -> str:
         found = re.search(r"model name\s*:\s*(.+)", info.read_text())
         model = found.group(1) if found else model
     threads = settings.threads or torch.get_num_threads()
-    return f"{model}, {os.cpu_count()} processors, {threads} threads, torch {torch.__version__}"
+    return (
+        f"{model}, {counted(os.cpu_count() or 1, 'processor')}, {counted(threads, 'thread')}, torch {torch.__version__}"
+    )
 
 
 def exponent(results: Sequence[Result], key: Callable[[Result], float]) -> float:

@@ -257,7 +257,7 @@ def test_commands(tmp_path, capsys):
     assert main(["params", str(config)]) == 0
     assert "1.00e-03" in capsys.readouterr().out
     assert main(["params", "nowhere.py"]) == 1
-    assert capsys.readouterr().err.strip() == "error: config 'nowhere.py': no such file"
+    assert capsys.readouterr().err.strip() == "params: config 'nowhere.py': no such file"
 
 
 def test_image_has_as_many_channels_as_the_model_takes(tiny_model):

@@ -21,6 +21,8 @@ from unittest import mock
 import pytest
 from conftest import ROOT
 
+from mmgcvit.commands import COMMANDS
+
 yaml = pytest.importorskip("yaml")
 DOCS = ROOT / "docs"
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
@@ -73,10 +75,10 @@ def commands(text: str) -> Iterator[tuple[tuple[str, ...], str]]:
         yield (tool,), rest
     for rest in re.findall(r"python -m mmgcvit\.runtime ([^`\n#]*)", text):
         yield ("mmgcvit.runtime",), rest
-    for words in re.findall(r"(?:^|[ `])mmgcvit ((?:weights )?[a-z]+\b[^`\n#]*)", text, re.MULTILINE):
+    for words in re.findall(r"(?:^|[ `])mmgcvit ((?:weights )?[a-z-]+\b[^`\n#]*)", text, re.MULTILINE):
         names = words.split()
-        known = names[:2] if names[0] == "weights" else names[:1]
-        if names[0] in ("weights", "export", "app", "params", "doctor"):
+        known = names[:2] if names[0] in ("weights", "data") else names[:1]
+        if names[0] in COMMANDS:
             yield ("mmgcvit", *known), " ".join(names[len(known) :])
 
 
@@ -114,9 +116,13 @@ def test_options_exist(page: Path):
 
 def test_commands_are_found():
     found = [command for page in PAGES for command, _ in commands(page.read_text(encoding="utf-8"))]
-    assert {("tools/train.py",), ("mmgcvit.runtime",), ("mmgcvit", "app"), ("mmgcvit", "weights", "fetch")} <= set(
-        found
-    )
+    assert {
+        ("tools/dist_train.sh",),
+        ("mmgcvit", "train"),
+        ("mmgcvit.runtime",),
+        ("mmgcvit", "app"),
+        ("mmgcvit", "weights", "fetch"),
+    } <= set(found)
 
 
 @all_pages

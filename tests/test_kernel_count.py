@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import runpy
+import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from torch import nn
 
 import mmgcvit
 from mmgcvit import GCViT
+from mmgcvit.__main__ import main
 from mmgcvit.kernel_count import count_kernels
 from mmgcvit.kernels import processor
 
@@ -95,14 +94,9 @@ def test_forward_pass_makes_few_python_calls(monkeypatch, onednn: bool):
     assert 100 < calls <= 500
 
 
-def run_tool(arguments: Mapping | list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = ROOT / "tools" / "count_kernels.py"
-    monkeypatch.setattr(sys, "argv", [str(tool), *arguments])
-    runpy.run_path(str(tool), run_name="__main__")
-
-
-def test_tool(monkeypatch, capsys):
-    run_tool(["--models", "gcvit-xxtiny", "timm-gcvit-tiny", "--shape", "2", "3", "224", "224"], monkeypatch)
+def test_command(capsys):
+    arguments = ["--models", "gcvit-xxtiny", "timm-gcvit-tiny", "--shape", "2", "3", "224", "224"]
+    assert main(["count-kernels", *arguments]) == 0
     text = capsys.readouterr().out
     assert "gcvit-xxtiny" in text
     assert "2x3x224x224" in text
@@ -110,23 +104,24 @@ def test_tool(monkeypatch, capsys):
     assert str(counted.kernels.total()) in text
 
 
-def test_a_model_that_mixes_dtypes(monkeypatch, capsys):
+def test_a_model_that_mixes_dtypes(capsys):
     """mmdet's Swin adds a mask in float32 to its attention scores."""
     pytest.importorskip("mmdet")
     arguments = ["--models", "swin-t", "--shape", "2", "3", "64", "96"]
-    with pytest.raises(SystemExit, match=r"SwinTransformer cannot run .* in torch\.bfloat16: .*: --dtype float32$"):
-        run_tool(arguments, monkeypatch)
-    run_tool([*arguments, "--dtype", "float32"], monkeypatch)
+    assert main(["count-kernels", *arguments]) == 1
+    said = capsys.readouterr().err
+    assert re.search(r"SwinTransformer cannot run .* in torch\.bfloat16: .*: --dtype float32$", said.strip())
+    assert main(["count-kernels", *arguments, "--dtype", "float32"]) == 0
     assert "swin-t" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--models", "vit"], "count_kernels: model 'vit' is unknown; allowed: gcvit-ARCH"),
+        (["--models", "vit"], "count-kernels: model 'vit' is unknown; allowed: gcvit-ARCH"),
         (["--shape", "2", "3", "0", "224"], "--shape 2 3 0 224; allowed: integers of at least 1"),
     ],
 )
-def test_bad_arguments_of_the_tool(arguments: list[str], message: str, monkeypatch):
-    with pytest.raises(SystemExit, match=message):
-        run_tool(arguments, monkeypatch)
+def test_bad_arguments(arguments: list[str], message: str, capsys):
+    assert main(["count-kernels", *arguments]) == 1
+    assert message in capsys.readouterr().err

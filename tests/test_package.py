@@ -96,6 +96,7 @@ print(get_config('mmgcvit::detection/mask-rcnn_gcvit-tiny_fpn_1x_coco.py').model
 def test_doctor_and_tools_run_from_the_installed_wheel(python: Path, tmp_path: Path):
     pytest.importorskip("mmdet")
     assert "everything required is installed" in run(python.parent / "mmgcvit", "doctor", cwd=tmp_path).stdout
+    assert "usage: mmgcvit predict " in run(python.parent / "mmgcvit", "predict", "--help", cwd=tmp_path).stdout
     tools = run(python, "-c", "import mmgcvit, os; print(os.path.dirname(mmgcvit.__file__))", cwd=tmp_path).stdout
     tools = Path(tools.strip()) / ".mim" / "tools"
     for tool in ("train.py", "test.py", "image_demo.py", "make_digit_scenes.py"):

@@ -1,56 +1,11 @@
-"""Convert a GC ViT checkpoint from any publisher to another layout.
+"""Convert a GC ViT checkpoint to another layout: python tools/convert_checkpoint.py SRC DST [--to LAYOUT] ..."""
 
-python tools/convert_checkpoint.py SRC DST [--to mmgcvit|nvidia|timm|mmdet-dino] [--ema] [--hash] [--force]
+import early_settings  # noqa: F401
 
-A DINO detector of NVIDIA TAO is converted whole to mmdet's DINO, and its config is written next to DST:
-python tools/convert_checkpoint.py TAO.pth DST.pth [--categories ANNOTATIONS.json | --keep-background] [--spec TAO.yaml]
-"""
-
-import argparse
+# isort: split
 import sys
 
-from mmgcvit.checkpoint import trust_checkpoints
-from mmgcvit.checkpoint.commands import TARGETS, convert_file
-from mmgcvit.errors import CheckpointError
-from mmgcvit.utils.arguments import add_trust_argument
-from mmgcvit.utils.text import shown
-
-
-def main() -> int:
-    """Parse the command line, convert, and print the report."""
-    parser = argparse.ArgumentParser(description="Convert a GC ViT checkpoint from any publisher to another layout.")
-    parser.add_argument("source", help="file, URL, or a name from `mmgcvit weights list`")
-    parser.add_argument("target", help=".pth or .safetensors file to write")
-    parser.add_argument(
-        "--to",
-        choices=TARGETS,
-        help="layout to write (default: mmdet-dino for NVIDIA TAO's DINO, otherwise mmgcvit)",
-    )
-    parser.add_argument("--ema", action="store_true", help="convert the averaged (EMA) weights")
-    parser.add_argument("--hash", action="store_true", help="append the first 8 digits of the SHA-256 to the file name")
-    parser.add_argument("--force", action="store_true", help="replace an existing file")
-    tao = parser.add_argument_group("detectors of NVIDIA TAO")
-    classes = tao.add_mutually_exclusive_group()
-    classes.add_argument(
-        "--categories", metavar="JSON", help="COCO annotation file with the ids and names of the classes to keep"
-    )
-    classes.add_argument("--keep-background", action="store_true", help="keep all classes: each label is TAO's class")
-    tao.add_argument("--spec", metavar="YAML", help="TAO's experiment file, for settings that the checkpoint lacks")
-    add_trust_argument(parser)
-    args = parser.parse_args()
-    try:
-        with trust_checkpoints(args.trust_checkpoint):
-            path, report = convert_file(
-                args.source, args.target, args.to, args.ema, args.hash, args.force, args.categories,
-                args.keep_background, args.spec,
-            )  # fmt: skip
-    except (CheckpointError, OSError) as error:
-        print(shown(f"error: {error}"), file=sys.stderr)
-        return 1
-    print(report)
-    print(shown(f"written: {path} (layout {report.target})"))
-    return 0
-
+from mmgcvit.commands import run_tool
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool("convert-checkpoint"))

@@ -5,7 +5,7 @@ import early_settings  # noqa: F401
 # isort: split
 import sys
 
-from mmgcvit.export.commands import main
+from mmgcvit.commands import run_tool
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool("export"))

@@ -1,5 +1,5 @@
 # Template for training a classifier on your own dataset. Copy this file within this folder, set `data_root` and
-# `classes`, and pass the copy to tools/train.py.
+# `classes`, and pass the copy to mmgcvit train.
 #
 #   data_root/train/CLASS/NAME.jpg     training images, one folder per class
 #   data_root/val/CLASS/NAME.jpg       validation images

@@ -1,5 +1,5 @@
 # Fine-tuning at 384 x 384 with windows (12, 12, 24, 12) from weights trained at 224; relative position bias tables are
-# resized. Evaluation: tools/test.py THIS_CONFIG gcvit://large_in21k-384
+# resized. Evaluation: mmgcvit test THIS_CONFIG gcvit://large_in21k-384
 _base_ = './gcvit-large-21k_32xb32_in1k.py'
 
 model = dict(backbone=dict(arch='large-384'), init_cfg=dict(checkpoint='gcvit://large_in21k-224'))

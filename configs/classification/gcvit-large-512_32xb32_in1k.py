@@ -1,4 +1,4 @@
-# Fine-tuning at 512 x 512 with windows (16, 16, 32, 16). Evaluation: tools/test.py THIS_CONFIG gcvit://large_in21k-512
+# Fine-tuning at 512 x 512 with windows (16, 16, 32, 16). Evaluation: mmgcvit test THIS_CONFIG gcvit://large_in21k-512
 _base_ = './gcvit-large-384_32xb32_in1k.py'
 
 model = dict(backbone=dict(arch='large-512'))

@@ -1,4 +1,4 @@
-# Classification demo: trained from scratch on the single digits of the digit scenes (tools/make_digit_scenes.py).
+# Classification demo: trained from scratch on the single digits of the digit scenes (mmgcvit make-digit-scenes).
 _base_ = './_base_/gcvit-nano.py'
 
 size = 32  # upsampled from 8 x 8

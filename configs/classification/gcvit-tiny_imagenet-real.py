@@ -1,5 +1,5 @@
 # Evaluation on the ImageNet validation set with ReaL (reassessed) labels, which are included in timm:
-# tools/test.py THIS_CONFIG CHECKPOINT
+# mmgcvit test THIS_CONFIG CHECKPOINT
 _base_ = './gcvit-tiny_32xb128_in1k.py'
 
 test_evaluator = dict(real_labels='timm')

@@ -1,5 +1,5 @@
 # Template for training any detector of this folder on your own dataset. Copy this file within this folder, set
-# `data_root` and `classes`, and pass the copy to tools/check_data.py and tools/train.py.
+# `data_root` and `classes`, and pass the copy to mmgcvit check-data and mmgcvit train.
 #
 #   data_root/images/      images
 #   data_root/train.json   COCO annotations: boxes, and polygons or RLE for masks

@@ -1,4 +1,4 @@
-# Detection demo: a narrow Mask R-CNN trained from scratch on digit scenes (tools/make_digit_scenes.py).
+# Detection demo: a narrow Mask R-CNN trained from scratch on digit scenes (mmgcvit make-digit-scenes).
 _base_ = './_base_/mask-rcnn_gcvit-nano_fpn.py'
 
 # Choices for fast training from scratch: normalized heads, class-agnostic boxes and masks (so that they learn from all

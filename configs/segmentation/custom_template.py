@@ -1,5 +1,5 @@
 # Template for training any segmentor of this folder on your own dataset. Copy this file within this folder, set
-# `data_root` and `classes`, and pass the copy to tools/check_data.py and tools/train.py.
+# `data_root` and `classes`, and pass the copy to mmgcvit check-data and mmgcvit train.
 #
 #   data_root/images/train/NAME.jpg                      images
 #   data_root/annotations/train/NAME.png                 8-bit label maps of the same size; 255 is ignored

@@ -1,4 +1,4 @@
-# Segmentation demo: a narrow model trained from scratch on digit scenes (tools/make_digit_scenes.py).
+# Segmentation demo: a narrow model trained from scratch on digit scenes (mmgcvit make-digit-scenes).
 _base_ = './_base_/fpn_gcvit-nano.py'
 
 # The head concatenates all four levels: coarse ones identify the digit, the finest one locates its strokes. About 90 %

@@ -75,7 +75,7 @@ def before_run(dataset: dict[str, Any]) -> None:
 
 
 def whole_check(dataset: dict[str, Any]) -> None:
-    """What tools/check_data.py does, with one process."""
+    """What mmgcvit check-data does, with one process."""
     check_data(Config(dict(default_scope="mmdet", train_dataloader=dict(dataset=dataset))), 1, False)
 
 

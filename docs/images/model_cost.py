@@ -1,4 +1,4 @@
-"""Draw time and memory by the number of pixels, from files of tools/benchmark.py --isolate --out.
+"""Draw time and memory by the number of pixels, from files of mmgcvit benchmark --isolate --out.
 
 python docs/images/model_cost.py work_dirs/bench/pixels.json
 python docs/images/model_cost.py work_dirs/bench/batch-*.json --out docs/images/batch_cost.svg
@@ -30,7 +30,7 @@ def read(files: list[Path]) -> dict[str, list[tuple[int, float, float]]]:
 def main() -> None:
     """Read, print the exponents, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="JSON files of tools/benchmark.py --isolate")
+    parser.add_argument("files", nargs="+", type=Path, help="JSON files of mmgcvit benchmark --isolate")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".svg"))
     args = parser.parse_args()
     series = read(args.files)

@@ -28,7 +28,7 @@ from mmgcvit.tasks.sources import Film, Source, frames, read, write_image
 from mmgcvit.utils.files import require_file
 from mmgcvit.utils.images import set_max_pixels
 from mmgcvit.utils.inputs import Input, check_options, list_inputs
-from mmgcvit.utils.text import describe, printable
+from mmgcvit.utils.text import counted, describe, printable
 
 JOURNAL = "results.jsonl"  # the results so far, one line per image; removed when they are all written
 SAVE_EVERY = 30.0  # seconds between two writings of the results so far
@@ -149,7 +149,7 @@ def predict(
         run.finish()
     if run.failures:
         done = run.summary.images + run.summary.frames
-        more = f"\n{len(run.failures)} of {len(entries)} inputs failed; " if len(entries) > 1 else "\n"
+        more = f"\n{len(run.failures)} of {counted(len(entries), 'input')} failed; " if len(entries) > 1 else "\n"
         more += f"the results of the others are in {run.summary.file}" if done else "there are no results"
         raise UsageError("\n".join(run.failures) + (more if done or len(entries) > 1 else ""))
     return run.summary
@@ -276,7 +276,8 @@ class _Run:
             # Some containers only have an estimate.
             if count == 0 or count + max(2, announced // 50) < announced:
                 self.failures.append(
-                    f"input {str(entry.path)!r}: ends after {count} of {announced} frames: cut off or damaged"
+                    f"input {str(entry.path)!r}: ends after {count} of {counted(announced, 'frame')}: cut off or "
+                    "damaged"
                 )
 
     def _keep(self, source: Source, found: Any) -> None:

@@ -25,6 +25,7 @@ from mmgcvit.engine.workers import guard_workers
 from mmgcvit.errors import UsageError
 from mmgcvit.utils.cores import usable_cores
 from mmgcvit.utils.memory import paused_collector
+from mmgcvit.utils.text import counted
 
 TIMEOUT = 1800  # seconds without an answer of another process, after which a process gives up
 #: What torch says about a process that has ended or hangs.
@@ -49,8 +50,8 @@ def use_available_cores(cfg: Config | None = None) -> None:
         if workers > cores:
             loader["num_workers"] = cores
             print_log(
-                f"{name}_dataloader.num_workers={workers}: this process may use {cores} "
-                f"{'core' if cores == 1 else 'cores'}, so it is {cores}",
+                f"{name}_dataloader.num_workers={workers}: this process may use "
+                f"{counted(cores, 'core')}, so it is {cores}",
                 logger="current",
                 level=logging.WARNING,
             )

@@ -33,6 +33,7 @@ from mmgcvit.datasets.consistency import check_config
 from mmgcvit.datasets.pipelines import use_checked_loading
 from mmgcvit.datasets.problems import data_sets, refuse
 from mmgcvit.engine.evaluation import tell_classes_apart
+from mmgcvit.engine.guarded_stream import keep_running
 from mmgcvit.engine.schedule import fit_warmups, fit_warmups_to_iterations
 from mmgcvit.engine.single_device import revert_sync_bn, scale_single_device_lr
 from mmgcvit.engine.stopping import stop_at_signals
@@ -200,6 +201,7 @@ def _train(cfg: Config, resume: str | bool, corrupt: str | None) -> Runner:
         runner.optim_wrapper = with_fused_optimizer(runner.optim_wrapper)
     require_used_maps(getattr(runner, "model", None))  # FlexibleRunner builds it later
     _warn(fit_warmups_to_iterations(runner))
+    keep_running()
     runner.train()
     end_workers(runner)
     return runner

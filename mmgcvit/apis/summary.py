@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
-import sys
 from pathlib import Path
 
 from mmengine.config import Config
@@ -12,6 +10,7 @@ from mmengine.config import Config
 from mmgcvit.apis.checkpoints import newest_checkpoint
 from mmgcvit.tasks import find_task
 from mmgcvit.utils.paths import short_path
+from mmgcvit.utils.program import runnable
 
 
 def resume_command(cfg: Config) -> str:
@@ -27,11 +26,7 @@ def resume_command(cfg: Config) -> str:
         place = words.index("--resume")
         named = place + 1 < len(words) and (words[place + 1].endswith(".pth") or "://" in words[place + 1])
         del words[place : place + 1 + named]
-    program = shutil.which(words[0])
-    if program is None or Path(program).parent != Path(sys.executable).parent:  # of an environment that is not active
-        module = [] if words[0] == "python" else ["-m", words[0]]
-        words[:1] = [short_path(sys.executable), *module]
-    return shlex.join([*words, "--resume"])
+    return runnable([*words, "--resume"])
 
 
 def end_of_run(work_dir: str | Path, config: str | Path, cfg: Config) -> str:
@@ -52,10 +47,10 @@ def end_of_run(work_dir: str | Path, config: str | Path, cfg: Config) -> str:
         lines.append(f"report:          {short_path(folder / 'report.html')}")
     chosen = str(best[-1]) if best else last
     if chosen is not None and cfg.get("test_dataloader"):  # a pre-trained backbone does not predict
-        model = shlex.join([short_path(config), short_path(chosen)])
-        lines.append(f"predict:         python tools/image_demo.py IMAGES {model} --out-dir outputs")
+        model = [short_path(config), short_path(chosen)]
+        lines.append(f"predict:         {runnable(['mmgcvit', 'predict', 'IMAGES', *model, '--out-dir', 'outputs'])}")
         task = find_task(cfg.model)
         if task is not None and task.exports:
-            out = shlex.quote(short_path(folder / "model.onnx"))
-            lines.append(f"export:          python tools/export.py {model} {out}")
+            out = short_path(folder / "model.onnx")
+            lines.append(f"export:          {runnable(['mmgcvit', 'export', *model, out])}")
     return "\n".join(lines)

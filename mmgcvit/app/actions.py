@@ -18,6 +18,7 @@ from mmgcvit.runtime.drawing import draw, zoom_of
 from mmgcvit.runtime.predictions import Panoptic
 from mmgcvit.runtime.results import TOP
 from mmgcvit.utils.inputs import Input, check_upload
+from mmgcvit.utils.text import counted
 
 SIDE = 1600  # longest side of a drawing on the page, in pixels
 ROWS = 200  # most rows of the table
@@ -111,11 +112,11 @@ def summary(result: Result, score_thr: float) -> str:
         return about
     scores = found.scores
     count = int((scores >= score_thr).sum())
-    return f"{count} of {len(scores)} objects have a score of at least {score_thr:.2f}; {about}"
+    return f"{count} of {counted(len(scores), 'object')} with a score of at least {score_thr:.2f}; {about}"
 
 
 def write_results(model: AppModel, result: Result, folder: Path) -> list[str]:
-    """Write the files that tools/image_demo.py writes for this image to a new folder in ``folder``."""
+    """Write the files that ``mmgcvit predict`` writes for this image to a new folder in ``folder``."""
     target = Path(tempfile.mkdtemp(dir=folder))
     results = model.results(target)
     results.add(result.prediction)

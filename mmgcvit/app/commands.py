@@ -1,11 +1,10 @@
-"""The command ``mmgcvit app`` and ``tools/app.py``."""
+"""``mmgcvit app``: serve a web page to try a model."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from mmgcvit.errors import UsageError
 from mmgcvit.report.numbers import spread
 from mmgcvit.utils.arguments import add_trust_argument
 from mmgcvit.utils.inputs import check_options, list_inputs
-from mmgcvit.utils.text import shown
 
 EXPORTED = (".onnx", ".xml")
 EXAMPLES = 8  # most example images
@@ -90,8 +88,7 @@ def find_examples(model: AppModel, folder: str | None) -> list[Path]:
 def run(args: argparse.Namespace) -> int:
     """Serve the page until it is interrupted; returns the exit status."""
     if importlib.util.find_spec("gradio") is None:
-        print("app: the page needs gradio: pip install 'mmgcvit[app]'", file=sys.stderr)
-        return 1
+        raise UsageError("the page needs gradio: pip install 'mmgcvit[app]'")
     from mmgcvit.app.page import serve
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that temporary files are removed
@@ -102,16 +99,6 @@ def run(args: argparse.Namespace) -> int:
             print(f"{url}  (stop with Ctrl+C)", flush=True)
             while True:  # a signal that another thread gets would not end a longer sleep
                 time.sleep(0.5)
-    except UsageError as error:
-        print(shown(f"app: {error}"), file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print()
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and serve the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(argv))

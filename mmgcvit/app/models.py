@@ -70,7 +70,7 @@ class AppModel(ABC):
 
 
 class ExportedModel(AppModel):
-    """A model from a file of tools/export.py, without torch; nothing can be explained.
+    """A model from a file of ``mmgcvit export``, without torch; nothing can be explained.
 
     Args:
         file: ONNX or OpenVINO file.

@@ -19,6 +19,7 @@ from mmgcvit.app.guard import Guard
 from mmgcvit.app.models import AppModel
 from mmgcvit.errors import UsageError
 from mmgcvit.utils.inputs import MAX_UPLOAD_BYTES, check_upload
+from mmgcvit.utils.text import counted
 
 WAITING = 16  # most requests that wait for the model
 SESSIONS = 32  # visitors whose last image is kept in memory
@@ -101,7 +102,7 @@ def build_page(model: AppModel, folder: Path, examples: Sequence[Path] = (), sco
     running: dict[str, Any]
     with gr.Blocks(title=model.name, analytics_enabled=False, delete_cache=(KEPT // 6, KEPT)) as page:
         state = gr.State(time_to_live=KEPT)
-        gr.Markdown(f"# {model.name}\n{len(model.classes)} classes: {_some(model.classes)}")
+        gr.Markdown(f"# {model.name}\n{counted(len(model.classes), 'class')}: {_some(model.classes)}")
         with gr.Row(elem_id="main"):
             with gr.Column(elem_id="upload"):
                 image = gr.Image(

@@ -1,4 +1,4 @@
-"""Implementation of ``mmgcvit weights`` and ``tools/convert_checkpoint.py``."""
+"""Implementation of ``mmgcvit weights`` and ``mmgcvit convert-checkpoint``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mmgcvit.checkpoint.tao_settings import TaoSettings, read_categories
 from mmgcvit.checkpoint.weights import LICENCE, NGC_FILES, WEIGHTS
 from mmgcvit.errors import CheckpointError
 from mmgcvit.utils import file_sha256, summarize
-from mmgcvit.utils.text import printable, wide_console
+from mmgcvit.utils.text import counted, printable, wide_console
 
 SUFFIXES = (".pth", ".safetensors")
 TARGETS = (*WRITABLE, MMDET_DINO)
@@ -109,9 +109,9 @@ def _describe_tao(tensors: Mapping[str, Tensor]) -> str:
     except CheckpointError as error:
         return f"NVIDIA TAO's DINO; it cannot be converted whole: {error}"
     return (
-        f"NVIDIA TAO's DINO: {len(dino.category_ids) + 1} classes with the background, "
+        f"NVIDIA TAO's DINO: {counted(len(dino.category_ids) + 1, 'class')} with the background, "
         f"{dino.model['num_queries']} queries, {dino.model['num_feature_levels']} levels; "
-        "tools/convert_checkpoint.py converts it whole to mmdet's DINO"
+        "`mmgcvit convert-checkpoint` converts it whole to mmdet's DINO"
     )
 
 

@@ -23,7 +23,7 @@ from mmgcvit.checkpoint.layouts import unwrap_checkpoint
 from mmgcvit.checkpoint.tao import find_tao_dino
 from mmgcvit.compat import add_load_state_dict_pre_hook, with_versions
 from mmgcvit.errors import CheckpointError
-from mmgcvit.utils import summarize
+from mmgcvit.utils.text import counted, summarize
 
 #: Parts that mmseg, mmdet and a DistilledClassifier use in training only; predictions do not depend on them.
 TRAINING_PARTS = ("auxiliary_head.", "dn_query_generator.", "feature_loss.")
@@ -59,7 +59,7 @@ class Comparison:
         return not (self.missing or self.reshaped or self.optional or self.unused)
 
     def __str__(self) -> str:
-        parts = [f"{len(self.loaded)} tensors loaded"]
+        parts = [f"{counted(len(self.loaded), 'tensor')} loaded"]
         if self.missing or self.optional:
             parts.append(f"left at initial values: {self.group_in_model([*self.missing, *self.optional])}")
         if self.unused:
@@ -68,17 +68,18 @@ class Comparison:
             parts.append(f"left at initial values because the shape differs: {self.describe_shapes()}")
         return "; ".join(parts)
 
-    def group_in_model(self, names: Sequence[str]) -> str:
-        """List tensors of the model by the largest parts of which the checkpoint has nothing."""
-        return group_names(names, [*self.loaded, *self.reshaped, *self.unused])
+    def group_in_model(self, names: Sequence[str], limit: int = 8) -> str:
+        """List tensors of the model by the largest parts of which the checkpoint has nothing; at most ``limit``."""
+        return group_names(names, [*self.loaded, *self.reshaped, *self.unused], limit)
 
-    def group_in_checkpoint(self) -> str:
+    def group_in_checkpoint(self, limit: int = 8) -> str:
         """List the unused tensors of the checkpoint by the largest parts of which the model has nothing."""
-        return group_names(self.unused, [*self.loaded, *self.reshaped, *self.missing, *self.optional])
+        return group_names(self.unused, [*self.loaded, *self.reshaped, *self.missing, *self.optional], limit)
 
-    def describe_shapes(self) -> str:
+    def describe_shapes(self, limit: int = 8) -> str:
         """List the tensors of other shapes."""
-        return summarize(f"{name} {theirs}, in the model {ours}" for name, (theirs, ours) in self.reshaped.items())
+        shapes = (f"{name} {theirs}, in the model {ours}" for name, (theirs, ours) in self.reshaped.items())
+        return summarize(shapes, limit)
 
 
 def compare_weights(model: nn.Module, checkpoint: Mapping[str, Any]) -> Comparison:
@@ -148,23 +149,25 @@ def require_complete(model: nn.Module, checkpoint: Mapping[str, Any], name: str 
     result = compare_weights(model, checkpoint)
     reshaped = {key: shapes for key, shapes in result.reshaped.items() if not key.startswith(TRAINING_PARTS)}
     problems = []
+    lacking, other = (3, 2) if result.missing and reshaped else (5, 5)  # names that are listed
     if result.missing:
-        problems.append(f"lacks {result.group_in_model(result.missing)}")
+        problems.append(f"lacks {result.group_in_model(result.missing, lacking)}")
     if reshaped:
-        problems.append(f"has other shapes: {Comparison(reshaped=reshaped).describe_shapes()}")
+        problems.append(f"has other shapes: {Comparison(reshaped=reshaped).describe_shapes(other)}")
     if problems:
-        unused = f". Not used by the model: {result.group_in_checkpoint()}" if result.unused else ""
+        unused = f". Not used by the model: {result.group_in_checkpoint(1)}" if result.unused else ""
         trained = class_names(checkpoint)
-        classes = f". It was trained on {len(trained)} classes: {summarize(trained)}" if trained else ""
+        classes = f". It was trained on {counted(len(trained), 'class')}: {summarize(trained, 3)}" if trained else ""
         if find_tao_dino(_state_dict(checkpoint)) is not None:
-            classes += ". It is a DINO of NVIDIA TAO: convert it by tools/convert_checkpoint.py first"
+            classes += ". It is a DINO of NVIDIA TAO: convert it by `mmgcvit convert-checkpoint` first"
         raise CheckpointError(
-            f"{_of(name)}does not belong to the model of the config: it {' and '.join(problems)}. These would stay at "
-            f"random initial values; allowed: a checkpoint with all weights of the model{unused}{classes}"
+            f"{_of(name)}does not belong to the model of the config: it {', and '.join(problems)}; allowed: a "
+            f"checkpoint with all weights of the model{unused}{classes}"
         )
     if result.invalid:
         raise CheckpointError(
-            f"{_of(name)}NaN or infinite values in {len(result.invalid)} tensors: {summarize(result.invalid)}"
+            f"{_of(name)}NaN or infinite values in {counted(len(result.invalid), 'tensor')}: "
+            f"{summarize(result.invalid)}"
         )
     return result
 
@@ -186,7 +189,9 @@ def load_complete(model: nn.Module, checkpoint: Mapping[str, Any], name: str = "
     result = require_complete(model, checkpoint, name)
     missing = unwrap_model(model).load_state_dict(_state_dict(checkpoint), strict=False).missing_keys
     if lost := [key for key in missing if key in result.loaded]:
-        raise CheckpointError(f"{_of(name)}{len(lost)} tensors were not loaded: {summarize(lost)}")
+        raise CheckpointError(
+            f"{_of(name)}{counted(len(lost), 'tensor was', 'tensors were')} not loaded: {summarize(lost)}"
+        )
     return result
 
 
@@ -259,12 +264,13 @@ def copy_without_values(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def group_names(names: Iterable[str], others: Iterable[str]) -> str:
+def group_names(names: Iterable[str], others: Iterable[str], limit: int = 8) -> str:
     """``roi_head.mask_head (12 tensors), fc.bias``: names, grouped by the largest parts without any of ``others``."""
     names = list(names)
     known = {prefix for other in others for prefix in _prefixes(other)}
     parts = Counter(next((prefix for prefix in _prefixes(name) if prefix not in known), name) for name in names)
-    return summarize(part if part in names else f"{part} ({count} tensors)" for part, count in parts.items())
+    listed = (part if part in names else f"{part} ({counted(count, 'tensor')})" for part, count in parts.items())
+    return summarize(listed, limit)
 
 
 def _prefixes(name: str) -> Iterator[str]:

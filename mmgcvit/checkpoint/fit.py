@@ -18,6 +18,7 @@ from mmgcvit.backbone.checks import STAGES
 from mmgcvit.checkpoint.layouts import TABLE, Converted, is_ours
 from mmgcvit.errors import CheckpointError
 from mmgcvit.utils import summarize
+from mmgcvit.utils.text import counted
 
 if TYPE_CHECKING:
     from mmgcvit.backbone.gcvit import GCViT
@@ -71,7 +72,7 @@ class LoadReport:
         arch = f", arch {' or '.join(self.arch)}" if self.arch else ""
         lines = [
             f"GCViT: weights from {self.source or 'a state dict'} (layout {self.layout}{arch})",
-            f"  loaded: {len(self.loaded)} tensors",
+            f"  loaded: {counted(len(self.loaded), 'tensor')}",
         ]
         if self.resized:
             windows = ", ".join(f"{old} -> {new}" for old, new in sorted(set(self.resized.values())))
@@ -79,10 +80,12 @@ class LoadReport:
                 f"  resized: {len(self.resized)} relative position bias tables, bicubically, "
                 f"to other windows ({windows})"
             )
-        lines += [f"  adapted: {name} from {old} to {new} channels" for name, (old, new) in self.adapted.items()]
+        lines += [
+            f"  adapted: {name} from {old} to {counted(new, 'channel')}" for name, (old, new) in self.adapted.items()
+        ]
         for title, names in (("left in the file", self.left_in_file), ("left at initial values", self.left_initial)):
             if names:
-                lines.append(f"  {title}: {len(names)} tensors ({group_by_part(names)})")
+                lines.append(f"  {title}: {counted(len(names), 'tensor')} ({group_by_part(names)})")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
@@ -247,7 +250,8 @@ def match_state_dict(
         shape = tuple(file["head.weight"].shape) if "head.weight" in file else None
         if shape not in (None, tuple(head.weight.shape)):
             report.notes.append(
-                f"head: {shape[0]} classes of {shape[1]} channels in the file, {head.out_features} of "
+                f"head: {counted(shape[0], 'class')} of {counted(shape[1], 'channel')} in the file, "
+                f"{head.out_features} of "
                 f"{head.in_features} in the model: skipped"
             )
             report.left_in_file += [name for name in ("head.weight", "head.bias") if file.pop(name, None) is not None]
@@ -377,7 +381,9 @@ def _check_values(tensors: Mapping[str, Tensor], source: str, finite: bool, own:
             and not torch.isfinite(value if value.dtype == own.dtype else value.to(own.dtype)).all()
         ]
         if bad:
-            raise CheckpointError(f"{_of(source)}NaN or infinite numbers in {len(bad)} tensors: {summarize(bad)}")
+            raise CheckpointError(
+                f"{_of(source)}NaN or infinite numbers in {counted(len(bad), 'tensor')}: {summarize(bad)}"
+            )
 
 
 def _of(source: str) -> str:

@@ -24,6 +24,7 @@ from mmgcvit.checkpoint.sources import resolve_source
 from mmgcvit.checkpoint.tao import find_tao_dino
 from mmgcvit.compat import add_load_state_dict_pre_hook
 from mmgcvit.errors import CheckpointError
+from mmgcvit.utils.text import counted
 
 
 def load_pretrained(
@@ -77,7 +78,7 @@ def load_pretrained(
     _, head = _classifier_head(_parent(model, backbones[0]))
     chosen, report = match_state_dict(backbones[0], converted, name, head, partial=partial)
     if prefix is None and find_tao_dino(tensors) is not None:
-        report.notes.append("the file has a whole DINO of NVIDIA TAO: tools/convert_checkpoint.py converts it")
+        report.notes.append("the file has a whole DINO of NVIDIA TAO: `mmgcvit convert-checkpoint` converts it")
     parameters = backbones[0].state_dict(keep_vars=True)
     parameters |= {} if head is None else {f"head.{key}": value for key, value in head.named_parameters()}
     with torch.no_grad():
@@ -240,7 +241,8 @@ def _move(
         found = {name: theirs[f"head.{name}"] for name in own if f"head.{name}" in theirs}
         if any(value.shape != own[name].shape for name, value in found.items()):
             print_log(
-                f"GCViT: head of {len(found['weight'])} classes in the state dict, {head.out_features} in the "
+                f"GCViT: head of {counted(len(found['weight']), 'class')} in the state dict, {head.out_features} in "
+                "the "
                 "model: skipped",
                 logger="current",
                 level=logging.WARNING,

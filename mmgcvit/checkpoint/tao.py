@@ -22,6 +22,7 @@ from mmgcvit.checkpoint.tao_settings import TaoSettings
 from mmgcvit.compat import dino_coordinate_features
 from mmgcvit.errors import CheckpointError
 from mmgcvit.utils import summarize
+from mmgcvit.utils.text import counted
 
 MMDET_DINO = "mmdet-dino"
 CHANNELS = 256  # of TAO's transformer: its encoding of boxes has 4 x 128 numbers, twice as many
@@ -116,9 +117,9 @@ def convert_tao_dino(
         raise CheckpointError(_mismatch(unknown, missing))
 
     state = {ours: theirs[name] for name, ours in names.items()}
-    notes = [f"{len(state)} tensors of the neck, the transformer and the heads: converted to mmdet's DINO"]
+    notes = [f"{counted(len(state), 'tensor')} of the neck, the transformer and the heads: converted to mmdet's DINO"]
     if same:
-        notes.append(f"left out: {same} tensors of transformer.decoder that are equal to those of the heads")
+        notes.append(f"left out: {counted(same, 'tensor')} of transformer.decoder, equal to those of the heads")
     constants = len(state_dict) - len(converted.backbone) - len(converted.others)
     if constants:
         notes.append(f"left out: {constants} constants of the backbone, which are computed: relative_position_index")
@@ -168,7 +169,9 @@ class _Shape:
 
         levels, channels = get("transformer.level_embed", 2).shape
         if channels != CHANNELS:
-            raise CheckpointError(f"a transformer of {channels} channels (hidden_dim); allowed: {CHANNELS}, as in TAO")
+            raise CheckpointError(
+                f"a transformer of {counted(channels, 'channel')} (hidden_dim); allowed: {CHANNELS}, as in TAO"
+            )
         if not levels:
             raise CheckpointError("transformer.level_embed has no levels; allowed: one or more")
         embed_dims = InferredArch.of(converted.backbone).embed_dims
@@ -281,9 +284,12 @@ def _mismatch(unknown: Sequence[str], missing: Sequence[str]) -> str:
     settings = sorted({setting for name in unknown if (setting := _setting(name))})
     parts = []
     if unknown:
-        parts.append(f"{len(unknown)} tensors have no counterpart in mmdet's DINO: {summarize(unknown, 20)}")
+        parts.append(
+            f"{counted(len(unknown), 'tensor has', 'tensors have')} no counterpart in mmdet's DINO: "
+            f"{summarize(unknown, 20)}"
+        )
     if missing:
-        parts.append(f"{len(missing)} tensors are missing: {summarize(missing, 20)}")
+        parts.append(f"{counted(len(missing), 'tensor is', 'tensors are')} missing: {summarize(missing, 20)}")
     if settings:
         parts.append(f"trained with settings of TAO that mmdet's DINO does not have: {', '.join(settings)}")
     return f"DINO of NVIDIA TAO: {'; '.join(parts)}. The backbone alone loads by load_pretrained or init_cfg"
@@ -324,7 +330,7 @@ def _select_classes(state: dict[str, Tensor], ids: Sequence[int], shape: _Shape)
     for name, rows in {labels: shape.num_classes + 1, **dict.fromkeys(heads, shape.num_classes)}.items():
         if state[name].shape[:1] != (rows,):  # TAO's last row of label_enc is for padding
             raise CheckpointError(
-                f"{name} {tuple(state[name].shape)}; allowed for {shape.num_classes} classes: {rows} rows"
+                f"{name} {tuple(state[name].shape)}; allowed for {counted(shape.num_classes, 'class')}: {rows} rows"
             )
         state[name] = state[name][list(ids)]
 
@@ -342,7 +348,9 @@ def _widen(state: dict[str, Tensor], features: int) -> None:
     if features == theirs:
         return
     if features != 2 * theirs:
-        raise CheckpointError(f"mmdet encodes a coordinate in {features} numbers; allowed: {theirs}, {2 * theirs}")
+        raise CheckpointError(
+            f"mmdet encodes a coordinate in {counted(features, 'number')}; allowed: {theirs}, {2 * theirs}"
+        )
     wide = weight.new_zeros(CHANNELS, 4, theirs // 2, 2, 2)  # coordinate, TAO's frequency, used or not, sine or cosine
     wide[:, :, :, 0] = weight.reshape(CHANNELS, 4, theirs // 2, 2)
     state[name] = wide.reshape(CHANNELS, 4 * features)

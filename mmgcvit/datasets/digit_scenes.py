@@ -21,7 +21,7 @@ SPLITS = ("train", "val")
 VAL_SCENES, VAL_DIGITS = 20, 5  # every twentieth scene and every fifth digit is for validation
 BACKGROUND_ID = 1  # of the segment of the background; those of the digits follow
 SINGLE_SIZE = 64  # side of the images of single digits, in pixels
-README = """Digit scenes, made by tools/make_digit_scenes.py --images {images} --size {size} --seed {seed}
+README = """Digit scenes, made by mmgcvit make-digit-scenes --images {images} --size {size} --seed {seed}
 
 images/{{train,val}}/*.jpg                        scenes of {size} x {size} pixels
 annotations/instances_{{train,val}}.json          COCO instances (masks as run lengths)

@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from PIL import Image, ImageOps
 
 from mmgcvit.utils.images import DEEP, PNG, any_image_size, bits_per_value, exif_orientation, has_alpha, require_pixels
+from mmgcvit.utils.text import counted
 
 REDUCED = "16-bit image loaded as 8 bits"  # a kind of loss
 TAIL = 1024  # an intact file has its end mark in this many bytes at its end
@@ -162,9 +163,9 @@ def describe_losses(content: bytes, loaded: np.ndarray, raw: np.ndarray | None, 
             ):
                 found.append(("transparency ignored", "its alpha channel is dropped"))
             if image.mode in ("P", "PA"):
-                found.append(("palette image", f"its colours are loaded, as {channels} channels"))
+                found.append(("palette image", f"its colours are loaded, as {counted(channels, 'channel')}"))
             elif image.mode == "CMYK":
-                found.append(("CMYK image", f"converted to {channels} channels without its colour profile"))
+                found.append(("CMYK image", f"converted to {counted(channels, 'channel')} without its colour profile"))
             elif image.mode == "1":
                 found.append(("1-bit image", f"loaded with values from {loaded.min()} to {loaded.max()}"))
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a photo with previews

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from mmgcvit.datasets.problems import Problem
 from mmgcvit.datasets.report import DatasetReport
 from mmgcvit.utils import file_sha256
+from mmgcvit.utils.text import counted
 
 
 def report_leaks(reports: Sequence[DatasetReport]) -> None:
@@ -32,7 +33,7 @@ def report_leaks(reports: Sequence[DatasetReport]) -> None:
             seen = {digest(path): path for path in trained[size]} if size in trained else {}
             pairs += [(path, seen[digest(path)]) for path in paths if digest(path) in seen] if seen else []
         if pairs:
-            what = f"{len(pairs)} of {len(report.files)} images are also in the training data, such as"
+            what = f"{len(pairs)} of {counted(len(report.files), 'image')} also in the training data, such as"
             what = f"{what} {pairs[0][0]}" + (f" ({pairs[0][1]})" if pairs[0][0] != pairs[0][1] else "")
             report.problems.append(Problem("leak", report.source, f"{what}: the metrics will be too good", False))
 

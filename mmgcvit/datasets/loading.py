@@ -32,6 +32,7 @@ from mmgcvit.datasets.problems import Problem
 from mmgcvit.errors import AnnotationError, CorruptImageError, UsageError
 from mmgcvit.registry import TRANSFORMS, type_name
 from mmgcvit.utils.images import TIFF, any_image_size, check_pixels, turn_upright
+from mmgcvit.utils.text import counted
 
 JPEG = b"\xff\xd8"
 MAX_SKIPPED = 100  # images that are skipped one after the other
@@ -189,14 +190,15 @@ class LoadCheckedImage(LoadImageFromFile):
     def _corrupt(self, path: str, reason: str) -> None:
         if self.corrupt == "stop" and not self.ignore_empty:
             raise CorruptImageError(
-                f"image {path}: {reason}. This stops the run; use `tools/train.py --corrupt "
+                f"image {path}: {reason}. This stops the run; use `mmgcvit train --corrupt "
                 "skip` to skip and count such images"
             )
         self.skipped += 1
         self.in_a_row += 1
         if self.in_a_row >= MAX_SKIPPED:
             raise CorruptImageError(
-                f"{self.in_a_row} images one after the other cannot be loaded, the last {path}: {reason}. Is their "
+                f"{counted(self.in_a_row, 'image')} one after the other cannot be loaded, the last {path}: {reason}. "
+                "Is their "
                 "drive there?"
             )
         # Log at level ERROR: mmengine hides lower levels in all processes but the first.
@@ -234,7 +236,7 @@ class ImageChecker:
             problems.append(Problem("channels", path, wrong, True))
         if image.dtype.kind == "f" and not np.isfinite(image).all():
             count = int((~np.isfinite(image)).sum())
-            problems.append(Problem("image", path, f"{count} values are NaN or infinite", True))
+            problems.append(Problem("image", path, f"{counted(count, 'value is', 'values are')} NaN or infinite", True))
         raw = None if content.startswith(JPEG) or image.dtype != np.uint8 else _raw(content)
         losses = describe_losses(content, image, raw, REMEDY)
         return (image.shape[1], image.shape[0]), problems + [Problem(kind, path, what, False) for kind, what in losses]
@@ -254,7 +256,7 @@ def wrong_channels(image: np.ndarray, expected: int | None, color_type: str) -> 
     if expected in (None, channels):
         return None
     return (
-        f"{channels} channels as loaded (color_type={color_type!r}); allowed: {expected}, as "
+        f"{counted(channels, 'channel')} as loaded (color_type={color_type!r}); allowed: {expected}, as "
         "model.backbone.in_channels says"
     )
 

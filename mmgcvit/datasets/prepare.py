@@ -15,7 +15,7 @@ from timm.data import ImageNetInfo
 from mmgcvit.errors import PrepareError
 from mmgcvit.utils import file_sha256, summarize
 from mmgcvit.utils.files import file_md5
-from mmgcvit.utils.text import shown
+from mmgcvit.utils.text import counted, shown
 
 
 @dataclass
@@ -123,11 +123,11 @@ def check_coco(folder: Path) -> Report:
         images = folder / split.name
         count = _count(images, (".jpg",))
         if count != split.images:
-            found = f"{count} images" if images.is_dir() else "no such folder"
+            found = counted(count, "image") if images.is_dir() else "no such folder"
             report.problems.append(f"{images}: {found}; expected {split.images}")
             _archive(folder, split.name, split.archive_md5, split.name, report, needed=True)
         else:
-            report.lines.append(f"{images}: {count} images")
+            report.lines.append(f"{images}: {counted(count, 'image')}")
         _coco_json(folder, split, archive, report)
     return report
 
@@ -170,7 +170,7 @@ def check_imagenet(folder: Path) -> Report:
     for split, expected, archive in IMAGENET_SPLITS:
         path = folder / split
         if not path.is_dir():
-            report.problems.append(f"{path}: no such folder; expected {len(synsets)} class folders")
+            report.problems.append(f"{path}: no such folder; expected {counted(len(synsets), 'class folder')}")
             report.advice.append(f"download {archive} from {IMAGENET_URL} (needs an account) and unpack it into {path}")
             continue
         counts = {
@@ -180,7 +180,9 @@ def check_imagenet(folder: Path) -> Report:
         lacking, beyond = sorted(synsets - counts.keys()), sorted(counts.keys() - synsets)
         empty = sorted(name for name in synsets & counts.keys() if not counts[name])
         if loose:
-            report.problems.append(f"{path}: {loose} images outside class folders, so their classes are unknown")
+            report.problems.append(
+                f"{path}: {counted(loose, 'image')} outside class folders, so their classes are unknown"
+            )
             report.advice.append(
                 f"the archive of val has no class folders; in {path} run the commands of {VAL_SCRIPT}, which create "
                 "them and move the images"
@@ -193,13 +195,13 @@ def check_imagenet(folder: Path) -> Report:
             report.advice.append(
                 f"in {path}: for f in *.tar; do mkdir -p ${{f%.tar}} && tar -xf $f -C ${{f%.tar}} && rm $f; done"
             )
-        for names, what in (
-            (lacking, "class folders are missing"),
-            (empty, "class folders are empty"),
-            (beyond, "folders are not classes of ImageNet-1k"),
+        for names, one, many in (
+            (lacking, "class folder is missing", "class folders are missing"),
+            (empty, "class folder is empty", "class folders are empty"),
+            (beyond, "folder is not a class of ImageNet-1k", "folders are not classes of ImageNet-1k"),
         ):
             if names:
-                report.problems.append(f"{path}: {len(names)} {what}: {summarize(names)}")
+                report.problems.append(f"{path}: {counted(len(names), one, many)}: {summarize(names)}")
         if beyond:
             report.advice.append(
                 f"move folders that are not classes out of {path}; the thousand classes are named like n01440764"
@@ -208,18 +210,19 @@ def check_imagenet(folder: Path) -> Report:
         uneven = sorted(name for name in synsets & counts.keys() if counts[name] not in (0, IMAGENET_PER_CLASS))
         if split == "val" and uneven:
             report.problems.append(
-                f"{path}: {len(uneven)} class folders without their {IMAGENET_PER_CLASS} images: {summarize(uneven)}"
+                f"{path}: {counted(len(uneven), 'class folder')} without their {IMAGENET_PER_CLASS} images: "
+                f"{summarize(uneven)}"
             )
             report.advice.append(
                 f"images of val are in the wrong class folders or missing: unpack {archive} "
                 f"into an empty {path} again, and run the commands of {VAL_SCRIPT} there"
             )
         if found != expected:
-            report.problems.append(f"{path}: {found} images in class folders; expected {expected}")
+            report.problems.append(f"{path}: {counted(found, 'image')} in class folders; expected {expected}")
         if (found != expected or lacking or empty) and not loose and not tars:
             report.advice.append(f"unpack {archive} (from {IMAGENET_URL}) into {path} again")
         if found == expected and not (lacking or beyond or empty):
-            report.lines.append(f"{path}: {found} images in {len(counts)} class folders")
+            report.lines.append(f"{path}: {counted(found, 'image')} in {counted(len(counts), 'class folder')}")
     return report
 
 
@@ -227,10 +230,10 @@ def _pairs(folder: Path, split: Pairs, report: Report) -> None:
     images = _names(folder / split.images, split.image_suffix)
     labels = _names(folder / split.labels, split.label_suffix)
     for kind, place, suffix, names in (
-        ("images", split.images, split.image_suffix, images),
-        ("label maps", split.labels, split.label_suffix, labels),
+        ("image", split.images, split.image_suffix, images),
+        ("label map", split.labels, split.label_suffix, labels),
     ):
-        found = f"{len(names)} {kind} *{suffix}" if (folder / place).is_dir() else "no such folder"
+        found = f"{counted(len(names), kind)} *{suffix}" if (folder / place).is_dir() else "no such folder"
         if len(names) != split.count:
             report.problems.append(f"{folder / place}: {found}; expected {split.count}")
         else:
@@ -238,11 +241,14 @@ def _pairs(folder: Path, split: Pairs, report: Report) -> None:
         empty = [path for name in sorted(names) if not os.path.getsize(path := folder / place / f"{name}{suffix}")]
         if empty:
             report.problems.append(
-                f"{folder / place}: {len(empty)} files of 0 bytes, such as {empty[0].name}: unpack the archive again"
+                f"{folder / place}: {counted(len(empty), 'file')} of 0 bytes, such as {empty[0].name}: unpack the "
+                "archive again"
             )
     alone = sorted(images - labels)
     if alone and labels:
-        report.problems.append(f"{folder / split.labels}: no label maps for {len(alone)} images, such as {alone[0]}")
+        report.problems.append(
+            f"{folder / split.labels}: no label maps for {counted(len(alone), 'image')}, such as {alone[0]}"
+        )
 
 
 def _names(folder: Path, suffix: str) -> set[str]:
@@ -270,7 +276,8 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
     names = {image.get("file_name") for image in instances["images"] if isinstance(image, dict)}
     if counts != expected:
         report.problems.append(
-            f"{path}: {counts[0]} images, {counts[1]} annotations, {counts[2]} categories; expected "
+            f"{path}: {counted(counts[0], 'image')}, {counted(counts[1], 'annotation')}, "
+            f"{counted(counts[2], 'category', 'categories')}; expected "
             f"{expected[0]}, {expected[1]}, {expected[2]}"
         )
         report.advice.append(_download(COCO_ANNOTATIONS[0], "annotations"))
@@ -279,7 +286,7 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
     missing = sorted(str(name) for name in names - set(os.listdir(images))) if images.is_dir() else []
     if missing:
         report.problems.append(
-            f"{images}: {len(missing)} images listed in {path.name} are missing, such as {missing[0]}"
+            f"{images}: {counted(len(missing), 'image')} listed in {path.name} missing, such as {missing[0]}"
         )
         return
     same = ""
@@ -289,7 +296,9 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
                 report.problems.append(f"{path}: differs from its copy in {archive}; unpack it again")
                 return
         same = f", as in {archive.name}"
-    report.lines.append(f"{path}: {counts[0]} images, {counts[1]} annotations{same}, SHA-256 {file_sha256(path)}")
+    report.lines.append(
+        f"{path}: {counted(counts[0], 'image')}, {counted(counts[1], 'annotation')}{same}, SHA-256 {file_sha256(path)}"
+    )
 
 
 def _archive(folder: Path, name: str, md5: str, kind: str, report: Report, needed: bool = False) -> Path | None:

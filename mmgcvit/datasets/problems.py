@@ -47,7 +47,7 @@ def refuse(problems: Sequence[Problem]) -> None:
         raise AnnotationError("\n".join(map(str, broken[:SHOWN])) + more)
     first = {problem.kind: problem for problem in reversed(problems)}
     for kind, count in Counter(problem.kind for problem in problems).items():
-        more = f" ({count} of this kind; tools/check_data.py lists them)" if count > 1 else ""
+        more = f" ({count} of this kind; `mmgcvit check-data` lists them)" if count > 1 else ""
         prefix = "" if str(first[kind]).startswith(kind) else f"{kind}: "
         print_log(f"{prefix}{first[kind]}{more}", logger="current", level=logging.WARNING)
 

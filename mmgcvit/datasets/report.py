@@ -26,7 +26,7 @@ class DatasetReport:
     empty: int = 0
     objects: int = 0
     kept: int = 0
-    crowds: int = 0  # objects that are ignored on purpose: iscrowd=1, or difficult
+    crowds: int = 0  # those of `objects` that are ignored on purpose: iscrowd=1, or difficult
     classes: dict[str, int] = field(default_factory=dict)
     ignored: dict[str, int] = field(
         default_factory=dict
@@ -49,13 +49,17 @@ def print_reports(reports: Sequence[DatasetReport]) -> None:
     table.add_column("set")
     table.add_column("annotations", overflow="fold")
     unit = sets[0].unit if sets else "objects"
-    for title in ("images", "empty", unit, "used"):
+    ignored = any(report.crowds for report in sets)
+    for title in ("images", "empty", unit, *(["ignored"] if ignored else []), "used"):
         table.add_column(title, justify="right")
     for report in sets:
-        table.add_row(
-            report.name, shown(report.source), str(report.images), str(report.empty), str(report.objects), _used(report)
-        )
+        numbers = [report.images, report.empty, report.objects - report.crowds, report.crowds, report.kept]
+        if not ignored:
+            del numbers[3]
+        table.add_row(report.name, shown(report.source), *map(str, numbers))
     console.print(table)
+    if ignored:
+        console.print(f"ignored: crowds (iscrowd=1) or difficult {unit}; nothing else counts them", markup=False)
     for title, rows in (
         (f"{unit} by class", [report.classes | report.ignored for report in sets]),
         ("images by longer side, in pixels", [_binned(report.sizes) for report in sets]),
@@ -85,10 +89,6 @@ def print_reports(reports: Sequence[DatasetReport]) -> None:
         if broken
         else "nothing that would break training"
     )
-
-
-def _used(report: DatasetReport) -> str:
-    return f"{report.kept}, without {report.crowds} crowd" if report.crowds else str(report.kept)
 
 
 def _binned(sizes: Counter) -> dict[str, int]:

@@ -13,6 +13,7 @@ from mmgcvit.distillation.teacher import Teacher
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import MODELS
 from mmgcvit.tasks.classification.classifier import GCViTClassifier
+from mmgcvit.utils.text import counted
 
 
 @MODELS.register_module()
@@ -84,7 +85,7 @@ class DistilledClassifier(GCViTClassifier):
         """Compare the teacher with the student."""
         if with_logits and self.teacher.num_classes != self.num_classes:
             raise UsageError(
-                f"teacher: {self.teacher.name!r} has {self.teacher.num_classes} classes, but num_classes="
+                f"teacher: {self.teacher.name!r} has {counted(self.teacher.num_classes, 'class')}, but num_classes="
                 f"{self.num_classes}; allowed with logits: the same classes. Train the teacher on your classes first, "
                 "and set teacher.checkpoint to its file; or use features instead of logits"
             )
@@ -97,7 +98,8 @@ class DistilledClassifier(GCViTClassifier):
         for name, values in (("mean", self.teacher.mean), ("std", self.teacher.std)):
             if len(values) not in (1, channels):
                 raise UsageError(
-                    f"teacher: {name} of {len(values)} values for in_chans={channels}; allowed: 1 or one per channel"
+                    f"teacher: {name} of {counted(len(values), 'value')} for in_chans={channels}; allowed: 1 or one "
+                    "per channel"
                 )
         if not all(isinstance(getattr(self.data_preprocessor, name, None), Tensor) for name in ("mean", "std")):
             raise UsageError(

@@ -26,6 +26,7 @@ from mmgcvit.checkpoint.sources import resolve_source
 from mmgcvit.distillation.settings import backbone_settings, differing, normalisation
 from mmgcvit.errors import CheckpointError, UsageError
 from mmgcvit.utils import summarize
+from mmgcvit.utils.text import counted
 
 
 class Teacher:
@@ -189,7 +190,8 @@ class Teacher:
         given = next((len(tensors[name]) for name in heads if name in tensors), self.num_classes)
         if self.num_classes and given != self.num_classes:
             raise CheckpointError(
-                f"teacher: checkpoint {file!r} has {given} classes, but num_classes={self.num_classes}; allowed with "
+                f"teacher: checkpoint {file!r} has {counted(given, 'class')}, but num_classes={self.num_classes}; "
+                "allowed with "
                 "logits: the same classes"
             )
         if any(isinstance(module, GCViT) for module in network.modules()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,13 @@ def image_paths(dataset: Any) -> Iterator[Path]:
         for index in range(len(inner)):
             if (path := image_path(inner, index)) is not None:
                 yield path
+
+
+def is_of_class(name: str, classes: Iterable[str]) -> bool:
+    """Whether a metric is that of one class, such as 'coco/cat_precision', 'IoU.cat' or 'coco_panoptic/cat_PQ'."""
+    ends = ("{}_precision", "bbox_{}_precision", "segm_{}_precision", "IoU.{}", "Acc.{}", "{}_PQ")
+    names = {text.format(label) for label in classes for text in ends}
+    return name in names or name.partition("/")[2] in names
 
 
 def tell_classes_apart(evaluator: Any) -> None:

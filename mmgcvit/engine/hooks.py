@@ -117,7 +117,7 @@ class InvalidLossHook(Hook):
         raise InvalidLossError(
             f"iteration {runner.iter + 1}: the loss is not finite: {values}. Last good checkpoint: {good or 'none yet'}"
             ". A lower learning rate, a longer warm-up, optim_wrapper.clip_grad or bf16 in place of fp16 may help; "
-            "tools/check_data.py looks for broken annotations"
+            "`mmgcvit check-data` looks for broken annotations"
         )
 
 

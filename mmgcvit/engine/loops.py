@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from mmgcvit.errors import ClassificationDataError
 from mmgcvit.registry import LOOPS
+from mmgcvit.utils.text import counted
 
 EPOCH_LENGTH = "epoch_length"  # key in the message hub; in iterations
 
@@ -49,7 +50,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self.same_length = same_length
         if not len(self.dataloader):
             raise ClassificationDataError(
-                f"{len(self.dataloader.dataset)} training images do not fill a batch of batch_size="
+                f"{counted(len(self.dataloader.dataset), 'training image does', 'training images do')} not fill a "
+                "batch of batch_size="
                 f"{self.dataloader.batch_size} per process, and drop_last drops incomplete batches; allowed: "
                 "a smaller batch size"
             )
@@ -63,7 +65,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
             old = before or self.iter / self.epoch
             if old != length and self.iter == self.epoch * old:
                 print_log(
-                    f"an epoch has {length} iterations; it had {old:g} in the run to resume, which was stopped between "
+                    f"an epoch has {counted(length, 'iteration')}; it had {old:g} in the run to resume, which was "
+                    "stopped between "
                     "two epochs",
                     logger="current",
                     level=logging.WARNING,

@@ -14,15 +14,19 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import numpy as np
 import torch
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
 
 from mmgcvit.checkpoint.sources import READER
+from mmgcvit.engine.evaluation import is_of_class
+from mmgcvit.engine.guarded_stream import GuardedStream
 from mmgcvit.utils.paths import short_path, short_paths
+from mmgcvit.utils.text import counted
 
 #: Beginnings of log messages that are not shown: dumps, and what the progress lines say already.
 HIDDEN_LOGS = (
@@ -103,9 +107,10 @@ class Output(io.TextIOBase):
         live: rich's Progress while a live line is shown.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | GuardedStream) -> None:
         self.stream = stream
         self.filtering = True
+        self.quiet = False  # show no messages but warnings
         self.live: Any = None
         self.waiting = ""  # the beginning of a line
         self.evaluated = ""  # what mmdet evaluates
@@ -132,6 +137,8 @@ class Output(io.TextIOBase):
         record = _RECORD.fullmatch(_COLOURS.sub("", text)) if self.filtering else None
         if record is not None:  # a handler writes a record at once
             level, message = record.groups()
+            if self.quiet and level == "INFO":
+                return len(text)
             if what := _EVALUATING.match(message):
                 self.evaluated = what[1]
             if message.startswith("\n+-"):
@@ -182,13 +189,21 @@ class Output(io.TextIOBase):
 def short_output(verbose: bool = False) -> Iterator[None]:
     """Show the progress of runs inside the block in short lines, without dumps and without others' warnings.
 
+    If the reader of standard output goes away, the program ends, or a training goes on
+    (:class:`~mmgcvit.engine.guarded_stream.GuardedStream`).
+
     Args:
-        verbose: change nothing.
+        verbose: show everything.
     """
+    before, guarded = sys.stdout, GuardedStream(sys.stdout)
     if verbose:
-        yield
+        sys.stdout = guarded
+        try:
+            yield
+        finally:
+            sys.stdout = before
         return
-    before, output = sys.stdout, Output(sys.stdout)
+    output = Output(guarded)
     with warnings.catch_warnings():
         for message in HIDDEN_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
@@ -200,6 +215,20 @@ def short_output(verbose: bool = False) -> Iterator[None]:
             output.flush()
             output.filtering = False  # loggers keep the stream
             sys.stdout = before
+
+
+@contextmanager
+def only_warnings() -> Iterator[None]:
+    """Show no messages but warnings inside the block, where :func:`short_output` is used: the log file has all."""
+    output = sys.stdout
+    if not isinstance(output, Output):
+        yield
+        return
+    output.quiet = True
+    try:
+        yield
+    finally:
+        output.quiet = False
 
 
 class ProgressHook(Hook):
@@ -252,11 +281,15 @@ class ProgressHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Write the metrics."""
-        self.output.show(f"{_where(runner, runner.iter)}  validation  {_values(metrics)}")
+        values = "  ".join(f"{name}: {value}" for name, value in _results(runner.val_dataloader, metrics))
+        self.output.show(f"{_where(runner, runner.iter)}  validation  {values}")
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Write the metrics."""
-        self.output.show(f"test  {_values(metrics)}")
+        """Write the metrics, one per line."""
+        found = _results(runner.test_dataloader, metrics)
+        width = max((len(name) for name, _ in found), default=0)
+        lines = [f"  {name:<{width}}  {value}" for name, value in found]
+        self.output.show("\n".join([f"results on {counted(len(runner.test_dataloader.dataset), 'image')}:", *lines]))
 
     def after_train(self, runner: Runner) -> None:
         """Remove the live line."""
@@ -264,14 +297,16 @@ class ProgressHook(Hook):
         self.output.show(f"trained in {_duration(time.monotonic() - self.start)}")
 
 
-def _live(stream: TextIO) -> Any:
+def _live(stream: TextIO | GuardedStream) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.table import Column
 
     status = TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
     columns = (BarColumn(16), MofNCompleteColumn(), status)
-    return Progress(*columns, console=Console(file=stream), transient=True, expand=True, redirect_stdout=False)
+    return Progress(
+        *columns, console=Console(file=cast(TextIO, stream)), transient=True, expand=True, redirect_stdout=False
+    )
 
 
 def _by_epoch(runner: Runner) -> bool:
@@ -279,7 +314,7 @@ def _by_epoch(runner: Runner) -> bool:
 
 
 def _length(runner: Runner) -> str:
-    return f"{runner.max_epochs} epochs" if _by_epoch(runner) else f"{runner.max_iters} iterations"
+    return counted(runner.max_epochs, "epoch") if _by_epoch(runner) else counted(runner.max_iters, "iteration")
 
 
 def _where(runner: Runner, done: int) -> str:
@@ -306,12 +341,16 @@ def _status(runner: Runner, window: int) -> str:
     return "  ".join(parts)
 
 
-def _values(metrics: Mapping[str, Any] | None) -> str:
-    """Metrics that are known, as text."""
-    known = {k: v for k, v in (metrics or {}).items() if v != UNKNOWN and v == v}  # not those without objects
+def _results(loader: DataLoader, metrics: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Names and values of metrics that are known, as text, without those of single classes: a table has them."""
+    classes = (getattr(loader.dataset, "metainfo", None) or {}).get("classes") or ()
     # numpy formats a float32 with the digits of a float64
     fractions = (float, np.floating)
-    return "  ".join(f"{k}: {v:.4f}" if isinstance(v, fractions) else f"{k}: {v}" for k, v in known.items())
+    return [
+        (name, f"{value:.4f}" if isinstance(value, fractions) else str(value))
+        for name, value in (metrics or {}).items()
+        if value != UNKNOWN and value == value and not is_of_class(name, classes)  # not those without objects
+    ]
 
 
 def _duration(seconds: float) -> str:

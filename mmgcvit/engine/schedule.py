@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from mmgcvit.datasets.problems import Problem
 from mmgcvit.errors import UsageError
 from mmgcvit.registry import HOOKS, type_name
+from mmgcvit.utils.text import counted
 
 #: mmengine's training loops and ours: whether they count epochs.
 LOOPS = {"EpochBasedTrainLoop": True, "ResumableTrainLoop": True, "IterBasedTrainLoop": False}
@@ -258,7 +259,7 @@ def fit_warmups_to_iterations(runner: Any) -> list[str]:
     if not isinstance(runner, Runner) or not runner.param_schedulers or not counts_epochs(runner.cfg.train_cfg):
         return []
     length = runner.train_loop.max_iters
-    run = f"{length} iterations in train_cfg.max_epochs={runner.train_loop.max_epochs}"
+    run = f"{counted(length, 'iteration')} in train_cfg.max_epochs={runner.train_loop.max_epochs}"
     runner.param_schedulers, messages = shorten_warmups(runner.param_schedulers, run, False, length)
     return messages
 

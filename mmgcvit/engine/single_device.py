@@ -13,6 +13,7 @@ from torch import distributed as dist
 from torch import nn
 
 from mmgcvit.errors import UsageError
+from mmgcvit.utils.text import counted
 
 ORIGINAL = "original_base_batch_size"  # key of ``auto_scale_lr`` for the config's own value
 #: Environment variables with the number of processes, by launcher.
@@ -49,7 +50,7 @@ def revert_sync_bn(runner: Any) -> int:
     else:
         runner.model = revert_sync_batchnorm(model)
     reason = "on a CPU" if on_cpu else "with one process"
-    print_log(f"SyncBN is replaced by BN in {len(layers)} layers: the run is {reason}", logger="current")
+    print_log(f"SyncBN is replaced by BN in {counted(len(layers), 'layer')}: the run is {reason}", logger="current")
     return len(layers)
 
 
@@ -89,7 +90,8 @@ def scale_single_device_lr(cfg: Config, requested: bool | None = None) -> bool:
         rate = (cfg.optim_wrapper.get("optimizer") or {}).get("lr")
         change = "" if rate is None else f" from {rate:g} to {rate * batch * steps / base:g}"
         print_log(
-            f"the learning rate is scaled{change}: one process trains on {batch * steps} images per step, and the "
+            f"the learning rate is scaled{change}: one process trains on {counted(batch * steps, 'image')} per step, "
+            "and the "
             f"config is tuned for auto_scale_lr.base_batch_size={base}; --cfg-options auto_scale_lr.enable=False keeps "
             "it",
             logger="current",

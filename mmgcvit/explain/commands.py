@@ -1,4 +1,4 @@
-"""Figures of what a trained model attends to, as made by tools/explain.py."""
+"""Figures of what a trained model attends to, as made by ``mmgcvit explain``."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""The command ``mmgcvit export`` and ``tools/export.py``."""
+"""``mmgcvit export``: export a trained model to one file."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,13 +15,13 @@ from rich.table import Table
 
 from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.engine.progress import UNKNOWN, short_output
-from mmgcvit.errors import MMGCViTError, UsageError
+from mmgcvit.errors import UsageError
 from mmgcvit.export.exporter import Exportable, export
 from mmgcvit.export.formats import SUFFIXES
 from mmgcvit.runtime.metadata import ModelInfo
 from mmgcvit.utils.arguments import add_trust_argument
 from mmgcvit.utils.paths import short_path
-from mmgcvit.utils.text import shown, wide_console
+from mmgcvit.utils.text import counted, wide_console
 
 DATA_IMAGES = 4  # images of the test data that a file is compared on, unless others are given
 
@@ -76,25 +75,21 @@ def _batch(text: str) -> int | None:
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     console = wide_console()
-    try:
-        with short_output(), trust_checkpoints(args.trust_checkpoint):
-            verification = Verification(args.verify, args.fp16, bool(args.int8), console)
-            verification.validate(Path(args.out))
-            done = export(
-                args.config,
-                args.checkpoint,
-                args.out,
-                tuple(args.shape) if args.shape else None,
-                args.dynamic,
-                args.batch,
-                args.fp16,
-                args.int8,
-                verification,
-                args.cfg_options,
-            )
-    except MMGCViTError as error:
-        print(shown(f"export: {error}"), file=sys.stderr)
-        return 1
+    with short_output(), trust_checkpoints(args.trust_checkpoint):
+        verification = Verification(args.verify, args.fp16, bool(args.int8), console)
+        verification.validate(Path(args.out))
+        done = export(
+            args.config,
+            args.checkpoint,
+            args.out,
+            tuple(args.shape) if args.shape else None,
+            args.dynamic,
+            args.batch,
+            args.fp16,
+            args.int8,
+            verification,
+            args.cfg_options,
+        )
     size = done.file.stat().st_size
     if done.file.suffix == ".xml":
         size += done.file.with_suffix(".bin").stat().st_size
@@ -119,7 +114,7 @@ def describe(info: ModelInfo) -> str:
     batch, height, width = ("any" if size is None else str(size) for size in info.shape)
     size = "any size" if height == width == "any" else f"{height} x {width}"
     names = ", ".join(info.outputs)
-    return f"{info.model}: batch {batch}, {info.channels} channels, {size}, {info.dtype} -> {names}"
+    return f"{info.model}: batch {batch}, {counted(info.channels, 'channel')}, {size}, {info.dtype} -> {names}"
 
 
 class Verification:
@@ -158,7 +153,7 @@ class Verification:
         found = verify.compare(model, verify.open_file(file), batches, allowed)
         sizes = ", ".join(f"{height} x {width}" for height, width in dict.fromkeys(found.sizes))
         self.console.print(
-            f"{file.name} against the model, {found.images} inputs from {source}, {sizes}:",
+            f"{file.name} against the model, {counted(found.images, 'input')} from {source}, {sizes}:",
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -216,12 +211,3 @@ def data_images(cfg: Any) -> Iterator[Path]:
         yield from filter(Path.is_file, image_paths(dataset))
     except Exception:  # data sets raise many types of errors if their files are missing
         return
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``tools/export.py``."""
-    parser = argparse.ArgumentParser(
-        description="Export a trained model to one file: python tools/export.py CONFIG CHECKPOINT OUT.onnx"
-    )
-    add_arguments(parser)
-    return run(parser.parse_args(argv))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgcvit.errors import ExportError
+from mmgcvit.utils.text import counted
 
 
 class Preprocess(nn.Module):
@@ -45,7 +46,9 @@ class Preprocess(nn.Module):
         std = torch.ones(1) if std is None else std.detach().float().flatten().cpu()
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, channels):
-                raise ExportError(f"data_preprocessor.{name}: {len(values)} values; allowed: {channels}, or 1")
+                raise ExportError(
+                    f"data_preprocessor.{name}: {counted(len(values), 'value')}; allowed: {channels}, or 1"
+                )
             self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
         test_cfg = getattr(preprocessor, "test_cfg", None) or {}  # of mmseg's preprocessor
         divisors = test_cfg.get("size_divisor"), getattr(preprocessor, "pad_size_divisor", None)

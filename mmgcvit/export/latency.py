@@ -23,6 +23,7 @@ from mmgcvit.registry import type_name
 from mmgcvit.runtime.predictor import Predictor
 from mmgcvit.runtime.resize import prepare
 from mmgcvit.utils.inputs import Input, list_inputs
+from mmgcvit.utils.text import counted
 
 STAGES = ("prepare", "network", "post-processing")
 CAPTION = (
@@ -121,7 +122,8 @@ def _compile(backbone: torch.nn.Module) -> None:
 def _file_run(predictor: Predictor) -> Run:
     if (batch := predictor.info.shape[0] or 1) > 1:
         raise BenchmarkError(
-            f"{predictor.session.file}: takes batches of {batch} images only; allowed: files exported with --batch 1 "
+            f"{predictor.session.file}: takes batches of {counted(batch, 'image')} only; allowed: files exported with "
+            "--batch 1 "
             "or --batch dynamic, as images are measured one by one"
         )
 

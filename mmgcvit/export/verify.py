@@ -15,6 +15,7 @@ from mmgcvit.export.reference import predict
 from mmgcvit.runtime.masks import paste
 from mmgcvit.runtime.metadata import ModelInfo
 from mmgcvit.runtime.session import Session, open_session
+from mmgcvit.utils.text import counted
 
 Outputs = dict[str, np.ndarray]  # by name, with the batch as the first dimension
 
@@ -90,7 +91,7 @@ class Differences:
         if task == "classification":
             return [
                 ("largest difference of a probability", f"{self.score:.2g}", "score"),
-                ("same most probable class", f"{self.top1} of {self.images} images", ""),
+                ("same most probable class", f"{self.top1} of {counted(self.images, 'image')}", ""),
             ]
         if task == "segmentation":
             return [("pixels with another label", f"{100 * self.labels:.4f} %", "labels")]

@@ -1,11 +1,9 @@
-"""The commands ``mmgcvit finetune`` and ``mmgcvit data``."""
+"""Fine-tuning on a data set in one call, and what is said of it: ``mmgcvit finetune`` and ``mmgcvit data``."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -17,11 +15,10 @@ from rich.table import Table
 
 from mmgcvit import apis
 from mmgcvit.apis.lock import lock_work_dir
-from mmgcvit.checkpoint import trust_checkpoints
 from mmgcvit.checkpoint.weights import fetch
 from mmgcvit.datasets.check import check_data
 from mmgcvit.datasets.report import print_reports
-from mmgcvit.errors import CheckpointError, MMGCViTError, UsageError
+from mmgcvit.errors import CheckpointError, UsageError
 from mmgcvit.finetune import config as configs
 from mmgcvit.finetune.batch import fits, largest_batch
 from mmgcvit.finetune.config import Settings
@@ -31,12 +28,10 @@ from mmgcvit.finetune.teacher import distillation, require_teacher
 from mmgcvit.finetune.work_dir import FOLDER, clear, config_to_resume, require_untrained, write_config
 from mmgcvit.finetune.write import convert
 from mmgcvit.report.make import report_after_training
-from mmgcvit.utils.arguments import add_trust_argument
-from mmgcvit.utils.images import set_max_pixels
 from mmgcvit.utils.paths import short_path
-from mmgcvit.utils.text import printable, shown, wide_console
+from mmgcvit.utils.program import command_line
+from mmgcvit.utils.text import counted, printable, shown, wide_console
 
-AUTO = "auto"
 ARCH = "tiny"
 MOST = 256  # images of a batch that is found automatically
 SHOWN = 30  # classes in the table of counts
@@ -160,15 +155,14 @@ def resume(work_dir: Path, options: Options, say: Callable[[str], None]) -> Path
 
 def run_training(cfg: Config, path: Path, work_dir: Path, say: Callable[[str], None], resume: bool = False) -> Path:
     """Train, evaluate the best checkpoint, write the report, and say how to use the model."""
-    cfg.command = shlex.join(["mmgcvit", *sys.argv[1:]])  # for the report, and to go on with the run
+    cfg.command = command_line()  # for the report, and to go on with the run
     apis.train(cfg, resume)
     best = sorted(work_dir.glob("best_*.pth"), key=lambda file: file.stat().st_mtime)
     checkpoint = str(best[-1]) if best else apis.newest_checkpoint(work_dir)
     if checkpoint:
         evaluated = apis.load_config(path, str(work_dir / "test"))
-        metrics = apis.test(evaluated, checkpoint)
-        name = cfg.default_hooks.checkpoint.save_best
-        say(f"result of {Path(checkpoint).name} on the validation images: {name} {metrics[name]:.4g}")
+        say(f"evaluating the {'best' if best else 'last'} checkpoint on the validation images")
+        apis.test(evaluated, checkpoint)
     report_after_training(work_dir)
     say(apis.end_of_run(work_dir, path, cfg))
     return work_dir
@@ -221,9 +215,11 @@ def describe_data(data: Data, task: str | None, say: Callable[[str], None]) -> N
     """Say what was recognised."""
     chosen = data.tasks[0]
     images = sum(map(len, data.splits.values()))
-    objects = sum(len(item.instances) for item in data.items)
-    said = f"{images} images, " + (f"{objects} objects, " if chosen in ("detect", "segment") else "")
-    say(shown(f"recognised: {FORMATS[data.format].title} in {data.root}: {said}{len(data.classes)} classes"))
+    objects = sum(not one.crowd for item in data.items for one in item.instances)
+    said = f"{counted(images, 'image')}, " + (
+        f"{counted(objects, 'object')}, " if chosen in ("detect", "segment") else ""
+    )
+    say(shown(f"recognised: {FORMATS[data.format].title} in {data.root}: {said}{counted(len(data.classes), 'class')}"))
     others = f"; for another: --task {', '.join(data.tasks[1:])}" if data.tasks[1:] else ""
     say(f"task: {chosen} ({TASKS[chosen]})" + ("" if task else f", which the annotations contain{others}"))
     for note in data.notes:
@@ -238,14 +234,18 @@ def print_counts(data: Data) -> None:
         table.add_column("images" if split == UNSPLIT else split, justify="right")
     table.add_row("images", *(str(len(items)) for items in data.splits.values()))
     if data.tasks[0] in ("detect", "segment"):
-        empty = [sum(not item.instances for item in items) for items in data.splits.values()]
+        splits = data.splits.values()
+        empty = [sum(all(one.crowd for one in item.instances) for item in items) for items in splits]
+        ignored = [sum(one.crowd for item in items for one in item.instances) for items in splits]
         table.add_row("images without objects", *map(str, empty))
+        if any(ignored):
+            table.add_row("ignored: crowds, difficult", *map(str, ignored))
     found = counts(data)
     for name in data.classes[:SHOWN]:
         numbers = ["" if data.tasks[0] == "semantic" else str(found[split][name]) for split in data.splits]
         table.add_row(f"class {printable(name)}", *numbers)
     if len(data.classes) > SHOWN:
-        table.add_row(f"{len(data.classes) - SHOWN} more classes", *("" for _ in data.splits))
+        table.add_row(counted(len(data.classes) - SHOWN, "more class"), *("" for _ in data.splits))
     wide_console().print(table, markup=False)
 
 
@@ -259,89 +259,7 @@ def describe_run(cfg: Config, settings: Settings, data: Data, say: Callable[[str
         learned = "probabilities" if "logits" in settings.distillation else "features"
         say(f"teacher: {teacher.get('checkpoint', teacher['name'])}; its {learned} are learned besides the labels")
     say(
-        f"{settings.epochs} epochs of {configs.training_images(data)} images, batch size {settings.batch}, "
-        f"size {settings.size}, learning rate {rate:.3g} ({own:g} for {base:g} images per step)"
+        f"{counted(settings.epochs, 'epoch')} of {counted(configs.training_images(data), 'image')}, batch size "
+        f"{settings.batch}, "
+        f"size {settings.size}, learning rate {rate:.3g} ({own:g} for {counted(int(base), 'image')} per step)"
     )
-
-
-def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``mmgcvit finetune``."""
-    _add_source(parser)
-    parser.add_argument("--arch", help=f"nano, xxtiny, xtiny, tiny, small, base, ... (default: {ARCH})")
-    parser.add_argument(
-        "--weights", metavar="NAME|FILE|none", help="weights to start from (default: ImageNet weights of the arch)"
-    )
-    parser.add_argument("--epochs", type=int, help="passes over the training images")
-    parser.add_argument(
-        "--batch", type=_batch, metavar="N|auto", help="images per step (default: auto, the largest that fits)"
-    )
-    parser.add_argument("--size", type=int, metavar="S", help="short side of the images in pixels")
-    parser.add_argument(
-        "--teacher", metavar="NAME|FILE",
-        help="for classify: also learn from a model of timm, or from a larger classifier with the same classes",
-    )  # fmt: skip
-    parser.add_argument("--work-dir", metavar="DIR", help="new folder for everything that is written")
-    parser.add_argument("--dry-run", action="store_true", help="show the config and the counts, and write nothing")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the work directory")
-    add_trust_argument(parser)
-
-
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``mmgcvit data``."""
-    actions = parser.add_subparsers(dest="action", required=True)
-    _add_source(actions.add_parser("show", help="show what is recognised, and count it"))
-    converter = actions.add_parser("convert", help="write annotations in the layout of the template configs")
-    _add_source(converter)
-    converter.add_argument("out", help="new folder")
-
-
-def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", help="folder with images and annotations, or one annotation file")
-    parser.add_argument("--task", choices=tuple(TASKS), help="default: what the annotations are for")
-    parser.add_argument("--format", choices=tuple(FORMATS), help="default: recognised by the files")
-    apis.add_pixels_argument(parser)
-
-
-def _batch(text: str) -> int | None:
-    if text == AUTO:
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a number, or {AUTO!r}") from None
-
-
-def run_finetune(args: argparse.Namespace) -> int:
-    """Run ``mmgcvit finetune`` and return its exit status."""
-    options = Options(
-        args.task, args.format, args.arch, args.weights, args.epochs, args.batch, args.size, args.work_dir,
-        args.dry_run, args.resume, args.teacher,
-    )  # fmt: skip
-    try:
-        set_max_pixels(args.max_pixels)
-        with apis.short_output(), trust_checkpoints(args.trust_checkpoint):
-            finetune(args.data, options)
-    except apis.RunStopped as stop:
-        print(shown(f"finetune: {stop}"), file=sys.stderr)
-        return stop.exit_status
-    except MMGCViTError as error:
-        print(shown(f"finetune: {error}"), file=sys.stderr)
-        return 1
-    return 0
-
-
-def run_data(args: argparse.Namespace) -> int:
-    """Run ``mmgcvit data`` and return its exit status."""
-    try:
-        set_max_pixels(args.max_pixels)
-        data = read_data(args.data, args.task, args.format)
-        describe_data(data, args.task, print)
-        if args.action == "convert":
-            split_off(data)
-            folder = convert(data, args.out)
-            print(shown(f"written: {folder}"))
-        print_counts(data)
-    except MMGCViTError as error:
-        print(shown(f"data: {error}"), file=sys.stderr)
-        return 1
-    return 0

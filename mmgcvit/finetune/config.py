@@ -284,7 +284,7 @@ def _edit(text: str, values: Mapping[str, Any], inserted: list[str]) -> str:
     start = next(i for i, line in enumerate(lines) if line.startswith("_base_"))
     header = [
         "# Written by `mmgcvit finetune` from a template of mmgcvit. You can change it and run it again:",
-        "#   python tools/train.py THIS_FILE --work-dir NEW_FOLDER",
+        "#   mmgcvit train THIS_FILE --work-dir NEW_FOLDER",
     ]
     return "\n".join([*header, lines[start], *inserted, *lines[start + 1 :]]) + f"\n{mark}{rest}".rstrip("\n")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from mmgcvit.datasets.files import header
 from mmgcvit.errors import AnnotationError
+from mmgcvit.utils.text import counted
 
 #: The tasks, with what the annotations hold for each.
 TASKS = {"detect": "boxes", "segment": "masks of objects", "semantic": "label maps", "classify": "class of an image"}
@@ -133,7 +134,9 @@ def merge_repeated(data: Data) -> None:
                 raise AnnotationError(f"{item.path}: is annotated twice, with different classes or label maps")
             first.instances += item.instances
         if len(kept) < len(items):
-            data.notes.append(f"{name}: {len(items) - len(kept)} images are listed more than once; they are kept once")
+            data.notes.append(
+                f"{name}: {counted(len(items) - len(kept), 'image is', 'images are')} listed more than once: kept once"
+            )
             data.splits[name] = list(kept.values())
 
 
@@ -156,7 +159,7 @@ def split_off(data: Data, fraction: float = 0.2, seed: int = 0) -> None:
         raise AnnotationError(f"{data.root}: some images belong to a split and some do not ({names})")
     source = UNSPLIT if UNSPLIT in data.splits else "train"
     if not data.splits.get(source):
-        found = ", ".join(f"{name} ({len(items)} images)" for name, items in data.splits.items()) or "none"
+        found = ", ".join(f"{name} ({counted(len(items), 'image')})" for name, items in data.splits.items()) or "none"
         raise AnnotationError(f"{data.root}: no training images; splits found: {found}; allowed: train, val, test")
     if data.splits.get("val"):
         return
@@ -173,7 +176,9 @@ def split_off(data: Data, fraction: float = 0.2, seed: int = 0) -> None:
         val += [item for stem in sorted(stems[:count]) for item in groups[stem]]
         train += [item for stem in sorted(stems[count:]) for item in groups[stem]]
     if not val:
-        raise AnnotationError(f"{data.root}: {len(train)} images with one name; allowed: at least 2 to split off one")
+        raise AnnotationError(
+            f"{data.root}: {counted(len(train), 'image')} with one name; allowed: at least 2 to split off one"
+        )
     rest = {name: items for name, items in data.splits.items() if name != "val"}
     data.splits = {"train": train, "val": val, **rest}
     data.notes.append(
@@ -205,12 +210,12 @@ def unique_names(names: Sequence[str], notes: list[str]) -> list[str]:
 
 
 def counts(data: Data) -> dict[str, Counter[str]]:
-    """Number of objects or images of each class, by split; empty for label maps, whose pixels are not counted."""
+    """Number of objects or images of each class, by split, without crowds; empty for label maps."""
     found: dict[str, Counter[str]] = {}
     for name, items in data.splits.items():
         found[name] = Counter()
         for item in items:
-            labels = [instance.label for instance in item.instances]
+            labels = [instance.label for instance in item.instances if not instance.crowd]
             labels += [] if item.label is None else [item.label]
             found[name].update(data.classes[label] for label in labels)
     return found

@@ -9,14 +9,16 @@ from typing import Any
 from mmgcvit.checkpoint.complete import class_names, compare_classes
 from mmgcvit.checkpoint.reader import read_checkpoint
 from mmgcvit.checkpoint.saved_config import saved_model
+from mmgcvit.checkpoint.weights import WEIGHTS
 from mmgcvit.distillation import Teacher
 from mmgcvit.distillation.settings import DEFAULTS, backbone_settings, normalisation
 from mmgcvit.errors import UsageError
 from mmgcvit.tasks.classification import Classification
-from mmgcvit.utils.text import shown
+from mmgcvit.utils.text import counted, shown
 
 SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".bin")  # of files; names of timm have other ones
 PAGE = "docs/distillation.md"
+ANY = "gcvit_tiny_any"  # model of mmgcvit.timm; its argument `arch` makes it any GC ViT
 
 
 def distillation(teacher: str, classes: Sequence[str], say: Callable[[str], None]) -> dict[str, Any]:
@@ -24,7 +26,7 @@ def distillation(teacher: str, classes: Sequence[str], say: Callable[[str], None
 
     Args:
         teacher: a checkpoint of a classifier of this project, whose probabilities are learned; or the name of a model
-            of timm with pretrained weights, whose features are learned.
+            of timm with pretrained weights, or of published GC ViT weights, whose features are learned.
         classes: names of the classes, in the order of the labels.
         say: prints a line: that classes of a file have other names.
 
@@ -35,9 +37,14 @@ def distillation(teacher: str, classes: Sequence[str], say: Callable[[str], None
     """
     if Path(teacher).is_file():
         return _of_file(str(Path(teacher).absolute()), classes, say)
-    if Path(teacher).suffix in SUFFIXES:
-        raise UsageError(f"teacher={teacher!r}: no such file; allowed: a file, or the name of a model of timm")
+    names = "the name of a model of timm, or of `mmgcvit weights list`"
     arguments: dict[str, Any] = dict(name=teacher, num_classes=0)
+    if teacher in WEIGHTS:
+        arguments = dict(name=ANY, checkpoint=teacher, arch=WEIGHTS[teacher].arch, num_classes=0)
+    elif "://" in teacher:
+        raise UsageError(f"teacher={teacher!r}: no such name; allowed: a file, {names}, such as {next(iter(WEIGHTS))}")
+    elif Path(teacher).suffix in SUFFIXES:
+        raise UsageError(f"teacher={teacher!r}: no such file; allowed: a file, {names}")
     Teacher(**arguments, layers=(-1,))
     return dict(teacher=arguments, features=dict(weight=1.0))
 
@@ -69,11 +76,12 @@ def _of_file(file: str, classes: Sequence[str], say: Callable[[str], None]) -> d
     count = len(trained) or model.get("num_classes", 1000)
     if count != len(classes):
         raise UsageError(
-            f"teacher={file!r} has {count} classes, but the data has {len(classes)}; allowed: the same classes"
+            f"teacher={file!r} has {counted(count, 'class')}, but the data has {len(classes)}; allowed: the same "
+            "classes"
         )
     if renamed := compare_classes(trained, classes, file):
         say(shown(f"note: teacher: {renamed}"))
-    arguments = dict(name="gcvit_tiny_any", checkpoint=file, arch=backbone.get("arch", DEFAULTS["arch"]))
+    arguments = dict(name=ANY, checkpoint=file, arch=backbone.get("arch", DEFAULTS["arch"]))
     arguments |= {name: value for name, value in settings.items() if value != DEFAULTS[name]}
     arguments |= normalisation(model.get("data_preprocessor") or {})
     return dict(teacher=arguments, logits=dict(temperature=2.0))

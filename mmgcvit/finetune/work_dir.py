@@ -60,7 +60,7 @@ def require_untrained(work_dir: Path) -> None:
     config, known = inside / CONFIG, _read(inside).get("config")
     if config.is_file() and known not in (None, file_sha256(config)):
         raise UsageError(
-            f"{str(config)!r} was edited, and a new run would replace it; allowed: python tools/train.py {config} "
+            f"{str(config)!r} was edited, and a new run would replace it; allowed: mmgcvit train {config} "
             "--work-dir NEW_FOLDER, or remove it"
         )
 

@@ -1,4 +1,4 @@
-"""Benchmark of backbones and of window attention on a GPU, within a time limit: see tools/benchmark_gpu.py.
+"""Benchmark of backbones and of window attention on a GPU, within a time limit: see ``mmgcvit benchmark-gpu``.
 
 :mod:`~mmgcvit.gpu_benchmark.cases` lists what is measured, the most important first;
 :mod:`~mmgcvit.gpu_benchmark.measure` measures one case; :mod:`~mmgcvit.gpu_benchmark.run` measures all of them in a

@@ -229,9 +229,9 @@ def read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BenchmarkError(f"{path}: {describe(error)}; allowed: a JSON file of tools/benchmark_gpu.py") from error
+        raise BenchmarkError(f"{path}: {describe(error)}; allowed: a JSON file of `mmgcvit benchmark-gpu`") from error
     if not isinstance(data, dict) or not {"machine", "rates", "results", "left_out"} <= data.keys():
-        raise BenchmarkError(f"{path} is another file; allowed: a JSON file of tools/benchmark_gpu.py")
+        raise BenchmarkError(f"{path} is another file; allowed: a JSON file of `mmgcvit benchmark-gpu`")
     return data
 
 

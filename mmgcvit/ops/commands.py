@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
-import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -100,15 +100,21 @@ def describe(short: bool = False) -> str:
     return kind if short else f"{kind}, {file}"
 
 
-def run(action: str) -> int:
-    """Run ``mmgcvit ops``: print what is in use, after writing or deleting the file if asked to; returns the status."""
-    try:
-        if action == "install":
-            print(shown(f"written: {write_file()}"))
-        elif action == "remove":
-            print(f"deleted: {remove_file() or 'nothing, there was no file'}")
-        print(f"mmcv's operators: {describe()}")
-    except UsageError as error:
-        print(shown(f"error: {error}"), file=sys.stderr)
-        return 1
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument(
+        "action",
+        choices=("status", "install", "remove"),
+        help="status: print which are in use; install: write mmcv/_ext.py, so that every program finds torchvision's "
+        "operators where there are no compiled ones; remove: delete that file",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print which operators are in use, after writing or deleting the file if asked to; returns the exit status."""
+    if args.action == "install":
+        print(shown(f"written: {write_file()}"))
+    elif args.action == "remove":
+        print(f"deleted: {remove_file() or 'nothing, there was no file'}")
+    print(f"mmcv's operators: {describe()}")
     return 0

@@ -161,6 +161,6 @@ def _image_sizes(dataset: Any) -> np.ndarray:
         try:
             with file, Image.open(file) as image:
                 sizes.append((image.width * image.height) ** 0.5)
-        except Exception:  # Pillow's decoders raise many types of errors; tools/check_data.py reports them
+        except Exception:  # Pillow's decoders raise many types of errors; ``mmgcvit check-data`` reports them
             continue
     return np.array(sizes)

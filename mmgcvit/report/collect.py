@@ -30,7 +30,7 @@ COMPILING = re.compile(r"^ *PyTorch compiling details:.*?\n\n", re.DOTALL | re.M
 
 @dataclass
 class Run:
-    """A run of tools/train.py.
+    """A run of ``mmgcvit train``.
 
     Attributes:
         work_dir: its folder.
@@ -82,7 +82,7 @@ def collect(work_dir: str | Path, checkpoint: str | None = None) -> Run:
     file = next((path for path in configs if path.is_file()), None)
     if file is None:
         raise UsageError(
-            f"work directory {str(work_dir)!r}: has no config; allowed: a folder that tools/train.py wrote"
+            f"work directory {str(work_dir)!r}: has no config; allowed: a folder that `mmgcvit train` wrote"
         )
     try:
         cfg = rename_old_types(Config.fromfile(str(file)))
@@ -174,13 +174,6 @@ def metric_names(run: Run) -> list[str]:
     names = dict.fromkeys(name for row in run.validations for name in row if name not in NO_METRICS)
     main = [name for name in names if not re.search(r"_(s|m|l|precision)$|_AR|AR@|loss|\b(IoU|Acc)\.", name)]
     return [name for name in main or names if any(row.get(name, -1) >= 0 for row in run.validations)]
-
-
-def is_of_class(name: str, classes: Iterable[str]) -> bool:
-    """Whether a metric is that of one class, such as 'coco/cat_precision', 'IoU.cat' or 'coco_panoptic/cat_PQ'."""
-    ends = ("{}_precision", "bbox_{}_precision", "segm_{}_precision", "IoU.{}", "Acc.{}", "{}_PQ")
-    names = {text.format(label) for label in classes for text in ends}
-    return name in names or name.partition("/")[2] in names
 
 
 def may_go_on(run: Run, name: str) -> bool:

@@ -37,6 +37,7 @@ from mmgcvit.runtime.masks import Region
 from mmgcvit.runtime.predictions import Detections
 from mmgcvit.utils import summarize
 from mmgcvit.utils.images import bgr_to_display
+from mmgcvit.utils.text import counted
 
 BACKGROUND = "background"
 LOWEST = 0.05  # predictions with a lower score do not count for calibration
@@ -152,7 +153,10 @@ class DetectionReport(TaskReport):
                     encode_image(f"{kind}_{place}_{what}", self._drawn(pixels, objects, threshold), f"{name}: {what}")
                     for what, objects in (("truth", self.truth[index]), ("prediction", self.found[index]))
                 ]
-                caption = f"{image.objects} objects, {image.predictions} predictions, F1 {image.f1:.2f}. "
+                caption = (
+                    f"{counted(image.objects, 'object')}, {counted(image.predictions, 'prediction')}, F1 "
+                    f"{image.f1:.2f}. "
+                )
                 listed = ", ".join(f"{n} x {what}" for what, n in image.errors.items() if n)
                 caption += f"Errors: {listed}." if listed else "No errors."
                 gallery.add(Figure(f"{kind.capitalize()} {place + 1}: {name}", encoded, caption, wide=True))
@@ -180,7 +184,7 @@ class DetectionReport(TaskReport):
         for name, images in splits.items():
             kept = [objects.labels[~objects.ignored] for objects in images]
             counts[name] = np.bincount(np.concatenate([np.zeros(0, int), *kept]), minlength=len(self.classes))
-            boxes = np.concatenate([np.zeros((0, 4)), *(objects.coco_boxes for objects in images)])
+            boxes = np.concatenate([np.zeros((0, 4)), *(objects.coco_boxes[~objects.ignored] for objects in images)])
             sides[name] = np.sqrt(np.maximum(boxes[:, 2], 0) * np.maximum(boxes[:, 3], 0))
             numbers[name] = np.array([len(labels) for labels in kept])
         section.add(class_counts(counts, self.classes, "objects"))

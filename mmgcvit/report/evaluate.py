@@ -22,7 +22,7 @@ from mmgcvit.report.numbers import spread
 from mmgcvit.report.page import Figure, Note
 from mmgcvit.tasks import task_of
 from mmgcvit.tasks.base import PredictionOptions
-from mmgcvit.utils.text import describe
+from mmgcvit.utils.text import counted, describe
 
 MOSAIC = 6  # training images that are shown
 
@@ -56,7 +56,7 @@ def run_model(model: Model, report: TaskReport) -> tuple[dict[str, float], float
         The metrics of the config, the seconds that it took, and why the metrics could not be computed, or ''.
     """
     network = model.predictor.trained.model.eval()
-    print_log(f"report: evaluating on {len(model.dataset)} images", logger="current")
+    print_log(f"report: evaluating on {counted(len(model.dataset), 'image')}", logger="current")
 
     seen = 0
 
@@ -108,6 +108,6 @@ def mosaic(report: TaskReport, train: Any) -> Figure | Note:
         for i, (image, label) in enumerate(drawn)
     ]
     return Figure(
-        f"{len(drawn)} of {len(train):,} training images as the network gets them", encoded,
+        f"{len(drawn)} of {counted(len(train), 'training image')} as the network gets them", encoded,
         f"After augmentation, with their labels. {text}", wide=True,
     )  # fmt: skip

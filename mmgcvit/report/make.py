@@ -16,6 +16,8 @@ from mmengine.dist import get_rank
 from mmengine.logging import print_log
 from torch import distributed as dist
 
+from mmgcvit.engine.evaluation import is_of_class
+from mmgcvit.engine.progress import only_warnings
 from mmgcvit.errors import (
     AnnotationError,
     CheckpointError,
@@ -24,9 +26,11 @@ from mmgcvit.errors import (
     UsageError,
 )
 from mmgcvit.report import page
-from mmgcvit.report.collect import Run, collect, higher_is_better, is_of_class, may_go_on, metric_names, series
+from mmgcvit.report.collect import Run, collect, higher_is_better, may_go_on, metric_names, series
 from mmgcvit.report.page import Details, Figure, Note, Section, Table
+from mmgcvit.report.paths import PathShortener
 from mmgcvit.tasks import task_of
+from mmgcvit.utils.text import counted
 from mmgcvit.version import __version__
 
 PACKAGES = {"matplotlib": "matplotlib", "jinja2": "jinja2", "sklearn": "scikit-learn"}
@@ -68,7 +72,7 @@ def make_report(
     subtitle += f", evaluated: {Path(run.checkpoint).name}" if run.checkpoint and headline else ""
     title = f"{run.config_file.stem if run.config_file.stem != 'config' else run.work_dir.name}: training report"
     try:
-        page.write(path, page.render(title, subtitle, headline, sections), sections)
+        page.write(path, page.render(title, subtitle, headline, sections, PathShortener(run)), sections)
     except OSError as error:
         raise UsageError(f"{str(path)!r}: cannot be written: {error}") from error
     return path
@@ -88,14 +92,16 @@ def report_after_training(work_dir: str | Path) -> Path | None:
         dist.destroy_process_group()
     if rank:
         return None
+    print_log("writing the report of the run", logger="current")
     try:
-        path = make_report(work_dir)
+        with only_warnings():  # the results were shown by the last validation or the test
+            path = make_report(work_dir)
+            print_log(f"report of the run: {path}", logger="current")
     except Exception as error:  # the run has succeeded, whatever happens here
         words = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
-        print_log(f"no report of the run: {words}\nto try again: python tools/report.py {shlex.quote(str(work_dir))}",
+        print_log(f"no report of the run: {words}\nto try again: mmgcvit report {shlex.quote(str(work_dir))}",
                   logger="current", level=logging.WARNING)  # fmt: skip
         return None
-    print_log(f"report of the run: {path}", logger="current")
     return path
 
 
@@ -138,8 +144,8 @@ def _evaluated(run: Run, required: bool, device: str | None) -> tuple[list[Secti
     rows = [(name, f"{value:.4g}") for name, value in metrics.items() if np.isfinite(value) and value >= 0]
     count = len(model.dataset)
     results.add(
-        Table("Metrics", ("metric", "value"), rows, f"Of {run.checkpoint} on {count:,} validation images, by the "
-              f"metrics of the config.{elsewhere} The evaluation took {seconds:.0f} s, "
+        Table("Metrics", ("metric", "value"), rows, f"Of {run.checkpoint} on {counted(count, 'validation image')}, by "
+              f"the metrics of the config.{elsewhere} The evaluation took {seconds:.0f} s, "
               f"{1000 * seconds / max(count, 1):.0f} ms per image.")
     )  # fmt: skip
     chosen = [name for name in _headline(run, list(metrics)) if np.isfinite(metrics[name])]
@@ -187,7 +193,8 @@ def _learning(run: Run) -> Section:
         left = f" {len(names) - LOSSES} more are left out." if len(names) > LOSSES else ""
         window = (run.cfg.get("log_processor") or {}).get("window_size", 10)  # 10: default of mmengine
         caption = (
-            f"Losses of the training, each a mean over the last {window} iterations. They should fall and then flatten."
+            f"Losses of the training, each a mean over the last {counted(window, 'iteration')}. They should fall and "
+            "then flatten."
             f"{scale}{left}"
         )
         content = plots.curves(losses, "iteration", "loss", log=log)
@@ -275,8 +282,13 @@ def _reproduce(run: Run) -> Section:
     section = Section("reproduce", "To run it again")
     command = run.cfg.get("command")
     if command:
-        section.add(Note("The run was started with the first command. The second one uses the config as it was used."))
-    again = f"python tools/train.py {shlex.quote(str(run.config_file))} --work-dir NEW_FOLDER"
+        section.add(
+            Note(
+                "The run was started with the first command. The second one uses the config as it was used. Folders of "
+                "the machine are left out on this page: '...' stands for them. The files of the run have them."
+            )
+        )
+    again = f"mmgcvit train {shlex.quote(str(run.config_file))} --work-dir NEW_FOLDER"
     section.add(Details("Commands", f"{command}\n{again}" if command else again))
     rows = [("mmgcvit", __version__)]
     for name in STACK:

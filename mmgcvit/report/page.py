@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,13 @@ class Section:
         self.items += [item for item in items if item is not None]
 
 
-def render(title: str, subtitle: str, headline: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
+def render(
+    title: str,
+    subtitle: str,
+    headline: Sequence[tuple[str, str]],
+    sections: Sequence[Section],
+    shorten: Callable[[str], str] = str,
+) -> str:
     """Return the page: HTML that shows all without other files. Its images link to the files of :func:`write`.
 
     Args:
@@ -127,6 +133,7 @@ def render(title: str, subtitle: str, headline: Sequence[tuple[str, str]], secti
         subtitle: line below it.
         headline: names and values of the most important results.
         sections: the content; sections without items are left out.
+        shorten: returns a text as it is shown.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -135,6 +142,7 @@ def render(title: str, subtitle: str, headline: Sequence[tuple[str, str]], secti
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["kind"] = lambda item: type(item).__name__
+    environment.finalize = lambda value: shorten(value) if isinstance(value, str) and value[:5] != "data:" else value
     shown = [section for section in sections if section.items]
     template = environment.get_template(TEMPLATE)
     return template.render(title=title, subtitle=subtitle, headline=headline, sections=shown, folder=FOLDER)

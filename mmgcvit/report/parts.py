@@ -14,6 +14,7 @@ from mmgcvit.report.base import GALLERY
 from mmgcvit.report.numbers import THRESHOLDS, Calibration, ScoreCurves, ratio, row_shares, worst_and_typical
 from mmgcvit.report.page import Figure, Note, Table
 from mmgcvit.runtime.drawing import Colour
+from mmgcvit.utils.text import counted
 
 MAX_MATRIX = 40  # classes of a confusion matrix that is drawn
 CONFUSIONS = 10  # rows in the table of confusions
@@ -26,7 +27,7 @@ def ranked(values: np.ndarray) -> tuple[np.ndarray, str]:
     if len(values) <= plots.MAX_BARS:
         return np.arange(len(values)), ""
     order = np.argsort(np.where(np.isnan(values), np.inf, values), kind="stable")[: plots.MAX_BARS]
-    return order, f"; the {len(order)} lowest of {len(values)} classes are shown"
+    return order, f"; the {len(order)} lowest of {counted(len(values), 'class')} are shown"
 
 
 def class_counts(counts: Mapping[str, np.ndarray], classes: Sequence[str], unit: str, percent: bool = False) -> Figure:
@@ -37,7 +38,7 @@ def class_counts(counts: Mapping[str, np.ndarray], classes: Sequence[str], unit:
     if len(classes) > plots.MAX_BARS:
         by_count, half = np.argsort(-np.asarray(first), kind="stable"), plots.MAX_BARS // 2
         order = np.concatenate([by_count[:half], by_count[-half:]])
-        words = f" The {half} most frequent and the {half} rarest of {len(classes)} classes are shown."
+        words = f" The {half} most frequent and the {half} rarest of {counted(len(classes), 'class')} are shown."
     shown, texts = {}, {}
     for name, row in counts.items():
         shown[name] = 100 * np.asarray(row, float)[list(order)] / max(np.sum(row), 1)
@@ -75,13 +76,15 @@ def score_figures(
 ) -> list[Any]:
     """Precision-recall and F1 curves, with the threshold at which F1 of all classes together is highest."""
     if not curves:
-        return [Note(f"There are no curves over the score: {len(classes)} classes are too many.")]
+        return [
+            Note(f"There are no curves over the score: {counted(len(classes), 'class is', 'classes are')} too many.")
+        ]
     there = [i for i, curve in enumerate(curves) if curve.total]
     total = reduce(add, curves)
     if not there or not total.hits.any():
         return [Note("Nothing was predicted correctly at any score: there are no precision-recall and F1 curves.")]
     shown = there if len(there) <= plots.MAX_BARS else []
-    words = "" if shown else f" {len(there)} classes are too many to be drawn one by one."
+    words = "" if shown else f" {counted(len(there), 'class is', 'classes are')} too many to be drawn one by one."
     names, colours = [classes[i] for i in shown], [palette[i] for i in shown]
     threshold, best = total.best
     at = int(np.argmin(abs(THRESHOLDS - threshold)))
@@ -128,7 +131,7 @@ def confusion_items(
         )
         items.append(Figure.plot("confusion", "Confusion matrix", plots.matrix(matrix, share, rows, columns), caption))
     else:
-        items.append(Note(f"The confusion matrix of {len(rows)} classes is too large to be drawn."))
+        items.append(Note(f"The confusion matrix of {counted(len(rows), 'class')} is too large to be drawn."))
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]
@@ -179,7 +182,11 @@ def gallery_groups(quality: Sequence[float]) -> list[tuple[str, str, list[int]]]
     """
     worst, typical = worst_and_typical(np.asarray(quality, float), GALLERY)
     if not typical:
-        return [("image", f"All {len(worst)} images" if len(worst) > 1 else "The only image", worst)] if worst else []
+        return (
+            [("image", f"All {counted(len(worst), 'image')}" if len(worst) > 1 else "The only image", worst)]
+            if worst
+            else []
+        )
     return [("worst", "Worst images", worst), ("typical", "Typical images", typical)]
 
 

@@ -15,6 +15,8 @@ from mmgcvit.runtime.images import Source, logger
 from mmgcvit.runtime.predictor import Predictor
 from mmgcvit.runtime.results import RESULTS, check_label_map_names, write_drawing
 from mmgcvit.utils.inputs import Input, list_inputs
+from mmgcvit.utils.pipes import run_program
+from mmgcvit.utils.text import counted
 
 SAVE_EVERY = 30.0  # seconds between two writings of the results so far
 
@@ -39,10 +41,10 @@ def predict(
     draw_images: bool = True,
     threads: int | None = None,
 ) -> Summary:
-    """Predict on images and folders; write the same files as tools/image_demo.py.
+    """Predict on images and folders; write the same files as ``mmgcvit predict``.
 
     Args:
-        file: file written by tools/export.py.
+        file: file written by ``mmgcvit export``.
         inputs: images, and folders with images, at any depth.
         out_dir: folder to write to; drawings are written to ``vis`` in it.
         score_thr: boxes with a lower score are not drawn; the JSON file contains all of them.
@@ -91,7 +93,7 @@ def predict(
         if count:
             written = str(results.write())
     if failures:
-        more = f"\n{len(failures)} of {len(entries)} inputs failed; " if len(entries) > 1 else "\n"
+        more = f"\n{len(failures)} of {counted(len(entries), 'input')} failed; " if len(entries) > 1 else "\n"
         more += f"the results of the others are in {written}" if count else "there are no results"
         raise UsageError("\n".join(failures) + more)
     return Summary(count, results.objects, written)
@@ -132,10 +134,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = predict(args.file, args.inputs, args.out_dir, *options)
     except UsageError as error:
         sys.exit(f"mmgcvit.runtime: {error}")
-    objects = f", {found.objects} detections" if found.file.endswith("predictions.json") else ""
+    objects = f", {counted(found.objects, 'detection')}" if found.file.endswith("predictions.json") else ""
     drawings = "" if args.no_draw else f", drawings in {args.out_dir}/vis"
-    print(f"{found.images} images{objects}: predictions in {found.file}{drawings}")
+    print(f"{counted(found.images, 'image')}{objects}: predictions in {found.file}{drawings}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

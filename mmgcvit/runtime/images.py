@@ -25,6 +25,7 @@ from mmgcvit.utils.images import (
     turn_upright,
 )
 from mmgcvit.utils.inputs import Input, list_inputs
+from mmgcvit.utils.text import counted
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by number of channels
 FLOATS = ("uint8", "int16", "uint16", "int32", "uint32", "float16", "float32", "float64")
@@ -113,7 +114,7 @@ class Loader:
         tag = exif_orientation(image) if info.exif else 1
         if info.dtype == "float32" and image.mode in DEEP:
             if info.channels != 1:
-                raise UsageError(f"1 channel (mode {image.mode!r}); allowed: {info.channels} channels")
+                raise UsageError(f"1 channel (mode {image.mode!r}); allowed: {counted(info.channels, 'channel')}")
         elif info.dtype == "float32" and bits > 8:
             raise UsageError(
                 f"{bits} bits per value in several channels, of which Pillow reads 8; allowed: an array "

@@ -121,7 +121,7 @@ class ModelInfo:
         if text is None:
             raise UsageError(
                 f"{file}: has no description of a model in its metadata ({KEY!r}); allowed: files written by "
-                "tools/export.py"
+                "`mmgcvit export`"
             )
         try:
             content = json.loads(text)

@@ -19,6 +19,7 @@ from mmgcvit.runtime.predictions import Classification, Detections, Prediction, 
 from mmgcvit.runtime.resize import NetworkImage, pad, prepare, resize
 from mmgcvit.runtime.session import Session, open_session
 from mmgcvit.utils.inputs import check_options, tile_starts, tile_step
+from mmgcvit.utils.text import counted
 
 Outputs = dict[str, np.ndarray]  # of one image, by name
 
@@ -27,7 +28,7 @@ class Predictor:
     """An exported detector, segmentor or classifier, from image files to predictions.
 
     Args:
-        file: file written by tools/export.py: ONNX (.onnx) or OpenVINO (.xml); or an opened file.
+        file: file written by ``mmgcvit export``: ONNX (.onnx) or OpenVINO (.xml); or an opened file.
         threads: number of threads; by default the library's choice.
         batch_size: number of images or tiles that are run together, if they have the same size after resizing.
         tile: side in pixels of the square tiles that larger images are cut into. For a detector, the original image is
@@ -196,7 +197,7 @@ class Predictor:
         labels = outputs["labels"].astype(np.int64)
         if len(labels) and labels.max() >= len(classes):
             raise UsageError(
-                f"{self.session.file}: predicts class {labels.max()}; it names only {len(classes)} classes"
+                f"{self.session.file}: predicts class {labels.max()}; it names only {counted(len(classes), 'class')}"
             )
         scores = outputs["scores"].astype(np.float32)
         self._require_finite(boxes, scores)
@@ -232,7 +233,8 @@ class Predictor:
         """Resize labels to the original image: each pixel takes the label at its centre."""
         if int(labels.max()) >= len(self.info.classes):
             raise UsageError(
-                f"{self.session.file}: predicts class {labels.max()}; it names only {len(self.info.classes)} classes"
+                f"{self.session.file}: predicts class {labels.max()}; it names only "
+                f"{counted(len(self.info.classes), 'class')}"
             )
         if labels.shape != original:
             rows, columns = (
@@ -246,7 +248,8 @@ class Predictor:
         values = outputs["probabilities"].astype(np.float32)
         if values.shape != (len(self.info.classes),):
             raise UsageError(
-                f"{self.session.file}: predicts {values.size} probabilities; it names {len(self.info.classes)} classes"
+                f"{self.session.file}: predicts {counted(values.size, 'probability', 'probabilities')}; it names "
+                f"{counted(len(self.info.classes), 'class')}"
             )
         self._require_finite(values)
         return Classification(name, *image.original, self.info.classes, values)

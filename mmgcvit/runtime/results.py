@@ -1,4 +1,4 @@
-"""Files with the predictions of a detector, segmentor or classifier, also those of tools/image_demo.py."""
+"""Files with the predictions of a detector, segmentor or classifier, also those of ``mmgcvit predict``."""
 
 from __future__ import annotations
 

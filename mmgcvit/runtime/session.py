@@ -39,7 +39,7 @@ class Session(ABC):
         info: description of the model.
 
     Raises:
-        UsageError: the file is damaged or was not written by tools/export.py, or the library is not installed.
+        UsageError: the file is damaged or was not written by ``mmgcvit export``, or the library is not installed.
     """
 
     def __init__(self, file: Path, threads: int | None = None) -> None:
@@ -174,7 +174,7 @@ def open_session(file: str | Path, threads: int | None = None) -> Session:
         threads: number of threads; by default the library's choice.
 
     Raises:
-        UsageError: the file does not exist, is damaged, or was not written by tools/export.py; or the library that
+        UsageError: the file does not exist, is damaged, or was not written by ``mmgcvit export``; or the library that
             runs it is not installed.
     """
     path = Path(file)

@@ -228,7 +228,8 @@ class Task(ABC):
     def set_default_tta(self, cfg: Config) -> None:
         """Add ``tta_model`` and ``tta_pipeline`` to a config without them."""
         raise UsageError(
-            "--tta: the config is not a detector config and has no tta_model with a tta_pipeline; add them"
+            f"--tta: model.type={cfg.model.get('type')!r} needs a tta_model and a tta_pipeline, which the config does "
+            "not have; allowed: a config with both, or without --tta"
         )
 
     def show_in(self, cfg: Config, hook: Any, folder: str) -> None:

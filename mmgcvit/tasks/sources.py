@@ -17,6 +17,7 @@ from mmgcvit.utils import atomic_path
 from mmgcvit.utils.files import temporary_path
 from mmgcvit.utils.images import bgr_to_display
 from mmgcvit.utils.inputs import Input
+from mmgcvit.utils.text import counted
 
 
 @dataclass
@@ -183,7 +184,8 @@ class Film:
                 capture.release()
                 if written != self.count:
                     raise UsageError(
-                        f"{str(self.path)!r}: {written} of {self.count} frames could be written; is the disk full?"
+                        f"{str(self.path)!r}: {written} of {counted(self.count, 'frame')} could be written; is the "
+                        "disk full?"
                     )
                 os.replace(self.temporary, self.path)
         finally:

@@ -26,6 +26,23 @@ def summarize(names: Iterable[object], limit: int = 8) -> str:
     return ", ".join(listed[:limit]) + more
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Format a number with a noun, in the singular for 1.
+
+    Args:
+        number: how many.
+        one: the noun, and what agrees with it, for 1.
+        many: the same for all other numbers; by default ``one`` with 's' or 'es' at its end.
+
+    Examples:
+        >>> counted(1, "image"), counted(2, "image"), counted(0, "class"), counted(2, "image has", "images have")
+        ('1 image', '2 images', '0 classes', '2 images have')
+    """
+    if number == 1:
+        return f"1 {one}"
+    return f"{number} {many or one + ('es' if one.endswith(('s', 'x')) else 's')}"
+
+
 def describe(error: BaseException) -> str:
     """Format an error's message on one line, with its type if the message does not include it."""
     kind = type(error).__name__

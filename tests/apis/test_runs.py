@@ -128,7 +128,7 @@ def test_invalid_checkpoints(tmp_path: Path, tree: Path, files, classifier):
         apis.test(cfg, str(files["mmgcvit"]))
     state = classifier.state_dict()
     torch.save(dict(state_dict=dict(state, **{"head.bias": state["head.bias"] * float("nan")})), tmp_path / "nan.pth")
-    with pytest.raises(UsageError, match=r"nan.pth': NaN or infinite values in 1 tensors: head.bias"):
+    with pytest.raises(UsageError, match=r"nan.pth': NaN or infinite values in 1 tensor: head.bias"):
         apis.test(for_classes(tree, tmp_path / "nan"), str(tmp_path / "nan.pth"))
     order = dict(state_dict=state, meta=dict(dataset_meta=dict(classes=[*CLASSES[1:], CLASSES[0]])))
     torch.save(order, tmp_path / "order.pth")

@@ -397,8 +397,8 @@ def test_checkpoints_of_other_models(folder: Path, tmp_path: Path):
         ),
         (folder / "fpn.pth", CLASSES[::-1], "'ground' is label 0 of the checkpoint and label 2 of the config"),
         (folder / "upernet.pth", CLASSES, r"it lacks neck \(\d+ tensors\), decode_head"),
-        (tmp_path / "bare.pth", CLASSES, r"it lacks neck \(\d+ tensors\), decode_head \(\d+ tensors\)\. "),
-        (tmp_path / "nan.pth", CLASSES, "NaN or infinite values in 1 tensors: neck.lateral_convs.0.conv.weight"),
+        (tmp_path / "bare.pth", CLASSES, r"it lacks neck \(\d+ tensors\), decode_head \(\d+ tensors\); "),
+        (tmp_path / "nan.pth", CLASSES, "NaN or infinite values in 1 tensor: neck.lateral_convs.0.conv.weight"),
     ):
         with pytest.raises(UsageError, match=says):
             apis.test(with_data(tmp_path, classes), str(path))

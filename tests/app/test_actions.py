@@ -63,8 +63,8 @@ def test_detections_of_an_exported_file(exported: dict[str, str], tmp_path: Path
     result = actions.predict(model, photo(tmp_path / "a b.png", 97, 211))
     assert actions.table(result, 0.7)[1] == [["dog", "0.78", "20, 10, 40, 30"]]
     assert actions.table(result, 0.8)[1] == []
-    assert actions.summary(result, 0.7).startswith("1 of 1 objects have a score of at least 0.70; 211 x 97 pixels")
-    assert actions.summary(result, 0.8).startswith("0 of 1 objects")
+    assert actions.summary(result, 0.7).startswith("1 of 1 object with a score of at least 0.70; 211 x 97 pixels")
+    assert actions.summary(result, 0.8).startswith("0 of 1 object")
     with_box, without = (np.asarray(actions.drawing(model, result, score)).astype(int) for score in (0.7, 0.8))
     assert with_box.shape == without.shape == (2 * 97, 2 * 211, 3)
     assert (with_box[2 * 10, 2 * 40] == model.palette[1]).all()

@@ -142,7 +142,7 @@ def test_upload_slider_and_files(page: Any, model: Any, images: list[Path], tmp_
     box = page.locator("#threshold input[type=number]")
     box.fill(str(threshold))
     box.press("Enter")
-    expect_line(page, f"{fewer} of 4 objects have a score of at least {threshold:.2f}")
+    expect_line(page, f"{fewer} of 4 objects with a score of at least {threshold:.2f}")
     assert fewer < 4
     after = np.asarray(actions.drawing(model, expected, threshold)).astype(int)
     expect_image(page, after)

@@ -124,7 +124,7 @@ def test_tool(files, tmp_path: Path):
     before = target.read_bytes()
     done = tool(files["timm"], target)
     assert done.returncode == 1
-    assert f"error: {target} exists: choose another name, or use --force to replace it" in done.stderr
+    assert f"convert_checkpoint: {target} exists: choose another name, or use --force to replace it" in done.stderr
     assert target.read_bytes() == before
     assert tool(files["timm"], target, "--force", "--to", "timm").returncode == 0
     assert "head.fc.weight" in load_file(target)
@@ -162,7 +162,7 @@ def test_bad_files_give_one_line_errors(files, tmp_path: Path, capsys, what: str
     said = capsys.readouterr()
     assert said.out == ""
     assert len(said.err.splitlines()) == 1
-    assert said.err.startswith("error: ")
+    assert said.err.startswith("weights: ")
     assert not (tmp_path / "ran").exists()
 
 

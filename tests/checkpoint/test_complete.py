@@ -60,21 +60,21 @@ def test_comparison_does_not_change_how_the_checkpoint_is_loaded():
 
 def test_missing_parts():
     with pytest.raises(CheckpointError, match=r"^checkpoint 'a.pth': does not belong to the model of the config: "
-                       r"it lacks roi_head.mask_head \(4 tensors\)\. These would stay at random"):  # fmt: skip
+                       r"it lacks roi_head.mask_head \(4 tensors\); allowed: a checkpoint with all"):  # fmt: skip
         require_complete(Detector(), parts(Detector(mask=False)), "a.pth")
     state = Detector().state_dict()
     for name in ("neck.1.num_batches_tracked", "project", "tied.weight"):  # not trained, or a second name
         del state[name]
     assert require_complete(Detector(), state).optional == ["project"]
     del state["neck.1.running_mean"], state["roi_head.bbox_head.fc.bias"]
-    with pytest.raises(CheckpointError, match=r"it lacks neck.1.running_mean, roi_head.bbox_head.fc.bias\. "):
+    with pytest.raises(CheckpointError, match=r"it lacks neck.1.running_mean, roi_head.bbox_head.fc.bias; "):
         require_complete(Detector(), state)
 
 
 def test_other_shapes():
     with pytest.raises(CheckpointError, match=(
             r"it has other shapes: roi_head.bbox_head.fc_cls.weight \(5, 4\), in the model \(2, 4\), "
-            r"roi_head.bbox_head.fc_cls.bias \(5,\), in the model \(2,\)\.")):  # fmt: skip
+            r"roi_head.bbox_head.fc_cls.bias \(5,\), in the model \(2,\); ")):  # fmt: skip
         require_complete(Detector(mask=False), parts(Detector(5, mask=False)))
     report = compare_weights(Detector(), parts(Detector(5, mask=False), extra=torch.ones(1)))
     assert list(report.reshaped) == ["roi_head.bbox_head.fc_cls.weight", "roi_head.bbox_head.fc_cls.bias"]
@@ -84,6 +84,22 @@ def test_other_shapes():
         "13 tensors loaded; left at initial values: roi_head.mask_head (4 tensors); not used by the model: extra; left "
         "at initial values because the shape differs: roi_head.bbox_head.fc_cls.weight (5, 4), in the model (2, 4), "
         "roi_head.bbox_head.fc_cls.bias (5,), in the model (2,)"
+    )
+
+
+def test_the_message_for_another_model_is_short():
+    def build(name: str, side: int) -> nn.ModuleDict:
+        return nn.ModuleDict({f"{part}_{i}": nn.Linear(side, side) for part in (name, "both") for i in range(9)})
+
+    model, other = build("own", 4), build("other", 5)
+    content = dict(state_dict=other.state_dict(), meta=dict(dataset_meta=dict(classes=tuple("abcdefgh"))))
+    with pytest.raises(CheckpointError) as error:
+        require_complete(model, content, "a.pth")
+    assert str(error.value) == (
+        "checkpoint 'a.pth': does not belong to the model of the config: it lacks own_0 (2 tensors), own_1 (2 "
+        "tensors), own_2 (2 tensors) and 6 more, and has other shapes: both_0.weight (5, 5), in the model (4, 4), "
+        "both_0.bias (5,), in the model (4,) and 16 more; allowed: a checkpoint with all weights of the model. Not "
+        "used by the model: other_0 (2 tensors) and 8 more. It was trained on 8 classes: a, b, c and 5 more"
     )
 
 
@@ -104,7 +120,7 @@ def test_invalid_values(name: str, value: float):
     state["project"][:] = float("inf")  # a constant, such as a mask
     require_complete(Detector(), state)
     state[name][1] = value
-    with pytest.raises(CheckpointError, match=rf"NaN or infinite values in 1 tensors: {name}"):
+    with pytest.raises(CheckpointError, match=rf"NaN or infinite values in 1 tensor: {name}"):
         require_complete(Detector(), state)
 
 
@@ -150,5 +166,5 @@ def test_order_of_classes():
 
 def test_groups_of_names():
     names = [f"a.b.{i}" for i in range(3)] + ["a.c", "d.e"]
-    assert group_names(names, []) == "a (4 tensors), d (1 tensors)"
+    assert group_names(names, []) == "a (4 tensors), d (1 tensor)"
     assert group_names(names, ["a.x", "d.f"]) == "a.b (3 tensors), a.c, d.e"

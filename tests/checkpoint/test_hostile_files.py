@@ -314,7 +314,7 @@ def test_weights_that_overflow(tmp_path: Path):
     state = model.state_dict()
     name = "stages.0.blocks.0.mlp.fc1.weight"
     state[name] = state[name].double() * 1e300
-    with pytest.raises(CheckpointError, match=rf"NaN or infinite numbers in 1 tensors: {name}"):
+    with pytest.raises(CheckpointError, match=rf"NaN or infinite numbers in 1 tensor: {name}"):
         load_pretrained(model, state)
     assert model.state_dict()[name].isfinite().all()
 

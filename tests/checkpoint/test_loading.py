@@ -215,8 +215,8 @@ def test_fewer_maps(files, classifier):
 
 
 @pytest.mark.parametrize(("value", "message"), [
-    (float("nan"), "NaN or infinite numbers in 1 tensors: stages.1.blocks.0.mlp.fc1.bias"),
-    (float("inf"), "NaN or infinite numbers in 1 tensors"),
+    (float("nan"), "NaN or infinite numbers in 1 tensor: stages.1.blocks.0.mlp.fc1.bias"),
+    (float("inf"), "NaN or infinite numbers in 1 tensor"),
 ])  # fmt: skip
 def test_not_a_number(authors_dict, value: float, message: str):
     state = {k: v.clone() for k, v in authors_dict.items()}

@@ -176,9 +176,7 @@ def test_every_tensor_is_used_once():
     assert len(set(converted.used.values())) == len(converted.used)
     ours = mmdet_detector(converted).state_dict()
     assert {name for name in ours if not name.startswith("backbone.")} == set(converted.used.values())
-    assert f"left out: {len(second)} tensors of transformer.decoder that are equal to those of the heads" in (
-        converted.notes
-    )
+    assert f"left out: {len(second)} tensors of transformer.decoder, equal to those of the heads" in (converted.notes)
     index = [name for name in state if name.endswith("relative_position_index")]
     assert f"left out: {len(index)} constants of the backbone, which are computed: relative_position_index" in (
         converted.notes
@@ -257,7 +255,7 @@ def test_tensors_without_a_counterpart():
     for name, setting in add.items():
         with pytest.raises(CheckpointError) as caught:
             convert_tao_dino(state | {f"model.model.{name}": torch.ones(2)})
-        assert f"1 tensors have no counterpart in mmdet's DINO: {name}" in str(caught.value)
+        assert f"1 tensor has no counterpart in mmdet's DINO: {name}" in str(caught.value)
         assert f"trained with settings of TAO that mmdet's DINO does not have: {setting}" in str(caught.value)
     with pytest.raises(CheckpointError, match=r"no counterpart in mmdet's DINO: criterion\.weight"):
         convert_tao_dino(state | {"criterion.weight": torch.ones(2)})
@@ -267,7 +265,7 @@ def test_tensors_without_a_counterpart():
         "label_enc.weight",
         "transformer.enc_out_class_embed.bias",
     ):
-        with pytest.raises(CheckpointError, match=f"1 tensors are missing: {name}"):
+        with pytest.raises(CheckpointError, match=f"1 tensor is missing: {name}"):
             convert_tao_dino({k: v for k, v in state.items() if k != f"model.model.{name}"})
     with pytest.raises(CheckpointError, match=r"has no norm2\.bias, norm2\.weight: the norm of each map"):
         convert_tao_dino({k: v for k, v in state.items() if not k.startswith(f"{BODY}norm2.")})
@@ -373,7 +371,7 @@ def test_convert_file(tmp_path: Path):
     assert require_complete(model, content).is_exact
     assert model.dataset_meta["classes"] == ("screw", "nut", "bolt")
     with pytest.raises(
-        CheckpointError, match=r"It is a DINO of NVIDIA TAO: convert it by tools/convert_checkpoint\.py"
+        CheckpointError, match=r"It is a DINO of NVIDIA TAO: convert it by `mmgcvit convert-checkpoint`"
     ):
         require_complete(model, torch.load(source, weights_only=True))
     images = batch(SIZES)
@@ -420,7 +418,7 @@ def test_backbone_alone(tmp_path: Path):
     report = load_pretrained(model, source)
     assert report.layout == "nvidia-detection"
     assert report.left_initial == []
-    assert "the file has a whole DINO of NVIDIA TAO: tools/convert_checkpoint.py converts it" in report.notes
+    assert "the file has a whole DINO of NVIDIA TAO: `mmgcvit convert-checkpoint` converts it" in report.notes
     for name, value in theirs.model.model.backbone[0].body.state_dict().items():
         assert torch.equal(model.backbone.state_dict()[name], value), name
     said = inspect(str(source))

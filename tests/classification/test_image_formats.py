@@ -201,7 +201,7 @@ def test_deleted_image_is_skipped_or_named(tmp_path: Path):
 
 
 def test_unlabelled_images(tmp_path: Path, classifier):
-    """tools/test.py names the command for them, which writes a table."""
+    """``mmgcvit test`` names the command for them, which writes a table."""
     tree = make_tree(tmp_path / "data", train=1, val=1)
     cfg = config(tree, tmp_path / "run", workers=0)
     cfg.model.num_classes = 5
@@ -210,7 +210,7 @@ def test_unlabelled_images(tmp_path: Path, classifier):
         (tmp_path / "new").mkdir(exist_ok=True)
         path.rename(tmp_path / "new" / f"{i}.png")
     cfg.test_dataloader.dataset.update(data_root=str(tmp_path / "new"), split="")
-    with pytest.raises(UsageError, match=r"in no class folder, .*tools/image_demo.py classifies images without labels"):
+    with pytest.raises(UsageError, match=r"in no class folder, .*`mmgcvit predict` classifies images without labels"):
         apis.test(cfg, str(tmp_path / "bare.pth"))
     found = apis.predict(cfg, str(tmp_path / "bare.pth"), [tmp_path / "new"], str(tmp_path / "out"), "cpu")
     header, *rows = csv.reader((tmp_path / "out/classes.csv").read_text().splitlines())

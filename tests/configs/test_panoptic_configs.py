@@ -132,7 +132,7 @@ def test_train_test_and_predict(tmp_path: Path):
     assert found.objects == summary.objects
 
     for option in (dict(tile=64), dict(tta=True)):
-        with pytest.raises(UsageError, match=r"omit it|predicts no boxes to be merged"):
+        with pytest.raises(UsageError, match=r"omit it|segments of several views cannot be merged"):
             apis.predict(cfg, checkpoint, inputs, str(tmp_path / "other"), device="cpu", **option)
     with pytest.raises(
         ExportError, match=r"'PanopticFPN': a panoptic segmentor .* cannot be exported, .*; allowed: mod"

@@ -1,12 +1,14 @@
-"""tools/check_data.py: each error is in the report and sets the exit status."""
+"""``mmgcvit check-data``: each error is in the report and sets the exit status."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
@@ -22,6 +24,9 @@ from test_annotations import content, dataset, write
 from mmengine.config import Config  # isort: skip
 from mmgcvit.datasets.check import check_data
 from mmgcvit.datasets.report import print_reports
+from mmgcvit.report import detection
+from mmgcvit.report.evaluate import training_data
+from mmgcvit.report.page import Section
 
 
 def config(folder: Path, **more) -> Config:
@@ -50,11 +55,37 @@ def test_good_data(tmp_path: Path, capsys):
     assert reports[0].classes == {"cat": 2, "dog": 1}
     assert reports[0].sizes == {(64, 48): 1, (48, 64): 1}
     assert [str(problem) for report in reports for problem in report.problems] == [
-        f"{tmp_path}/coco.json: 2 of 2 images are also in the training data, such as {tmp_path}/images/a.jpg: the "
+        f"{tmp_path}/coco.json: 2 of 2 images also in the training data, such as {tmp_path}/images/a.jpg: the "
         "metrics will be too good"
     ]
     print_reports(reports)
     assert capsys.readouterr().out.strip().endswith("nothing that would break training")
+
+
+def test_crowds_are_counted_as_in_the_report_of_a_run(tmp_path: Path, capsys, monkeypatch):
+    """Apart from the objects, and in no class."""
+    own = content()
+    own["annotations"][0]["iscrowd"] = 1
+    write(tmp_path, own)
+    reports = check_data(config(tmp_path), progress=False)
+    print_reports(reports)
+    shown = capsys.readouterr().out
+    header, row = (
+        re.split(r"[\s┃│]+", line.strip("┃│ ")) for line in shown.splitlines() if re.match(r"[┃│] (set|train) ", line)
+    )
+    assert dict(zip(header, row, strict=True)) == {
+        "set": "train", "annotations": f"{tmp_path}/coco.json", "images": "2", "empty": str(reports[0].empty),
+        "objects": "2", "ignored": "1", "used": "2"}  # fmt: skip
+    assert "ignored: crowds (iscrowd=1) or difficult objects; nothing else counts them" in shown
+    assert sum(reports[0].classes.values()) == 2
+    drawn: list[np.ndarray] = []
+    monkeypatch.setattr(detection, "class_counts", lambda counts, *_: drawn.append(counts["training"]))
+    monkeypatch.setattr(detection, "size_figure", lambda sizes, *_: drawn.append(sizes["training"]))
+    cfg = config(tmp_path)
+    cfg.train_dataloader.update(batch_size=1, sampler=dict(type="DefaultSampler"))
+    detection.DetectionReport(("cat", "dog"), [(0, 0, 0)] * 2).count(Section("data", "Data"), training_data(cfg))
+    assert drawn[0].tolist() == list(reports[0].classes.values())
+    assert len(drawn[1]) == 2
 
 
 def test_same_data_with_another_metric(tmp_path: Path):
@@ -208,7 +239,7 @@ def test_classification_folders(tmp_path: Path, capsys):
     assert "3 classes; allowed: at most model.num_classes=2" in str(train.problems[0])
     assert str(train.problems[1]).startswith("red/69.png: cannot be decoded")
     assert (train.images, train.kept) == (210, 209)
-    assert "the val data: 1 class folders are missing: green; 1 are not among the training data's 3: cyan" in str(
+    assert "the val data: 1 class folder is missing: green; 1 not among the training data's 3: cyan" in str(
         val.problems[0]
     )
     shutil.rmtree(tree / "val")

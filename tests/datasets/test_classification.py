@@ -107,7 +107,7 @@ def test_tar(tree: Path):
     assert sorted(greys(dataset)) == [(10, 2), (11, 2), (20, 1), (21, 1), (100, 0), (101, 0)]
     with pytest.raises(ClassificationDataError, match="nothing: no such tar file"):
         ClassificationDataset(str(tree), "nothing", reader="tar")
-    with pytest.raises(ClassificationDataError, match=r"all.tar: folders .* among the 1 classes: 1, 10; classes: 2"):
+    with pytest.raises(ClassificationDataError, match=r"all.tar: folders .* among the 1 class: 1, 10; classes: 2"):
         ClassificationDataset(str(tree), "all", reader="tar", classes=("2",))
     with pytest.raises(ClassificationDataError, match=r"all.tar: 1 of the 4 classes without an image to train on: 3"):
         ClassificationDataset(str(tree), "all", reader="tar", classes=("1", "2", "3", "10"))
@@ -197,7 +197,7 @@ def test_shards(tmp_path: Path):
     with pytest.raises(ClassificationDataError, match="no files match"):
         ClassificationDataset(str(tmp_path), "b-*.tar", reader="shards", classes=2)
     shard(tmp_path / "c.tar", {"0.png": png(20), "1.png": png(20), "1.cls": b"1"})
-    with pytest.raises(ClassificationDataError, match=r"c.tar: 1 images without a .cls, the first 0"):
+    with pytest.raises(ClassificationDataError, match=r"c.tar: 1 image without a .cls, the first 0"):
         ClassificationDataset(str(tmp_path), "c.tar", reader="shards", classes=2)
     shard(tmp_path / "d.tar", {"0.txt": b"1"})
     with pytest.raises(ClassificationDataError, match=r"d.tar: no image; allowed: .*\.png"):
@@ -228,7 +228,7 @@ def test_hugging_face(tree: Path):
     names = ("2", "1", "3", "10")
     dataset = ClassificationDataset(str(tree), "train", reader="hfds", pipeline=PIPELINE, classes=names)
     assert sorted(greys(dataset)) == [(10, 1), (11, 1), (20, 0), (21, 0), (100, 3), (101, 3)]
-    with pytest.raises(ClassificationDataError, match=r"column 'label': 1 classes that are not among the 2: 2"):
+    with pytest.raises(ClassificationDataError, match=r"column 'label': 1 class that is not among the 2: 2"):
         ClassificationDataset(str(tree), "train", reader="hfds", classes=("1", "10"))
 
 
@@ -253,14 +253,14 @@ def test_hugging_face_labels(tmp_path: Path):
     with pytest.raises(ClassificationDataError, match=r"plain, split 'train', column 'label': .*no names"):
         labels(plain, None)
     assert labels(plain, 3) == labels(plain, ("a", "b", "c")) == [0, 2, 1]
-    with pytest.raises(ClassificationDataError, match=r"'label': 1 labels such as 2; allowed: integers from 0 to 1"):
+    with pytest.raises(ClassificationDataError, match=r"'label': 1 label such as 2; allowed: integers from 0 to 1"):
         labels(plain, ("a", "b"))
     unlabelled = parquet(tmp_path / "unlabelled", [0, -1], ["a", "b"])
-    with pytest.raises(ClassificationDataError, match=r"'label': 1 labels such as -1; allowed: integers from 0 to 1"):
+    with pytest.raises(ClassificationDataError, match=r"'label': 1 label such as -1; allowed: integers from 0 to 1"):
         labels(unlabelled, None)
     words = parquet(tmp_path / "words", ["cat", "dog", "cat"])
     assert labels(words, ("dog", "cat")) == [1, 0, 1]
-    with pytest.raises(ClassificationDataError, match=r"'label': 1 classes that are not among the 1: dog"):
+    with pytest.raises(ClassificationDataError, match=r"'label': 1 class that is not among the 1: dog"):
         labels(words, ("cat",))
     with pytest.raises(ClassificationDataError, match=r"'label': 2 labels such as '(cat|dog)'; allowed: integers"):
         labels(words, 2)
@@ -273,7 +273,7 @@ def test_invalid_folder_trees(tree: Path):
     with pytest.raises(ClassificationDataError, match="val: no image in class folders"):
         ClassificationDataset(str(tree), "val")
     (tree / "train" / "7").mkdir()
-    with pytest.raises(ClassificationDataError, match="1 class folders without an image: 7; fill or remove them"):
+    with pytest.raises(ClassificationDataError, match="1 class folder without an image: 7; fill or remove them"):
         ClassificationDataset(str(tree), "train")
     (tree / "train" / "7").rmdir()
     for lost, where in (
@@ -286,7 +286,7 @@ def test_invalid_folder_trees(tree: Path):
     ):
         write(tree / "train" / lost, 3)
         for classes in (None, ("1", "2", "10")):
-            with pytest.raises(ClassificationDataError, match=rf"1 images that are in {where}, such as {lost};"):
+            with pytest.raises(ClassificationDataError, match=rf"1 image in {where}, such as {lost};"):
                 ClassificationDataset(str(tree), "train", classes=classes)
         (tree / "train" / lost).unlink()
         if (tree / "train" / lost).parent.name not in ("train", "1"):

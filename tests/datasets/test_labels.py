@@ -1,4 +1,4 @@
-"""Label maps of segmentation data: each error is in the report of tools/check_data.py."""
+"""Label maps of segmentation data: each error is in the report of ``mmgcvit check-data``."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_files_without_a_partner(folder: Path):
     cfg = config(folder)
     assert problems(cfg) == [("partner", f"{folder}/images/train/a.jpg: no label map {folder}/annotations/train/a.png")]
     assert problems(cfg, breaks=False) == [
-        ("partner", f"{folder}/annotations/val: 1 label maps belong to no image of this data set, the first b.png")
+        ("partner", f"{folder}/annotations/val: 1 label map belongs to no image of this data set, the first b.png")
     ]
 
 

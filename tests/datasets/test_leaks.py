@@ -21,9 +21,9 @@ def test_equal_files_are_counted(tmp_path: Path):
     report_leaks(reports)
     assert (train.problems, other.problems) == ([], [])
     assert [str(problem) for problem in val.problems + test.problems] == [
-        f"val.json: 1 of 4 images are also in the training data, such as {tmp_path}/val/c ({tmp_path}/train/a): the "
+        f"val.json: 1 of 4 images also in the training data, such as {tmp_path}/val/c ({tmp_path}/train/a): the "
         "metrics will be too good",
-        f"test.json: 1 of 1 images are also in the training data, such as {tmp_path}/test/b ({tmp_path}/train/b): the "
+        f"test.json: 1 of 1 image also in the training data, such as {tmp_path}/test/b ({tmp_path}/train/b): the "
         "metrics will be too good",
     ]
     assert not any(report.broken for report in reports)

@@ -59,7 +59,7 @@ def test_json_is_compared_with_archive(tree: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("harm", "problem", "advice"), [
-    (lambda t: (t / "val2017/000000000000.jpg").unlink(), "val2017: 1 images; expected 2", "zips/val2017.zip"),
+    (lambda t: (t / "val2017/000000000000.jpg").unlink(), "val2017: 1 image; expected 2", "zips/val2017.zip"),
     (lambda t: (t / "val2017").rename(t / "validation"), "val2017: no such folder; expected 2", "zips/val2017.zip"),
     (lambda t: (t / "annotations/instances_train2017.json").unlink(), "instances_train2017.json: no such file",
      "annotations/annotations_trainval2017.zip"),
@@ -69,7 +69,7 @@ def test_json_is_compared_with_archive(tree: Path, tmp_path: Path):
         json.dumps(dict(images=[], annotations=[], categories=[]))),
      "0 images, 0 annotations, 0 categories; expected 5, 7, 80", "annotations/annotations_trainval2017.zip"),
     (lambda t: (t / "val2017/000000000000.jpg").rename(t / "val2017/other.jpg"),
-     "val2017: 1 images listed in instances_val2017.json are missing, such as 000000000000.jpg", ""),
+     "val2017: 1 image listed in instances_val2017.json missing, such as 000000000000.jpg", ""),
     (lambda t: (t / "annotations_trainval2017.zip").write_bytes(b"half"), "the download is damaged",
      "annotations/annotations_trainval2017.zip"),
 ])  # fmt: skip
@@ -142,12 +142,12 @@ def test_missing_files_of_segmentation_tree(pairs, tmp_path: Path):
     label.rename(label.with_name("other" + split.label_suffix))
     report = prepare(name, tree, tmp_path / "data")
     stem = "000" if name == "ade20k" else "aachen/000"
-    assert report.problems == [f"{tree / split.labels}: no label maps for 1 images, such as {stem}"]
+    assert report.problems == [f"{tree / split.labels}: no label maps for 1 image, such as {stem}"]
     label.with_name("other" + split.label_suffix).unlink()
     report = prepare(name, tree, tmp_path / "data")
     assert report.problems == [
-        f"{tree / split.labels}: 1 label maps *{split.label_suffix}; expected 2",
-        f"{tree / split.labels}: no label maps for 1 images, such as {stem}",
+        f"{tree / split.labels}: 1 label map *{split.label_suffix}; expected 2",
+        f"{tree / split.labels}: no label maps for 1 image, such as {stem}",
     ]
     assert any(
         "download" in line and (module.ADE_URL in line or "gtFine_trainvaltest" in line) for line in report.advice
@@ -160,7 +160,7 @@ def test_empty_files_of_segmentation_tree(pairs, tmp_path: Path):
     path = next((tree / split.labels).rglob("*001*"))
     path.write_bytes(b"")
     assert prepare(name, tree, tmp_path / "data").problems == [
-        f"{tree / split.labels}: 1 files of 0 bytes, such as {path.name}: unpack the archive again"
+        f"{tree / split.labels}: 1 file of 0 bytes, such as {path.name}: unpack the archive again"
     ]
     assert not (tmp_path / "data").exists()
 
@@ -200,19 +200,19 @@ def test_imagenet(imagenet: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("harm", "problem", "advice"), [
-    (lambda t: (t / "train/more").mkdir(), "train: 1 folders are not classes of ImageNet-1k: more",
+    (lambda t: (t / "train/more").mkdir(), "train: 1 folder is not a class of ImageNet-1k: more",
      "move folders that are not classes out of"),
     (lambda t: (t / "train/n01440764/0.JPEG").rename(t / "train/n01440764_0.JPEG"),
-     "train: 1 images outside class folders", "into their class folders"),
-    (lambda t: (t / "val/n01440764/0.JPEG").rename(t / "val/0.JPEG"), "val: 1 images outside class folders",
+     "train: 1 image outside class folders", "into their class folders"),
+    (lambda t: (t / "val/n01440764/0.JPEG").rename(t / "val/0.JPEG"), "val: 1 image outside class folders",
      "valprep.sh"),
     (lambda t: (t / "val/n01443537/0.JPEG").rename(t / "val/n01484850/9.JPEG"),
      "val: 2 class folders without their 2 images", "unpack val.tar into an empty"),
     (lambda t: (t / "val/n01443537/0.JPEG").unlink(), "val: 1999 images in class folders; expected 2000",
      "unpack val.tar (from"),
-    (lambda t: (t / "train/n01443537/0.JPEG").rename(t / "train/n01484850/9.JPEG"), "train: 1 class folders are empty",
+    (lambda t: (t / "train/n01443537/0.JPEG").rename(t / "train/n01484850/9.JPEG"), "train: 1 class folder is empty",
      "unpack train.tar (from"),
-    (lambda t: shutil.rmtree(t / "train/n01443537"), "train: 1 class folders are missing: n01443537",
+    (lambda t: shutil.rmtree(t / "train/n01443537"), "train: 1 class folder is missing: n01443537",
      "unpack train.tar (from"),
     (lambda t: (t / "train/n01443537.tar").touch(), "train: 1 .tar files that are not unpacked", "tar -xf"),
     (lambda t: shutil.rmtree(t / "val"), "val: no such folder; expected 1000 class folders", "download val.tar from"),
@@ -234,22 +234,22 @@ def test_missing_parts_of_imagenet(imagenet: Path, tmp_path: Path):
 
     (imagenet / "train/n01440764").rename(imagenet / "train/mine")
     text = said()
-    assert "train: 1 class folders are missing: n01440764" in text
-    assert "train: 1 folders are not classes of ImageNet-1k: mine" in text
+    assert "train: 1 class folder is missing: n01440764" in text
+    assert "train: 1 folder is not a class of ImageNet-1k: mine" in text
     assert "train: 999 images in class folders; expected 1000" in text
     (imagenet / "train/mine").rename(imagenet / "train/n01440764")
 
     (imagenet / "val/n01443537/0.JPEG").rename(imagenet / "val/n01484850/9.JPEG")
     assert "val: 2 class folders without their 2 images: n01443537, n01484850" in said()
     (imagenet / "val/n01443537/1.JPEG").unlink()
-    assert "val: 1 class folders are empty: n01443537" in said()
+    assert "val: 1 class folder is empty: n01443537" in said()
 
     shutil.rmtree(imagenet / "val")
     assert "val: no such folder; expected 1000 class folders" in said()
     (imagenet / "val").mkdir()
     (imagenet / "val/ILSVRC2012_val_00000001.JPEG").touch()
     text = said()
-    assert "val: 1 images outside class folders, so their classes are unknown" in text
+    assert "val: 1 image outside class folders, so their classes are unknown" in text
     assert "valprep.sh" in text
     (imagenet / "train/n01440764.tar").touch()
     assert "1 .tar files that are not unpacked" in said()

@@ -246,7 +246,7 @@ def test_colours_without_a_class(tmp_path):
 def test_too_few_images_or_no_training_images(tmp_path):
     sets.coco_one_file(tmp_path / "a")
     sets.write_json(tmp_path / "a" / "annotations.json", sets.coco_content([0], False))
-    with pytest.raises(AnnotationError, match="1 images with one name; allowed: at least 2"):
+    with pytest.raises(AnnotationError, match="1 image with one name; allowed: at least 2"):
         split_off(read_data(tmp_path / "a"))
     sets.coco_roboflow(tmp_path / "b")
     (tmp_path / "b" / "train" / "_annotations.coco.json").unlink()

@@ -88,8 +88,9 @@ def test_training_in_one_command(task, tmp_path, capsys):
     argv = ["finetune", str(tmp_path / "data"), "--task", task, "--arch", "nano", "--weights", "none", "--epochs", "1"]
     assert main([*argv, "--size", "64", "--batch", "2", "--work-dir", str(work)]) == 0
     shown = capsys.readouterr().out
-    assert f"on the validation images: {best} " in shown
-    assert "tools/export.py" in shown
+    assert shown.index("evaluating the best checkpoint on the validation images") < shown.index("results on ")
+    assert shown.count(f"  {best} ") == 1  # the results are shown once
+    assert "mmgcvit export" in shown
     checkpoint = next(work.glob("best_*.pth"))
     assert str(checkpoint) in shown
     assert (work / "report.html").stat().st_size > 10_000
@@ -254,7 +255,7 @@ def test_data_show_and_convert(tmp_path, capsys):
     assert "recognised: Label Studio JSON" in shown
     assert "6 images, 8 objects, 4 classes" in shown
     assert "task: segment (masks of objects), which the annotations contain; for another: --task detect" in shown
-    assert "note: 1 tasks are not annotated, or were skipped: left out" in shown
+    assert "note: 1 task is not annotated, or skipped: left out" in shown
     assert main(["data", "convert", str(tmp_path / "data"), str(tmp_path / "out"), "--task", "detect"]) == 0
     content = json.loads((tmp_path / "out" / "train.json").read_text())
     assert not any("segmentation" in annotation for annotation in content["annotations"])

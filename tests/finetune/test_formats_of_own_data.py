@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mmgcvit.errors import AnnotationError, UsageError
+from mmgcvit.finetune.command import describe_data, print_counts
 from mmgcvit.finetune.data import UNSPLIT, Data, split_off
 from mmgcvit.finetune.formats import FORMATS, read_data
 from mmgcvit.finetune.write import convert
@@ -136,7 +138,7 @@ def test_masks_of_some_objects_are_not_used_without_a_word(tmp_path):
     sets.write_json(tmp_path / "annotations.json", content)
     data = read_data(tmp_path)
     assert data.tasks == ("detect",)
-    assert any(note.startswith("the masks are not used (1 objects have no mask") for note in data.notes)
+    assert any(note.startswith("the masks are not used (1 object has no mask") for note in data.notes)
 
 
 @pytest.mark.parametrize("split", [True, False])
@@ -245,14 +247,20 @@ def test_file_names_of_label_studios_coco_exports(name, tmp_path):
     assert described(read_data(tmp_path)) == WANTED
 
 
-def test_crowds_are_named(tmp_path):
+def test_crowds_are_named(tmp_path, capsys):
     """CVAT exports masks with iscrowd=1, which nothing would be learned from."""
     content = sets.coco_content(range(6), False)
     for annotation in content["annotations"]:
         annotation["iscrowd"] = 1
     sets.write_images(tmp_path / "images")
     sets.write_json(tmp_path / "annotations.json", content)
-    assert "8 objects have iscrowd=1: ignored in training and evaluation" in read_data(tmp_path).notes
+    data = read_data(tmp_path)
+    assert "8 objects have iscrowd=1: ignored in training and evaluation" in data.notes
+    describe_data(data, None, print)
+    print_counts(data)
+    shown = capsys.readouterr().out
+    assert ": 6 images, 0 objects, 4 classes" in shown
+    assert [re.findall(r"\w+", line)[-1] for line in shown.splitlines() if "│" in line] == ["6", "6", "8", *"0000"]
 
 
 @pytest.mark.parametrize("path", ["path: ../datasets/mine", "path: ''", "path: .", "test:  # none"])

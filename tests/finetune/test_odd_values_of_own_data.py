@@ -270,14 +270,12 @@ def test_rotated_boxes_are_told(tmp_path: Path):
     (tmp_path / "cvat/a.xml").write_text(VOC.replace("0.0", "30.0"))
     (tmp_path / "cvat/b.xml").write_text(VOC.replace("a.png", "b.png"))
     (note,) = (note for note in read_data(tmp_path / "cvat").notes if "angle" in note)
-    assert note.startswith(
-        f"1 boxes have an angle in their attributes, which is not applied: {tmp_path}/cvat/a.xml:6, "
-    )
+    assert note.startswith(f"1 box has an angle in the attributes, which is not applied: {tmp_path}/cvat/a.xml:6, ")
     for name, place in (
         ("labelstudio", "1 rotated boxes become the upright boxes around them: {}: [0].annotations[0].result[0], ..."),
         (
             "coco",
-            "1 boxes have an angle in their attributes, which is not applied: {}: annotations[0].attributes",
+            "1 box has an angle in the attributes, which is not applied: {}: annotations[0].attributes",
         ),
     ):
         folder = tmp_path / name
@@ -313,7 +311,7 @@ def test_images_of_coco_that_are_outside_are_told(tmp_path: Path, monkeypatch: p
         images(tmp_path / folder)
     content = changed(FILES["coco"], ("images", 1, "file_name"), "../elsewhere/b.png")
     (tmp_path / "data/a.json").write_text(json.dumps(content))
-    assert f"1 images are outside of {tmp_path}/data, in {tmp_path}/elsewhere" in read_data(tmp_path / "data").notes
+    assert f"1 image is outside of {tmp_path}/data, in {tmp_path}/elsewhere" in read_data(tmp_path / "data").notes
     (tmp_path / "data/a.json").write_text(json.dumps(FILES["coco"]))
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert not any("outside" in note for note in read_data("../data").notes)

@@ -54,7 +54,7 @@ def test_images_found_by_name_only_are_told(tmp_path: Path):
     )
     (tmp_path / "train/b.png").unlink()
     data = read_data(tmp_path)
-    assert any("found by their names" in note and "elsewhere" in note for note in data.notes)
+    assert any("found by name" in note and "elsewhere" in note for note in data.notes)
 
 
 def yolo(folder: Path, text: str) -> None:

@@ -15,6 +15,8 @@ from mmengine.registry import MODELS
 
 from mmgcvit import GCViTClassifier, apis
 from mmgcvit.__main__ import main
+from mmgcvit.checkpoint import sources
+from mmgcvit.checkpoint.layouts import export_state_dict
 from mmgcvit.distillation import Teacher
 from mmgcvit.errors import MMGCViTError
 from mmgcvit.finetune import command
@@ -22,6 +24,7 @@ from mmgcvit.finetune.batch import fits
 from mmgcvit.finetune.config import load_text, make_config
 from mmgcvit.finetune.data import Data, split_off
 from mmgcvit.finetune.formats import read_data
+from mmgcvit.finetune.teacher import require_teacher
 from mmgcvit.finetune.write import convert
 
 MODEL = dict(
@@ -84,6 +87,29 @@ def test_features_of_a_model_of_timm(data: Data, tmp_path: Path, monkeypatch: py
     assert fits(cfg, 2, "cpu")
 
 
+def test_features_of_published_weights(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As --weights accepts them. In the authors' layout, with a head for 1000 classes, which is left out."""
+    name, file = "gcvit://xxtiny_in1k", tmp_path / "authors.pth.tar"
+    own = randomise(GCViTClassifier(dict(arch="xxtiny"), num_classes=1000))
+    authors, _ = export_state_dict(
+        {key.removeprefix("backbone."): value for key, value in own.state_dict().items()}, "nvidia"
+    )
+    torch.save({"state_dict": authors}, file)
+    monkeypatch.setattr(sources, "fetch", {name: file}.__getitem__)
+    cfg = configure(data, name, convert(data, tmp_path / "out"))
+    assert cfg.model.teacher == dict(name="gcvit_tiny_any", checkpoint=name, arch="xxtiny", num_classes=0)
+    assert "logits" not in cfg.model
+    require_teacher(cfg.model.teacher, len(data.classes))
+    student = MODELS.build(cfg.model)
+    pixels = torch.rand(2, 3, 64, 64)
+    expected = own.eval().backbone(pixels)[-1]
+    monkeypatch.setattr(student.teacher, "mean", torch.zeros(3))
+    monkeypatch.setattr(student.teacher, "std", torch.ones(3))
+    _, maps = student.teacher(pixels * 255)
+    torch.testing.assert_close(maps[-1], expected, rtol=1e-3, atol=1e-3)
+    assert command.choose(data, command.Options(arch="nano", teacher=name), print).distillation["features"]
+
+
 def test_it_is_said_and_shown(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture):
     file = write(tmp_path / "teacher.pth", list(data.classes), MODEL)
     argv = ["finetune", str(tmp_path / "data"), "--arch", "nano", "--epochs", "1", "--dry-run"]
@@ -105,13 +131,18 @@ def test_other_names_of_classes_are_said(data: Data, tmp_path: Path):
 @pytest.mark.parametrize(
     ("teacher", "wanted"),
     [
-        ("none.pth", r"teacher='none\.pth': no such file; allowed: a file, or the name of a model of timm"),
+        (
+            "none.pth",
+            r"teacher='none\.pth': no such file; allowed: a file, the name of a model of timm, or of `mmgcvit w",
+        ),
+        ("gcvit://huge", r"teacher='gcvit://huge': no such name; allowed: .* `mmgcvit weights list`, such as gcvit://"),
+        ("https://a.b/c.pth", r"teacher='https://a.b/c.pth': no such name; allowed: a file"),
         ("resnet_51", r"teacher: name='resnet_51' .*cannot be built"),
         ("bare", "has no config of a GC ViT classifier; allowed: a checkpoint of a classifier trained by this project"),
         ("other", "has no config of a GC ViT classifier"),
         ("detector", "has no config of a GC ViT classifier"),
-        ("fewer", r"has 1 classes, but the data has \d; allowed: the same classes"),
-        ("unnamed", r"has 1 classes, but the data has \d; allowed: the same classes"),
+        ("fewer", r"has 1 class, but the data has \d; allowed: the same classes"),
+        ("unnamed", r"has 1 class, but the data has \d; allowed: the same classes"),
         ("default", r"has 1000 classes, but the data has \d; allowed: the same classes"),
         ("moved", "classes in another order than in the config"),
     ],

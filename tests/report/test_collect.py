@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mmgcvit.engine.evaluation import is_of_class
 from mmgcvit.errors import UsageError
-from mmgcvit.report.collect import best_checkpoint, collect, is_of_class, may_go_on, metric_names, series
+from mmgcvit.report.collect import best_checkpoint, collect, may_go_on, metric_names, series
 
 ITERATIONS = "train_cfg = dict(type='IterBasedTrainLoop', max_iters=100, val_interval=30)"
 LOG = """2026/11/28 08:24:58 - mmengine - INFO -

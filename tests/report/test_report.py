@@ -347,7 +347,7 @@ def test_failing_report_does_not_fail_a_run(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(make, "collect", lambda *_: 1 / 0)
     assert report_after_training(tmp_path / "my run") is None
     assert "no report of the run: ZeroDivisionError" in logged[-1]
-    assert f"python tools/report.py '{tmp_path / 'my run'}'" in logged[-1]
+    assert f"mmgcvit report '{tmp_path / 'my run'}'" in logged[-1]
 
 
 def test_only_the_first_process_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

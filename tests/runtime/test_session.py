@@ -53,7 +53,7 @@ def test_damaged_file(tmp_path: Path, kind: str):
 
 def test_foreign_file(tmp_path: Path):
     with pytest.raises(
-        UsageError, match=r"has no description of a model in its metadata \('mmgcvit'\).*tools/export\.py"
+        UsageError, match=r"has no description of a model in its metadata \('mmgcvit'\).*`mmgcvit export`"
     ):
         Predictor(write_model(tmp_path / "model.onnx", described=False))
 

@@ -68,7 +68,7 @@ except ImportError as error:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "[[10.0, 20.0, 100.0, 50.0]]"
-    assert lines[1].startswith("1 images, 1 detections: predictions in ")
+    assert lines[1].startswith("1 image, 1 detection: predictions in ")
     assert "mmgcvit.GCViT cannot be imported" in lines[-1]
     assert "doctor" in lines[-1]
     assert len(json.loads((tmp_path / "detection/predictions.json").read_text())) == 1

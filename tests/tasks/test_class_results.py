@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from pycocotools import mask as coco_masks
 
 from mmgcvit.apis.runs import _watches_a_class
 from mmgcvit.engine.evaluation import tell_classes_apart
-from mmgcvit.engine.progress import Output, _values
+from mmgcvit.engine.progress import Output, _results
 
 pytest.importorskip("mmdet")
 
@@ -128,5 +129,7 @@ def test_tables_have_a_title_and_no_nan(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_values_have_no_noise_of_float32():
-    text = _values({"mIoU": np.float32(83.33), "aAcc": np.float64(1 / 3), "n": 3, "unknown": -1, "none": float("nan")})
-    assert text == "mIoU: 83.3300  aAcc: 0.3333  n: 3"
+    values = {"mIoU": np.float32(83.33), "aAcc": np.float64(1 / 3), "n": 3, "unknown": -1, "none": float("nan")}
+    loader = SimpleNamespace(dataset=SimpleNamespace(metainfo=dict(classes=("cat",))))
+    found = _results(loader, {**values, "IoU.cat": 5.0})  # those of classes are in a table
+    assert found == [("mIoU", "83.3300"), ("aAcc", "0.3333"), ("n", "3")]

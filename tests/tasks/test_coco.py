@@ -118,7 +118,7 @@ def test_validation_without_objects(tmp_path: Path):
     coco = content() | dict(annotations=[])
     assert "coco.json: has no annotations, so there is nothing" in refused(tmp_path, coco, METRIC, test_mode=True)
     coco["annotations"] = [content()["annotations"][0] | dict(iscrowd=1)]
-    assert "none of 1 annotations can be used" in refused(tmp_path, coco, METRIC, test_mode=True)
+    assert "none of 1 annotation can be used" in refused(tmp_path, coco, METRIC, test_mode=True)
 
 
 def test_masks_are_checked_where_they_are_evaluated(tmp_path: Path):
@@ -236,11 +236,10 @@ def test_names_in_several_entries(tmp_path: Path):
     assert [(problem.kind, problem.what, problem.breaks) for problem in found.problems] == [
         (
             "image twice",
-            "1 file names occur in several entries: the objects of one are background in the others: "
-            f"{tmp_path}/images/a.jpg",
+            f"1 file name in several entries: the objects of one are background in the others: {tmp_path}/images/a.jpg",
             False,
         ),
-        ("folder", f"1 file names lead out of the folder of the images, {tmp_path}/images/: ../images/b.jpg", False),
+        ("folder", f"1 file name outside of the folder of the images, {tmp_path}/images/: ../images/b.jpg", False),
     ]
 
 
@@ -253,8 +252,8 @@ def test_parts_of_polygons_and_warnings_in_the_log(tmp_path: Path, logged: list[
     check_before_run(dict(dataset=dataset(tmp_path)))
     assert [line for line in logged if not line.startswith("Get class")] == [
         f"area: {tmp_path}/coco.json: image id 8, annotation id 2: area=0; allowed: more than 0 (2 of this kind; "
-        "tools/check_data.py lists them)",
-        f"polygon part: {tmp_path}/coco.json: 1 objects have polygons of fewer than 3 points among others; training "
+        "`mmgcvit check-data` lists them)",
+        f"polygon part: {tmp_path}/coco.json: 1 object has polygons of fewer than 3 points among others; training "
         "leaves them out",
     ]
 

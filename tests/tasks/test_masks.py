@@ -55,7 +55,7 @@ def test_intact_masks():
     (dict(size=None), "run lengths without size"),
     (dict(counts=[]), "run lengths of 0 pixels in all; allowed: 3072"),
     (dict(counts=""), "run lengths of 0 pixels in all"),
-    (dict(counts=[1]), "run lengths of 1 pixels in all"),
+    (dict(counts=[1]), "run lengths of 1 pixel in all"),
     (dict(counts=[0, 10**7]), "run lengths of 10000000 pixels in all"),
     (dict(counts=[2**40]), f"run lengths of {2**40} pixels in all"),
     (dict(counts=[-1, AREA + 1]), "a run length of -1; allowed: 0 or more"),

@@ -57,7 +57,7 @@ def test_names_that_are_no_classes_are_counted(tmp_path: Path):
 def test_difficult_objects_are_not_learned(tmp_path: Path):
     found = read_other(voc(tmp_path, ITEM.format("dog", 1, 40), ITEM.format("cat", 0, 40)))
     assert (found.objects, found.crowds, found.images[0].labels, found.problems) == (2, 1, ["cat"], [])
-    with pytest.raises(AnnotationError, match="none of 1 objects can be used, 1 are difficult, which are ignored"):
+    with pytest.raises(AnnotationError, match="none of 1 object can be used, 1 are difficult, which are ignored"):
         Detection().check_before_run(voc(tmp_path, ITEM.format("dog", 1, 40)), None, None)
 
 

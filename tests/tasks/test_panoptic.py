@@ -136,7 +136,7 @@ def test_things_after_stuff(tmp_path: Path):
 def test_images_without_segments(tmp_path: Path):
     write_panoptic(tmp_path, change=lambda content: content.pop("annotations"))
     dataset = dataset_of(tmp_path, test_mode=True, data_prefix=dict(img="images/"))
-    with pytest.raises(AnnotationError, match=r"nothing to evaluate\. To predict .* use tools/image_demo"):
+    with pytest.raises(AnnotationError, match=r"nothing to evaluate\. To predict .* use `mmgcvit predict`"):
         check_before_run(dataset, dict(type="mmgcvit.PanopticMetric"))
     metric = dict(type="CocoPanopticMetric", format_only=True, outfile_prefix="results")
     check_before_run(dataset, metric)

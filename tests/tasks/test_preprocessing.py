@@ -72,5 +72,5 @@ def test_wrong_arguments(library: str, kind: str, size: dict):
         UsageError, match=r"images have 3 channels as loaded, mean and std 4 values; allowed: one value"
     ):
         build(library, kind, mean=[1.0] * 4, std=[1.0] * 4, **size)(batch(library, 3))
-    with pytest.raises(UsageError, match=r"bgr_to_rgb=True or rgb_to_bgr=True with 1 channels"):
+    with pytest.raises(UsageError, match=r"bgr_to_rgb=True or rgb_to_bgr=True with 1 channel"):
         build(library, kind, mean=[1.0], std=[1.0], bgr_to_rgb=True, **size)(batch(library, 1))

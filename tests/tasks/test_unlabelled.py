@@ -58,7 +58,7 @@ def prepare(folder: Path, task: str) -> Config:
 def test_detection(tmp_path: Path):
     cfg, checkpoint = prepare(tmp_path, "detection"), str(tmp_path / "model.pth")
     cfg.model.test_cfg.score_thr = 0.0
-    says = r"val\.json: has no annotations, so there is nothing to evaluate.*tools/image_demo\.py.*format_only=True"
+    says = r"val\.json: has no annotations, so there is nothing to evaluate.*`mmgcvit predict`.*format_only=True"
     with pytest.raises(UsageError, match=says):
         apis.test(cfg, checkpoint)
     (report,) = check_data(cfg, progress=False)
@@ -79,7 +79,7 @@ def test_segmentation(tmp_path: Path):
     for prefix in (dict(dataset.data_prefix), dict(img_path="images/val")):
         dataset.data_prefix = prefix
         with pytest.raises(
-            UsageError, match=r"no label maps: to predict on images without label maps, use tools/image"
+            UsageError, match=r"no label maps: to predict on images without label maps, use `mmgcvit predict"
         ):
             apis.test(cfg, checkpoint)
         (report,) = check_data(cfg, progress=False)
@@ -97,7 +97,7 @@ def test_segmentation(tmp_path: Path):
     assert (report.images, report.problems) == (2, [])
     (tmp_path / "images/val/sub").mkdir()
     (tmp_path / "images/val/0.jpg").rename(tmp_path / "images/val/sub/1.jpg")
-    with pytest.raises(UsageError, match=r"several images to the same file: 1; tools/image_demo\.py keeps the folders"):
+    with pytest.raises(UsageError, match=r"several images to the same file: 1; `mmgcvit predict` keeps the folders"):
         apis.test(cfg, checkpoint)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mmgcvit.utils import atomic_path, file_sha256, summarize, write_json
 from mmgcvit.utils.paths import short_path, short_paths
-from mmgcvit.utils.text import PIPE_WIDTH, shown, wide_console
+from mmgcvit.utils.text import PIPE_WIDTH, counted, shown, wide_console
 
 
 def test_atomic_path_replaces_only_on_success(tmp_path: Path):
@@ -37,6 +37,18 @@ def test_write_json_and_sha256(tmp_path: Path):
     write_json(path, {"é": [1, 2]})
     assert json.loads(path.read_text(encoding="utf-8")) == {"é": [1, 2]}
     assert file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((1, "image"), "1 image"), ((2, "image"), "2 images"), ((0, "class"), "0 classes"), ((1, "box"), "1 box"),
+        ((3, "box"), "3 boxes"), ((1, "image has", "images have"), "1 image has"),
+        ((4, "image has", "images have"), "4 images have"), ((2, "category", "categories"), "2 categories"),
+    ],
+)  # fmt: skip
+def test_counted(arguments: tuple, expected: str):
+    assert counted(*arguments) == expected
 
 
 def test_summarize():

@@ -1,5 +1,5 @@
-# Test-time augmentation: three scales with horizontal flip; boxes are merged by NMS. `--tta` of tools/test.py and
-# tools/image_demo.py uses it, relative to the test scale of the config. For mmdet's tools, add this file to the
+# Test-time augmentation: three scales with horizontal flip; boxes are merged by NMS. `--tta` of mmgcvit test and
+# mmgcvit predict uses it, relative to the test scale of the config. For mmdet's tools, add this file to the
 # `_base_` list of a config. TTA yields no masks: set test_evaluator.metric='bbox' for models with a mask head.
 tta_model = dict(type='mmgcvit.BoxTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
 tta_pipeline = [

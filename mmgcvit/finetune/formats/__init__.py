@@ -17,7 +17,7 @@ from mmgcvit.finetune.formats.voc import Voc
 from mmgcvit.finetune.formats.yolo import Yolo
 from mmgcvit.finetune.scan import Scan
 from mmgcvit.utils import summarize
-from mmgcvit.utils.text import is_utf8
+from mmgcvit.utils.text import counted, is_utf8
 
 #: All formats by name.
 FORMATS: dict[str, Format] = {
@@ -50,7 +50,8 @@ def read_data(source: str | Path, task: str | None = None, format_name: str | No
     data = recognise(scan, task, format_name).read(scan, task)
     if found := scan.by_name_only:
         data.notes.append(
-            f"{len(found)} images are not where the annotations say, and were found by their names, such as {found[0]}"
+            f"{counted(len(found), 'image is', 'images are')} not where the annotations say; found by name, such as "
+            f"{found[0]}"
         )
     _require_utf8(data)
     data.notes += _outside(data, scan)
@@ -60,7 +61,10 @@ def read_data(source: str | Path, task: str | None = None, format_name: str | No
     if scan.source == scan.root and data.tasks != ("semantic",):
         used = {item.path for item in data.items}
         if left := [path for path in scan.images if path not in used]:
-            data.notes.append(f"{len(left)} image files are not in the annotations, such as {left[0]}: left out")
+            data.notes.append(
+                f"{counted(len(left), 'image file is', 'image files are')} not in the annotations, such as {left[0]}: "
+                "left out"
+            )
     if task is not None and task not in data.tasks:
         reason = _without_mask(data) if task == "segment" else ""
         raise AnnotationError(
@@ -96,7 +100,11 @@ def _outside(data: Data, scan: Scan) -> list[str]:
     """Note about images that the annotations name outside of the data set's folder; none if there are none."""
     paths = [item.path for item in data.items if not item.path.is_relative_to(scan.root)]
     folders = dict.fromkeys(path.parent for path in paths)
-    return [f"{len(paths)} images are outside of {scan.root}, in {summarize(folders, 4)}"] if paths else []
+    return (
+        [f"{counted(len(paths), 'image is', 'images are')} outside of {scan.root}, in {summarize(folders, 4)}"]
+        if paths
+        else []
+    )
 
 
 def recognise(scan: Scan, task: str | None = None, format_name: str | None = None) -> Format:
@@ -135,4 +143,4 @@ def _without_mask(data: Data) -> str:
 
     missing = sum(map(bare, data.items))
     example = next((item.path for item in data.items if bare(item)), None)
-    return f" ({missing} objects have no mask, such as in {example})" if missing else ""
+    return f" ({counted(missing, 'object has', 'objects have')} no mask, such as in {example})" if missing else ""

@@ -13,6 +13,7 @@ from mmgcvit.finetune.formats.base import Format, instance_tasks
 from mmgcvit.finetune.formats.shapes import angle_note
 from mmgcvit.finetune.scan import Scan, flag, number, whole
 from mmgcvit.utils import summarize
+from mmgcvit.utils.text import counted
 
 #: Files of COCO beside instances_*.json.
 OTHERS = ("person_keypoints_", "stuff_", "captions_")
@@ -67,7 +68,9 @@ class Coco(Format):
         data.notes += angle_note(angles)
         data.tasks = instance_tasks(data)
         if crowds := sum(instance.crowd for image in data.items for instance in image.instances):
-            data.notes.append(f"{crowds} objects have iscrowd=1: ignored in training and evaluation")
+            data.notes.append(
+                f"{counted(crowds, 'object has', 'objects have')} iscrowd=1: ignored in training and evaluation"
+            )
         return data
 
 

@@ -13,6 +13,7 @@ from mmgcvit.finetune.formats.base import Format, instance_tasks
 from mmgcvit.finetune.formats.shapes import bounds, ellipse, empty_mask, flat, join, rle, rotate, rotated_note
 from mmgcvit.finetune.scan import Node, Scan, number, whole
 from mmgcvit.utils import summarize
+from mmgcvit.utils.text import counted
 
 LEFT_OUT = ("polyline", "points", "cuboid", "skeleton", "tag")
 
@@ -56,7 +57,7 @@ class Cvat(Format):
             item.instances = _objects(image, names, path, item.size, left_out, rotated)
             data.splits.setdefault(split or UNSPLIT, []).append(item)
         data.classes = unique_names(names, data.notes)
-        data.notes += [f"{count} shapes of type {kind!r} are left out" for kind, count in left_out.items()]
+        data.notes += [f"left out: {counted(count, 'shape')} of type {kind!r}" for kind, count in left_out.items()]
         data.notes += rotated_note(rotated)
         data.tasks = instance_tasks(data)
         return data
@@ -123,7 +124,9 @@ def _shape(shape: Node, path: Path, size: tuple[int, int]) -> tuple[list[tuple[f
         mask = empty_mask(*size, where)
         runs = [whole(word, f"{where}: rle") for word in _attribute(shape, "rle", path).split(",")]
         if sum(runs) != width * height:
-            raise AnnotationError(f"{where}: rle has {sum(runs)} pixels; allowed: width * height = {width * height}")
+            raise AnnotationError(
+                f"{where}: rle has {counted(sum(runs), 'pixel')}; allowed: width * height = {width * height}"
+            )
         part = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
         mask[top : top + height, left : left + width] = part
         return [(left, top), (left + width, top + height)], rle(mask)
@@ -135,7 +138,7 @@ def _shape(shape: Node, path: Path, size: tuple[int, int]) -> tuple[list[tuple[f
             first, _, second = pair.partition(",")
             points.append((number(first, f"{where}: points"), number(second, f"{where}: points")))
         if len(points) < 3:
-            raise AnnotationError(f"{where}: polygon of {len(points)} points; allowed: at least 3")
+            raise AnnotationError(f"{where}: polygon of {counted(len(points), 'point')}; allowed: at least 3")
     return points, [flat(points)]
 
 

@@ -16,6 +16,7 @@ from mmgcvit.finetune.formats.voc import image_sets
 from mmgcvit.finetune.scan import Scan
 from mmgcvit.utils import summarize
 from mmgcvit.utils.images import DEEP, IMAGES, OTHER_IMAGES, any_image_size, require_pixels
+from mmgcvit.utils.text import counted
 
 FOLDERS = ("masks", "mask", "annotations", "labels", "label_maps", "segmentationclass", "gtfine", "gt", "ann_dir")
 IMAGE_FOLDERS = ("images", "image", "imgs", "jpegimages", "leftimg8bit", "img_dir")
@@ -76,9 +77,14 @@ class LabelMaps(Format):
             )
         if listed and UNSPLIT in data.splits:
             left = len(data.splits.pop(UNSPLIT))
-            data.notes.append(f"{left} images are in none of ImageSets/Segmentation/train.txt, val.txt: left out")
+            data.notes.append(
+                f"{counted(left, 'image is', 'images are')} in none of ImageSets/Segmentation/train.txt, val.txt: "
+                "left out"
+            )
         if bare:
-            data.notes.append(f"{len(bare)} images have no label map, such as {bare[0]}: left out")
+            data.notes.append(
+                f"{counted(len(bare), 'image has', 'images have')} no label map, such as {bare[0]}: left out"
+            )
         if data.splits:
             _read_classes(scan, data)
         return data

@@ -15,6 +15,7 @@ from mmgcvit.finetune.formats.shapes import bounds, ellipse, flat, rotate, rotat
 from mmgcvit.finetune.scan import Scan, number
 from mmgcvit.utils import summarize
 from mmgcvit.utils.images import IMAGES
+from mmgcvit.utils.text import counted
 
 UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # that Label Studio puts before the name of an uploaded file
 BOX = "rectanglelabels"
@@ -62,9 +63,11 @@ class LabelStudio(Format):
         _assign(data, read, path)
         data.notes += rotated_note(rotated)
         if skipped:
-            data.notes.append(f"{skipped} tasks are not annotated, or were skipped: left out")
+            data.notes.append(f"{counted(skipped, 'task is', 'tasks are')} not annotated, or skipped: left out")
         if several:
-            data.notes.append(f"{several} tasks are annotated more than once; the first annotation is used")
+            data.notes.append(
+                f"{counted(several, 'task is', 'tasks are')} annotated more than once; the first annotation is used"
+            )
         return data
 
 
@@ -86,7 +89,7 @@ def _assign(data: Data, read: list[tuple[Item, list[tuple[str, Instance | None]]
     if whole:
         bare = [item for item in data.splits[UNSPLIT] if item.label is None]
         data.splits[UNSPLIT] = [item for item in data.splits[UNSPLIT] if item.label is not None]
-        data.notes += [f"{len(bare)} images have no choice: left out"] if bare else []
+        data.notes += [f"{counted(len(bare), 'image has', 'images have')} no choice: left out"] if bare else []
     data.tasks = ("classify",) if whole else instance_tasks(data)
 
 

@@ -17,6 +17,7 @@ from mmgcvit.finetune.data import UNSPLIT, Data, Instance, Item, image_size, spl
 from mmgcvit.finetune.formats.base import Format, instance_tasks
 from mmgcvit.finetune.formats.shapes import bounds, ellipse, empty_mask, flat, join, rle
 from mmgcvit.finetune.scan import Scan, number, whole
+from mmgcvit.utils.text import counted
 
 LEFT_OUT = ("point", "points", "line", "linestrip")  # shapes without an area
 
@@ -55,7 +56,9 @@ class LabelMe(Format):
                 instance.label = data.classes.index(label)
                 item.instances.append(instance)
             data.splits.setdefault(split, []).append(item)
-        data.notes += [f"{count} shapes of type {kind!r} have no area: left out" for kind, count in left_out.items()]
+        data.notes += [
+            f"{counted(count, 'shape')} of type {kind!r} without an area: left out" for kind, count in left_out.items()
+        ]
         data.tasks = instance_tasks(data)
         return data
 

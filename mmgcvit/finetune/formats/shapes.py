@@ -11,6 +11,7 @@ import numpy as np
 from mmgcvit.errors import AnnotationError, CorruptImageError
 from mmgcvit.finetune.data import Instance
 from mmgcvit.utils.images import require_pixels
+from mmgcvit.utils.text import counted
 
 CORNERS = 36  # of the polygon in place of a circle or an ellipse
 Point = tuple[float, float]
@@ -89,6 +90,7 @@ def angle_note(places: Sequence[str]) -> list[str]:
     if not places:
         return []
     return [
-        f"{len(places)} boxes have an angle in their attributes, which is not applied: {places[0]}, ...; CVAT's export "
+        f"{counted(len(places), 'box has', 'boxes have')} an angle in the attributes, which is not applied: "
+        f"{places[0]}, ...; CVAT's export "
         "'CVAT for images 1.1' has the rotated boxes"
     ]

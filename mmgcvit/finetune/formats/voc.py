@@ -11,6 +11,7 @@ from mmgcvit.finetune.data import UNSPLIT, Data, Instance, Item, image_size, spl
 from mmgcvit.finetune.formats.base import Format
 from mmgcvit.finetune.formats.shapes import angle_note
 from mmgcvit.finetune.scan import Node, Scan, flag, number, whole
+from mmgcvit.utils.text import counted
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -42,12 +43,17 @@ class Voc(Format):
             data.splits.setdefault(split or UNSPLIT, []).append(item)
         if listed and UNSPLIT in data.splits:
             left = len(data.splits.pop(UNSPLIT))
-            data.notes.append(f"{left} images are in none of ImageSets/Main/train.txt, val.txt and test.txt: left out")
+            data.notes.append(
+                f"{counted(left, 'image is', 'images are')} in none of ImageSets/Main/train.txt, val.txt and "
+                "test.txt: left out"
+            )
         if not data.classes:
             raise AnnotationError(f"{scan.root}: no object in {len(files)} XML files, so there are no class names")
         data.notes += angle_note([place for path in files for place in _rotated(scan.xml_roots[path], path)])
         if difficult:
-            data.notes.append(f"{difficult} objects are difficult: ignored in training and evaluation")
+            data.notes.append(
+                f"{counted(difficult, 'object is', 'objects are')} difficult: ignored in training and evaluation"
+            )
         return data
 
 

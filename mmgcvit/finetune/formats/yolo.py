@@ -15,6 +15,7 @@ from mmgcvit.finetune.formats.shapes import bounds
 from mmgcvit.finetune.scan import Scan, number, read_yaml, walk
 from mmgcvit.utils import summarize
 from mmgcvit.utils.images import IMAGES
+from mmgcvit.utils.text import counted
 
 NAMES = "classes.txt"  # Label Studio writes it in place of data.yaml
 TOLERANCE = 0.01  # coordinates may be outside the image by this much, by rounding; they are clipped
@@ -63,7 +64,9 @@ class Yolo(Format):
                 f"{scan.root}: no image has a label file, such as {_label_file(example)} for {example}"
             )
         if missing:
-            data.notes.append(f"{missing} images have no label file: they are taken as images without objects")
+            data.notes.append(
+                f"{counted(missing, 'image has', 'images have')} no label file: taken as images without objects"
+            )
         data.tasks = instance_tasks(data)
         return data
 
@@ -90,7 +93,8 @@ def read_labels(path: Path, size: tuple[int, int], classes: int) -> list[Instanc
             raise AnnotationError(f"{where}: class {words[0]}; allowed: 0 to {classes - 1}, as data.yaml has names for")
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
             raise AnnotationError(
-                f"{where}: {len(words)} numbers; allowed: 5 (class, centre, size), or 7, 9, ... (class, polygon)"
+                f"{where}: {counted(len(words), 'number')}; allowed: 5 (class, centre, size), or 7, 9, ... (class, "
+                "polygon)"
             )
         outside = [value for value in values if not -TOLERANCE <= value <= 1 + TOLERANCE]
         if outside:
@@ -123,7 +127,9 @@ def _names(content: Mapping, path: Path) -> list[str]:
             f"{path}: names={content.get('names')!r}; allowed: a name for each class from 0, as a list, or as 0: NAME"
         )
     if "nc" in content and content["nc"] != str(len(names)):
-        raise AnnotationError(f"{path}: nc={content['nc']}, but {len(names)} names; allowed: as many names as nc says")
+        raise AnnotationError(
+            f"{path}: nc={content['nc']}, but {counted(len(names), 'name')}; allowed: as many names as nc says"
+        )
     if "kpt_shape" in content:
         raise AnnotationError(f"{path}: kpt_shape: key points are not supported; allowed: boxes or polygons")
     return [name.strip() for name in names]

@@ -19,6 +19,7 @@ from mmgcvit.errors import ClassificationDataError
 from mmgcvit.tasks.base import DatasetCheck
 from mmgcvit.tasks.classification.dataset import ClassificationDataset, check_names
 from mmgcvit.tasks.classification.transforms import CHANNELS, REMEDY, LoadPillowImage
+from mmgcvit.utils.text import counted
 
 CHUNK = 64  # images opened at a time
 
@@ -46,7 +47,10 @@ def check_classes(check: DatasetCheck) -> DatasetReport:
     if heads is not None and len(report.classes) > heads:
         report.problems.append(
             Problem(
-                "classes", source, f"{len(report.classes)} classes; allowed: at most model.num_classes={heads}", True
+                "classes",
+                source,
+                f"{counted(len(report.classes), 'class')}; allowed: at most model.num_classes={heads}",
+                True,
             )
         )
     report.images = report.objects = len(built)
@@ -97,7 +101,9 @@ def wrong_channels(dataset: Mapping, model: Mapping | None) -> str | None:
         return f"in_channels={expected} with LoadPillowImage of mode={mode!r}; allowed: {allowed}"
     for name, value in (model.get("data_preprocessor") or {}).items():
         if name in ("mean", "std") and len(value) not in (1, expected):
-            return f"data_preprocessor.{name} has {len(value)} values; allowed with mode={mode!r}: {expected}"
+            return (
+                f"data_preprocessor.{name} has {counted(len(value), 'value')}; allowed with mode={mode!r}: {expected}"
+            )
     return None
 
 

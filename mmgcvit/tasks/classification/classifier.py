@@ -19,6 +19,7 @@ from mmgcvit.backbone.pretrained_init import SafePretrainedInit
 from mmgcvit.checkpoint.loading import accept_bare_network
 from mmgcvit.registry import type_name
 from mmgcvit.tasks.classification.preprocessor import ClassificationPreprocessor
+from mmgcvit.utils.text import counted
 
 MODES = ("tensor", "loss", "predict")
 
@@ -30,8 +31,8 @@ def class_weight_problem(weights: Any, num_classes: int) -> str | None:
     listed = isinstance(weights, (list, tuple))
     if listed and len(weights) == num_classes and all(isinstance(w, (int, float)) and w > 0 for w in weights):
         return None
-    shown = f"{reprlib.repr(weights)} ({len(weights)} values)" if listed else repr(weights)
-    return f"class_weight={shown}; allowed: num_classes={num_classes} numbers above 0, one per class"
+    shown = f"{reprlib.repr(weights)} ({counted(len(weights), 'value')})" if listed else repr(weights)
+    return f"class_weight={shown}; allowed: num_classes={counted(num_classes, 'number')} above 0, one per class"
 
 
 @MODELS.register_module()

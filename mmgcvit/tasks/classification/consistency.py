@@ -10,6 +10,7 @@ from mmgcvit.registry import type_name
 from mmgcvit.tasks.base import Split
 from mmgcvit.tasks.classification.classifier import class_weight_problem
 from mmgcvit.tasks.classification.metric import informative_topk
+from mmgcvit.utils.text import counted
 
 
 def topk_result_names(metric: Mapping[str, Any], model: Mapping[str, Any]) -> set[str] | None:
@@ -35,7 +36,9 @@ def check_config(model: Mapping[str, Any], splits: Sequence[Split]) -> Iterator[
             names, where = class_names(dataset), f"{split.name}_dataloader.dataset"
             count = dataset.get("classes") if isinstance(dataset.get("classes"), int) else names and len(names)
             if count and count > outputs:
-                yield Problem("classes", where, f"{count} classes; allowed: at most model.num_classes={outputs}", True)
+                yield Problem(
+                    "classes", where, f"{counted(count, 'class')}; allowed: at most model.num_classes={outputs}", True
+                )
         outer = type_name(split.loader.get("dataset") or {})
         if split.name != "train" and outer != "ClassificationDataset" and split.datasets:
             yield Problem(

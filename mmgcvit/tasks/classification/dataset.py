@@ -24,6 +24,7 @@ from mmgcvit.tasks.classification.readers import (
     tar_reader,
 )
 from mmgcvit.utils import summarize
+from mmgcvit.utils.text import counted
 
 READERS = ("folder", "tar", "shards", "hfds")
 MAX_REFETCH = 1000  # maximum number of images tried in place of one that cannot be decoded
@@ -179,8 +180,12 @@ def check_names(what: str, names: Sequence[str], whose: str, expected: Sequence[
         return
     lacking = [name for name in expected if name not in names]
     beyond = [name for name in names if name not in expected]
-    parts = [f"{len(lacking)} class folders are missing: {summarize(lacking)}"] if lacking else []
-    parts += [f"{len(beyond)} are not among {whose} {len(expected)}: {summarize(beyond)}"] if beyond else []
+    parts = (
+        [f"{counted(len(lacking), 'class folder is', 'class folders are')} missing: {summarize(lacking)}"]
+        if lacking
+        else []
+    )
+    parts += [f"{len(beyond)} not among {whose} {len(expected)}: {summarize(beyond)}"] if beyond else []
     raise ClassificationDataError(
         f"{what}: {'; '.join(parts) or f'the classes are in a different order from {whose}'}. The labels of all "
         "following classes would be shifted. Add or remove folders, or set the order of the classes in the data set: "

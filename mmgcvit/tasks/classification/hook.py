@@ -15,6 +15,7 @@ from mmgcvit.datasets.problems import inner_datasets
 from mmgcvit.errors import ClassificationDataError
 from mmgcvit.registry import HOOKS
 from mmgcvit.tasks.classification.dataset import ClassificationDataset, check_names
+from mmgcvit.utils.text import counted
 
 
 @HOOKS.register_module()
@@ -76,7 +77,8 @@ class ClassificationHook(Hook):
             names = dataset.metainfo["classes"]
             if not self.trained and len(names) != _classes(runner):
                 raise ClassificationDataError(
-                    f"the test data ({dataset.root}) has {len(names)} class folders; the head has {_classes(runner)} "
+                    f"the test data ({dataset.root}) has {counted(len(names), 'class folder')}; the head has "
+                    f"{_classes(runner)} "
                     "classes. If the data has only some of them, set the order: classes=<file with one name per line>"
                 )
         _name_images(runner.test_loop)
@@ -113,7 +115,8 @@ def _check_count(split: str, dataset: Any, runner: Runner) -> None:
     count, allowed = len(dataset.metainfo["classes"]), _classes(runner)
     if count > allowed:
         raise ClassificationDataError(
-            f"the {split} data ({dataset.root}) has {count} classes; allowed: at most model.num_classes={allowed}"
+            f"the {split} data ({dataset.root}) has {counted(count, 'class')}; allowed: at most "
+            f"model.num_classes={allowed}"
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmgcvit.registry import METRICS
 from mmgcvit.utils import atomic_path
+from mmgcvit.utils.text import counted
 
 MATRIX = 30  # largest number of classes for which the confusion matrix is logged
 
@@ -32,7 +33,7 @@ class TopKAccuracy(BaseMetric):
         real_labels: 'timm' for the ImageNet-ReaL labels shipped with timm, or a file with them (``real.json``). The
             images must be the 50000 of ILSVRC2012's validation set; those without a ReaL label are excluded.
         out_csv: CSV file for the predictions: image, class, and the ``max(topk)`` most probable classes with their
-            probabilities (``tools/test.py --out``). With ``classwise``, a second file with the suffix
+            probabilities (``mmgcvit test --out``). With ``classwise``, a second file with the suffix
             ``_classes.csv`` has recall, precision and the row of the confusion matrix of each class.
         collect_device: as in mmengine.
         prefix: as in mmengine.
@@ -90,7 +91,9 @@ class TopKAccuracy(BaseMetric):
         ordered = [by_index[index] for index in sorted(by_index)]
         expected = None if self.dataset is None else len(self.dataset)
         if expected is not None and len(ordered) != expected:
-            raise RuntimeError(f"{len(ordered)} samples were evaluated; the data set has {expected}")
+            raise RuntimeError(
+                f"{counted(len(ordered), 'sample was', 'samples were')} evaluated; the data set has {expected}"
+            )
         if self.out_csv is not None:
             self._write(ordered, self.out_csv)
         if self.real_labels is not None:
@@ -153,7 +156,7 @@ class TopKAccuracy(BaseMetric):
                 real.add_result(scores)
         except (AssertionError, KeyError) as error:
             raise ValueError(
-                f"real_labels: {len(names)} images such as {names[0]}; allowed: the 50000 of "
+                f"real_labels: {counted(len(names), 'image')} such as {names[0]}; allowed: the 50000 of "
                 "ILSVRC2012's validation set, ILSVRC2012_val_00000001.JPEG and so on"
             ) from error
         return {f"real_top{k}": value for k, value in real.get_accuracy().items()}

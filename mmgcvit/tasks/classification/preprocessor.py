@@ -12,6 +12,7 @@ from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 
 from mmgcvit.registry import MODELS
+from mmgcvit.utils.text import counted
 
 
 @MODELS.register_module()
@@ -67,7 +68,7 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         if training and self.mix is not None:
             if len(inputs) % 2:
                 raise ValueError(
-                    f"a batch of {len(inputs)} images; allowed with mixup, which pairs them: an even "
+                    f"a batch of {counted(len(inputs), 'image')}; allowed with mixup, which pairs them: an even "
                     "number. Set an even train_dataloader.batch_size, and drop_last=True"
                 )
             inputs, data["targets"] = self.mix(inputs, data["targets"])

@@ -22,6 +22,7 @@ from timm.utils.misc import natural_key
 from mmgcvit.errors import ClassificationDataError
 from mmgcvit.utils import summarize
 from mmgcvit.utils.images import IMAGES, OTHER_IMAGES, is_image
+from mmgcvit.utils.text import counted
 
 
 class ShardReader(Reader):
@@ -71,7 +72,7 @@ class ShardReader(Reader):
                 raise ClassificationDataError(
                     f"shard {shard}: "
                     + (
-                        f"{len(lacking)} images without a .cls, the first {lacking[0]}"
+                        f"{counted(len(lacking), 'image')} without a .cls, the first {lacking[0]}"
                         if lacking
                         else f"no image; allowed: {', '.join(sorted(suffixes))}"
                     )
@@ -212,7 +213,7 @@ def _label(content: bytes, where: str, classes: int) -> int:
         label = -1
     if not 0 <= label < classes:
         raise ClassificationDataError(
-            f"{where} holds {content[:20]!r}; allowed: an integer from 0 to {classes - 1} ({classes} classes)"
+            f"{where} holds {content[:20]!r}; allowed: an integer from 0 to {classes - 1} ({counted(classes, 'class')})"
         )
     return label
 
@@ -221,7 +222,7 @@ def _refuse_unknown(where: Path, unknown: Sequence[str], names: Iterable[str]) -
     if unknown:
         names = list(names)
         raise ClassificationDataError(
-            f"{where}: folders that are not among the {len(names)} classes: {summarize(unknown)}; classes: "
+            f"{where}: folders that are not among the {counted(len(names), 'class')}: {summarize(unknown)}; classes: "
             f"{summarize(names)}"
         )
 
@@ -230,7 +231,7 @@ def _refuse_absent(where: Path, names: Sequence[str] | None, there: Iterable[str
     absent = [name for name in names or () if name not in there]
     if absent:
         raise ClassificationDataError(
-            f"{where}: {len(absent)} of the {len(names or ())} classes without an image to train on: "
+            f"{where}: {len(absent)} of the {counted(len(names or ()), 'class')} without an image to train on: "
             f"{summarize(absent)}"
         )
 
@@ -274,17 +275,18 @@ def folder_reader(
             "or name the suffixes to be read in the data set: input_key='.jpg;.png'"
         )
     for wrong, what in (
-        (lambda parts: parts == ["."], "are in no class folder"),
-        (lambda parts: parts[0] != "." and any(part.startswith(".") for part in parts), "are in hidden folders"),
-        (lambda parts: len(parts) > 1, "are in folders inside class folders"),
+        (lambda parts: parts == ["."], "in no class folder"),
+        (lambda parts: parts[0] != "." and any(part.startswith(".") for part in parts), "in hidden folders"),
+        (lambda parts: len(parts) > 1, "in folders inside class folders"),
     ):
         lost = sorted(inside for inside in images if wrong(inside.split(os.sep)))
         if lost:
             count = sum(len(images[inside]) for inside in lost)
             example = os.path.normpath(os.path.join(lost[0], min(images[lost[0]])))
-            hint = ". tools/image_demo.py classifies images without labels" if lost == ["."] else ""
+            hint = ". `mmgcvit predict` classifies images without labels" if lost == ["."] else ""
             raise ClassificationDataError(
-                f"{folder}: {count} images that {what}, such as {example}; expected: {folder}/CLASS/NAME.jpg{hint}"
+                f"{folder}: {counted(count, 'image')} {what}, such as {example}; expected: "
+                f"{folder}/CLASS/NAME.jpg{hint}"
             )
     classes = sorted(
         (path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")), key=natural_key
@@ -295,7 +297,8 @@ def folder_reader(
     lacking = [name for name in classes if name not in images]
     if lacking:
         raise ClassificationDataError(
-            f"{folder}: {len(lacking)} class folders without an image: {summarize(lacking)}; fill or remove them"
+            f"{folder}: {counted(len(lacking), 'class folder')} without an image: {summarize(lacking)}; fill or "
+            "remove them"
         )
     if training:
         _refuse_absent(folder, names, images)
@@ -346,14 +349,15 @@ def hugging_face_reader(
     wrong = [label for label in labels if not (mapped and not own) and (type(label) is not int or label not in known)]
     if wrong:
         raise ClassificationDataError(
-            f"{where}: {len(wrong)} labels such as {wrong[0]!r}; allowed: integers from 0 to "
-            f"{len(known) - 1} ({len(known)} classes)"
+            f"{where}: {counted(len(wrong), 'label')} such as {wrong[0]!r}; allowed: integers from 0 to "
+            f"{len(known) - 1} ({counted(len(known), 'class')})"
         )
     if mapped:
         beyond = sorted({own[label] if own else label for label in labels} - set(expected))
         if beyond:
             raise ClassificationDataError(
-                f"{where}: {len(beyond)} classes that are not among the {len(expected)}: {summarize(beyond)}"
+                f"{where}: {counted(len(beyond), 'class that is', 'classes that are')} not among the {len(expected)}: "
+                f"{summarize(beyond)}"
             )
         reader.class_to_idx, reader.remap_class = _numbered(expected), True  # timm's own mapping, by name
     return reader

@@ -63,7 +63,7 @@ class LoadPillowImage:
             said = f"image {results['img_path']}: cannot be decoded: {error}"
             if self.corrupt == "stop":
                 raise CorruptImageError(
-                    f"{said}. This stops the run; use `tools/train.py --corrupt skip` to skip and count "
+                    f"{said}. This stops the run; use `mmgcvit train --corrupt skip` to skip and count "
                     "such images in training"
                 ) from error
             self.skipped += 1

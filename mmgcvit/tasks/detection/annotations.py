@@ -23,6 +23,7 @@ from mmgcvit.tasks.detection.coco import (
     read_coco,
     read_lists,
 )
+from mmgcvit.utils.text import counted
 
 __all__ = [
     "AnnotatedImage",
@@ -111,7 +112,7 @@ def read_dataset(dataset: Mapping, evaluator: object = None) -> Annotations:
     found = read_coco(path, classes, prefix, with_mask, test_mode, evaluated, _name_key(dataset) or "")
     if test_mode and evaluated.boxes and not found.objects:
         what = (
-            "has no annotations, so there is nothing to evaluate. To predict on these images, use tools/image_demo.py "
+            "has no annotations, so there is nothing to evaluate. To predict on these images, use `mmgcvit predict` "
             "with --ann-file; or set format_only=True and an outfile_prefix in the evaluator"
         )
         found.problems.insert(0, Problem("metric", path, what, breaks=True))
@@ -154,7 +155,7 @@ def _why_empty(found: Annotations, test_mode: bool, least: int) -> str:
     size = f" (filter_cfg.min_size={least})" if least else ""
     end = "the metrics would be meaningless" if test_mode else "training would hang"
     why = f" ({'; '.join(reasons)})" if reasons else ""
-    return f"none of {found.objects} annotations can be used{size}: {end}{why}"
+    return f"none of {counted(found.objects, 'annotation')} can be used{size}: {end}{why}"
 
 
 def coco_like(dataset: Mapping) -> bool:

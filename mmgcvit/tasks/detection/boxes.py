@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmgcvit.datasets.problems import Problem
+from mmgcvit.utils.text import counted
 
 CERTAIN = 5  # fewest boxes from which a wrong format is concluded
 MOST = 0.95  # fraction of the boxes that a conclusion needs
@@ -107,13 +108,22 @@ class BoxCounts:
             fit = f"{self.corners} fit into them"
             if self.with_polygons:
                 fit += f", and {self.corner_polygons} of {self.with_polygons} to their polygons,"
-            what = f"{self.beyond} of {self.boxes} boxes reach beyond their images; {fit} if bbox is read as corners"
+            what = (
+                f"{self.beyond} of {counted(self.boxes, 'box')} reach beyond their images; {fit} if bbox is read as "
+                "corners"
+            )
             yield Problem("box", path, f"{what}, [x1, y1, x2, y2]; allowed: [x, y, width, height]", True)
         elif self.beyond:
             yield Problem(
-                "beyond", path, f"{self.beyond} of {self.boxes} boxes reach beyond their images{self.example}", False
+                "beyond",
+                path,
+                f"{self.beyond} of {counted(self.boxes, 'box')} reach beyond their images{self.example}",
+                False,
             )
         if self.disagree and self.with_polygons >= CERTAIN and not as_corners:
             yield Problem(
-                "polygon", path, f"{self.disagree} of {self.with_polygons} boxes do not fit their polygons", False
+                "polygon",
+                path,
+                f"{self.disagree} of {counted(self.with_polygons, 'box')} do not fit their polygons",
+                False,
             )

@@ -13,6 +13,7 @@ from mmgcvit.errors import AnnotationError
 from mmgcvit.tasks.base import DatasetCheck
 from mmgcvit.tasks.detection.annotations import coco_like, read_dataset
 from mmgcvit.tasks.detection.other import read_other
+from mmgcvit.utils.text import counted
 
 
 def check_boxes(check: DatasetCheck) -> DatasetReport:
@@ -32,7 +33,7 @@ def check_boxes(check: DatasetCheck) -> DatasetReport:
     report.kept = sum(len(image.boxes) for image in annotations.images)
     report.empty = sum(not image.boxes for image in annotations.images)
     if report.empty and (dataset.get("filter_cfg") or {}).get("filter_empty_gt") and not dataset.get("test_mode"):
-        text = f"{report.empty} of {report.images} images have no objects, and are left out (filter_empty_gt=True)"
+        text = f"{report.empty} of {counted(report.images, 'image')} without objects, left out (filter_empty_gt=True)"
         report.problems.append(Problem("images without objects", source, text, False))
     report.classes = dict.fromkeys(annotations.classes, 0)
     report.classes.update(Counter(label for image in annotations.images for label in image.labels))

@@ -24,6 +24,7 @@ from mmgcvit.tasks.detection.boxes import BoxCounts, apart, beyond, outside, too
 from mmgcvit.tasks.detection.columns import Columns, columns, joined
 from mmgcvit.tasks.detection.masks import FARTHEST, extent, mask_error, short_polygons, usable_polygons
 from mmgcvit.utils.memory import paused_collector
+from mmgcvit.utils.text import counted
 
 LVIS_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")  # of an image, for LVISMetric
 #: Kinds of problems for which mmdet leaves out an object.
@@ -184,7 +185,12 @@ def category_names(entries: list, found: Annotations) -> dict[int, str]:
     for name, count in Counter(names.values()).items():
         if count > 1:
             found.problems.append(
-                Problem("category", f"{found.path}: category {name!r}", f"{count} categories with this name", True)
+                Problem(
+                    "category",
+                    f"{found.path}: category {name!r}",
+                    f"{counted(count, 'category', 'categories')} with this name",
+                    True,
+                )
             )
     return names
 
@@ -227,11 +233,13 @@ def images_by_id(
         )
     twice = [path for path, count in Counter(image.path for image in images.values()).items() if count > 1]
     for kind, names, what in (
-        ("image twice", twice, "occur in several entries: the objects of one are background in the others"),
-        ("folder", away, f"lead out of the folder of the images, {prefix or '.'}"),
+        ("image twice", twice, "in several entries: the objects of one are background in the others"),
+        ("folder", away, f"outside of the folder of the images, {prefix or '.'}"),
     ):
         if names:
-            found.problems.append(Problem(kind, found.path, f"{len(names)} file names {what}: {names[0]}", False))
+            found.problems.append(
+                Problem(kind, found.path, f"{counted(len(names), 'file name')} {what}: {names[0]}", False)
+            )
     return images
 
 
@@ -399,10 +407,15 @@ class _Objects:
         path, problems = self.found.path, self.found.problems
         problems += self.boxes.problems(path)
         if self.short:
-            what = f"{self.short} objects have polygons of fewer than 3 points among others; training leaves them out"
+            what = (
+                f"{counted(self.short, 'object has', 'objects have')} polygons of fewer than 3 points among others; "
+                "training leaves them out"
+            )
             problems.append(Problem("polygon part", path, what, False))
         if self.without_iscrowd and self.evaluated.from_file and not self.evaluated.lvis:
-            what = f"{self.without_iscrowd} of {self.found.objects} annotations without iscrowd, which COCO's "
+            what = (
+                f"{self.without_iscrowd} of {counted(self.found.objects, 'annotation')} without iscrowd, which COCO's "
+            )
             problems.append(Problem("iscrowd", path, f'{what}evaluation needs; add "iscrowd": 0 to each', True))
         if self.id_0 and self.evaluated.from_file:
             what = "the annotation with id 0 always counts as missed by the model; number from 1"

@@ -15,6 +15,7 @@ from mmgcvit.datasets.problems import Problem, class_names, dataset_class
 from mmgcvit.registry import base_names, class_of, type_name
 from mmgcvit.tasks.base import Split
 from mmgcvit.tasks.detection.annotations import wants_masks
+from mmgcvit.utils.text import counted
 
 #: Parts of a model whose classes, if any, are not those of the data set.
 OTHERS = ("backbone", "neck", "rpn_head", "data_preprocessor", "train_cfg", "test_cfg")
@@ -191,8 +192,8 @@ def _check_weights(where: str, head: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             "class_weight",
             f"{where}.loss_cls",
-            f"class_weight has {len(weights)} values; allowed: {outputs[1] + background}, as the head has {outputs[0]}"
-            + (" and the last weight is that of the background" if background else ""),
+            f"class_weight has {counted(len(weights), 'value')}; allowed: {outputs[1] + background}, as the head has "
+            f"{outputs[0]}" + (" and the last weight is that of the background" if background else ""),
             True,
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmgcvit.utils import summarize
+from mmgcvit.utils.text import counted
 
 FARTHEST = 10_000_000  # largest absolute coordinate that is accepted, in pixels
 LONGEST = 1_000_000  # largest circumference of a polygon in a small image, in pixels
@@ -102,7 +103,7 @@ def _run_length_error(mask: Mapping, width: int, height: int) -> str | None:
     if lowest < 0:
         return f"a run length of {lowest}; allowed: 0 or more"
     if total != height * width:
-        return f"run lengths of {total} pixels in all; allowed: {height * width}, the pixels of the image"
+        return f"run lengths of {counted(total, 'pixel')} in all; allowed: {height * width}, the pixels of the image"
     return None
 
 

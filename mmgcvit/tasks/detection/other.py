@@ -18,6 +18,7 @@ from mmgcvit.registry import type_name
 from mmgcvit.tasks.detection.boxes import BoxCounts, outside
 from mmgcvit.tasks.detection.coco import AnnotatedImage, Annotations
 from mmgcvit.utils import summarize
+from mmgcvit.utils.text import counted
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -70,11 +71,11 @@ def read_other(dataset: Mapping) -> Annotations:
     found.problems += boxes.problems(source)
     if unknown:
         names = summarize(f"{name!r} ({count})" for name, count in unknown.most_common())
-        what = f"{sum(unknown.values())} objects are of no class of the data set: {names}"
+        what = f"{counted(sum(unknown.values()), 'object is', 'objects are')} of no class of the data set: {names}"
         found.problems.append(Problem("category", source, what, False))
     if not any(image.boxes for image in found.images):
         difficult = f", {found.crowds} are difficult, which are ignored" if found.crowds else ""
-        what = f"none of {found.objects} objects can be used{difficult}"
+        what = f"none of {counted(found.objects, 'object')} can be used{difficult}"
         found.problems.append(Problem("empty", source, what, True))
     return found
 

@@ -48,6 +48,13 @@ class Panoptic(Detection):
         yield from super().check_config(model, splits)
         yield from without_panopticapi(metric for split in splits for metric in split.metrics)
 
+    def set_default_tta(self, cfg: Config) -> None:
+        """Refuse: segments of several views cannot be merged."""
+        raise UsageError(
+            f"--tta: model.type={cfg.model.get('type')!r} is a panoptic segmentor, and segments of several views "
+            "cannot be merged; allowed: without --tta"
+        )
+
     def predictor(self, cfg: Config, checkpoint: str, options: PredictionOptions) -> Predictor:
         """Build the predictor, based on mmdet's inferencer."""
         from mmgcvit.tasks.panoptic.predictor import PanopticSegmentor

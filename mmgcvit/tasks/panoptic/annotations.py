@@ -35,6 +35,7 @@ from mmgcvit.tasks.detection.coco import (
 )
 from mmgcvit.utils import summarize
 from mmgcvit.utils.images import any_image_size, require_pixels
+from mmgcvit.utils.text import counted
 
 VOID = 0  # id of pixels without a class
 LARGEST = 256**3 - 1  # id
@@ -152,7 +153,10 @@ def _class_problems(path: str, found: Annotations, classes: Classes, things: set
     """Yield contradictions between the classes of the config and the categories of the file."""
     names = found.classes
     if len(names) > CLASSES:
-        what = f"{len(names)} classes; allowed: at most {CLASSES}, as mmdet's label {CLASSES} marks pixels without one"
+        what = (
+            f"{counted(len(names), 'class')}; allowed: at most {CLASSES}, as mmdet's label {CLASSES} marks pixels "
+            "without one"
+        )
         yield Problem("classes", path, what, True)
     in_file = [name for name in found.categories if name in names]
     if not in_file or in_file != list(names):
@@ -272,10 +276,10 @@ def _report_images_without_segments(
     if len(without) == len(known) and not any(problem.breaks for problem in found.problems):
         end = "training would hang"
         if dataset.get("test_mode"):
-            end = "there is nothing to evaluate. To predict on these images, use tools/image_demo.py with --ann-file"
+            end = "there is nothing to evaluate. To predict on these images, use `mmgcvit predict` with --ann-file"
         found.problems.append(Problem("empty", found.path, f"no image has a segment: {end}", True))
     elif without and not left_out:
-        what = f"{len(without)} of {len(known)} images have no segments, such as image id {without[0]}"
+        what = f"{len(without)} of {counted(len(known), 'image')} without segments, such as image id {without[0]}"
         found.problems.append(Problem("empty", found.path, f"{what}; all their pixels are ignored", False))
 
 
@@ -344,7 +348,7 @@ def check_png(image: PanopticImage) -> list[Problem]:
     strange = [key for key in pixels if key != VOID and key not in image.segments]
     if strange:
         count = sum(pixels[key] for key in strange)
-        what = f"{count} pixels have an id that is not in segments_info: {summarize(strange)}"
+        what = f"{counted(count, 'pixel has', 'pixels have')} an id that is not in segments_info: {summarize(strange)}"
         if not any(key in image.segments for key in pixels):
             what += "; no id of segments_info is in the file. Are its channels in the order RGB?"
         problems.append(Problem("segments", path, what, True))

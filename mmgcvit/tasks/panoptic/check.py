@@ -16,6 +16,7 @@ from mmgcvit.registry import type_name
 from mmgcvit.tasks.base import DatasetCheck
 from mmgcvit.tasks.detection.annotations import image_problems
 from mmgcvit.tasks.panoptic.annotations import PanopticImage, check_png, header_problems, read_panoptic
+from mmgcvit.utils.text import counted
 
 DECODED = 50  # PNGs that are decoded before a run; of larger data sets, as many at equal distances
 INSTALL = "pip install git+https://github.com/cocodataset/panopticapi.git"
@@ -73,7 +74,7 @@ def check_panoptic(check: DatasetCheck) -> DatasetReport:
     report.kept = sum(len(image.labels) for image in images)
     report.empty = sum(bool(image.png) and not image.boxes for image in images)
     if report.empty and (dataset.get("filter_cfg") or {}).get("filter_empty_gt") and not dataset.get("test_mode"):
-        text = f"{report.empty} of {report.images} images have no things, and are left out (filter_empty_gt=True)"
+        text = f"{report.empty} of {counted(report.images, 'image')} without things, left out (filter_empty_gt=True)"
         report.problems.append(Problem("images without objects", source, text, False))
     report.classes = dict.fromkeys(annotations.classes, 0)
     for image in images:

@@ -23,6 +23,7 @@ from mmgcvit.runtime.predictions import Panoptic
 from mmgcvit.tasks.panoptic.metric import GroundTruth, compare, qualities
 from mmgcvit.tasks.visualizer import panoptic
 from mmgcvit.utils.images import bgr_to_display
+from mmgcvit.utils.text import counted
 
 KINDS = ("things", "stuff")
 
@@ -151,7 +152,7 @@ class PanopticReport(TaskReport):
         ]
         right, false, missed = self.found[row]
         caption = (
-            f"PQ {self.quality[row]:.1f} %: {right} segments matched, {false} wrong, {missed} missed. "
+            f"PQ {self.quality[row]:.1f} %: {counted(right, 'segment')} matched, {false} wrong, {missed} missed. "
             f"{shown(self.wrong[row], 1)} % of the pixels have a wrong class."
         )
         return Figure(f"{kind.capitalize()} {place + 1}: {name}", encoded, caption, wide=True)

@@ -12,6 +12,7 @@ from mmgcvit.datasets.problems import Problem
 from mmgcvit.registry import base_names, type_name
 from mmgcvit.tasks.base import Split
 from mmgcvit.tasks.segmentation.label_maps import IGNORED, heads
+from mmgcvit.utils.text import counted
 
 IOU_METRICS = ("mIoU", "mDice", "mFscore")
 #: Transforms that fill label maps, and their arguments for it.
@@ -73,10 +74,11 @@ def _check_weights(where: str, head: Mapping[str, Any]) -> Iterator[Problem]:
                 continue
             problem = None
             if not isinstance(weights, (list, tuple)):
-                problem = f"{name}={weights!r}; allowed: a list of {classes + more} values"
+                problem = f"{name}={weights!r}; allowed: a list of {counted(classes + more, 'value')}"
             elif len(weights) != classes + more:
                 problem = (
-                    f"{name} has {len(weights)} values; allowed: {classes + more}, as the head has num_classes="
+                    f"{name} has {counted(len(weights), 'value')}; allowed: {classes + more}, as the head has "
+                    "num_classes="
                     f"{classes}" + (" and the last weight is that of `no object`" if more else "")
                 )
             elif type_name(loss) == "CrossEntropyLoss" and loss.get("use_sigmoid") and head.get("out_channels") != 1:

@@ -12,6 +12,7 @@ from pathlib import Path
 from mmgcvit.datasets.files import HEADERS, THREADS, header, image_loader, missing_files
 from mmgcvit.datasets.problems import Problem, dataset_class
 from mmgcvit.utils.images import IMAGES
+from mmgcvit.utils.text import counted
 
 GREY = ("1", "L", "P")  # Pillow's modes with one value of at most 8 bits per pixel
 DEEP = ("I", "I;16", "I;16B", "I;16L")
@@ -35,7 +36,10 @@ def unused_label_maps(pairs: Sequence[Pair], folder: str, suffix: str) -> Iterat
     known = {os.path.abspath(path) for pair in pairs for path in pair}  # both may be in the same folder
     alone = [path for path in sorted(Path(folder).rglob(f"*{suffix}")) if os.path.abspath(path) not in known]
     if alone:
-        what = f"{len(alone)} label maps belong to no image of this data set, the first {alone[0].name}"
+        what = (
+            f"{counted(len(alone), 'label map belongs', 'label maps belong')} to no image of this data set, the first "
+            f"{alone[0].name}"
+        )
         yield Problem("partner", folder, what, False)
 
 
@@ -75,7 +79,9 @@ def other_suffixes(
         labelled += os.path.splitext(own)[0] not in used and os.path.isfile(f"{label_folder}/{stem}{label_suffix}")
     if left_out:
         listed = ", ".join(f"{count} *{name}" for name, count in left_out.items())
-        what = f"{left_out.total()} images of other suffixes: {listed}; img_suffix={suffix!r} leaves them out"
+        what = (
+            f"{counted(left_out.total(), 'image')} of other suffixes: {listed}; img_suffix={suffix!r} leaves them out"
+        )
         if labelled:
             what += f", also {labelled} that have label maps. Rename or convert them"
         yield Problem("suffix", folder, what, bool(labelled))

@@ -19,6 +19,7 @@ from mmgcvit.tasks.inferencer import InferencerPredictor, config_meta
 from mmgcvit.tasks.sources import Source, write_image
 from mmgcvit.tasks.visualizer import palette_of
 from mmgcvit.utils.inputs import Input, tile_step
+from mmgcvit.utils.text import counted
 
 
 class Segmentor(InferencerPredictor):
@@ -66,7 +67,8 @@ class Segmentor(InferencerPredictor):
             if len(classes) == count:
                 return tuple(classes), palette_of(meta, classes)
         raise UsageError(
-            f"checkpoint {checkpoint!r}: has no names for its {count} classes, and neither has the config; add "
+            f"checkpoint {checkpoint!r}: has no names for its {counted(count, 'class')}, and neither has the config; "
+            "add "
             "metainfo=dict(classes=(...)) to test_dataloader.dataset of the config"
         )
 

@@ -19,6 +19,7 @@ from mmgcvit.registry import TRANSFORMS, type_name
 from mmgcvit.tasks.segmentation.label_maps import IGNORED, heads
 from mmgcvit.tasks.segmentation.pairs import DEEP, size_problem
 from mmgcvit.utils.images import any_image_size, check_pixels
+from mmgcvit.utils.text import counted
 
 
 @TRANSFORMS.register_module()
@@ -85,7 +86,8 @@ class CheckLabels(BaseTransform):
         if wrong.any():
             values = ", ".join(map(str, np.unique(labels[wrong])[:8]))
             raise AnnotationError(
-                f"label map {path}: {wrong.sum()} pixels have, as loaded, a label of {values}; allowed: 0 to "
+                f"label map {path}: {counted(wrong.sum(), 'pixel has', 'pixels have')}, as loaded, a label of "
+                f"{values}; allowed: 0 to "
                 f"{self.num_classes - 1}, and {self.ignore_index}, which is ignored"
             )
         return results

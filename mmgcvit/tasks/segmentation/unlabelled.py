@@ -19,7 +19,7 @@ from mmgcvit.tasks.base import DatasetCheck
 from mmgcvit.utils import summarize
 
 HINT = (
-    "to predict on images without label maps, use tools/image_demo.py; or set format_only=True and an output_dir in "
+    "to predict on images without label maps, use `mmgcvit predict`; or set format_only=True and an output_dir in "
     "the evaluator, and remove LoadAnnotations from the pipeline"
 )
 
@@ -65,7 +65,7 @@ def image_paths(dataset: Mapping, evaluator: Any) -> list[str]:
     if twice:
         raise AnnotationError(
             f"IoUMetric would write the predictions of several images to the same file: {summarize(twice)}; "
-            "tools/image_demo.py keeps the folders"
+            "`mmgcvit predict` keeps the folders"
         )
     return paths
 

@@ -1,0 +1,16 @@
+"""``mmgcvit doctor``: check the software stack."""
+
+from __future__ import annotations
+
+import argparse
+
+from mmgcvit import doctor
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """There are none."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
+    return doctor.main()
