@@ -300,11 +300,12 @@ def end_workers(runner: Any) -> None:
     would wait 5 s for each of them.
     """
     for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
-        loader = getattr(loop, "dataloader", None)  # a loop that was not built is a dict or None
+        loader: Any = getattr(loop, "dataloader", None)  # a loop that was not built is a dict or None
         persistent = getattr(loader, "_iterator", None)
         if persistent is not None:
             loader._iterator = None
         infinite = getattr(getattr(loop, "dataloader_iterator", None), "_iterator", None)  # of an IterBasedTrainLoop
+        iterator: Any
         for iterator in (persistent, infinite):
             if hasattr(iterator, "_shutdown_workers"):  # there are worker processes
                 iterator._shutdown_workers()
