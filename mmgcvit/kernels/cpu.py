@@ -149,19 +149,18 @@ def _mbconv_tail(x: Tensor, y: Tensor, weights: Sequence[Tensor], out: Tensor) -
 
     The mean and the scaled weight are computed in the dtype of the weights, which autocast would change.
     """
-    in_place, step = out is y, pack_elements(y.dtype, y.shape[-1])
-    activate = torch.ops.aten.gelu_ if in_place else F.gelu
+    step = pack_elements(y.dtype, y.shape[-1])
     x, y, result = x.flatten(1, 2), y.flatten(1, 2), out.flatten(1, 2)  # [B, H * W, C]
     means = []
-    for image in y:
+    for image, target in zip(y, result, strict=True):
         total = y.new_zeros(y.shape[2], dtype=weights[0].dtype)
-        for rows in image.split(step):
-            total += sum_of_rows(activate(rows))
+        for rows, activated in zip(image.split(step), target.split(step), strict=True):
+            total += sum_of_rows(torch.ops.aten.gelu.out(rows, out=activated))
         means.append(total)
     mean = torch.stack(means)[:, None] / y.shape[1]
     for i, weight in enumerate(_scaled_weight(mean, *weights).to(y.dtype)):
-        for rows, added, target in zip(y[i].split(step), x[i].split(step), result[i].split(step), strict=True):
-            torch.add(added, product(rows if in_place else F.gelu(rows), weight), out=target)
+        for added, target in zip(x[i].split(step), result[i].split(step), strict=True):
+            torch.add(added, product(target, weight), out=target)
     return out, mean
 
 
