@@ -69,11 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"mmgcvit {__version__}")
     choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     parsers = {name: choices.add_parser(name, help=one.help, description=one.help) for name, one in COMMANDS.items()}
-    if not argv or argv[0] not in COMMANDS:
-        parser.parse_args(argv)  # exits
-    module = _load(argv[0], argv[0])
-    module.add_arguments(parsers[argv[0]])
-    return _run(argv[0], module, parser.parse_args(argv))
+    # Without a command at the beginning, parse_args() exits, but for `-- NAME` in newer versions of Python.
+    name = argv[0] if argv and argv[0] in COMMANDS else parser.parse_args(argv).command
+    module = _load(name, name)
+    module.add_arguments(parsers[name])
+    return _run(name, module, parser.parse_args(argv))
 
 
 def run_tool(name: str) -> int:

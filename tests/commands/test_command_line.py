@@ -47,7 +47,9 @@ def test_each_tool_runs_a_command(tool: str):
     assert len(text.splitlines()) < 15
 
 
-@pytest.mark.parametrize(("arguments", "status"), [([], 2), (["no-such"], 2), (["--version"], 0)])
+@pytest.mark.parametrize(
+    ("arguments", "status"), [([], 2), (["no-such"], 2), (["--version"], 0), (["--", "params"], 2)]
+)
 def test_without_a_command(arguments: list[str], status: int, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as end:
         main(arguments)
