@@ -44,8 +44,8 @@ def keep_freed_memory() -> bool:
 def is_command() -> bool:
     """Whether this process is the command line ``mmgcvit`` or ``python -m mmgcvit``, or was spawned by it."""
     folder, program = os.path.split((sys.argv or [""])[0])
-    # While Python looks for the module of `python -m`, and so imports the packages around it, argv[0] is "-m". Later, and
-    # in spawned processes, it is the module's file.
+    # While Python looks for the module of `python -m`, and so imports the packages around it, argv[0] is "-m". In
+    # spawned processes, it is the file of the module.
     return (
         program == "mmgcvit"
         or (program == "-m" and ("-m", "mmgcvit") in pairwise(sys.orig_argv))

@@ -1,4 +1,4 @@
-"""Fine-tuning on a data set in one call, and what is said of it: ``mmgcvit finetune`` and ``mmgcvit data``."""
+"""Fine-tuning on a data set in one call, and messages about data and run, for ``mmgcvit finetune`` and ``data``."""
 
 from __future__ import annotations
 
