@@ -122,6 +122,4 @@ def _run(said: str, module: ModuleType, args: argparse.Namespace) -> int:
         if is_main_process():  # all processes of a run stop together
             print(shown(f"{said}: {error}"), file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
-        return 130  # as shells report Ctrl-C
     return status
