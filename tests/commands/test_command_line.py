@@ -11,11 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+from mmengine.config import Config
 from run_tool import run_tool
 
 from mmgcvit import commands
 from mmgcvit.__main__ import main
-from mmgcvit.commands import COMMANDS
+from mmgcvit.commands import COMMANDS, train
 from mmgcvit.errors import RunStopped, UsageError
 
 NAMES = {"image_demo": "predict", "get_flops": "flops"}  # of tools that are called otherwise
@@ -72,6 +73,21 @@ def test_how_commands_end(raised, status, said, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(commands, "_load", lambda name, said: module)
     assert main(["params"]) == status
     assert capsys.readouterr().err == said
+
+
+def test_only_the_first_process_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """The report ends the process group, and after that each process is the first one of its own."""
+    grouped = [True]
+    monkeypatch.setattr(train, "is_main_process", lambda: not grouped)
+    monkeypatch.setattr(train, "report_after_training", lambda work_dir: grouped.clear())
+    monkeypatch.setattr(train.apis, "config_from_arguments", lambda args: Config(dict(work_dir="run")))
+    monkeypatch.setattr(train.apis, "train", lambda *arguments: None)
+    monkeypatch.setattr(train.apis, "end_of_run", lambda *arguments: "how to go on")
+    assert main(["train", "a.py"]) == 0
+    assert not grouped
+    assert capsys.readouterr().out == ""
+    assert main(["train", "a.py"]) == 0
+    assert capsys.readouterr().out == "how to go on\n"
 
 
 def test_errors_name_the_command_or_the_tool(tmp_path, capsys: pytest.CaptureFixture):
