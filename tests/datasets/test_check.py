@@ -239,8 +239,9 @@ def test_classification_folders(tmp_path: Path, capsys):
     assert "3 classes; allowed: at most model.num_classes=2" in str(train.problems[0])
     assert str(train.problems[1]).startswith("red/69.png: cannot be decoded")
     assert (train.images, train.kept) == (210, 209)
-    assert "the val data: 1 class folder is missing: green; 1 not among the training data's 3: cyan" in str(
-        val.problems[0]
+    assert (
+        "the val data: 1 class folder is missing: green; 1 class folder is not among the training data's 3: cyan"
+        in str(val.problems[0])
     )
     shutil.rmtree(tree / "val")
     _, val = check_data(cfg, progress=False)
