@@ -36,7 +36,7 @@ def run_program(main: Callable[[], int | None]) -> int:
         if not discard_unread():
             raise  # another pipe, such as that of a process
         return CUT
-    except KeyboardInterrupt:  # also while torch is being imported
+    except KeyboardInterrupt:  # also while the modules of a command are imported
         return INTERRUPTED
 
 
