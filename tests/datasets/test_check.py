@@ -76,7 +76,7 @@ def test_crowds_are_counted_as_in_the_report_of_a_run(tmp_path: Path, capsys, mo
     assert dict(zip(header, row, strict=True)) == {
         "set": "train", "annotations": f"{tmp_path}/coco.json", "images": "2", "empty": str(reports[0].empty),
         "objects": "2", "ignored": "1", "used": "2"}  # fmt: skip
-    assert "ignored: crowds (iscrowd=1) or difficult objects; nothing else counts them" in shown
+    assert "ignored: crowds (iscrowd=1) or difficult objects; no other number includes them" in shown
     assert sum(reports[0].classes.values()) == 2
     drawn: list[np.ndarray] = []
     monkeypatch.setattr(detection, "class_counts", lambda counts, *_: drawn.append(counts["training"]))
