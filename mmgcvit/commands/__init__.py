@@ -7,6 +7,7 @@ is run, so that ``mmgcvit doctor`` works where torch or mmengine is missing.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from mmgcvit.errors import MMGCViTError, RunStopped
 from mmgcvit.utils.pipes import run_program
 from mmgcvit.utils.text import describe, shown
 from mmgcvit.version import __version__
+
+#: Numbers of errors of the system about files that are no errors of the program: permissions, and a full disk.
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -122,4 +126,9 @@ def _run(said: str, module: ModuleType, args: argparse.Namespace) -> int:
         if is_main_process():  # all processes of a run stop together
             print(shown(f"{said}: {error}"), file=sys.stderr)
         return error.exit_status
+    except OSError as error:
+        if error.filename is None or error.errno not in REFUSED:
+            raise
+        print(shown(f"{said}: {str(error.filename)!r}: {error.strerror}"), file=sys.stderr)
+        return 1
     return status

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from conftest import ROOT
@@ -63,16 +63,22 @@ def test_without_a_command(arguments: list[str], status: int, capsys: pytest.Cap
         (UsageError("size=0; allowed: 1"), 1, "params: size=0; allowed: 1\n"),
         (RunStopped("stopped", 15), 143, "params: stopped\n"),
         (KeyboardInterrupt(), 130, ""),
+        (PermissionError(13, "Permission denied", "/out"), 1, "params: '/out': Permission denied\n"),
     ],
 )
 def test_how_commands_end(raised, status, said, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    def run(args: argparse.Namespace) -> int:
-        raise raised
-
-    module = SimpleNamespace(add_arguments=lambda parser: None, run=run)
+    module = SimpleNamespace(add_arguments=lambda parser: None, run=Mock(side_effect=raised))
     monkeypatch.setattr(commands, "_load", lambda name, said: module)
     assert main(["params"]) == status
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("raised", [FileNotFoundError(2, "No such file", "a"), PermissionError(1, "Not permitted")])
+def test_errors_of_the_program_have_a_traceback(raised: OSError, monkeypatch: pytest.MonkeyPatch):
+    module = SimpleNamespace(add_arguments=lambda parser: None, run=Mock(side_effect=raised))
+    monkeypatch.setattr(commands, "_load", lambda name, said: module)
+    with pytest.raises(OSError, match=r"No such|Not permitted"):
+        main(["params"])
 
 
 def test_only_the_first_process_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
