@@ -42,7 +42,12 @@ def keep_freed_memory() -> bool:
 
 
 def is_command() -> bool:
-    """Whether this process is the command line ``mmgcvit`` or ``python -m mmgcvit``."""
-    program = os.path.basename((sys.argv or [""])[0])
-    # While Python looks for the module of `python -m`, and so imports the packages around it, argv[0] is "-m".
-    return program == "mmgcvit" or (program == "-m" and ("-m", "mmgcvit") in pairwise(sys.orig_argv))
+    """Whether this process is the command line ``mmgcvit`` or ``python -m mmgcvit``, or was spawned by it."""
+    folder, program = os.path.split((sys.argv or [""])[0])
+    # While Python looks for the module of `python -m`, and so imports the packages around it, argv[0] is "-m". In
+    # spawned processes, it is the file of the module.
+    return (
+        program == "mmgcvit"
+        or (program == "-m" and ("-m", "mmgcvit") in pairwise(sys.orig_argv))
+        or (program == "__main__.py" and os.path.basename(folder) == "mmgcvit")
+    )

@@ -374,6 +374,7 @@ class GCViT(SafePretrainedInit, BaseModule):
         indices = self.out_indices if indices is None else indices
         x = self.stem(x)
         maps = []
+        nchw = kernels.choose_nchw(x)
         for i, stage in enumerate(self.stages):
             if i > indices[-1]:
                 break
@@ -384,7 +385,7 @@ class GCViT(SafePretrainedInit, BaseModule):
                 y = getattr(self, f"norm{i}")(x) if i in self.out_indices else x
                 y = captured.crop(y, rows, columns) if dynamic else y[:, :rows, :columns]
                 # Contiguous NCHW: downstream code may read raw memory, as mmcv's RoIAlign does.
-                maps.append(kernels.nchw(y))
+                maps.append(nchw(y))
         return tuple(maps)
 
     def sample_drop_path(self, x: Tensor) -> list[Tensor | None]:

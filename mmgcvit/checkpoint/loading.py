@@ -242,8 +242,7 @@ def _move(
         if any(value.shape != own[name].shape for name, value in found.items()):
             print_log(
                 f"GCViT: head of {counted(len(found['weight']), 'class')} in the state dict, {head.out_features} in "
-                "the "
-                "model: skipped",
+                "the model: skipped",
                 logger="current",
                 level=logging.WARNING,
             )

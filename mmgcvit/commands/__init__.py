@@ -7,6 +7,7 @@ is run, so that ``mmgcvit doctor`` works where torch or mmengine is missing.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from mmgcvit.errors import MMGCViTError, RunStopped
 from mmgcvit.utils.pipes import run_program
 from mmgcvit.utils.text import describe, shown
 from mmgcvit.version import __version__
+
+#: Numbers of errors of the system about files that are no errors of the program: permissions, and a full disk.
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"mmgcvit {__version__}")
     choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     parsers = {name: choices.add_parser(name, help=one.help, description=one.help) for name, one in COMMANDS.items()}
-    if not argv or argv[0] not in COMMANDS:
-        parser.parse_args(argv)  # exits
-    module = _load(argv[0], argv[0])
-    module.add_arguments(parsers[argv[0]])
-    return _run(argv[0], module, parser.parse_args(argv))
+    # Without a command at the beginning, parse_args() exits, but for `-- NAME` in newer versions of Python.
+    name = argv[0] if argv and argv[0] in COMMANDS else parser.parse_args(argv).command
+    module = _load(name, name)
+    module.add_arguments(parsers[name])
+    return _run(name, module, parser.parse_args(argv))
 
 
 def run_tool(name: str) -> int:
@@ -122,6 +126,9 @@ def _run(said: str, module: ModuleType, args: argparse.Namespace) -> int:
         if is_main_process():  # all processes of a run stop together
             print(shown(f"{said}: {error}"), file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
-        return 130  # as shells report Ctrl-C
+    except OSError as error:
+        if error.filename is None or error.errno not in REFUSED:
+            raise
+        print(shown(f"{said}: {str(error.filename)!r}: {error.strerror}"), file=sys.stderr)
+        return 1
     return status

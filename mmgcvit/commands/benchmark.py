@@ -51,15 +51,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--baseline", help="model to compare the others with (default: the last; with --ablate the first)"
     )
     parser.add_argument("--ablate", action="store_true", help="also measure each GC ViT with each kernel disabled")
-    parser.add_argument("--modes", nargs="+", default=["forward"], choices=benchmark.MODES)
-    parser.add_argument("--shapes", nargs="+", type=shape, default=[(800, 1344)], metavar="HxW")
-    parser.add_argument("--batch", type=positive, default=1)
+    parser.add_argument(
+        "--modes", nargs="+", default=["forward"], choices=benchmark.MODES,
+        help="forward passes, training steps, or both (default: forward)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shapes", nargs="+", type=shape, default=[(800, 1344)], metavar="HxW",
+        help="heights and widths of the images (default: 800x1344)",
+    )  # fmt: skip
+    parser.add_argument("--batch", type=positive, default=1, help="images per batch (default: 1)")
     parser.add_argument(
         "--dtype", choices=benchmark.DTYPES, default="float32", help="float32, or the dtype for autocast"
     )
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda:0, ... (default: cpu)")
     parser.add_argument("--compile", action="store_true", help="use torch.compile")
-    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--channels-last", action="store_true", help="images in the memory format channels_last")
     parser.add_argument("--rounds", type=positive, default=5, help="number of measurements per model (default: 5)")
     parser.add_argument(
         "--warmup", type=positive, default=1, help="number of runs before the first measurement (default: 1)"
@@ -67,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--isolate", action="store_true", help="run each measurement in a new process, and report its peak memory"
     )
-    parser.add_argument("--threads", type=positive)
-    parser.add_argument("--out", type=Path, metavar="FILE.json")
+    parser.add_argument("--threads", type=positive, help="number of threads (default: the library's choice)")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the results to this file, too")
     files = parser.add_argument_group("exported files (in place of --models)")
     files.add_argument("--export", nargs="+", metavar="FILE", help="measure files of `mmgcvit export`, image by image")
     files.add_argument("--images", nargs="+", help="images or folders")

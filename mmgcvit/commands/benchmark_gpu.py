@@ -27,9 +27,12 @@ def positive(text: str) -> float:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.epilog = "each result is written at once, and --resume measures what was left out; prints Markdown"
-    parser.add_argument("--out", type=Path, default=Path("work_dirs/bench/gpu.json"), metavar="FILE.json")
+    parser.add_argument(
+        "--out", type=Path, default=Path("work_dirs/bench/gpu.json"), metavar="FILE.json",
+        help="file for the results (default: work_dirs/bench/gpu.json)",
+    )  # fmt: skip
     parser.add_argument("--minutes", type=positive, default=9.0, help="time limit (default: 9)")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", help="default: cuda")
     parser.add_argument("--resume", action="store_true", help="keep what FILE.json has, and measure the rest")
     parser.add_argument("--quick", action="store_true", help="small cases that run once, to try it, e.g. on a CPU")
     parser.add_argument("--print", type=Path, metavar="FILE.json", help="only print a file as Markdown")

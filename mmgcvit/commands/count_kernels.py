@@ -14,7 +14,10 @@ from mmgcvit.kernel_count import count_kernels, print_kernel_counts
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("--models", nargs="+", default=["gcvit-tiny"], metavar="MODEL", help=benchmark.ALLOWED)
-    parser.add_argument("--shape", nargs=4, type=int, default=(128, 3, 224, 224), metavar=("B", "C", "H", "W"))
+    parser.add_argument(
+        "--shape", nargs=4, type=int, default=(128, 3, 224, 224), metavar=("B", "C", "H", "W"),
+        help="shape of the input (default: 128 3 224 224)",
+    )  # fmt: skip
     parser.add_argument(
         "--dtype",
         choices=tuple(benchmark.DTYPES),

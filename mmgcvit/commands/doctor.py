@@ -8,7 +8,7 @@ from mmgcvit import doctor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """There are none."""
+    """Add nothing: there are no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:

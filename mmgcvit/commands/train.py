@@ -61,8 +61,9 @@ def run(args: argparse.Namespace) -> int:
         cfg = apis.config_from_arguments(args)
         cfg.command = command_line()  # for the report, and to go on with the run
         apis.train(cfg, args.resume, args.amp, scale, args.corrupt, args.track)
+        first = is_main_process()  # the report ends the process group
         if not args.no_report:
             report_after_training(cfg.work_dir)
-    if is_main_process():
+    if first:
         print(apis.end_of_run(cfg.work_dir, args.config, cfg))
     return 0

@@ -14,13 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help="list the published weights")
-    fetch = actions.add_parser(
+    action = actions.add_parser(
         "fetch", help="download weights into the cache, verify them, and print the path of the file"
     )
-    fetch.add_argument("name", help="a name from the list, or a URL")
-    inspect = actions.add_parser("inspect", help="show the contents of a checkpoint, and which tensors would be loaded")
-    inspect.add_argument("file", help="file, URL, or a name from the list")
-    add_trust_argument(inspect)
+    action.add_argument("name", help="a name from the list, or a URL")
+    action = actions.add_parser("inspect", help="show the contents of a checkpoint, and which tensors would be loaded")
+    action.add_argument("file", help="file, URL, or a name from the list")
+    add_trust_argument(action)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -198,8 +198,7 @@ class LoadCheckedImage(LoadImageFromFile):
         if self.in_a_row >= MAX_SKIPPED:
             raise CorruptImageError(
                 f"{counted(self.in_a_row, 'image')} one after the other cannot be loaded, the last {path}: {reason}. "
-                "Is their "
-                "drive there?"
+                "Is their drive there?"
             )
         # Log at level ERROR: mmengine hides lower levels in all processes but the first.
         print_log(f"skipped image {path}: {reason}", logger="current", level=logging.ERROR)

@@ -286,7 +286,8 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
     missing = sorted(str(name) for name in names - set(os.listdir(images))) if images.is_dir() else []
     if missing:
         report.problems.append(
-            f"{images}: {counted(len(missing), 'image')} listed in {path.name} missing, such as {missing[0]}"
+            f"{images}: {counted(len(missing), 'image is', 'images are')} missing that {path.name} lists, such as "
+            f"{missing[0]}"
         )
         return
     same = ""

@@ -59,7 +59,7 @@ def print_reports(reports: Sequence[DatasetReport]) -> None:
         table.add_row(report.name, shown(report.source), *map(str, numbers))
     console.print(table)
     if ignored:
-        console.print(f"ignored: crowds (iscrowd=1) or difficult {unit}; nothing else counts them", markup=False)
+        console.print(f"ignored: crowds (iscrowd=1) or difficult {unit}; no other number includes them", markup=False)
     for title, rows in (
         (f"{unit} by class", [report.classes | report.ignored for report in sets]),
         ("images by longer side, in pixels", [_binned(report.sizes) for report in sets]),

@@ -191,8 +191,7 @@ class Teacher:
         if self.num_classes and given != self.num_classes:
             raise CheckpointError(
                 f"teacher: checkpoint {file!r} has {counted(given, 'class')}, but num_classes={self.num_classes}; "
-                "allowed with "
-                "logits: the same classes"
+                "allowed with logits: the same classes"
             )
         if any(isinstance(module, GCViT) for module in network.modules()):
             if missing := load_pretrained(network, file).left_initial:

@@ -57,10 +57,11 @@ def image_paths(dataset: Any) -> Iterator[Path]:
 
 
 def is_of_class(name: str, classes: Iterable[str]) -> bool:
-    """Whether a metric is that of one class, such as 'coco/cat_precision', 'IoU.cat' or 'coco_panoptic/cat_PQ'."""
+    """Whether a metric is that of one class, such as 'coco/cat_precision', 'IoU.cat' or 'coco_panoptic/cat_PQ_raw'."""
     ends = ("{}_precision", "bbox_{}_precision", "segm_{}_precision", "IoU.{}", "Acc.{}", "{}_PQ")
     names = {text.format(label) for label in classes for text in ends}
-    return name in names or name.partition("/")[2] in names
+    found = {name, name.removesuffix("_raw")}  # of an EMAValLoop
+    return not names.isdisjoint(found | {one.partition("/")[2] for one in found})
 
 
 def tell_classes_apart(evaluator: Any) -> None:

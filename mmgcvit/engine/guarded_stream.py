@@ -13,19 +13,15 @@ from mmengine.logging import print_log
 from mmgcvit.utils.pipes import CUT, discard, discard_unread
 
 
-class GuardedStream(io.TextIOBase):
-    """A text stream that ends the program quietly, or lets a training go on, if it cannot be written any more.
-
-    If the reader has gone, the program exits with :class:`SystemExit`: loggers would print a traceback of any other
-    exception, and go on. After :func:`keep_running`, the run goes on without this output, and a warning is logged.
+class StreamWrapper(io.TextIOBase):
+    """A text stream that writes to another one.
 
     Args:
         stream: the stream to write to.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | StreamWrapper) -> None:
         self.stream = stream
-        self.keeps_running = False
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # a plain attribute there
@@ -43,6 +39,21 @@ class GuardedStream(io.TextIOBase):
     def writable(self) -> bool:
         """Return True."""
         return True
+
+
+class GuardedStream(StreamWrapper):
+    """A text stream that ends the program quietly, or lets a training go on, if it cannot be written any more.
+
+    If the reader has gone, the program exits with :class:`SystemExit`: loggers would print a traceback of any other
+    exception, and go on. After :func:`keep_running`, the run goes on without this output, and a warning is logged.
+
+    Args:
+        stream: the stream to write to.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self.keeps_running = False
 
     def write(self, text: str) -> int:
         """Write a text."""

@@ -66,8 +66,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
             if old != length and self.iter == self.epoch * old:
                 print_log(
                     f"an epoch has {counted(length, 'iteration')}; it had {old:g} in the run to resume, which was "
-                    "stopped between "
-                    "two epochs",
+                    "stopped between two epochs",
                     logger="current",
                     level=logging.WARNING,
                 )

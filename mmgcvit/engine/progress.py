@@ -7,7 +7,6 @@ mmengine writes what it logs to ``sys.stdout`` and to the log file. :func:`short
 from __future__ import annotations
 
 import datetime
-import io
 import re
 import sys
 import time
@@ -24,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from mmgcvit.checkpoint.sources import READER
 from mmgcvit.engine.evaluation import is_of_class
-from mmgcvit.engine.guarded_stream import GuardedStream
+from mmgcvit.engine.guarded_stream import GuardedStream, StreamWrapper
 from mmgcvit.utils.paths import short_path, short_paths
 from mmgcvit.utils.text import counted
 
@@ -97,7 +96,7 @@ KINDS = {"bbox": "boxes", "segm": "masks"}  # what mmdet calls them
 UNKNOWN = -1  # COCO's value of a metric without objects
 
 
-class Output(io.TextIOBase):
+class Output(StreamWrapper):
     """A text stream that leaves out what :data:`HIDDEN_LOGS` and :data:`HIDDEN_PRINTS` list.
 
     Args:
@@ -107,30 +106,13 @@ class Output(io.TextIOBase):
         live: rich's Progress while a live line is shown.
     """
 
-    def __init__(self, stream: TextIO | GuardedStream) -> None:
-        self.stream = stream
+    def __init__(self, stream: TextIO | StreamWrapper) -> None:
+        super().__init__(stream)
         self.filtering = True
         self.quiet = False  # show no messages but warnings
         self.live: Any = None
         self.waiting = ""  # the beginning of a line
         self.evaluated = ""  # what mmdet evaluates
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]  # a plain attribute there
-        """Encoding of the stream."""
-        return self.stream.encoding
-
-    def isatty(self) -> bool:
-        """Whether the stream is a terminal."""
-        return self.stream.isatty()
-
-    def fileno(self) -> int:
-        """File descriptor of the stream."""
-        return self.stream.fileno()
-
-    def writable(self) -> bool:
-        """Return True."""
-        return True
 
     def write(self, text: str) -> int:
         """Write a log record, or a part of what is printed."""
@@ -289,7 +271,8 @@ class ProgressHook(Hook):
         found = _results(runner.test_dataloader, metrics)
         width = max((len(name) for name, _ in found), default=0)
         lines = [f"  {name:<{width}}  {value}" for name, value in found]
-        self.output.show("\n".join([f"results on {counted(len(runner.test_dataloader.dataset), 'image')}:", *lines]))
+        images = counted(len(runner.test_dataloader.dataset), "image")
+        self.output.show("\n".join([f"results on {images}:", *lines]) if lines else f"no results on {images}")
 
     def after_train(self, runner: Runner) -> None:
         """Remove the live line."""
@@ -297,7 +280,7 @@ class ProgressHook(Hook):
         self.output.show(f"trained in {_duration(time.monotonic() - self.start)}")
 
 
-def _live(stream: TextIO | GuardedStream) -> Any:
+def _live(stream: TextIO | StreamWrapper) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.table import Column

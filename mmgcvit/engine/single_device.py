@@ -91,9 +91,8 @@ def scale_single_device_lr(cfg: Config, requested: bool | None = None) -> bool:
         change = "" if rate is None else f" from {rate:g} to {rate * batch * steps / base:g}"
         print_log(
             f"the learning rate is scaled{change}: one process trains on {counted(batch * steps, 'image')} per step, "
-            "and the "
-            f"config is tuned for auto_scale_lr.base_batch_size={base}; --cfg-options auto_scale_lr.enable=False keeps "
-            "it",
+            f"and the config is tuned for auto_scale_lr.base_batch_size={base}; --cfg-options "
+            "auto_scale_lr.enable=False keeps it",
             logger="current",
             level=logging.WARNING,
         )

@@ -123,8 +123,7 @@ def _file_run(predictor: Predictor) -> Run:
     if (batch := predictor.info.shape[0] or 1) > 1:
         raise BenchmarkError(
             f"{predictor.session.file}: takes batches of {counted(batch, 'image')} only; allowed: files exported with "
-            "--batch 1 "
-            "or --batch dynamic, as images are measured one by one"
+            "--batch 1 or --batch dynamic, as images are measured one by one"
         )
 
     def run(entry: Input) -> Times:

@@ -1,4 +1,4 @@
-"""Fine-tuning on a data set in one call, and what is said of it: ``mmgcvit finetune`` and ``mmgcvit data``."""
+"""Fine-tuning on a data set in one call, and messages about data and run, for ``mmgcvit finetune`` and ``data``."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def describe_run(cfg: Config, settings: Settings, data: Data, say: Callable[[str
         learned = "probabilities" if "logits" in settings.distillation else "features"
         say(f"teacher: {teacher.get('checkpoint', teacher['name'])}; its {learned} are learned besides the labels")
     say(
-        f"{counted(settings.epochs, 'epoch')} of {counted(configs.training_images(data), 'image')}, batch size "
-        f"{settings.batch}, "
-        f"size {settings.size}, learning rate {rate:.3g} ({own:g} for {counted(int(base), 'image')} per step)"
+        f"{counted(settings.epochs, 'epoch')} of {counted(configs.training_images(data), 'image')}, "
+        f"batch size {settings.batch}, size {settings.size}, "
+        f"learning rate {rate:.3g} ({own:g} for {counted(int(base), 'image')} per step)"
     )

@@ -5,7 +5,17 @@
 :mod:`~mmgcvit.kernels.fused`, in Triton, runs only under ``enabled("triton_attention")``.
 """
 
-from mmgcvit.kernels.dispatch import KERNELS, OPTIONAL, REFERENCE, Kernels, choose, disabled, enabled, max_pack, nchw
+from mmgcvit.kernels.dispatch import (
+    KERNELS,
+    OPTIONAL,
+    REFERENCE,
+    Kernels,
+    choose,
+    choose_nchw,
+    disabled,
+    enabled,
+    max_pack,
+)
 from mmgcvit.kernels.reference import Windows, plus
 from mmgcvit.utils.capture import is_eager
 
@@ -16,10 +26,10 @@ __all__ = [
     "Kernels",
     "Windows",
     "choose",
+    "choose_nchw",
     "disabled",
     "enabled",
     "is_eager",
     "max_pack",
-    "nchw",
     "plus",
 ]

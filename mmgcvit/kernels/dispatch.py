@@ -77,9 +77,9 @@ def choose(x: Tensor, module: nn.Module) -> Kernels:
     return cpu.with_cast_weights(_tables["cpu"]) if autocast_is_enabled("cpu") else _tables["cpu"]
 
 
-def nchw(x: Tensor) -> Tensor:
-    """See :func:`mmgcvit.kernels.reference.nchw`."""
-    return (cpu if x.device.type == "cpu" and is_eager() else reference).nchw(x)
+def choose_nchw(x: Tensor) -> Callable[[Tensor], Tensor]:
+    """Choose the implementation of :func:`mmgcvit.kernels.reference.nchw` for maps that are computed from x."""
+    return (cpu if x.device.type == "cpu" and is_eager() else reference).nchw
 
 
 def max_pack(x: Tensor) -> int | None:

@@ -27,13 +27,14 @@ class PathShortener:
 
     def __init__(self, run: Run) -> None:
         found = {os.path.abspath(run.work_dir), *(os.path.normpath(path) for path in _data_folders(run.cfg.to_dict()))}
-        here = os.getcwd()
-        outside = [path for path in found if os.path.commonpath([path, here]) != here and len(Path(path).parts) > 2]
+        here = Path.cwd()
+        outside = [path for path in found if not Path(path).is_relative_to(here) and len(Path(path).parts) > 2]
         # the outermost ones
         folders = [path for path in outside if not any(str(other) in outside for other in Path(path).parents)]
         self.shown = {path: f".../{os.path.basename(path)}" for path in folders}
-        if len(Path.home().parts) > 1:
-            self.shown.setdefault(str(Path.home()), "~")
+        home = os.path.expanduser("~")  # unlike Path.home(), no error where there is none
+        if len(Path(home).parts) > 1:
+            self.shown.setdefault(home, "~")
         names = "|".join(re.escape(path) for path in sorted(self.shown, key=len, reverse=True))
         self.pattern = re.compile(rf"(?<![\w/.~-])(?:{names})(?![\w.-])")
 

@@ -67,16 +67,15 @@ class AnyChannels(BaseDataPreprocessor):
         if expected not in (1, channels):
             raise UsageError(
                 f"data_preprocessor: images have {counted(channels, 'channel')} as loaded, mean and std "
-                f"{counted(expected, 'value')}; "
-                "allowed: one value for each channel. color_type of the loading transform selects what is loaded: "
-                "'color' (3 channels), 'grayscale' (1) or 'unchanged' (as in the file)"
+                f"{counted(expected, 'value')}; allowed: one value for each channel. color_type of the loading "
+                "transform selects what is loaded: 'color' (3 channels), 'grayscale' (1) or 'unchanged' (as in the "
+                "file)"
             )
         if self.reverse:
             if channels < 3:
                 raise UsageError(
                     f"data_preprocessor: bgr_to_rgb=True or rgb_to_bgr=True with {counted(channels, 'channel')}; "
-                    "allowed: at "
-                    "least 3; set both to False"
+                    "allowed: at least 3; set both to False"
                 )
             image = torch.cat([image[..., :3, :, :].flip(-3), image[..., 3:, :, :]], dim=-3)
         image = image.float()

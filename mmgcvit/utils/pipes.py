@@ -1,4 +1,4 @@
-"""Programs whose output nobody reads to its end: ``mmgcvit weights list | head -1``."""
+"""Programs that a user interrupts, or whose output is not read to its end: ``mmgcvit weights list | head -1``."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from collections.abc import Callable
 
 #: Exit status of a program whose output is not read to its end, as in Python's documentation of SIGPIPE.
 CUT = 1
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells report it
 
 
 def run_program(main: Callable[[], int | None]) -> int:
-    """Run a program; it ends without a traceback if the reader of its output has gone.
+    """Run a program; it ends without a traceback if the reader of its output has gone, and at Ctrl-C.
 
     Args:
         main: the program; returns its exit status, None for 0.
 
     Returns:
-        Its exit status, or :data:`CUT`.
+        Its exit status, :data:`CUT`, or :data:`INTERRUPTED`.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell: >&-
@@ -35,6 +36,8 @@ def run_program(main: Callable[[], int | None]) -> int:
         if not discard_unread():
             raise  # another pipe, such as that of a process
         return CUT
+    except KeyboardInterrupt:  # also while the modules of a command are imported
+        return INTERRUPTED
 
 
 def discard_unread() -> bool:

@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT
 from mmengine.config import Config
 
+from mmgcvit import early_settings
 from mmgcvit.apis import launch
 
 
@@ -72,6 +73,19 @@ def seen_by_torch(folder: Path, command: list[str], **given: str) -> str:
 ], ids=lambda command: Path(command[0]).stem)  # fmt: skip
 def test_programs_shorten_spinning_before_torch_is_imported(tmp_path: Path, command: list[str]):
     assert seen_by_torch(tmp_path, command) == "10000"
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("/usr/bin/mmgcvit", True), ("/packages/mmgcvit/__main__.py", True), ("own.py", False),
+        ("/packages/mmgcvit/runtime/__main__.py", False), ("", False),
+    ],
+)  # fmt: skip
+def test_processes_of_the_command(program: str, command: bool, monkeypatch: pytest.MonkeyPatch):
+    """Also those that `python -m mmgcvit` spawns: they have its arguments."""
+    monkeypatch.setattr(sys, "argv", [program])
+    assert early_settings.is_command() == command
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from conftest import ROOT
+from mmengine.config import Config
 from run_tool import run_tool
 
 from mmgcvit import commands
 from mmgcvit.__main__ import main
-from mmgcvit.commands import COMMANDS
+from mmgcvit.commands import COMMANDS, train
 from mmgcvit.errors import RunStopped, UsageError
 
 NAMES = {"image_demo": "predict", "get_flops": "flops"}  # of tools that are called otherwise
@@ -47,7 +48,9 @@ def test_each_tool_runs_a_command(tool: str):
     assert len(text.splitlines()) < 15
 
 
-@pytest.mark.parametrize(("arguments", "status"), [([], 2), (["no-such"], 2), (["--version"], 0)])
+@pytest.mark.parametrize(
+    ("arguments", "status"), [([], 2), (["no-such"], 2), (["--version"], 0), (["--", "params"], 2)]
+)
 def test_without_a_command(arguments: list[str], status: int, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as end:
         main(arguments)
@@ -60,16 +63,37 @@ def test_without_a_command(arguments: list[str], status: int, capsys: pytest.Cap
         (UsageError("size=0; allowed: 1"), 1, "params: size=0; allowed: 1\n"),
         (RunStopped("stopped", 15), 143, "params: stopped\n"),
         (KeyboardInterrupt(), 130, ""),
+        (PermissionError(13, "Permission denied", "/out"), 1, "params: '/out': Permission denied\n"),
     ],
 )
 def test_how_commands_end(raised, status, said, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    def run(args: argparse.Namespace) -> int:
-        raise raised
-
-    module = SimpleNamespace(add_arguments=lambda parser: None, run=run)
+    module = SimpleNamespace(add_arguments=lambda parser: None, run=Mock(side_effect=raised))
     monkeypatch.setattr(commands, "_load", lambda name, said: module)
     assert main(["params"]) == status
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("raised", [FileNotFoundError(2, "No such file", "a"), PermissionError(1, "Not permitted")])
+def test_errors_of_the_program_have_a_traceback(raised: OSError, monkeypatch: pytest.MonkeyPatch):
+    module = SimpleNamespace(add_arguments=lambda parser: None, run=Mock(side_effect=raised))
+    monkeypatch.setattr(commands, "_load", lambda name, said: module)
+    with pytest.raises(OSError, match=r"No such|Not permitted"):
+        main(["params"])
+
+
+def test_only_the_first_process_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """The report ends the process group, and after that each process is the first one of its own."""
+    grouped = [True]
+    monkeypatch.setattr(train, "is_main_process", lambda: not grouped)
+    monkeypatch.setattr(train, "report_after_training", lambda work_dir: grouped.clear())
+    monkeypatch.setattr(train.apis, "config_from_arguments", lambda args: Config(dict(work_dir="run")))
+    monkeypatch.setattr(train.apis, "train", lambda *arguments: None)
+    monkeypatch.setattr(train.apis, "end_of_run", lambda *arguments: "how to go on")
+    assert main(["train", "a.py"]) == 0
+    assert not grouped
+    assert capsys.readouterr().out == ""
+    assert main(["train", "a.py"]) == 0
+    assert capsys.readouterr().out == "how to go on\n"
 
 
 def test_errors_name_the_command_or_the_tool(tmp_path, capsys: pytest.CaptureFixture):

@@ -76,7 +76,7 @@ def test_crowds_are_counted_as_in_the_report_of_a_run(tmp_path: Path, capsys, mo
     assert dict(zip(header, row, strict=True)) == {
         "set": "train", "annotations": f"{tmp_path}/coco.json", "images": "2", "empty": str(reports[0].empty),
         "objects": "2", "ignored": "1", "used": "2"}  # fmt: skip
-    assert "ignored: crowds (iscrowd=1) or difficult objects; nothing else counts them" in shown
+    assert "ignored: crowds (iscrowd=1) or difficult objects; no other number includes them" in shown
     assert sum(reports[0].classes.values()) == 2
     drawn: list[np.ndarray] = []
     monkeypatch.setattr(detection, "class_counts", lambda counts, *_: drawn.append(counts["training"]))
@@ -239,8 +239,9 @@ def test_classification_folders(tmp_path: Path, capsys):
     assert "3 classes; allowed: at most model.num_classes=2" in str(train.problems[0])
     assert str(train.problems[1]).startswith("red/69.png: cannot be decoded")
     assert (train.images, train.kept) == (210, 209)
-    assert "the val data: 1 class folder is missing: green; 1 not among the training data's 3: cyan" in str(
-        val.problems[0]
+    assert (
+        "the val data: 1 class folder is missing: green; 1 class folder is not among the training data's 3: cyan"
+        in str(val.problems[0])
     )
     shutil.rmtree(tree / "val")
     _, val = check_data(cfg, progress=False)

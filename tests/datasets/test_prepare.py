@@ -69,7 +69,7 @@ def test_json_is_compared_with_archive(tree: Path, tmp_path: Path):
         json.dumps(dict(images=[], annotations=[], categories=[]))),
      "0 images, 0 annotations, 0 categories; expected 5, 7, 80", "annotations/annotations_trainval2017.zip"),
     (lambda t: (t / "val2017/000000000000.jpg").rename(t / "val2017/other.jpg"),
-     "val2017: 1 image listed in instances_val2017.json missing, such as 000000000000.jpg", ""),
+     "val2017: 1 image is missing that instances_val2017.json lists, such as 000000000000.jpg", ""),
     (lambda t: (t / "annotations_trainval2017.zip").write_bytes(b"half"), "the download is damaged",
      "annotations/annotations_trainval2017.zip"),
 ])  # fmt: skip

@@ -43,7 +43,9 @@ def test_file_of_class_names_in_another_encoding(tmp_path: Path, tree: Path, enc
 
 def test_class_folder_missing_in_training(tmp_path: Path, tree: Path):
     shutil.rmtree(tree / "train" / "green")
-    with pytest.raises(apis.UsageError, match=r"validation data: 1 not among the training data's 2: green"):
+    with pytest.raises(
+        apis.UsageError, match=r"validation data: 1 class folder is not among the training data's 2: green"
+    ):
         apis.train(config(tree, tmp_path / "run"))
 
 
@@ -78,7 +80,7 @@ def test_test_compares_classes_with_checkpoint(tmp_path: Path, tree: Path, caplo
     (tree / "val" / "green").rename(tree / "val" / "cyan")
     with pytest.raises(
         apis.UsageError,
-        match=r"test data: 1 class folder is missing: green; 1 not among the "
+        match=r"test data: 1 class folder is missing: green; 1 class folder is not among the "
         r"checkpoint's 3: cyan",
     ):
         apis.test(cfg("other"), checkpoint)

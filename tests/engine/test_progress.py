@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from classification_run import config, make_tree
@@ -19,7 +20,7 @@ from mmgcvit import apis
 from mmgcvit.apis.summary import resume_command
 from mmgcvit.commands import COMMANDS
 from mmgcvit.engine.guarded_stream import GuardedStream
-from mmgcvit.engine.progress import HIDDEN_WARNINGS, Output, short_output
+from mmgcvit.engine.progress import HIDDEN_WARNINGS, Output, ProgressHook, short_output
 
 
 class Terminal(io.StringIO):
@@ -155,6 +156,14 @@ def test_metrics_of_a_test(cfg: Config, files: dict[str, Path], capsys: pytest.C
     lines = capsys.readouterr().out.splitlines()
     (at,) = (i for i, line in enumerate(lines) if re.fullmatch(r"results on \d+ images:", line))
     assert lines[at + 1 :] == [f"  {name:<{len(max(metrics, key=len))}}  {metrics[name]:.4f}" for name in metrics]
+
+
+def test_a_test_without_metrics(capsys: pytest.CaptureFixture):
+    """As with format_only=True, which writes the predictions."""
+    with short_output():
+        hook = ProgressHook(sys.stdout)
+        hook.after_test_epoch(SimpleNamespace(test_dataloader=SimpleNamespace(dataset=range(3))), {"unknown": -1})
+    assert capsys.readouterr().out == "no results on 3 images\n"
 
 
 def test_end_of_a_run(tmp_path: Path):

@@ -66,13 +66,14 @@ def test_nchw(monkeypatch, chunk: int, cropped: bool):
     """Maps in memory order NCHW and their gradients, for one row at a time, an uneven division, and all rows."""
     monkeypatch.setattr(cpu, "CHUNK", chunk)
     x = torch.randn(2, 9, 8, 6)[:, : 7 if cropped else 9, : 5 if cropped else 8].requires_grad_()
-    y, wanted = kernels.nchw(x), x.permute(0, 3, 1, 2)
+    y, wanted = kernels.choose_nchw(x)(x), x.permute(0, 3, 1, 2)
     assert y.is_contiguous()
     assert torch.equal(y, wanted)
     weight = torch.randn_like(wanted)
     (gradient,) = torch.autograd.grad((y * weight).sum(), x)
     assert torch.equal(gradient, weight.permute(0, 2, 3, 1))
-    assert kernels.nchw(x.to("meta")).shape == wanted.shape
+    meta = x.to("meta")
+    assert kernels.choose_nchw(meta)(meta).shape == wanted.shape
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -134,5 +134,6 @@ def test_a_longer_run_may_help_while_the_rate_is_high_and_the_gain_clear(
 
 def test_metrics_of_classes() -> None:
     names = ["coco/fig_precision", "fig_precision", "coco/segm_fig_precision", "IoU.fig", "val/Acc.fig"]
-    others = ["coco/bbox_mAP", "IoU.other", "figure"]
+    names += [f"{name}_raw" for name in names]
+    others = ["coco/bbox_mAP", "coco/bbox_mAP_raw", "IoU.other", "figure"]
     assert [name for name in names + others if is_of_class(name, ("date", "fig"))] == names

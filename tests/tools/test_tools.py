@@ -464,6 +464,7 @@ def test_two_processes_train(trained: Path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (trained / "two/iter_4.pth").is_file()
+    assert done.stdout.count("mmgcvit predict IMAGES") == 1  # by the first process only
     done = subprocess.run(
         [str(ROOT / "tools/dist_test.sh"), CONFIG, "two/iter_4.pth", "2", "--work-dir", "two"],
         cwd=trained,

@@ -47,6 +47,13 @@ def test_another_broken_pipe_is_an_error(monkeypatch: pytest.MonkeyPatch):
         run_program(main)
 
 
+def test_ctrl_c():
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    assert run_program(main) == 130
+
+
 def test_closed_by_the_shell(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert run_program(lambda: print("a") or 3) == 3

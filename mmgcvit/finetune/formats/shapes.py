@@ -91,6 +91,5 @@ def angle_note(places: Sequence[str]) -> list[str]:
         return []
     return [
         f"{counted(len(places), 'box has', 'boxes have')} an angle in the attributes, which is not applied: "
-        f"{places[0]}, ...; CVAT's export "
-        "'CVAT for images 1.1' has the rotated boxes"
+        f"{places[0]}, ...; CVAT's export 'CVAT for images 1.1' has the rotated boxes"
     ]

@@ -180,12 +180,11 @@ def check_names(what: str, names: Sequence[str], whose: str, expected: Sequence[
         return
     lacking = [name for name in expected if name not in names]
     beyond = [name for name in names if name not in expected]
-    parts = (
-        [f"{counted(len(lacking), 'class folder is', 'class folders are')} missing: {summarize(lacking)}"]
-        if lacking
-        else []
-    )
-    parts += [f"{len(beyond)} not among {whose} {len(expected)}: {summarize(beyond)}"] if beyond else []
+    parts = [
+        f"{counted(len(found), 'class folder is', 'class folders are')} {problem}: {summarize(found)}"
+        for found, problem in ((lacking, "missing"), (beyond, f"not among {whose} {len(expected)}"))
+        if found
+    ]
     raise ClassificationDataError(
         f"{what}: {'; '.join(parts) or f'the classes are in a different order from {whose}'}. The labels of all "
         "following classes would be shifted. Add or remove folders, or set the order of the classes in the data set: "

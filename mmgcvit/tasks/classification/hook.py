@@ -77,9 +77,9 @@ class ClassificationHook(Hook):
             names = dataset.metainfo["classes"]
             if not self.trained and len(names) != _classes(runner):
                 raise ClassificationDataError(
-                    f"the test data ({dataset.root}) has {counted(len(names), 'class folder')}; the head has "
-                    f"{_classes(runner)} "
-                    "classes. If the data has only some of them, set the order: classes=<file with one name per line>"
+                    f"the test data ({dataset.root}) has {counted(len(names), 'class folder')}; "
+                    f"the head has {counted(_classes(runner), 'class')}. If the data has only some of them, set the "
+                    "order: classes=<file with one name per line>"
                 )
         _name_images(runner.test_loop)
         self.images = 0

@@ -68,8 +68,7 @@ class Segmentor(InferencerPredictor):
                 return tuple(classes), palette_of(meta, classes)
         raise UsageError(
             f"checkpoint {checkpoint!r}: has no names for its {counted(count, 'class')}, and neither has the config; "
-            "add "
-            "metainfo=dict(classes=(...)) to test_dataloader.dataset of the config"
+            "add metainfo=dict(classes=(...)) to test_dataloader.dataset of the config"
         )
 
     def validate_inputs(self, inputs: Sequence[Input]) -> None:

@@ -87,8 +87,7 @@ class CheckLabels(BaseTransform):
             values = ", ".join(map(str, np.unique(labels[wrong])[:8]))
             raise AnnotationError(
                 f"label map {path}: {counted(wrong.sum(), 'pixel has', 'pixels have')}, as loaded, a label of "
-                f"{values}; allowed: 0 to "
-                f"{self.num_classes - 1}, and {self.ignore_index}, which is ignored"
+                f"{values}; allowed: 0 to {self.num_classes - 1}, and {self.ignore_index}, which is ignored"
             )
         return results
 
