@@ -299,8 +299,9 @@ def end_workers(runner: Any) -> None:
     Left to the garbage collector, workers would often not get torch's notice, as its queue is collected, too. torch
     would wait 5 s for each of them.
     """
-    for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
-        loader: Any = getattr(loop, "dataloader", None)  # a loop that was not built is a dict or None
+    for name in ("_train_loop", "_val_loop", "_test_loop"):
+        loop = getattr(runner, name, None)  # a dict or None if it was not built
+        loader: Any = getattr(loop, "dataloader", None)
         persistent = getattr(loader, "_iterator", None)
         if persistent is not None:
             loader._iterator = None
