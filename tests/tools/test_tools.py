@@ -340,9 +340,9 @@ def test_two_processes_train_a_classifier(colours: Path):
             [str(ROOT / "tools" / command[0]), *command[1:]], cwd=colours, capture_output=True, text=True, env=env
         )
         assert done.returncode == 0, done.stderr[-3000:]
-    two = float(re.findall(r"accuracy/top1: ([\d.]+)", done.stdout)[-1])
+    two = float(re.findall(r"accuracy/top1 +([\d.]+)", done.stdout)[-1])
     done = run("test.py", "mine.py", "two/epoch_3.pth", "--work-dir", "one", "--out", "one.csv", cwd=colours)
-    assert float(re.findall(r"accuracy/top1: ([\d.]+)", done.stdout)[-1]) == two
+    assert float(re.findall(r"accuracy/top1 +([\d.]+)", done.stdout)[-1]) == two
     tables = [(colours / name).read_text().splitlines() for name in ("one.csv", "two.csv")]
     assert len(tables[0]) == 10
     for one, other in zip(*tables, strict=True):
