@@ -5,7 +5,7 @@ import os
 import sys
 from itertools import pairwise
 
-# The parameters of glibc's mallopt() and their values; a larger MMAP_THRESHOLD is not allowed.
+# The parameters of glibc's mallopt() and their values. glibc itself raises MMAP_THRESHOLD up to 32 MB, too.
 MALLOC_OPTIONS = {"M_MMAP_THRESHOLD": (-3, 2**25), "M_TRIM_THRESHOLD": (-1, 2**31 - 1)}
 
 
