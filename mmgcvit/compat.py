@@ -56,6 +56,12 @@ forward_ad_level: Callable[[], int] = partial(getattr, forward_ad, "_current_lev
 #: Whether torch may call oneDNN (``torch.backends.mkldnn.flags`` can disable it).
 onednn_is_enabled: Callable[[], bool] = torch._C._get_mkldnn_enabled
 
+
+def onednn_has_bfloat16() -> bool:
+    """Whether oneDNN computes in bfloat16 on this processor, with the instructions that it may use."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 #: Linear layer by one call of oneDNN, which torch's compiler uses on CPUs; None if this torch does not have it.
 #: ``onednn_linear(x, weight, bias, *PLAIN)`` computes (..., C), (C', C), (C',) or None -> (..., C'), all of them of
 #: float32 or of bfloat16; ``*GELU`` in the place of ``*PLAIN`` adds an exact GELU. It has no gradient.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from mmgcvit.compat import onednn_linear
+from mmgcvit.compat import onednn_has_bfloat16, onednn_linear
 
 LARGE_L2 = 2**21  # bytes
 
@@ -43,8 +43,12 @@ def onednn_linear_is_faster() -> bool:
 
 @cache
 def multiplies_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 matrices faster than float32 ones (AMX or AVX512-BF16)."""
-    return onednn_linear is not None and ("amx_bf16" in _description() or "avx512_bf16" in _description())
+    """Whether the processor multiplies bfloat16 matrices faster than float32 ones (AMX or AVX512-BF16).
+
+    False if oneDNN may not use these instructions (``ONEDNN_MAX_CPU_ISA``).
+    """
+    has_instructions = "amx_bf16" in _description() or "avx512_bf16" in _description()
+    return onednn_linear is not None and has_instructions and onednn_has_bfloat16()
 
 
 @cache

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from mmgcvit import kernels
 from mmgcvit.backbone.layers import MBConv
+from mmgcvit.compat import onednn_has_bfloat16
 from mmgcvit.kernels import cpu, eager, processor, products, reference
 
-pytestmark = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 on this processor"
-)
+pytestmark = pytest.mark.skipif(not onednn_has_bfloat16(), reason="oneDNN has no bfloat16 on this processor")
 ROUNDING = 2**-7  # relative error of a few roundings to bfloat16
 
 
