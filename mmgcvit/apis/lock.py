@@ -18,6 +18,7 @@ from typing import Any
 from mmengine.logging import print_log
 
 from mmgcvit.errors import UsageError
+from mmgcvit.utils.program import is_first_process
 
 try:
     import fcntl
@@ -38,7 +39,7 @@ def lock_work_dir(work_dir: str | Path) -> Iterator[None]:
     Raises:
         UsageError: another run has the folder; names its process.
     """
-    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) or fcntl is None:
+    if not is_first_process() or fcntl is None:
         yield
         return
     folder = Path(work_dir).resolve()

@@ -51,6 +51,7 @@ from mmgcvit.optim import with_fused_optimizer
 from mmgcvit.registry import rename_old_types, type_name
 from mmgcvit.tasks import TASKS, task_of_dataset
 from mmgcvit.utils.files import require_file
+from mmgcvit.utils.program import is_first_process
 from mmgcvit.utils.text import summarize, worker_message
 
 CORRUPT = ("stop", "skip")
@@ -210,7 +211,7 @@ def _train(cfg: Config, resume: str | bool, corrupt: str | None) -> Runner:
 def _warn_of_earlier_run(work_dir: str) -> None:
     """Name the files of an earlier run, among which those of a new one would be written."""
     found = sorted(path.name for pattern in RUN_FILES for path in Path(work_dir).glob(pattern))
-    if found and _is_first_process():
+    if found and is_first_process():
         _warn([f"work_dir={work_dir!r} has files of an earlier run ({summarize(found, 4)}), and this run adds its own, "
                "which its report and --resume cannot tell apart. Another --work-dir keeps them apart"])  # fmt: skip
 
@@ -323,15 +324,10 @@ def _show_in(cfg: Config, folder: str) -> None:
     hook.draw = True
 
 
-def _is_first_process() -> bool:
-    """Whether this is the first process of a run, also before the processes are connected."""
-    return not int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
-
-
 def _check_data(cfg: Config, *splits: str) -> None:
     """Check the data of a run, and add the checks that are made while the data is loaded."""
     init_default_scope(cfg.get("default_scope", "mmengine"))
-    if _is_first_process():
+    if is_first_process():
         _check_before_run(cfg, *splits)  # only the first process; the launcher stops the others
     for split in splits:
         for dataset in data_sets((cfg.get(f"{split}_dataloader") or {}).get("dataset")):

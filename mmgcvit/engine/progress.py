@@ -25,6 +25,7 @@ from mmgcvit.checkpoint.sources import READER
 from mmgcvit.engine.evaluation import is_of_class
 from mmgcvit.engine.guarded_stream import GuardedStream, StreamWrapper
 from mmgcvit.utils.paths import short_path, short_paths
+from mmgcvit.utils.program import is_first_process
 from mmgcvit.utils.text import counted
 
 #: Beginnings of log messages that are not shown: dumps, and what the progress lines say already.
@@ -101,13 +102,15 @@ class Output(StreamWrapper):
 
     Args:
         stream: the stream to write to.
+        errors_only: show no messages but errors.
 
     Attributes:
         live: rich's Progress while a live line is shown.
     """
 
-    def __init__(self, stream: TextIO | StreamWrapper) -> None:
+    def __init__(self, stream: TextIO | StreamWrapper, errors_only: bool = False) -> None:
         super().__init__(stream)
+        self.errors_only = errors_only
         self.filtering = True
         self.quiet = False  # show no messages but warnings
         self.live: Any = None
@@ -119,7 +122,7 @@ class Output(StreamWrapper):
         record = _RECORD.fullmatch(_COLOURS.sub("", text)) if self.filtering else None
         if record is not None:  # a handler writes a record at once
             level, message = record.groups()
-            if self.quiet and level == "INFO":
+            if (self.quiet and level == "INFO") or (self.errors_only and level not in ("ERROR", "CRITICAL")):
                 return len(text)
             if what := _EVALUATING.match(message):
                 self.evaluated = what[1]
@@ -128,6 +131,8 @@ class Output(StreamWrapper):
             if not _LOGS.match(message):
                 message = short_paths(message.rstrip("\n").replace(READER, ""))
                 self.show(message if level == "INFO" else f"{level.lower()}: {message}")
+            return len(text)
+        if self.errors_only and self.filtering:
             return len(text)
         *lines, self.waiting = (self.waiting + text).split("\n")
         for line in lines:
@@ -172,7 +177,8 @@ def short_output(verbose: bool = False) -> Iterator[None]:
     """Show the progress of runs inside the block in short lines, without dumps and without others' warnings.
 
     If the reader of standard output goes away, the program ends, or a training goes on
-    (:class:`~mmgcvit.engine.guarded_stream.GuardedStream`).
+    (:class:`~mmgcvit.engine.guarded_stream.GuardedStream`). Of the processes of a launched run, only the first one
+    shows more than errors.
 
     Args:
         verbose: show everything.
@@ -185,7 +191,7 @@ def short_output(verbose: bool = False) -> Iterator[None]:
         finally:
             sys.stdout = before
         return
-    output = Output(guarded)
+    output = Output(guarded, errors_only=not is_first_process())
     with warnings.catch_warnings():
         for message in HIDDEN_WARNINGS:
             warnings.filterwarnings("ignore", message=message)

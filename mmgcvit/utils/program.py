@@ -1,7 +1,8 @@
-"""The program that runs, and commands that a user can type to run another one."""
+"""The program that runs, its place among the processes of a run, and commands that a user can type."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -9,6 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmgcvit.utils.paths import short_path
+
+
+def is_first_process() -> bool:
+    """Whether this is the first process of a launched run, or the only one, also before the processes are connected."""
+    return not int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
 
 
 def command_line() -> str:

@@ -100,6 +100,19 @@ def test_everything_is_restored(capsys: pytest.CaptureFixture):
     assert len(set(HIDDEN_WARNINGS)) == len(HIDDEN_WARNINGS)
 
 
+@pytest.mark.parametrize(("rank", "shown"), [("0", "a print\nwarning: a warning\nerror: an error\n"),
+                                             ("1", "error: an error\n")])  # fmt: skip
+def test_other_processes_show_errors_only(
+    rank: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setenv("RANK", rank)
+    with short_output():
+        print("a print")
+        sys.stdout.write("11/29 12:00:00 - mmengine - WARNING - a warning\n")
+        sys.stdout.write("11/29 12:00:00 - mmengine - ERROR - an error\n")
+    assert capsys.readouterr().out == shown
+
+
 def test_lines_of_a_run_on_a_pipe(cfg: Config, capsys: pytest.CaptureFixture):
     with short_output():
         apis.train(cfg)
