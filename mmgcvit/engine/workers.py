@@ -43,8 +43,9 @@ class GuardedWorker:
         if hasattr(signal, "alarm"):
             signal.alarm(0)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            # torch ends a worker by SIGTERM, too, if it does not end by itself.
+            signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+            # torch ends a worker by SIGTERM, too, if it does not end by itself. This handler is called where _watch()
+            # cannot take the signal, such as when a thread is there that does not block it.
             signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
         if os.getppid() == self.parent:  # not started by a fork server
             if TELLS_SENDER:
@@ -58,7 +59,7 @@ class GuardedWorker:
                 time.sleep(CHECK_EVERY)
             elif received := signal.sigtimedwait({signal.SIGTERM}, CHECK_EVERY):
                 end = 0 if received.si_pid == self.parent else min(end, time.monotonic() + GRACE)
-        os._exit(0)  # any other status would raise an error in the process, which may be writing a checkpoint
+        os._exit(0)  # any other end would raise an error in the process, which may be writing a checkpoint
 
 
 def guard_workers(runner: Runner) -> None:

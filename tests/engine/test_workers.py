@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Callable
 from multiprocessing import active_children
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mmgcvit.engine import stopping
+from mmgcvit.engine import stopping, workers
 from mmgcvit.engine.workers import TELLS_SENDER, GuardedWorker, end_workers_on_error, lost_worker
 
 
@@ -33,7 +35,12 @@ class Send:
         os.kill(os.getpid(), self.number)
 
 
-def load(before: Send | None = None, workers: int = 1) -> DataLoader:
+def start_thread(_: int) -> None:
+    """Starts a thread before the guard blocks SIGTERM, so that the signal is not left to the guard alone."""
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+
+
+def load(before: Callable[[int], None] | None = None, workers: int = 1) -> DataLoader:
     return DataLoader(Numbers(), batch_size=2, num_workers=workers, worker_init_fn=GuardedWorker(before))
 
 
@@ -83,3 +90,15 @@ def test_workers_end_with_a_failed_run():
         assert worker.exitcode == 0
     assert other.is_alive()
     assert int(next(others)[0, 0]) == 2
+
+
+def test_worker_with_threads_of_its_own_ends_without_an_error(monkeypatch: pytest.MonkeyPatch):
+    """torch would raise an error wherever the process is at that time, if the status was another one than 0."""
+    monkeypatch.setattr(workers, "GRACE", 1)
+    before = set(active_children())
+    batches = iter(load(start_thread))
+    next(batches)
+    (worker,) = set(active_children()) - before
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
