@@ -124,7 +124,7 @@ def check_coco(folder: Path) -> Report:
         count = _count(images, (".jpg",))
         if count != split.images:
             found = counted(count, "image") if images.is_dir() else "no such folder"
-            report.problems.append(f"{images}: {found}; expected {split.images:,}")
+            report.problems.append(f"{images}: {found}; expected {split.images}")
             _archive(folder, split.name, split.archive_md5, split.name, report, needed=True)
         else:
             report.lines.append(f"{images}: {counted(count, 'image')}")
@@ -191,7 +191,7 @@ def check_imagenet(folder: Path) -> Report:
                 "somewhere else"
             )
         if tars:
-            report.problems.append(f"{path}: {counted(tars, '.tar file that is', '.tar files that are')} not unpacked")
+            report.problems.append(f"{path}: {tars} .tar files that are not unpacked")
             report.advice.append(
                 f"in {path}: for f in *.tar; do mkdir -p ${{f%.tar}} && tar -xf $f -C ${{f%.tar}} && rm $f; done"
             )
@@ -218,7 +218,7 @@ def check_imagenet(folder: Path) -> Report:
                 f"into an empty {path} again, and run the commands of {VAL_SCRIPT} there"
             )
         if found != expected:
-            report.problems.append(f"{path}: {counted(found, 'image')} in class folders; expected {expected:,}")
+            report.problems.append(f"{path}: {counted(found, 'image')} in class folders; expected {expected}")
         if (found != expected or lacking or empty) and not loose and not tars:
             report.advice.append(f"unpack {archive} (from {IMAGENET_URL}) into {path} again")
         if found == expected and not (lacking or beyond or empty):
@@ -235,7 +235,7 @@ def _pairs(folder: Path, split: Pairs, report: Report) -> None:
     ):
         found = f"{counted(len(names), kind)} *{suffix}" if (folder / place).is_dir() else "no such folder"
         if len(names) != split.count:
-            report.problems.append(f"{folder / place}: {found}; expected {split.count:,}")
+            report.problems.append(f"{folder / place}: {found}; expected {split.count}")
         else:
             report.lines.append(f"{folder / place}: {found}")
         empty = [path for name in sorted(names) if not os.path.getsize(path := folder / place / f"{name}{suffix}")]
@@ -278,7 +278,7 @@ def _coco_json(folder: Path, split: Split, archive: Path | None, report: Report)
         report.problems.append(
             f"{path}: {counted(counts[0], 'image')}, {counted(counts[1], 'annotation')}, "
             f"{counted(counts[2], 'category', 'categories')}; expected "
-            f"{expected[0]:,}, {expected[1]:,}, {expected[2]}"
+            f"{expected[0]}, {expected[1]}, {expected[2]}"
         )
         report.advice.append(_download(COCO_ANNOTATIONS[0], "annotations"))
         return

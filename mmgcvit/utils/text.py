@@ -27,7 +27,7 @@ def summarize(names: Iterable[object], limit: int = 8) -> str:
 
 
 def counted(number: int, one: str, many: str = "") -> str:
-    """Format a number, with commas between thousands, and a noun, in the singular for 1.
+    """Format a number with a noun, in the singular for 1.
 
     Args:
         number: how many.
@@ -35,12 +35,12 @@ def counted(number: int, one: str, many: str = "") -> str:
         many: the same for all other numbers; by default ``one`` with 's' or 'es' at its end.
 
     Examples:
-        >>> counted(1, "image"), counted(2, "image"), counted(0, "class"), counted(2000, "image has", "images have")
-        ('1 image', '2 images', '0 classes', '2,000 images have')
+        >>> counted(1, "image"), counted(2, "image"), counted(0, "class"), counted(2, "image has", "images have")
+        ('1 image', '2 images', '0 classes', '2 images have')
     """
     if number == 1:
         return f"1 {one}"
-    return f"{number:,} {many or one + ('es' if one.endswith(('s', 'x')) else 's')}"
+    return f"{number} {many or one + ('es' if one.endswith(('s', 'x')) else 's')}"
 
 
 def describe(error: BaseException) -> str:

@@ -195,7 +195,7 @@ def imagenet(tmp_path: Path, monkeypatch) -> Path:
 def test_imagenet(imagenet: Path, tmp_path: Path):
     report = prepare("imagenet", imagenet, tmp_path / "data")
     assert report.problems == []
-    assert report.lines[1].endswith("val: 2,000 images in 1,000 class folders")
+    assert report.lines[1].endswith("val: 2000 images in 1000 class folders")
     assert (tmp_path / "data/imagenet").resolve() == imagenet
 
 
@@ -208,14 +208,14 @@ def test_imagenet(imagenet: Path, tmp_path: Path):
      "valprep.sh"),
     (lambda t: (t / "val/n01443537/0.JPEG").rename(t / "val/n01484850/9.JPEG"),
      "val: 2 class folders without their 2 images", "unpack val.tar into an empty"),
-    (lambda t: (t / "val/n01443537/0.JPEG").unlink(), "val: 1,999 images in class folders; expected 2,000",
+    (lambda t: (t / "val/n01443537/0.JPEG").unlink(), "val: 1999 images in class folders; expected 2000",
      "unpack val.tar (from"),
     (lambda t: (t / "train/n01443537/0.JPEG").rename(t / "train/n01484850/9.JPEG"), "train: 1 class folder is empty",
      "unpack train.tar (from"),
     (lambda t: shutil.rmtree(t / "train/n01443537"), "train: 1 class folder is missing: n01443537",
      "unpack train.tar (from"),
-    (lambda t: (t / "train/n01443537.tar").touch(), "train: 1 .tar file that is not unpacked", "tar -xf"),
-    (lambda t: shutil.rmtree(t / "val"), "val: no such folder; expected 1,000 class folders", "download val.tar from"),
+    (lambda t: (t / "train/n01443537.tar").touch(), "train: 1 .tar files that are not unpacked", "tar -xf"),
+    (lambda t: shutil.rmtree(t / "val"), "val: no such folder; expected 1000 class folders", "download val.tar from"),
 ])  # fmt: skip
 def test_imagenet_problems_come_with_advice(imagenet: Path, tmp_path: Path, harm, problem: str, advice: str):
     harm(imagenet)
@@ -236,7 +236,7 @@ def test_missing_parts_of_imagenet(imagenet: Path, tmp_path: Path):
     text = said()
     assert "train: 1 class folder is missing: n01440764" in text
     assert "train: 1 folder is not a class of ImageNet-1k: mine" in text
-    assert "train: 999 images in class folders; expected 1,000" in text
+    assert "train: 999 images in class folders; expected 1000" in text
     (imagenet / "train/mine").rename(imagenet / "train/n01440764")
 
     (imagenet / "val/n01443537/0.JPEG").rename(imagenet / "val/n01484850/9.JPEG")
@@ -245,20 +245,20 @@ def test_missing_parts_of_imagenet(imagenet: Path, tmp_path: Path):
     assert "val: 1 class folder is empty: n01443537" in said()
 
     shutil.rmtree(imagenet / "val")
-    assert "val: no such folder; expected 1,000 class folders" in said()
+    assert "val: no such folder; expected 1000 class folders" in said()
     (imagenet / "val").mkdir()
     (imagenet / "val/ILSVRC2012_val_00000001.JPEG").touch()
     text = said()
     assert "val: 1 image outside class folders, so their classes are unknown" in text
     assert "valprep.sh" in text
     (imagenet / "train/n01440764.tar").touch()
-    assert "1 .tar file that is not unpacked" in said()
+    assert "1 .tar files that are not unpacked" in said()
 
 
 def test_command(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     done = run_tool("prepare_data.py", "coco", "empty", cwd=tmp_path)
     assert done.returncode == 1
-    assert "error: empty/train2017: no such folder; expected 118,287" in done.stdout
+    assert "error: empty/train2017: no such folder; expected 118287" in done.stdout
     assert "download http://images.cocodataset.org/zips/train2017.zip" in done.stdout
     assert not (tmp_path / "data").exists()
