@@ -74,12 +74,12 @@ def test_attention_is_two_kernels_and_an_expanded_mask_counts_once():
     assert nn.functional.scaled_dot_product_attention.__module__ != "mmgcvit.kernel_count"
 
 
-@pytest.mark.parametrize(("pack", "bound"), [(2**22, 500), (2**20, 512)])
+@pytest.mark.parametrize("pack", [2**22, 2**20])
 @pytest.mark.parametrize("onednn", [False, True])
-def test_forward_pass_makes_few_python_calls(monkeypatch, onednn: bool, pack: int, bound: int):
-    """At most 500 calls of the package's functions for one image of 224 x 224, also on a processor that uses oneDNN.
+def test_forward_pass_makes_few_python_calls(monkeypatch, onednn: bool, pack: int):
+    """At most 500 calls of the package's functions for one image of 224 x 224.
 
-    With a small cache, maps are processed in more parts, which takes some more calls.
+    Also on a processor that uses oneDNN, and with a small cache, where maps are processed in more parts.
     """
     monkeypatch.setattr(cpu, "MAX_PACK", pack)
     monkeypatch.setattr(processor, "convolutions_are_faster", lambda: onednn)
@@ -96,7 +96,7 @@ def test_forward_pass_makes_few_python_calls(monkeypatch, onednn: bool, pack: in
         sys.setprofile(profile)
         model(image)
         sys.setprofile(None)
-    assert 100 < calls <= bound
+    assert 100 < calls <= 500
 
 
 def test_command(capsys):

@@ -158,9 +158,11 @@ def _mbconv_tail(x: Tensor, y: Tensor, weights: Sequence[Tensor], out: Tensor) -
             total += sum_of_rows(torch.ops.aten.gelu.out(rows, out=activated))
         means.append(total)
     mean = torch.stack(means)[:, None] / y.shape[1]
-    for i, weight in enumerate(_scaled_weight(mean, *weights).to(y.dtype)):
+    scaled = _scaled_weight(mean, *weights).to(y.dtype)
+    dtype = product_dtype(result[0, :step], scaled)
+    for i, weight in enumerate(scaled):
         for added, target in zip(x[i].split(step), result[i].split(step), strict=True):
-            torch.add(added, product(target, weight), out=target)
+            torch.add(added, product_in(dtype, target, weight, None), out=target)
     return out, mean
 
 
