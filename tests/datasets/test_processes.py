@@ -86,6 +86,7 @@ def test_unfinished_map_ends_at_once():
 def work(folder: Path, seconds: float) -> None:
     """Run in a process group of its own, whose processes note their ids in a folder."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if the tests are a job in the background
 
     def look(item: int) -> None:
         (folder / str(os.getpid())).touch()
