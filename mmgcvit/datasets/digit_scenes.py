@@ -202,7 +202,8 @@ def _background(rng: np.random.Generator, photographs: tuple[np.ndarray, ...], s
     limit = min(photograph.shape[:2])
     side = int(rng.integers(limit // 2, limit + 1))
     y, x = (int(rng.integers(0, extent - side + 1)) for extent in photograph.shape[:2])
-    part = Image.fromarray(photograph[y : y + side, x : x + side]).resize((size, size), Image.Resampling.BICUBIC)
+    crop = np.ascontiguousarray(photograph[y : y + side, x : x + side])  # row by row; Pillow would copy value by value
+    part = Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC)
     if rng.random() < 0.5:
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return (np.array(part) * 0.45).round().astype(np.uint8)

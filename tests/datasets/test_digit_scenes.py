@@ -21,6 +21,14 @@ def scenes(tmp_path_factory) -> Path:
     return make_digit_scenes(tmp_path_factory.mktemp("digits") / "scenes", images=41, size=128, seed=3)
 
 
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first hundred digits only, as drawing all of them by themselves takes seconds."""
+    digits = digit_scenes.load_digits()
+    digits.images, digits.target = digits.images[:100], digits.target[:100]
+    monkeypatch.setattr(digit_scenes, "load_digits", lambda: digits)
+
+
 def annotations(root: Path, split: str) -> dict:
     return json.loads((root / "annotations" / f"instances_{split}.json").read_text())
 
@@ -162,6 +170,7 @@ def test_training_and_validation_share_no_digits_or_backgrounds(tmp_path, monkey
             assert np.array_equal(val[0][1][number], photograph[:, cut:])
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_no_overwriting_without_force_and_no_loss_on_failure(tmp_path, monkeypatch):
     out = tmp_path / "scenes"
     make_digit_scenes(out, images=20, size=64)
@@ -183,6 +192,7 @@ def test_no_overwriting_without_force_and_no_loss_on_failure(tmp_path, monkeypat
     assert (out / "README.txt").exists()
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_force_replaces_digit_scenes_only(tmp_path, monkeypatch):
     (tmp_path / "thesis.txt").write_text("precious")
     (tmp_path / "file").write_text("precious")
