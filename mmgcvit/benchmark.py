@@ -34,6 +34,7 @@ from mmgcvit.utils.text import counted, wide_console
 
 DISABLED = "disabled"  # argument of a model: kernels to disable
 NOISY = 0.15  # interquartile range over median above which a result counts as noisy
+SLOW = 1e10  # operations per second; CPUs are slower in a dtype that they have no instructions for
 MODES = ("forward", "train")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Models of timm by the name here, with their name there and their arguments.
@@ -262,8 +263,14 @@ def matrix_rates(settings: Settings) -> tuple[float, float]:
         The rate of the fastest implementation, and that of torch's ``@``. On a CPU, the former may be a 1x1 convolution
         computed by oneDNN.
     """
+    if settings.device.startswith("cuda"):
+        return _matrix_rates(8192, settings)
+    found = _matrix_rates(512, settings)
+    return found if min(found) < SLOW else _matrix_rates(2048, settings)
+
+
+def _matrix_rates(side: int, settings: Settings) -> tuple[float, float]:
     device, dtype = torch.device(settings.device), DTYPES[settings.dtype]
-    side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     image, weight = a.view(1, side, 1, side).permute(0, 3, 1, 2), b[:, :, None, None]
 

@@ -189,3 +189,16 @@ def test_bad_arguments_of_the_tool(arguments: list[str], message: str, monkeypat
     said = capsys.readouterr().err + str(error.value.code)
     assert error.value.code not in (0, None)
     assert message in said
+
+
+@pytest.mark.parametrize(("rate", "sides"), [(9e9, [512]), (2e11, [512, 2048])])
+def test_matrix_rates_of_a_slow_dtype_are_measured_on_a_small_product(monkeypatch, rate: float, sides: list[int]):
+    measured = []
+    monkeypatch.setattr(benchmark, "_matrix_rates", lambda side, settings: measured.append(side) or (rate, rate))
+    assert benchmark.matrix_rates(benchmark.Settings()) == (rate, rate)
+    assert measured == sides
+
+
+def test_matrix_rates_of_a_cpu():
+    fastest, torchs = benchmark._matrix_rates(64, benchmark.Settings())
+    assert fastest >= torchs > 0
