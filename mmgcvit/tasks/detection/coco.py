@@ -23,6 +23,7 @@ from mmgcvit.registry import type_name
 from mmgcvit.tasks.detection.boxes import BoxCounts, apart, beyond, outside, too_small
 from mmgcvit.tasks.detection.columns import Columns, columns, joined
 from mmgcvit.tasks.detection.masks import FARTHEST, extent, mask_error, short_polygons, usable_polygons
+from mmgcvit.utils.cores import usable_cores
 from mmgcvit.utils.memory import paused_collector
 from mmgcvit.utils.text import counted
 
@@ -151,7 +152,7 @@ def _read_lists(
         if look is None:
             content = json.loads(text)
         else:
-            content, parts = decode_by_parts(text, "annotations", look)
+            content, parts = decode_by_parts(text, "annotations", look, usable_cores())
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f"annotation file {str(path)!r} is not JSON: {error}") from error
     if test_mode and isinstance(content, dict):
