@@ -11,13 +11,16 @@ Entry = dict[str, Any]
 def markdown(data: Entry) -> str:
     """Return the content of a JSON file of :func:`mmgcvit.gpu_benchmark.run.run` as tables in Markdown."""
     machine, rates = data["machine"], data["rates"]
-    versions = [f"{name} {machine[name]}" for name in ("torch", "cuda", "cudnn", "triton", "timm") if machine.get(name)]
-    about = [machine["name"], *([f"driver {machine['driver']}"] if machine.get("driver") else []), *versions]
+    about = [machine["name"]]
+    for part in ("driver", "torch", "cuda", "cudnn", "triton", "timm"):
+        version = f"{part} {machine.get(part)}"
+        if machine.get(part) and version not in about[0]:  # the name of a CPU has torch's version
+            about.append(version)
     parts = [", ".join(about) + "."]
     if "error" in rates:
         parts.append(f"Rates: {rates['error']}")
     elif rates:
-        tera = ", ".join(f"{rate / 1e12:.1f} TFLOP/s in {name}" for name, rate in rates.items() if name != "bytes")
+        tera = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in rates.items() if name != "bytes")
         parts.append(f"Matrix products: {tera}. A copy: {rates['bytes'] / 1e9:.0f} GB/s.")
     networks = [e for e in data["results"] if "model" in e]
     attention = [e for e in data["results"] if "place" in e]
