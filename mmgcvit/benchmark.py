@@ -261,7 +261,8 @@ def matrix_rates(settings: Settings) -> tuple[float, float]:
 
     Returns:
         The rate of the fastest implementation, and that of torch's ``@``. On a CPU, the former may be a 1x1 convolution
-        computed by oneDNN.
+        computed by oneDNN. A CPU without instructions for the dtype would take minutes, so its rates are those of a
+        smaller product.
     """
     if settings.device.startswith("cuda"):
         return _matrix_rates(8192, settings)

@@ -191,7 +191,7 @@ def check_imagenet(folder: Path) -> Report:
                 "somewhere else"
             )
         if tars:
-            report.problems.append(f"{path}: {tars} .tar files that are not unpacked")
+            report.problems.append(f"{path}: {counted(tars, '.tar file that is', '.tar files that are')} not unpacked")
             report.advice.append(
                 f"in {path}: for f in *.tar; do mkdir -p ${{f%.tar}} && tar -xf $f -C ${{f%.tar}} && rm $f; done"
             )

@@ -214,7 +214,7 @@ def test_imagenet(imagenet: Path, tmp_path: Path):
      "unpack train.tar (from"),
     (lambda t: shutil.rmtree(t / "train/n01443537"), "train: 1 class folder is missing: n01443537",
      "unpack train.tar (from"),
-    (lambda t: (t / "train/n01443537.tar").touch(), "train: 1 .tar files that are not unpacked", "tar -xf"),
+    (lambda t: (t / "train/n01443537.tar").touch(), "train: 1 .tar file that is not unpacked", "tar -xf"),
     (lambda t: shutil.rmtree(t / "val"), "val: no such folder; expected 1000 class folders", "download val.tar from"),
 ])  # fmt: skip
 def test_imagenet_problems_come_with_advice(imagenet: Path, tmp_path: Path, harm, problem: str, advice: str):
@@ -252,7 +252,7 @@ def test_missing_parts_of_imagenet(imagenet: Path, tmp_path: Path):
     assert "val: 1 image outside class folders, so their classes are unknown" in text
     assert "valprep.sh" in text
     (imagenet / "train/n01440764.tar").touch()
-    assert "1 .tar files that are not unpacked" in said()
+    assert "1 .tar file that is not unpacked" in said()
 
 
 def test_command(tmp_path: Path):
