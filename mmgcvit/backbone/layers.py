@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,8 +52,8 @@ class MBConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x + PW(SE(GELU(DW(x))))."""
-        y = conv_channels_last(self.depthwise, x)
-        return kernels.choose(x, self).mbconv_tail(x, y, self.se, self.pointwise)
+        ops = kernels.choose(x, self)
+        return ops.mbconv_tail(x, kernels.convolution(self.depthwise, x), self.se, self.pointwise)
 
 
 class Downsample(nn.Module):
@@ -67,7 +68,10 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return norm2(reduction(mbconv(norm1(x))))."""
-        return self.norm2(conv_channels_last(self.reduction, self.mbconv(self.norm1(x))))
+        x = self.mbconv(self.norm1(x))
+        # Implementations differ in the gradient only.
+        ops = kernels.choose(x, self.reduction) if torch.is_grad_enabled() else kernels.REFERENCE
+        return self.norm2(ops.convolution(self.reduction, x))
 
 
 class Stem(nn.Module):
@@ -80,7 +84,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return downsample(conv(x))."""
-        return self.downsample(conv_channels_last(self.conv, x))
+        return self.downsample(kernels.convolution(self.conv, x))
 
 
 class GlobalQuery(nn.Module):
@@ -141,8 +145,3 @@ class Mlp(nn.Module):
             return ops.mlp(self.fc1, self.fc2, x, added)
         x = F.dropout(F.gelu(ops.linear(self.fc1, x)), self.drop_rate, self.training)
         return kernels.plus(F.dropout(ops.linear(self.fc2, x), self.drop_rate, self.training), added)
-
-
-def conv_channels_last(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Apply a convolution to a map (B, H, W, C) through a permuted (channels-last) view, without a copy."""
-    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -16,7 +16,7 @@ from mmgcvit.kernels.dispatch import (
     enabled,
     max_pack,
 )
-from mmgcvit.kernels.reference import Windows, plus
+from mmgcvit.kernels.reference import Windows, convolution, plus
 from mmgcvit.utils.capture import is_eager
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Windows",
     "choose",
     "choose_nchw",
+    "convolution",
     "disabled",
     "enabled",
     "is_eager",

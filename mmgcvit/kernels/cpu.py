@@ -1,7 +1,8 @@
 """Implementations for CPUs in eager mode: cache-friendly chunks, and the fastest matrix products.
 
-Linear layers and the tail of an MBConv are here, attention in :mod:`~mmgcvit.kernels.cpu_attention`. The products
-themselves are in :mod:`~mmgcvit.kernels.products`. ``docs/performance.md`` lists the speed-up of each of them.
+Linear layers and the tail of an MBConv are here, attention in :mod:`~mmgcvit.kernels.cpu_attention`, gradients of
+convolutions in :mod:`~mmgcvit.kernels.cpu_convolution`. The products themselves are in
+:mod:`~mmgcvit.kernels.products`. ``docs/performance.md`` has the command that measures the speed-up of each of them.
 """
 
 from __future__ import annotations
@@ -27,13 +28,17 @@ from mmgcvit.kernels.products import (
 )
 
 MAX_PACK = processor.pack_bytes()  # bytes of a map that a block processes at a time
+MAX_KEPT_PACK = 2**22  # the same in training, which keeps what is computed: caches hold little of it anyway
 
 CHUNK = 2**17  # elements of the map of one image that are permuted at a time
 
 
-def pack_elements(dtype: torch.dtype, channels: int = 1) -> int:
-    """Number of elements, or of rows of ``channels`` elements, that a block processes at a time: at least 1."""
-    return max(1, MAX_PACK // (dtype.itemsize * channels))
+def pack_elements(dtype: torch.dtype, channels: int = 1, kept: bool = False) -> int:
+    """Number of elements, or of rows of ``channels`` elements, that a block processes at a time: at least 1.
+
+    ``kept`` says whether what is computed is kept for a backward pass.
+    """
+    return max(1, (MAX_KEPT_PACK if kept else MAX_PACK) // (dtype.itemsize * channels))
 
 
 def nchw(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -215,51 +216,59 @@ def _gradients(
     """Write the gradient of qkv of windows of one size; return those of the query and of the bias."""
     columns, padding = bias.columns, bias.padding
     width, height = columns.shape[1], (columns.shape[2] + 1) // 2
-    tokens = height * width
-    q, k, v = reference.split_heads(qkv, query, heads)
-    scale = q.shape[-1] ** -0.5
+    parts = 3 if query is None else 2
     acc_dtype = torch.promote_types(qkv.dtype, torch.float32)  # dtype of sums over windows
     d_query: Any = None if query is None else torch.zeros_like(query, dtype=acc_dtype)
     d_columns = torch.zeros_like(columns, dtype=acc_dtype)
     d_padding: Any = None if padding is None else torch.zeros_like(padding, dtype=acc_dtype)
-    d_q, d_k, d_v = reference.split_heads(d_qkv, d_query, heads)
-    if query is None:
-        d_q[:, :, tokens:] = 0  # the padding token's own result was not computed
+    # [windows, tokens, heads * parts * d] -> [parts, windows, heads, tokens, d]
+    x, d_x = (y.unflatten(2, (heads, parts, -1)).permute(3, 0, 2, 1, 4) for y in (qkv, d_qkv))
     gradient = gradient.unflatten(2, (heads, -1)).transpose(1, 2)  # [windows, heads, tokens, d]
+    scale = gradient.shape[3] ** -0.5
+    is_shared = query is not None and len(query) < len(qkv)  # by all windows
     for queries, mask in bias.groups(MAX_BIAS):
         first, last = queries.start // width, queries.stop // width
         write = Tensor.add_ if first else Tensor.copy_
         d_mask, mask = columns.new_zeros(mask.shape, dtype=acc_dtype), mask.to(acc_dtype)
-        step = min(len(qkv), max(1, MAX_SCORES // mask.numel()))
+        chunks = math.ceil(len(qkv) / max(1, MAX_SCORES // mask.numel()))
+        step = math.ceil(len(qkv) / chunks)
         # The same memory for all chunks: new memory would take longer than the arithmetic.
         squares = qkv.new_empty(3, step, *mask.shape, dtype=acc_dtype)
-        by_query = qkv.new_empty(3, step, heads, mask.shape[1], k.shape[3], dtype=acc_dtype)
-        by_key = qkv.new_empty(3, step, *k.shape[1:], dtype=acc_dtype)
+        rows = qkv.new_empty(5, step, *gradient.shape[1:], dtype=acc_dtype)
+        if query is not None and is_shared:
+            rows[0] = query
+        count = 0
         for windows in _chunks(len(qkv), step):
-            count = windows.stop - windows.start
-            # [windows, heads, tokens, d], copied in float32: as fast as bfloat16, and exact
-            by_query[0, :count], by_query[1, :count] = q[windows, :, queries], gradient[windows, :, queries]
-            by_key[0, :count], by_key[1, :count] = k[windows], v[windows]
-            squares[0, :count] = mask
-            qs, gs, d_qs = by_query[:, :count].flatten(1, 2)  # [windows * heads, queries, d]
-            ks, vs, d_ks = by_key[:, :count].flatten(1, 2)  # [windows * heads, keys, d]
-            scores, weights, d_weights = squares[:, :count].flatten(1, 2)  # [windows * heads, queries, keys]
+            if count != windows.stop - windows.start:
+                count = windows.stop - windows.start
+                # Gradients overwrite what is not needed any more: (q, k, v, gradient, -) -> (q, k, d_q, d_k, d_v).
+                given, results = rows[3 - parts : 3, :count], rows[5 - parts :, :count]
+                (q, _, d_q, g, _), by_window = rows[:, :count], squares[0, :count]
+                qs, ks, vs, gs, d_vs = rows[:, :count].flatten(1, 2)  # [windows * heads, tokens, d]
+                scores, weights, d_weights = squares[:, :count].flatten(1, 2)  # [windows * heads, queries, keys]
+                d_qs, d_ks, is_partial = vs, gs, mask.shape[1] < gs.shape[1]
+                if is_partial:
+                    qs, gs = qs[:, queries], gs[:, queries]
+                    d_qs = torch.empty_like(qs)
+            given.copy_(x[:, windows])  # in float32: as fast as bfloat16, and exact
+            g.copy_(gradient[windows])
+            if query is not None and not is_shared:
+                q.copy_(query[windows])
+            by_window.copy_(mask)
             torch.softmax(scores.baddbmm_(qs, ks.mT, alpha=scale), -1, out=weights)
-            d_vs = torch.bmm(weights.mT, gs, out=d_ks)
-            write(d_v[windows], d_vs.unflatten(0, (count, heads)))
+            torch.bmm(weights.mT, gs, out=d_vs)
             torch.bmm(gs, vs.mT, out=d_weights)
             d_scores = softmax_backward(d_weights, weights, out=scores)
-            by_window = squares[0, :count]
             d_mask += by_window[0] if count == 1 else by_window.sum(0)
             d_ks.baddbmm_(d_scores.mT, qs, beta=0, alpha=scale)
-            write(d_k[windows], by_key[2, :count])
             d_qs.baddbmm_(d_scores, ks, beta=0, alpha=scale)
-            if query is None:
-                d_q[windows, :, queries] = by_query[2, :count]
-            elif query.shape[0] == len(qkv):
-                d_query[windows, :, queries] = by_query[2, :count]
-            else:
-                d_query[0, :, queries] += by_query[2, :count].sum(0)
+            if is_partial:  # the result of the padding token was not computed
+                d_q.zero_()[:, :, queries] = d_qs.unflatten(0, (count, heads))
+            write(d_x[:, windows], results)
+            if is_shared:
+                d_query += d_q.sum(0)
+            elif query is not None:
+                d_query[windows] += d_q
         if padding is not None:
             d_padding[:, queries] += d_mask[..., -1:]
             d_mask = d_mask[..., :-1]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from mmgcvit.compat import (
@@ -17,7 +18,7 @@ from mmgcvit.compat import (
     is_compiling,
     is_tracing,
 )
-from mmgcvit.kernels import cpu, cpu_attention, eager, reference
+from mmgcvit.kernels import cpu, cpu_attention, cpu_convolution, eager, reference
 from mmgcvit.utils.capture import is_eager
 
 
@@ -28,6 +29,7 @@ class Kernels:
     linear: Callable = reference.linear
     mlp: Callable = reference.mlp
     residual: Callable = reference.residual
+    convolution: Callable = reference.convolution
     mbconv_tail: Callable = reference.mbconv_tail
     attention: Callable = reference.attention
     position_biases: Callable = reference.position_biases
@@ -44,6 +46,7 @@ CPU = Kernels(
     linear=cpu.linear,
     mlp=cpu.mlp,
     residual=cpu.residual,
+    convolution=cpu_convolution.convolution,
     mbconv_tail=cpu.mbconv_tail,
     attention=cpu_attention.attention,
     position_biases=cpu_attention.position_biases,
@@ -53,6 +56,7 @@ KERNELS = {
     "linear": ("linear",),
     "mlp": ("mlp",),
     "residual": ("residual",),
+    "convolution": ("convolution",),
     "mbconv_tail": ("mbconv_tail",),
     "window_attention": ("attention", "position_biases"),
     "packs": (),  # processing some of the windows at a time
@@ -86,7 +90,7 @@ def max_pack(x: Tensor) -> int | None:
     """Preferred number of elements of a map that a block processes at a time in eager mode; None for all."""
     if x.device.type != "cpu" or "packs" in _disabled:
         return None
-    return cpu.pack_elements(compute_dtype(x))
+    return cpu.pack_elements(compute_dtype(x), kept=torch.is_grad_enabled())
 
 
 #: What blocks and MBConvs are built from. A subclass, of these or of the network's own classes, counts as modified.

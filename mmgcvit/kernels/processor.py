@@ -42,6 +42,15 @@ def onednn_linear_is_faster() -> bool:
 
 
 @cache
+def weight_gradients_are_slow() -> bool:
+    """Whether oneDNN computes the weight gradient of a channels-last convolution slower than matrix products do.
+
+    It has an implementation for this memory layout with AVX-512 only.
+    """
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
+@cache
 def multiplies_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 matrices faster than float32 ones (AMX or AVX512-BF16).
 

@@ -41,6 +41,14 @@ def nchw(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2).contiguous()
 
 
+def convolution(module: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a convolution to a map through a permuted (channels-last) view, without a copy.
+
+    (B, H, W, C) -> (B, H', W', C').
+    """
+    return module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
 def mbconv_tail(x: Tensor, y: Tensor, se: nn.Module, pointwise: Any) -> Tensor:
     """Compute the rest of an MBConv after its depthwise convolution: x + pointwise(SE(GELU(y))).
 

@@ -105,6 +105,7 @@ class BackboneContract:
         results = []
         for chunk in (2**32, 2000, 1):
             monkeypatch.setattr(cpu, "MAX_PACK", chunk)
+            monkeypatch.setattr(cpu, "MAX_KEPT_PACK", chunk)
             torch.manual_seed(1)
             model.zero_grad()
             maps = model(images)

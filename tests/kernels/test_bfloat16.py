@@ -25,6 +25,7 @@ def forced(monkeypatch) -> None:
     monkeypatch.setattr(processor, "multiplies_bfloat16", lambda: True)
     monkeypatch.setattr(products, "MIN_ONEDNN", 0)
     monkeypatch.setattr(cpu, "MAX_PACK", 6000)
+    monkeypatch.setattr(cpu, "MAX_KEPT_PACK", 6000)
     torch.manual_seed(1)
 
 

@@ -18,7 +18,7 @@ from mmgcvit.backbone.attention import WindowAttention
 from mmgcvit.backbone.gcvit import GCViT
 from mmgcvit.backbone.layers import MBConv
 from mmgcvit.backbone.windows import PAD_MODES, window_layout
-from mmgcvit.kernels import cpu, cpu_attention, dispatch, eager, processor, products
+from mmgcvit.kernels import cpu, cpu_attention, cpu_convolution, dispatch, eager, processor, products
 
 # The same kernels with oneDNN's products, which are float32 only.
 CONVOLUTION, ONEDNN = replace(dispatch.CPU), replace(dispatch.CPU)
@@ -33,7 +33,12 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # set by tests/kernels/test_fused
 def ops(request, monkeypatch) -> Iterator[kernels.Kernels]:
     """Each implementation, with limits so small that everything runs in several chunks, and with oneDNN forced."""
     monkeypatch.setattr(cpu, "MAX_PACK", 250)
+    monkeypatch.setattr(cpu, "MAX_KEPT_PACK", 500)
     monkeypatch.setattr(cpu_attention, "MAX_SCORES", 100)
+    monkeypatch.setattr(cpu_convolution, "MIN_CHANNELS", 1)
+    monkeypatch.setattr(cpu_convolution, "MIN_ELEMENTS", 0)
+    monkeypatch.setattr(cpu_convolution, "MAX_PATCHES", 2000)
+    monkeypatch.setattr(processor, "weight_gradients_are_slow", lambda: request.param == "cpu")
     for name in FLOAT32:
         monkeypatch.setattr(processor, name, lambda name=name: name == request.param)
     if request.param in FLOAT32:
@@ -116,6 +121,27 @@ def test_residual(ops: kernels.Kernels, gamma: bool, scale: bool):
     compare(lambda: ops.residual(x, branch, *factors), wanted, [x, y, *([g] if gamma else [])])
     with torch.no_grad():
         assert relative_error(ops.residual(x, branch, *factors), wanted()) < 1e-6
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [
+        ((7, 10), (3, 3), (2, 2), (1, 1)),
+        ((1, 1), (3, 3), (2, 2), (1, 1)),
+        ((9, 6), (2, 3), (3, 1), (0, 2)),
+        ((5, 5), (5, 4), (4, 5), (4, 3)),  # patches that are all padding, and pixels in no patch
+    ],
+)
+def test_convolution(ops: kernels.Kernels, size, kernel, stride, padding, bias: bool):
+    module = randomise(nn.Conv2d(6, 5, kernel, stride, padding, bias=bias))
+    x = torch.randn(3, *size, 6, requires_grad=True)
+    y = x.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)  # another layout in memory
+    compare(lambda: ops.convolution(module, x), lambda: module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), [x])
+    inputs = [x, *module.parameters()]
+    compare(lambda: ops.convolution(module, y), lambda: kernels.REFERENCE.convolution(module, y), inputs)
+    module.weight.requires_grad_(False)
+    compare(lambda: ops.convolution(module, x), lambda: kernels.REFERENCE.convolution(module, x), [x])
 
 
 @pytest.mark.parametrize("frozen", [(), ("se.fc1.weight",), ("depthwise.weight", "pointwise.weight")])
