@@ -234,6 +234,16 @@ def test_each_kernel_can_be_disabled(tiny_model, name: str):
     assert kernels.choose(images, model.stages[0].blocks[0]) is dispatch.CPU
 
 
+def test_packs_depend_on_what_is_kept(monkeypatch):
+    monkeypatch.setattr(cpu, "MAX_PACK", 400)
+    monkeypatch.setattr(cpu, "MAX_KEPT_PACK", 800)
+    x = torch.zeros(1)
+    assert kernels.max_pack(x) == 200  # elements of float32
+    with torch.no_grad():
+        assert kernels.max_pack(x) == 100
+        assert kernels.max_pack(x.to("meta")) is None
+
+
 def test_disabled_rejects_unknown_names():
     with (
         pytest.raises(ValueError, match=r"disabled: 'lineal'; allowed: linear, mlp"),
