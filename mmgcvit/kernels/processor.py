@@ -45,7 +45,7 @@ def onednn_linear_is_faster() -> bool:
 def weight_gradients_are_slow() -> bool:
     """Whether oneDNN computes the weight gradient of a channels-last convolution slower than matrix products do.
 
-    It has an implementation for this memory layout with AVX-512 only.
+    Measured on an AMD with AVX2 only; other processors are left to oneDNN.
     """
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2"
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import randomise
+from conftest import loss_of, randomise
 from torch import nn
 
+from mmgcvit import kernels
 from mmgcvit.kernels import cpu_convolution, processor, reference
 from mmgcvit.kernels.cpu_convolution import Convolution, convolution
 
@@ -54,6 +55,22 @@ def test_small_maps_and_other_modes_are_left_to_torch(applied):
     convolution(nn.Conv2d(6, 6, 3, groups=2), x)
     convolution(nn.Conv2d(6, 6, 3, padding="same"), x)
     assert not applied
+
+
+def test_in_the_network(applied, monkeypatch, tiny_model):
+    """All four strided convolutions of the stages, with patches of a few rows at a time."""
+    monkeypatch.setattr(cpu_convolution, "MIN_ELEMENTS", 0)
+    monkeypatch.setattr(cpu_convolution, "MAX_PATCHES", 5000)
+    model, images = tiny_model(pad="window").train(), torch.randn(2, 3, 90, 70)
+    gradients = []
+    for names in ((), ("convolution",)):
+        model.zero_grad()
+        with kernels.disabled(*names):
+            loss_of(model(images)).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert len(applied) == 4
+    for got, wanted in zip(*gradients, strict=True):
+        assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max() + 1e-6
 
 
 @pytest.mark.parametrize("name", ["AVX2", "AVX512", "DEFAULT"])

@@ -33,11 +33,11 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # set by tests/kernels/test_fused
 def ops(request, monkeypatch) -> Iterator[kernels.Kernels]:
     """Each implementation, with limits so small that everything runs in several chunks, and with oneDNN forced."""
     monkeypatch.setattr(cpu, "MAX_PACK", 250)
-    monkeypatch.setattr(cpu, "MAX_KEPT_PACK", 500)
+    monkeypatch.setattr(cpu, "MAX_KEPT_PACK", 250)
     monkeypatch.setattr(cpu_attention, "MAX_SCORES", 100)
     monkeypatch.setattr(cpu_convolution, "MIN_CHANNELS", 1)
     monkeypatch.setattr(cpu_convolution, "MIN_ELEMENTS", 0)
-    monkeypatch.setattr(cpu_convolution, "MAX_PATCHES", 2000)
+    monkeypatch.setattr(cpu_convolution, "MAX_PATCHES", 300)
     monkeypatch.setattr(processor, "weight_gradients_are_slow", lambda: request.param == "cpu")
     for name in FLOAT32:
         monkeypatch.setattr(processor, name, lambda name=name: name == request.param)
