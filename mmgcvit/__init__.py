@@ -26,7 +26,7 @@ try:
         ReproducibleHook,
         ResumableTrainLoop,
     )
-    from mmgcvit.optim import GCViTLayerDecayOptimWrapperConstructor, WarmupCosineLR
+    from mmgcvit.optim import GCViTLayerDecayOptimWrapperConstructor, MergedGroupsHook, WarmupCosineLR
     from mmgcvit.tasks.classification.classifier import GCViTClassifier
     from mmgcvit.tasks.classification.dataset import ClassificationDataset
     from mmgcvit.tasks.classification.metric import TopKAccuracy
@@ -54,5 +54,5 @@ else:
 
 __all__ = ["ClassificationDataset", "ClassificationHook", "ClassificationPreprocessor", "CorruptImageHook",
            "CorruptPictureHook", "EMAValLoop", "GCViT", "GCViTClassifier", "GCViTLayerDecayOptimWrapperConstructor",
-           "InvalidLossHook", "LoadPillowImage", "ReproducibleHook", "ResumableTrainLoop", "TimmTransform",
-           "TopKAccuracy", "WarmupCosineLR", "__version__", "load_pretrained"]  # fmt: skip
+           "InvalidLossHook", "LoadPillowImage", "MergedGroupsHook", "ReproducibleHook", "ResumableTrainLoop",
+           "TimmTransform", "TopKAccuracy", "WarmupCosineLR", "__version__", "load_pretrained"]  # fmt: skip

@@ -180,7 +180,7 @@ def _train(cfg: Config, resume: str | bool, corrupt: str | None) -> Runner:
     _check_data(cfg, "train", "val")
     _require_work_dir(cfg)
     configured = {type_name(hook) for hook in cfg.get("custom_hooks") or ()}
-    ours = ["InvalidLossHook", "CorruptImageHook", "RunRecordHook", "StopHook"]
+    ours = ["InvalidLossHook", "CorruptImageHook", "RunRecordHook", "StopHook", "MergedGroupsHook"]
     if cfg.get("randomness", {}).get("deterministic"):
         ours.append("ReproducibleHook")
     if cfg.get("resume"):

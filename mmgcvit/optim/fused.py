@@ -1,16 +1,21 @@
-"""torch's fused optimizers: one kernel for many parameters instead of several for each."""
+"""Optimizer steps with few kernels: torch's fused optimizers, and one call for all groups with the same settings."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from mmengine.device import get_device
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIMIZERS
+from mmengine.runner import Runner
 from torch import nn
+
+from mmgcvit.registry import HOOKS
 
 #: Arguments that choose an implementation of torch's optimizers. Whoever sets one has chosen.
 CHOICES = ("fused", "foreach", "capturable", "differentiable")
@@ -43,9 +48,7 @@ def supports_fused(kind: Any, device: str) -> bool:
 
     torch has none for CPUs before 2.4.
     """
-    if not inspect.isclass(kind) or not issubclass(kind, torch.optim.Optimizer):
-        return False
-    if not kind.__module__.startswith("torch.optim.") or "fused" not in inspect.signature(kind).parameters:
+    if not _is_torchs_own(kind) or "fused" not in inspect.signature(kind).parameters:
         return False
     try:
         build: Any = kind
@@ -53,3 +56,66 @@ def supports_fused(kind: Any, device: str) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _is_torchs_own(kind: Any) -> bool:
+    is_optimizer = inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)
+    return is_optimizer and kind.__module__.startswith("torch.optim.")
+
+
+@HOOKS.register_module()
+class MergedGroupsHook(Hook):
+    """Let torch's optimizers update all parameters with the same settings in one call.
+
+    With ``paramwise_cfg``, mmengine makes each parameter a group of its own, and torch launches its kernels once per
+    group. Merged groups give the parameters the same values. They exist only while a step runs: schedules, logs and
+    checkpoints have mmengine's groups. Optimizers of other packages are left alone, as they may compute something over
+    a whole group.
+
+    Also for runs of mmdet's and mmseg's own tools: ``custom_hooks = [dict(type='mmgcvit.MergedGroupsHook')]``.
+    """
+
+    def __init__(self) -> None:
+        self.handles: list[Any] = []
+
+    def before_run(self, runner: Runner) -> None:
+        """Register the merging with the optimizers of the run."""
+        while self.handles:  # of an earlier run of the same runner
+            self.handles.pop().remove()
+        for optimizer in _optimizers(runner.optim_wrapper):
+            if _is_torchs_own(type(optimizer)):
+                step = _MergedStep()
+                self.handles.append(optimizer.register_step_pre_hook(step.merge))
+                self.handles.append(optimizer.register_step_post_hook(step.restore))
+
+
+class _MergedStep:
+    """Merge the groups of an optimizer before a step, and restore them after it."""
+
+    def __init__(self) -> None:
+        self.groups: list[dict[str, Any]] | None = None
+
+    def merge(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self.groups is not None:  # an earlier step has raised an error
+            optimizer.param_groups = self.groups
+        self.groups = optimizer.param_groups
+        merged: dict[tuple, dict[str, Any]] = {}
+        for group in self.groups:
+            settings = tuple(group.get(name) for name in optimizer.defaults)
+            if any(isinstance(value, (torch.Tensor, list)) for value in settings):
+                return
+            merged.setdefault(settings, {**group, "params": []})["params"].extend(group["params"])
+        optimizer.param_groups = list(merged.values())
+
+    def restore(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self.groups is not None:
+            optimizer.param_groups, self.groups = self.groups, None
+
+
+def _optimizers(optim_wrapper: Any) -> Iterator[torch.optim.Optimizer]:
+    """Yield the optimizers of a wrapper or of several; none if they are not built yet."""
+    if isinstance(optim_wrapper, OptimWrapperDict):
+        for part in optim_wrapper.values():
+            yield from _optimizers(part)
+    elif isinstance(optim_wrapper, OptimWrapper):
+        yield optim_wrapper.optimizer

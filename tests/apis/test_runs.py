@@ -22,7 +22,7 @@ from mmgcvit.apis import UsageError, launch, precision, runs
 from mmgcvit.checkpoint.weights import WEIGHTS
 from mmgcvit.classification import ClassificationPreprocessor
 from mmgcvit.datasets.classification import TimmTransform
-from mmgcvit.optim.fused import supports_fused
+from mmgcvit.optim.fused import MergedGroupsHook, supports_fused
 
 CLASSES = ["blue", "green", "red", "x", "y"]
 
@@ -90,6 +90,8 @@ def test_optimizer_of_a_run(tmp_path: Path, tree: Path):
     runner = apis.train(config(tree, tmp_path / "run", workers=0))
     supported = supports_fused(torch.optim.AdamW, "cpu")  # the fused one where torch has it
     assert {bool(group["fused"]) for group in runner.optim_wrapper.param_groups} == {supported}
+    (merging,) = (hook for hook in runner.hooks if isinstance(hook, MergedGroupsHook))
+    assert len(merging.handles) == 2  # before and after each step
     (saved,) = (tmp_path / "run").glob("*.py")
     assert "fused=" not in saved.read_text()  # a copy of the config, which must work on other devices, too
     # A resumed run goes on with the implementation in its checkpoint, which may be from before fused ones were chosen.
