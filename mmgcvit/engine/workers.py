@@ -1,4 +1,4 @@
-"""Workers of data loaders that outlive the signals that stop a run, but not its process."""
+"""Workers of data loaders: they outlive the signals that stop a run, but not its process, and send tensors cheaply."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import active_children
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+import torch
 from mmengine.runner import Runner
+from torch import Tensor
+from torch.multiprocessing.reductions import reduce_tensor
 
 CHECK_EVERY = 1.0  # seconds between two looks at the process
+MAX_COPIED = 2**17  # bytes of a tensor that is copied through the pipe; shared memory is faster for larger ones
 GRACE = 25  # seconds that a worker lives on after SIGTERM, while its process does
 TELLS_SENDER = hasattr(signal, "sigtimedwait")  # whether the system says who has sent a signal
 #: What torch says about a worker that has ended.
@@ -22,11 +27,14 @@ LOST = re.compile(r"DataLoader worker \(pid.*(is killed by signal|exited unexpec
 
 
 class GuardedWorker:
-    """``worker_init_fn`` of data loaders whose workers end with their process.
+    """``worker_init_fn`` of data loaders whose workers end with their process, and send small tensors by value.
 
     A worker that waits for room in a full pipe does not notice that its process was killed, and would stay for ever.
     Signals that stop a run are sent to all its processes by a terminal and by Slurm. The workers survive them, because
     the last iteration may need their data. They end at once when their own process tells them to.
+
+    torch puts each tensor into shared memory of its own, for which the process connects to the worker. That takes
+    longer than to copy a box, a label or a small image.
 
     Args:
         before: the ``worker_init_fn`` to call first, or None.
@@ -39,6 +47,7 @@ class GuardedWorker:
         """Prepare the worker."""
         if self.before is not None:
             self.before(worker)
+        ForkingPickler.register(Tensor, _reduce)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if hasattr(signal, "alarm"):
             signal.alarm(0)
@@ -62,8 +71,17 @@ class GuardedWorker:
         os._exit(0)  # any other end would raise an error in the process, which may be writing a checkpoint
 
 
+def _reduce(tensor: Tensor) -> tuple:
+    """How a tensor is sent to another process: as an array if it is small, otherwise in shared memory."""
+    try:
+        array = tensor.numpy()
+    except (RuntimeError, TypeError):  # such as bfloat16, or with a gradient
+        return reduce_tensor(tensor)
+    return (torch.from_numpy, (array,)) if array.nbytes <= MAX_COPIED else reduce_tensor(tensor)
+
+
 def guard_workers(runner: Runner) -> None:
-    """Let the workers of all data loaders that the runner will build end with the process."""
+    """Let the workers of all data loaders that the runner will build be a :class:`GuardedWorker`."""
     build = runner.build_dataloader
 
     def build_guarded(*args: Any, **kwargs: Any) -> Any:

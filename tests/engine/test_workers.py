@@ -1,4 +1,4 @@
-"""Workers of data loaders: signals in their first moments, kills, and their end with a run that fails."""
+"""Workers of data loaders: signals in their first moments, kills, their end with a failed run, and what they send."""
 
 from __future__ import annotations
 
@@ -102,3 +102,36 @@ def test_worker_with_threads_of_its_own_ends_without_an_error(monkeypatch: pytes
     worker.terminate()
     worker.join(10)
     assert worker.exitcode == 0
+
+
+KINDS = {
+    "image": torch.randint(256, (3, 33, 50), dtype=torch.uint8),
+    "boxes": torch.rand(7, 4)[::2, 1:],
+    "mean": torch.rand(1, 3, 1, 1).expand(2, 3, 4, 5),
+    "no labels": torch.zeros(0, dtype=torch.int64),
+    "number": torch.tensor(0.5, dtype=torch.float64),
+    "flags": torch.tensor([True, False]),
+    "half": torch.rand(5).bfloat16(),
+    "weight": torch.rand(3).requires_grad_(),
+    "large": torch.rand(3, 105, 105),
+}
+IN_SHARED_MEMORY = {"half", "weight", "large"}
+
+
+class Kinds(Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return KINDS
+
+
+def test_small_tensors_are_sent_by_value():
+    """Shared memory takes a connection to the worker for each tensor; the values are the same in both cases."""
+    (got,) = next(iter(DataLoader(Kinds(), collate_fn=list, num_workers=1, worker_init_fn=GuardedWorker())))
+    assert {name for name, x in got.items() if x.is_shared()} == IN_SHARED_MEMORY
+    for name, wanted in KINDS.items():
+        assert got[name].requires_grad == wanted.requires_grad
+        torch.testing.assert_close(got[name], wanted, rtol=0, atol=0)
+    got["image"][0] = 7  # arrays that were copied can be written to, without a warning
+    assert (KINDS["image"][0] != 7).any()
