@@ -214,22 +214,18 @@ def _gradients(
     heads: int, qkv: Tensor, d_qkv: Tensor, gradient: Tensor, query: Tensor | None, bias: Bias
 ) -> tuple[Tensor | None, ...]:
     """Write the gradient of qkv of windows of one size; return those of the query and of the bias."""
-    columns, padding = bias.columns, bias.padding
-    width, height = columns.shape[1], (columns.shape[2] + 1) // 2
     parts = 3 if query is None else 2
     acc_dtype = torch.promote_types(qkv.dtype, torch.float32)  # dtype of sums over windows
     d_query: Any = None if query is None else torch.zeros_like(query, dtype=acc_dtype)
-    d_columns = torch.zeros_like(columns, dtype=acc_dtype)
-    d_padding: Any = None if padding is None else torch.zeros_like(padding, dtype=acc_dtype)
+    d_columns = torch.zeros_like(bias.columns, dtype=acc_dtype)
+    d_padding: Any = None if bias.padding is None else torch.zeros_like(bias.padding, dtype=acc_dtype)
     # [windows, tokens, heads * parts * d] -> [parts, windows, heads, tokens, d]
     x, d_x = (y.unflatten(2, (heads, parts, -1)).permute(3, 0, 2, 1, 4) for y in (qkv, d_qkv))
     gradient = gradient.unflatten(2, (heads, -1)).transpose(1, 2)  # [windows, heads, tokens, d]
-    scale = gradient.shape[3] ** -0.5
     is_shared = query is not None and len(query) < len(qkv)  # by all windows
     for queries, mask in bias.groups(MAX_BIAS):
-        first, last = queries.start // width, queries.stop // width
-        write = Tensor.add_ if first else Tensor.copy_
-        d_mask, mask = columns.new_zeros(mask.shape, dtype=acc_dtype), mask.to(acc_dtype)
+        write = Tensor.add_ if queries.start else Tensor.copy_
+        d_mask, mask = torch.zeros_like(mask, dtype=acc_dtype), mask.to(acc_dtype)
         chunks = math.ceil(len(qkv) / max(1, MAX_SCORES // mask.numel()))
         step = math.ceil(len(qkv) / chunks)
         # The same memory for all chunks: new memory would take longer than the arithmetic.
@@ -245,23 +241,16 @@ def _gradients(
                 given, results = rows[3 - parts : 3, :count], rows[5 - parts :, :count]
                 (q, _, d_q, g, _), by_window = rows[:, :count], squares[0, :count]
                 qs, ks, vs, gs, d_vs = rows[:, :count].flatten(1, 2)  # [windows * heads, tokens, d]
-                scores, weights, d_weights = squares[:, :count].flatten(1, 2)  # [windows * heads, queries, keys]
-                d_qs, d_ks, is_partial = vs, gs, mask.shape[1] < gs.shape[1]
-                if is_partial:
-                    qs, gs = qs[:, queries], gs[:, queries]
-                    d_qs = torch.empty_like(qs)
+                is_partial = mask.shape[1] < qs.shape[1]
+                qs, d_qs = qs[:, queries], torch.empty_like(qs[:, queries]) if is_partial else vs
+                matrices = (qs, ks, vs, gs[:, queries]), (d_qs, gs, d_vs), squares[:, :count].flatten(1, 2)
             given.copy_(x[:, windows])  # in float32: as fast as bfloat16, and exact
             g.copy_(gradient[windows])
             if query is not None and not is_shared:
                 q.copy_(query[windows])
             by_window.copy_(mask)
-            torch.softmax(scores.baddbmm_(qs, ks.mT, alpha=scale), -1, out=weights)
-            torch.bmm(weights.mT, gs, out=d_vs)
-            torch.bmm(gs, vs.mT, out=d_weights)
-            d_scores = softmax_backward(d_weights, weights, out=scores)
+            _matrix_gradients(*matrices)
             d_mask += by_window[0] if count == 1 else by_window.sum(0)
-            d_ks.baddbmm_(d_scores.mT, qs, beta=0, alpha=scale)
-            d_qs.baddbmm_(d_scores, ks, beta=0, alpha=scale)
             if is_partial:  # the result of the padding token was not computed
                 d_q.zero_()[:, :, queries] = d_qs.unflatten(0, (count, heads))
             write(d_x[:, windows], results)
@@ -269,18 +258,41 @@ def _gradients(
                 d_query += d_q.sum(0)
             elif query is not None:
                 d_query[windows] += d_q
-        if padding is not None:
-            d_padding[:, queries] += d_mask[..., -1:]
-            d_mask = d_mask[..., :-1]
-        d_mask = d_mask.unflatten(1, (last - first, width))  # [heads, i, j, keys]
-        for i in range(first, last):
-            below = slice(height - 1 - i, 2 * height - 1 - i)
-            d_columns[:, :, below] += d_mask[:, i - first].unflatten(2, (height, width))
+        _add_bias_gradient(d_columns, d_padding, d_mask, queries)
     return (
         None if query is None else d_query.to(query.dtype),
-        d_columns.to(columns.dtype),
-        None if padding is None else d_padding.to(padding.dtype),
+        d_columns.to(bias.columns.dtype),
+        None if bias.padding is None else d_padding.to(bias.padding.dtype),
     )
+
+
+def _matrix_gradients(given: tuple[Tensor, ...], results: tuple[Tensor, ...], squares: Tensor) -> None:
+    """Compute the gradients of softmax(q k^T / sqrt(d) + mask) v for each of n matrices, in memory that is given.
+
+    Args:
+        given: q, k, v and the gradient of the result, (n, queries or keys, d).
+        results: the gradients of q, k and v are written here. That of q may be the memory of v, and that of k that of
+            the result's gradient.
+        squares: (3, n, queries, keys), of which the first is the mask, and is overwritten by its gradient.
+    """
+    (q, k, v, gradient), (d_q, d_k, d_v), (mask, weights, d_weights) = given, results, squares
+    scale = q.shape[2] ** -0.5
+    torch.softmax(mask.baddbmm_(q, k.mT, alpha=scale), -1, out=weights)
+    torch.bmm(weights.mT, gradient, out=d_v)
+    torch.bmm(gradient, v.mT, out=d_weights)
+    d_scores = softmax_backward(d_weights, weights, out=mask)
+    d_k.baddbmm_(d_scores.mT, q, beta=0, alpha=scale)
+    d_q.baddbmm_(d_scores, k, beta=0, alpha=scale)
+
+
+def _add_bias_gradient(d_columns: Tensor, d_padding: Tensor | None, d_mask: Tensor, queries: slice) -> None:
+    """Add the gradient (heads, queries, keys) of rows of the bias to those of :class:`Bias`."""
+    height, width = (d_columns.shape[2] + 1) // 2, d_columns.shape[1]
+    if d_padding is not None:
+        d_padding[:, queries] += d_mask[..., -1:]
+        d_mask = d_mask[..., :-1]
+    for i, row in enumerate(d_mask.unflatten(1, (-1, width)).unbind(1), queries.start // width):  # [heads, j, keys]
+        d_columns[:, :, height - 1 - i : 2 * height - 1 - i] += row.unflatten(2, (height, width))
 
 
 def _plain_attention(num_heads: int, sizes: Sequence[tuple[int, int]], qkv: Tensor, *inputs: Tensor) -> Tensor:
