@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
 from mmgcvit.registry import HOOKS
 
@@ -76,40 +77,40 @@ class MergedGroupsHook(Hook):
     """
 
     def __init__(self) -> None:
-        self.handles: list[Any] = []
+        self.optimizers: list[torch.optim.Optimizer] = []
 
     def before_run(self, runner: Runner) -> None:
-        """Register the merging with the optimizers of the run."""
-        while self.handles:  # of an earlier run of the same runner
-            self.handles.pop().remove()
+        """Change the step of the run's optimizers."""
         for optimizer in _optimizers(runner.optim_wrapper):
-            if _is_torchs_own(type(optimizer)):
-                step = _MergedStep()
-                self.handles.append(optimizer.register_step_pre_hook(step.merge))
-                self.handles.append(optimizer.register_step_post_hook(step.restore))
+            if _is_torchs_own(type(optimizer)) and optimizer not in self.optimizers:
+                _merge_groups_in_steps(optimizer)
+                self.optimizers.append(optimizer)
 
 
-class _MergedStep:
-    """Merge the groups of an optimizer before a step, and restore them after it."""
+def _merge_groups_in_steps(optimizer: Any) -> None:
+    step = optimizer.step
 
-    def __init__(self) -> None:
-        self.groups: list[dict[str, Any]] | None = None
+    @functools.wraps(step)
+    def merged_step(*args: Any, **kwargs: Any) -> Any:
+        groups = optimizer.param_groups
+        optimizer.param_groups = _merged(groups, optimizer.defaults)
+        try:
+            return step(*args, **kwargs)
+        finally:
+            optimizer.param_groups = groups
 
-    def merge(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if self.groups is not None:  # an earlier step has raised an error
-            optimizer.param_groups = self.groups
-        self.groups = optimizer.param_groups
-        merged: dict[tuple, dict[str, Any]] = {}
-        for group in self.groups:
-            settings = tuple(group.get(name) for name in optimizer.defaults)
-            if any(isinstance(value, (torch.Tensor, list)) for value in settings):
-                return
-            merged.setdefault(settings, {**group, "params": []})["params"].extend(group["params"])
-        optimizer.param_groups = list(merged.values())
+    optimizer.step = merged_step
 
-    def restore(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if self.groups is not None:
-            optimizer.param_groups, self.groups = self.groups, None
+
+def _merged(groups: list[dict[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
+    """Merge groups with equal settings; if settings cannot be compared cheaply, return the groups themselves."""
+    merged: dict[tuple, dict[str, Any]] = {}
+    for group in groups:
+        settings = tuple(group.get(name) for name in names)
+        if any(isinstance(value, (Tensor, list)) for value in settings):
+            return groups
+        merged.setdefault(settings, {**group, "params": []})["params"].extend(group["params"])
+    return list(merged.values())
 
 
 def _optimizers(optim_wrapper: Any) -> Iterator[torch.optim.Optimizer]:
