@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 
 CHECK_EVERY = 1.0  # seconds between two looks at the process
-MAX_COPIED = 2**17  # bytes of a tensor that is copied through the pipe; shared memory is faster for larger ones
+MAX_COPIED = 2**12  # bytes of a tensor that is copied through the pipe, which takes 64 KB until its reader must read
 GRACE = 25  # seconds that a worker lives on after SIGTERM, while its process does
 TELLS_SENDER = hasattr(signal, "sigtimedwait")  # whether the system says who has sent a signal
 #: What torch says about a worker that has ended.
@@ -34,7 +34,7 @@ class GuardedWorker:
     the last iteration may need their data. They end at once when their own process tells them to.
 
     torch puts each tensor into shared memory of its own, for which the process connects to the worker. That takes
-    longer than to copy a box, a label or a small image.
+    longer than copying boxes and labels.
 
     Args:
         before: the ``worker_init_fn`` to call first, or None.
@@ -75,13 +75,13 @@ def _reduce(tensor: Tensor) -> tuple:
     """How a tensor is sent to another process: as an array if it is small, otherwise in shared memory."""
     try:
         array = tensor.numpy()
-    except (RuntimeError, TypeError):  # such as bfloat16, or with a gradient
+    except (RuntimeError, TypeError, ValueError):  # such as bfloat16, or with a gradient
         return reduce_tensor(tensor)
     return (torch.from_numpy, (array,)) if array.nbytes <= MAX_COPIED else reduce_tensor(tensor)
 
 
 def guard_workers(runner: Runner) -> None:
-    """Let the workers of all data loaders that the runner will build be a :class:`GuardedWorker`."""
+    """Make :class:`GuardedWorker` the ``worker_init_fn`` of all data loaders that the runner will build."""
     build = runner.build_dataloader
 
     def build_guarded(*args: Any, **kwargs: Any) -> Any:

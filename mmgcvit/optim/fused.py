@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from types import MethodType
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def supports_fused(kind: Any, device: str) -> bool:
 
 def _is_torchs_own(kind: Any) -> bool:
     is_optimizer = inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)
-    return is_optimizer and kind.__module__.startswith("torch.optim.")
+    return is_optimizer and f"{kind.__module__}.".startswith("torch.optim.")
 
 
 @HOOKS.register_module()
@@ -70,8 +71,8 @@ class MergedGroupsHook(Hook):
 
     With ``paramwise_cfg``, mmengine makes each parameter a group of its own, and torch launches its kernels once per
     group. Merged groups give the parameters the same values. They exist only while a step runs: schedules, logs and
-    checkpoints have mmengine's groups. Optimizers of other packages are left alone, as they may compute something over
-    a whole group.
+    checkpoints have mmengine's groups. Hooks of the step itself (``register_step_pre_hook``) see the merged ones.
+    Optimizers of other packages are left alone, as they may compute something over a whole group.
 
     Also for runs of mmdet's and mmseg's own tools: ``custom_hooks = [dict(type='mmgcvit.MergedGroupsHook')]``.
     """
@@ -90,26 +91,32 @@ class MergedGroupsHook(Hook):
 def _merge_groups_in_steps(optimizer: Any) -> None:
     step = optimizer.step
 
-    @functools.wraps(step)
-    def merged_step(*args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(getattr(step, "__func__", step))
+    def merged_step(_: Any, *args: Any, **kwargs: Any) -> Any:
         groups = optimizer.param_groups
-        optimizer.param_groups = _merged(groups, optimizer.defaults)
+        optimizer.param_groups = _merged(optimizer)
         try:
             return step(*args, **kwargs)
         finally:
             optimizer.param_groups = groups
 
-    optimizer.step = merged_step
+    optimizer.step = MethodType(merged_step, optimizer)  # schedulers ask for the object that a step belongs to
 
 
-def _merged(groups: list[dict[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
-    """Merge groups with equal settings; if settings cannot be compared cheaply, return the groups themselves."""
+def _merged(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Merge groups with equal settings; if settings cannot be compared cheaply, return the groups themselves.
+
+    Parameters that have no state yet, as they have had no gradient, stay apart: torch's fused SGD takes buffers for all
+    parameters of a group, or for none.
+    """
     merged: dict[tuple, dict[str, Any]] = {}
-    for group in groups:
-        settings = tuple(group.get(name) for name in names)
+    for group in optimizer.param_groups:
+        settings = tuple(group.get(name) for name in optimizer.defaults)
         if any(isinstance(value, (Tensor, list)) for value in settings):
-            return groups
-        merged.setdefault(settings, {**group, "params": []})["params"].extend(group["params"])
+            return optimizer.param_groups
+        states = [optimizer.state.get(parameter) for parameter in group["params"]]
+        is_started = all(state and all(value is not None for value in state.values()) for state in states)
+        merged.setdefault((is_started, *settings), {**group, "params": []})["params"].extend(group["params"])
     return list(merged.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -88,7 +89,7 @@ def wrapper_of(kind: Any, **options: Any) -> tuple[nn.Module, Any]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 6), nn.Linear(6, 3, bias=False))
     paramwise_cfg = dict(norm_decay_mult=0.0, custom_keys={"3.weight": dict(lr_mult=2.0)})
-    cfg = dict(optimizer=dict(type=kind, lr=0.1, weight_decay=0.1, **options), paramwise_cfg=paramwise_cfg)
+    cfg = dict(optimizer=dict(type=kind, lr=0.01, weight_decay=0.1, **options), paramwise_cfg=paramwise_cfg)
     return model, build_optim_wrapper(model, cfg)
 
 
@@ -108,25 +109,41 @@ def merged(wrapper: Any) -> MergedGroupsHook:
     return hook
 
 
-OPTIMIZERS = [("AdamW", {}), ("Adam", dict(amsgrad=True, foreach=True)), ("SGD", dict(momentum=0.9)), ("RMSprop", {})]
+OPTIMIZERS = [
+    ("AdamW", {}),
+    ("Adam", dict(amsgrad=True, foreach=True)),
+    ("SGD", dict(momentum=0.9)),
+    pytest.param("SGD", dict(momentum=0.9, nesterov=True, fused=True), marks=on_cpu),
+    ("RMSprop", {}),
+]
 
 
 @pytest.mark.parametrize(("kind", "options"), OPTIMIZERS)
 def test_merged_groups_take_the_same_steps(kind: str, options: dict[str, Any]):
-    model, wrapper = wrapper_of(kind, **options)
-    wanted = learn(model, wrapper)
-    state = wrapper.state_dict()
-    model, wrapper = wrapper_of(kind, **options)
-    merged(wrapper)
-    before = wrapper.optimizer.param_groups
-    for got, want in zip(learn(model, wrapper), wanted, strict=True):
-        assert torch.equal(got, want)
-    assert wrapper.optimizer.param_groups is before
-    assert len(before) == 7
-    got_state = wrapper.state_dict()
-    assert got_state["param_groups"] == state["param_groups"]
-    assert got_state["state"].keys() == state["state"].keys()
-    assert all(str(got_state["state"][i]) == str(state["state"][i]) for i in range(len(state["state"])))
+    """Also if one layer gets its first gradient later than the others."""
+    found = []
+    for is_merged in (False, True):
+        model, wrapper = wrapper_of(kind, **options)
+        hook = merged(wrapper) if is_merged else None
+        before = wrapper.optimizer.param_groups
+        model[2].requires_grad_(False)
+        learn(model, wrapper, 2)
+        model[2].requires_grad_(True)
+        with Calls(wrapper.optimizer) as calls:
+            weights = learn(model, wrapper, 3)
+        assert wrapper.optimizer.param_groups is before
+        assert len(before) == 7
+        assert (min(calls.groups) == 3) == (hook is not None)
+        found.append((weights, wrapper.optimizer.state_dict()))
+    (weights, state), (merged_weights, merged_state) = found
+    assert all(wanted.isfinite().all() for wanted in weights)
+    assert all(torch.equal(got, wanted) for got, wanted in zip(merged_weights, weights, strict=True))
+    assert merged_state["param_groups"] == state["param_groups"]
+    assert merged_state["state"].keys() == state["state"].keys()
+    for i, wanted in state["state"].items():
+        assert merged_state["state"][i].keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert torch.equal(torch.as_tensor(merged_state["state"][i][name]), torch.as_tensor(value))
 
 
 @on_cpu
@@ -167,6 +184,25 @@ def test_an_error_in_a_step(monkeypatch: pytest.MonkeyPatch):
     assert wrapper.optimizer.param_groups is groups
 
 
+def test_schedulers_of_the_optimizer_itself():
+    """Theirs is a step that belongs to an object."""
+    _, wrapper = wrapper_of("SGD")
+    merged(wrapper)
+    scheduler = torch.optim.lr_scheduler.StepLR(wrapper.optimizer, 1)
+    wrapper.optimizer.step()
+    scheduler.step()
+    assert wrapper.optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
+    assert "closure" in inspect.signature(wrapper.optimizer.step).parameters
+
+
+@pytest.mark.parametrize("name", ["Adafactor", "Muon", "SparseAdam"])
+def test_all_optimizers_of_torch(name: str):
+    if not hasattr(torch.optim, name):
+        pytest.skip(f"this torch has no {name}")
+    optimizer = getattr(torch.optim, name)([nn.Parameter(torch.zeros(2, 2))])
+    assert merged(OptimWrapper(optimizer)).optimizers == [optimizer]
+
+
 def test_several_optimizers_and_a_second_run_of_the_same_runner():
     _, first = wrapper_of("SGD")
     _, second = wrapper_of("SGD")
@@ -174,7 +210,7 @@ def test_several_optimizers_and_a_second_run_of_the_same_runner():
     hook = MergedGroupsHook()
     hook.before_run(runner)
     steps = [first.optimizer.step, second.optimizer.step]
-    assert all(step.__wrapped__.__self__ is w.optimizer for step, w in zip(steps, (first, second), strict=True))
+    assert all(step.__self__ is w.optimizer for step, w in zip(steps, (first, second), strict=True))
     hook.before_run(runner)
     assert steps == [first.optimizer.step, second.optimizer.step]
 
