@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 
 CHECK_EVERY = 1.0  # seconds between two looks at the process
-MAX_COPIED = 2**12  # bytes of a tensor that is copied through the pipe, which takes 64 KB until its reader must read
+MAX_COPIED = 2**17  # bytes of a tensor that is copied through the pipe; shared memory is faster for larger ones
 GRACE = 25  # seconds that a worker lives on after SIGTERM, while its process does
 TELLS_SENDER = hasattr(signal, "sigtimedwait")  # whether the system says who has sent a signal
 #: What torch says about a worker that has ended.
@@ -34,7 +34,7 @@ class GuardedWorker:
     the last iteration may need their data. They end at once when their own process tells them to.
 
     torch puts each tensor into shared memory of its own, for which the process connects to the worker. That takes
-    longer than copying boxes and labels.
+    longer than copying boxes, labels and small images.
 
     Args:
         before: the ``worker_init_fn`` to call first, or None.

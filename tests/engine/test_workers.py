@@ -106,7 +106,7 @@ def test_worker_with_threads_of_its_own_ends_without_an_error(monkeypatch: pytes
 
 
 KINDS = {
-    "image": torch.randint(256, (3, 33, 40), dtype=torch.uint8),
+    "image": torch.randint(256, (3, 160, 160), dtype=torch.uint8),
     "boxes": torch.rand(7, 4)[::2, 1:],
     "mean": torch.rand(1, 3, 1, 1).expand(2, 3, 4, 5),
     "no labels": torch.zeros(0, dtype=torch.int64),
@@ -114,7 +114,7 @@ KINDS = {
     "flags": torch.tensor([True, False]),
     "half": torch.rand(5).bfloat16(),
     "weight": torch.rand(3).requires_grad_(),
-    "large": torch.rand(3, 18, 19),
+    "large": torch.rand(3, 105, 105),
 }
 IN_SHARED_MEMORY = {"half", "weight", "large"}
 
